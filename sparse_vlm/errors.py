@@ -1,0 +1,32 @@
+"""Errors that a user can act on: one sentence with the offending value and what to do."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Bad input. Its message is a full sentence; entry points print it without a traceback."""
+
+
+def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`: names the nearest ones first.
+
+    Args:
+        kind: what the name stands for, e.g. "encoder variant".
+        name: the offending value.
+        choices: every valid value.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known)}.")
+
+
+def exit_with_sentence(main: Callable[[], int | None]) -> int:
+    """Runs an entry point; a UserError becomes one line on stderr and exit status 2."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
