@@ -1,0 +1,177 @@
+"""Weights on disk: encoder directories, and the authors' released layouts (declarative key maps). Always strict."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparse_vlm.encoder.config import SparseFormerConfig
+from sparse_vlm.encoder.rois import from_center_size
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_directory, write_json
+
+Weights = Mapping[str, Tensor]
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+# Older layouts -> "v2" (the authors' present names). Every rule whose pattern matches is applied, in order.
+OLD_TO_V2: list[Rule] = [
+    (r"^token_roi\.", "initial_roi."),
+    (r"^token_embedding\.", "initial_embedding."),
+    (r"^global_embedding\.", "cls_embedding."),
+    (r"^(ln_post|head\.norm)\.", "norm."),
+    (r"^(cls_head|head\.classifier)\.", "proj."),
+    (r"^(layers\.\d+)\.ln_attn\.", r"\1.norm1."),
+    (r"^(layers\.\d+)\.ffn\.0\.", r"\1.norm2."),
+    (r"^(layers\.\d+)\.ffn\.1\.", r"\1.mlp.fc1."),
+    (r"^(layers\.\d+)\.ffn\.3\.", r"\1.mlp.fc2."),
+    (r"^(layers\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
+    (r"^(layers\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
+    (r"\.tuo_proj\.", ".out_proj."),
+]
+# Of the authors' layouts, but no weight of the model.
+DROPPED = r"^global_roi(\.|$)"
+
+# "v2" -> ours. layers.0 is the repeated unit, layers.1 the transition, layers.2 the last unit, layers.3+ the cortex.
+V2_TO_OURS: list[Rule] = [
+    (r"^feat_extractor\.conv1\.", "stem.conv."),
+    (r"^initial_roi\.weight$", "focus.initial_rois.weight"),
+    (r"^initial_embedding\.weight$", "focus.initial_embedding"),
+    (r"^cls_embedding\.weight$", "cortex.cls_embedding"),
+    (r"^proj\.", "cortex.trunk.head."),
+    (r"^layers\.0\.", "focus.repeated_unit."),
+    (r"^layers\.1\.", "focus.transition."),
+    (r"^layers\.2\.", "focus.last_unit."),
+    (r"^(focus\.\w+)\.adaptive_mixing\.", r"\1.glance.mixing."),
+    (r"\.mixing\.parameter_generator\.0\.", ".mixing.norm."),
+    (r"\.mixing\.parameter_generator\.1\.", ".mixing.squeeze."),
+    (r"\.mixing\.parameter_generator\.2\.", ".mixing.generate."),
+    (r"^(focus\.\w+)\.roi_offset_module\.0\.", r"\1.glance.points.norm."),
+    (r"^(focus\.\w+)\.roi_offset_module\.1\.", r"\1.glance.points.linear."),
+    (r"^(focus\.\w+)\.roi_offset_bias$", r"\1.glance.points.base"),
+    (r"^(focus\.\w+)\.pe_transition\.0\.", r"\1.encoding.norm."),
+    (r"^(focus\.\w+)\.pe_transition\.1\.", r"\1.encoding.linear."),
+    (r"^(focus\.\w+)\.stage_embedding\.weight$", r"\1.stage_embedding"),
+    (r"^(focus\.\w+)\.(attn|mlp|norm1|norm2)\.", r"\1.block.\2."),
+    (r"^blocks\.(\d+)\.", r"cortex.trunk.blocks.\1."),
+]
+# The adjustment's last Linear is number 1 in v1 and number 3, behind a hidden one, in the bootstrapped models.
+ADJUSTMENT_TO_OURS: dict[str, list[Rule]] = {
+    "v1": [(r"\.roi_adjust_module\.0\.", ".adjustment.norm."), (r"\.roi_adjust_module\.1\.", ".adjustment.linear.")],
+    "bootstrapped": [
+        (r"\.roi_adjust_module\.0\.", ".adjustment.norm."),
+        (r"\.roi_adjust_module\.1\.", ".adjustment.hidden."),
+        (r"\.roi_adjust_module\.3\.", ".adjustment.linear."),
+    ],
+}
+
+
+def convert_released(weights: Weights, config: SparseFormerConfig) -> dict[str, Tensor]:
+    """The authors' state dict, in any layout, under our names. Unknown keys stay, for a strict load to name them.
+
+    Args:
+        weights: state dict as released, float of any dtype.
+        config: tells where the final norm lies (timm calls it fc_norm when pooling comes before it).
+    """
+    renamed = {_rename(key, OLD_TO_V2): value for key, value in weights.items() if not re.search(DROPPED, key)}
+    center, size = "token_roi_cc.weight", "token_roi_wh.weight"
+    if center in renamed and size in renamed:
+        renamed["initial_roi.weight"] = from_center_size(renamed.pop(center).float(), renamed.pop(size).float())
+    pools_first = bool(config.cortex.options.get("fc_norm", False))
+    final_norm: Rule = (r"^norm\.", "cortex.trunk.fc_norm." if pools_first else "cortex.trunk.norm.")
+    cortex: Rule = (r"^layers\.(\d+)\.", lambda match: f"cortex.trunk.blocks.{int(match[1]) - 3}.")
+    rules = [*V2_TO_OURS, *ADJUSTMENT_TO_OURS[config.focus.generation], final_norm, cortex]
+    return {_rename(key, rules): value for key, value in renamed.items()}
+
+
+def _rename(key: str, rules: Sequence[Rule]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """The state dict of a .safetensors or .pth file (weights only: no code is run), unwrapped from "model" if need be.
+
+    Raises:
+        UserError: missing, unreadable, or no state dict.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"There is no checkpoint file {file}.")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} cannot be read as a checkpoint: {reason}") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f'{file} holds no state dict (names with tensors, possibly under "model").')
+    return content
+
+
+def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:
+    """Loads `weights` into `module`; the module's dtypes win.
+
+    Args:
+        module: what to fill.
+        weights: state dict under the module's names.
+        source: where the weights come from, for the error.
+
+    Raises:
+        UserError: keys are missing or unknown, or shapes differ; all are named.
+    """
+    own = module.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - weights.keys()):
+        problems.append(f"missing: {', '.join(missing)}")
+    if unknown := sorted(weights.keys() - own.keys()):
+        problems.append(f"unknown: {', '.join(unknown)}")
+    shapes = [
+        f"{key} is {list(weights[key].shape)}, expected {list(own[key].shape)}"
+        for key in sorted(own.keys() & weights.keys())
+        if own[key].shape != weights[key].shape
+    ]
+    if shapes:
+        problems.append(f"shapes: {'; '.join(shapes)}")
+    if problems:
+        raise UserError(f"The weights of {source} do not fit ({' | '.join(problems)}). Is it another variant?")
+    module.load_state_dict(weights)
+
+
+def save_directory(directory: str | Path, config: SparseFormerConfig, weights: Weights) -> None:
+    """Writes config.json and model.safetensors as a new directory, atomically."""
+    with new_directory(directory) as temporary:
+        write_json(temporary / CONFIG_FILE, {"model_type": "sparseformer", **config.to_dict()})
+        contiguous = {key: value.contiguous() for key, value in weights.items()}
+        save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
+    """Configuration and weights of an encoder directory.
+
+    Raises:
+        UserError: no such directory, or a file of it is missing or unreadable.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"There is no encoder directory {directory}.")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} is no encoder directory: it has no {name}.")
+    try:
+        values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{directory / CONFIG_FILE} is no valid JSON: {error}.") from error
+    kind = values.pop("model_type", None)
+    if kind != "sparseformer":
+        raise UserError(f"{directory} holds a model of type {kind!r}, not a SparseFormer encoder.")
+    return SparseFormerConfig.from_dict(values), read_weights(directory / WEIGHTS_FILE)

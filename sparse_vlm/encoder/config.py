@@ -1,0 +1,170 @@
+"""The numbers of a SparseFormer: stem, focusing transformer, cortex, preprocessing. Checked at construction."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from sparse_vlm.encoder.preprocessing import Preprocessing
+from sparse_vlm.errors import UserError, unknown_choice
+
+Part = TypeVar("Part")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+@dataclass(frozen=True)
+class StemConfig:
+    """The early convolution.
+
+    Attributes:
+        channels: feature channels C of the one feature map (96 in v1, 64 in the bootstrapped models).
+    """
+
+    channels: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.channels > 0, f"stem.channels must be positive, got {self.channels}.")
+
+
+@dataclass(frozen=True)
+class FocusConfig:
+    """The focusing transformer: latent tokens and their RoIs.
+
+    Attributes:
+        generation: "v1" (arXiv 2304.03768) or "bootstrapped" (arXiv 2312.01987); they differ in the order of
+            operations, the mixing's non-linearities, the RoI encoding and the padding of the sampling.
+        tokens: latent tokens n, without CLS.
+        width: channels of the repeated unit.
+        points: sampling points P of a token.
+        repeats: how often the repeated unit runs, with shared weights.
+        heads: attention heads of the repeated unit.
+        generator_width: inner width of the repeated unit's mixing-parameter generator.
+        last_heads: attention heads of v1's last unit (the bootstrapped one has no attention: 0).
+        last_generator_width: the same width in the last unit.
+        eps: epsilon of every LayerNorm here.
+    """
+
+    generation: Literal["v1", "bootstrapped"]
+    tokens: int
+    width: int
+    heads: int
+    points: int = 16
+    repeats: int = 4
+    generator_width: int = 128
+    last_heads: int = 0
+    last_generator_width: int = 128
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.generation not in ("v1", "bootstrapped"):
+            raise unknown_choice("focus.generation", self.generation, ("v1", "bootstrapped"))
+        for name in ("tokens", "width", "heads", "repeats", "generator_width", "last_generator_width"):
+            value = getattr(self, name)
+            _require(value > 0, f"focus.{name} must be positive, got {value}.")
+        _require(
+            self.points >= 2,
+            f"focus.points must be at least 2 (their spread is normalised), got {self.points}.",
+        )
+        _require(self.width % 8 == 0, f"focus.width must be a multiple of 8 (RoI encoding), got {self.width}.")
+        _require(
+            self.width % self.heads == 0,
+            f"focus.width {self.width} is not divisible by focus.heads {self.heads}.",
+        )
+        needs_heads = self.generation == "v1"
+        _require(
+            needs_heads == (self.last_heads > 0),
+            f"focus.last_heads is {self.last_heads}: v1's last unit has attention, the bootstrapped one has none (0).",
+        )
+
+
+@dataclass(frozen=True)
+class CortexConfig:
+    """The inherited blocks, built by timm.
+
+    Attributes:
+        architecture: timm name of the VisionTransformer that these blocks, norm, pooling and head belong to.
+        depth: number of blocks kept.
+        width: channels C.
+        heads: attention heads.
+        head_dim: outputs D of the head or projection; 0: none, the pooled embedding has C channels.
+        head_bias: whether that Linear has a bias.
+        options: further keyword arguments of `timm.create_model` (JSON values), e.g. {"init_values": 1e-5}.
+        norm_eps: epsilon of the LayerNorms; None: the architecture's own.
+    """
+
+    architecture: str
+    depth: int
+    width: int
+    heads: int
+    head_dim: int = 0
+    head_bias: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+    norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads"):
+            value = getattr(self, name)
+            _require(value > 0, f"cortex.{name} must be positive, got {value}.")
+        _require(self.head_dim >= 0, f"cortex.head_dim must not be negative, got {self.head_dim}.")
+        _require(
+            self.width % self.heads == 0,
+            f"cortex.width {self.width} is not divisible by cortex.heads {self.heads}.",
+        )
+        _require(self.width % 8 == 0, f"cortex.width must be a multiple of 8 (RoI encoding), got {self.width}.")
+        object.__setattr__(self, "options", dict(self.options))
+
+
+@dataclass(frozen=True)
+class SparseFormerConfig:
+    """Everything that `SparseFormer(config)` needs; equal to config.json of an encoder directory.
+
+    Attributes:
+        stem, focus, cortex: the three parts.
+        preprocessing: how a picture becomes the tensor that the weights expect.
+        teacher: where the weights come from, for people (e.g. "timm:vit_small_patch14_dinov2"); "" if unknown.
+        licence: licence of the weights; "" if unknown.
+    """
+
+    stem: StemConfig
+    focus: FocusConfig
+    cortex: CortexConfig
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    teacher: str = ""
+    licence: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SparseFormerConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a field is unknown (the nearest is named) or missing.
+        """
+        nested = {
+            "stem": StemConfig,
+            "focus": FocusConfig,
+            "cortex": CortexConfig,
+            "preprocessing": Preprocessing,
+        }
+        parts = {
+            name: _construct(nested[name], value, f"{name}.") if name in nested else value
+            for name, value in values.items()
+        }
+        return _construct(cls, parts, "")
+
+
+def _construct(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part:
+    names = [item.name for item in fields(part)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise unknown_choice("configuration field", prefix + name, [prefix + known for known in names])
+    try:
+        return part(**values)
+    except TypeError as error:
+        raise UserError(f"The configuration is incomplete: {error}.") from error

@@ -1,0 +1,86 @@
+"""The cortex: the last blocks of a timm VisionTransformer, with its own norm, pooling and head."""
+
+from functools import partial
+
+import timm
+import torch
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from sparse_vlm.encoder.config import CortexConfig
+from sparse_vlm.errors import UserError, unknown_choice
+
+
+def build_trunk(config: CortexConfig, *, num_blocks: int | None = None) -> VisionTransformer:
+    """The timm VisionTransformer that `config` describes, randomly initialised.
+
+    Args:
+        config: the numbers.
+        num_blocks: number of blocks instead of `config.depth` (a teacher has more than its student inherits).
+
+    Raises:
+        UserError: the architecture is unknown to timm, refuses an option, or is no VisionTransformer.
+    """
+    options = dict(config.options)
+    if config.norm_eps is not None:
+        options["norm_layer"] = partial(LayerNorm, eps=config.norm_eps)
+    if not timm.is_model(config.architecture):
+        raise unknown_choice("timm architecture", config.architecture, timm.list_models("*vit*"))
+    try:
+        trunk = timm.create_model(
+            config.architecture,
+            pretrained=False,
+            depth=config.depth if num_blocks is None else num_blocks,
+            embed_dim=config.width,
+            num_heads=config.heads,
+            num_classes=config.head_dim,
+            **options,
+        )
+    except TypeError as error:
+        raise UserError(f"timm cannot build {config.architecture} with {options}: {error}.") from error
+    if not isinstance(trunk, VisionTransformer):
+        raise UserError(
+            f"{config.architecture} is a {type(trunk).__name__}: a cortex holds blocks of a VisionTransformer only."
+        )
+    if config.head_dim and not config.head_bias:
+        trunk.head = nn.Linear(config.width, config.head_dim, bias=False)
+    return trunk
+
+
+class Cortex(nn.Module):
+    """CLS is put before the latent tokens; blocks, final norm, pooling and head are timm's own code.
+
+    Args:
+        config: the numbers.
+    """
+
+    def __init__(self, config: CortexConfig) -> None:
+        super().__init__()
+        self.trunk = build_trunk(config)
+        if self.trunk.num_prefix_tokens > 1:
+            raise UserError(
+                f"{config.architecture} has {self.trunk.num_reg_tokens} register tokens, which is not supported yet: "
+                "choose a ViT without them."
+            )
+        # The latent tokens take the place of everything before the blocks.
+        self.trunk.patch_embed = nn.Identity()
+        self.trunk.norm_pre = nn.Identity()
+        self.trunk.pos_embed = None
+        self.trunk.cls_token = None
+        self.num_prefix_tokens: int = self.trunk.num_prefix_tokens
+        has_cls = self.num_prefix_tokens == 1
+        self.cls_embedding = nn.Parameter(torch.zeros(1, config.width)) if has_cls else None
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Latent tokens float[B, n, C] -> pooled float[B, D] and the hidden states.
+
+        Hidden states are the input (CLS first) and what leaves each block, float[B, n(+1), C] each.
+        """
+        if self.cls_embedding is not None:
+            cls = self.cls_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+            tokens = torch.cat([cls, tokens], dim=1)
+        states = [tokens]
+        for block in self.trunk.blocks:
+            states.append(block(states[-1]))
+        return self.trunk.forward_head(self.trunk.norm(states[-1])), tuple(states)

@@ -1,0 +1,187 @@
+"""The focusing transformer: latent tokens that sample the stem's features inside RoIs which they move themselves."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from sparse_vlm.encoder.config import FocusConfig, SparseFormerConfig
+from sparse_vlm.encoder.float32 import Float32Module, float32_region
+from sparse_vlm.encoder.mixing import AdaptiveMixing
+from sparse_vlm.encoder.rois import adjust_rois, encode_rois, lay_out_rois, place_points, sample_features
+
+
+class InitialRoIs(Float32Module):
+    """The learnt RoIs that every image starts with: float32[n, 4]."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(lay_out_rois(tokens))
+
+
+class SamplingPoints(Float32Module):
+    """Where a token looks: offset = Linear(LN(token)) (no bias) + learnt base offsets, laid into the token's RoI."""
+
+    def __init__(self, width: int, points: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
+        self.linear = nn.Linear(width, 2 * points, bias=False, dtype=torch.float32)
+        self.base = nn.Parameter(torch.zeros(2 * points, dtype=torch.float32))  # interleaved x, y
+
+    def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
+        """float[B, n, width], float32[B, n, 4] -> points float32[B, n, P, 2] in image coordinates."""
+        with float32_region(tokens):
+            offsets = self.linear(self.norm(tokens.float())) + self.base
+            return place_points(rois, offsets.unflatten(-1, (-1, 2)))
+
+
+class RoIAdjustment(Float32Module):
+    """Tokens move their RoIs. v1: Linear(LN(x)); bootstrapped: Linear(GELU(Linear(LN(x)))); no bias at the end."""
+
+    def __init__(self, width: int, eps: float, hidden: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
+        self.hidden = nn.Linear(width, width, dtype=torch.float32) if hidden else None
+        self.linear = nn.Linear(width, 4, bias=False, dtype=torch.float32)
+
+    def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
+        """float[B, n, width], float32[B, n, 4] -> float32[B, n, 4]"""
+        with float32_region(tokens):
+            tokens = self.norm(tokens.float())
+            if self.hidden is not None:
+                tokens = F.gelu(self.hidden(tokens))
+            return adjust_rois(rois, self.linear(tokens))
+
+
+class RoIEncoding(Float32Module):
+    """Tells a token where its RoI lies: Linear(LN(sinusoids)), to be added to the token."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.width = width
+        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
+        self.linear = nn.Linear(width, width, dtype=torch.float32)
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """float32[B, n, 4] -> float32[B, n, width]"""
+        with float32_region(rois):
+            return self.linear(self.norm(encode_rois(rois, self.width)))
+
+
+class SampleAndMix(nn.Module):
+    """A token's glance: sample its RoI, mix the samples adaptively, add the result to the token."""
+
+    def __init__(self, config: FocusConfig, channels: int, width: int, generator_width: int) -> None:
+        super().__init__()
+        v1 = config.generation == "v1"
+        self.padding = "zeros" if v1 else "border"
+        self.points = SamplingPoints(width, config.points, config.eps)
+        self.mixing = AdaptiveMixing(width, channels, config.points, generator_width, config.eps, biased=v1)
+
+    def forward(self, tokens: Tensor, rois: Tensor, features: Tensor) -> Tensor:
+        """float[B, n, width], float32[B, n, 4], features float32[B, C, H, W] -> float[B, n, width]"""
+        samples = sample_features(features, self.points(tokens, rois), self.padding)
+        return tokens + self.mixing(tokens, samples.to(tokens.dtype))
+
+
+def _attention_block(width: int, heads: int, eps: float) -> Block:
+    """A pre-norm ViT block with exact GELU: MLP ratio 4, biased qkv."""
+    return Block(width, heads, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps))  # type: ignore[arg-type]
+
+
+class V1Unit(nn.Module):
+    """Attention, RoI adjustment, sampling + mixing, MLP (arXiv 2304.03768)."""
+
+    def __init__(self, config: FocusConfig, channels: int, width: int, heads: int, generator_width: int) -> None:
+        super().__init__()
+        self.glance = SampleAndMix(config, channels, width, generator_width)
+        self.block = _attention_block(width, heads, config.eps)
+        self.adjustment = RoIAdjustment(width, config.eps, hidden=False)
+
+    def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and RoIs in, tokens and adjusted RoIs out. `step` (the repetition) plays no part in v1."""
+        tokens = tokens + self.block.attn(self.block.norm1(tokens))
+        rois = self.adjustment(tokens, rois)
+        tokens = self.glance(tokens, rois, features)
+        return tokens + self.block.mlp(self.block.norm2(tokens)), rois
+
+
+class BootstrappedUnit(nn.Module):
+    """Stage embedding, sampling + mixing, RoI encoding, attention, MLP, RoI adjustment (arXiv 2312.01987)."""
+
+    def __init__(self, config: FocusConfig, channels: int) -> None:
+        super().__init__()
+        width = config.width
+        self.stage_embedding = nn.Parameter(torch.zeros(config.repeats, width))
+        self.glance = SampleAndMix(config, channels, width, config.generator_width)
+        self.encoding = RoIEncoding(width, config.eps)
+        self.block = _attention_block(width, config.heads, config.eps)
+        self.adjustment = RoIAdjustment(width, config.eps, hidden=True)
+
+    def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and RoIs of repetition `step` in, tokens and adjusted RoIs out."""
+        tokens = tokens + self.stage_embedding[step]
+        tokens = self.glance(tokens, rois, features)
+        tokens = self.block(tokens + self.encoding(rois).to(tokens.dtype))
+        return tokens, self.adjustment(tokens, rois)
+
+
+class BootstrappedLastUnit(nn.Module):
+    """Sampling + mixing and RoI encoding at the cortex's width; the RoIs stay."""
+
+    def __init__(self, config: FocusConfig, channels: int, width: int) -> None:
+        super().__init__()
+        self.glance = SampleAndMix(config, channels, width, config.last_generator_width)
+        self.encoding = RoIEncoding(width, config.eps)
+
+    def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and RoIs in, tokens and the same RoIs out."""
+        tokens = self.glance(tokens, rois, features)
+        return tokens + self.encoding(rois).to(tokens.dtype), rois
+
+
+class FocusingTransformer(nn.Module):
+    """Features of an image -> n latent tokens at the cortex's width and the RoIs after each repetition.
+
+    The repeated unit runs `repeats` times with shared weights; a Linear (v1: and a LayerNorm) leads to the cortex's
+    width; the last unit samples once more. v1's last unit adjusts the RoIs once more as well.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        focus, channels, width = config.focus, config.stem.channels, config.cortex.width
+        v1 = focus.generation == "v1"
+        self.repeats = focus.repeats
+        self.initial_rois = InitialRoIs(focus.tokens)
+        # bootstrapped: one embedding shared by all tokens; only their RoIs tell them apart
+        self.initial_embedding = nn.Parameter(torch.zeros(focus.tokens if v1 else 1, focus.width))
+        self.repeated_unit: V1Unit | BootstrappedUnit
+        self.last_unit: V1Unit | BootstrappedLastUnit
+        if v1:
+            self.repeated_unit = V1Unit(focus, channels, focus.width, focus.heads, focus.generator_width)
+            self.last_unit = V1Unit(focus, channels, width, focus.last_heads, focus.last_generator_width)
+        else:
+            self.repeated_unit = BootstrappedUnit(focus, channels)
+            self.last_unit = BootstrappedLastUnit(focus, channels, width)
+        norm = [nn.LayerNorm(width, eps=focus.eps)] if v1 else []
+        self.transition = nn.Sequential(nn.Linear(focus.width, width), *norm)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features float32[B, C, H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 4].
+
+        RoIs are those after each adjustment, in order; the last ones are where the last unit samples.
+        """
+        batch = features.shape[0]
+        rois = self.initial_rois.weight.expand(batch, -1, -1)
+        tokens = self.initial_embedding.expand(batch, rois.shape[1], -1)
+        steps = []
+        for step in range(self.repeats):
+            tokens, rois = self.repeated_unit(tokens, rois, features, step)
+            steps.append(rois)
+        tokens, last_rois = self.last_unit(self.transition(tokens), rois, features, self.repeats)
+        if isinstance(self.last_unit, V1Unit):
+            steps.append(last_rois)
+        return tokens, torch.stack(steps)

@@ -1,0 +1,80 @@
+"""All initialisation of the new parts in one place (the cortex's blocks are initialised by timm)."""
+
+import math
+
+import torch
+from torch import nn
+
+from sparse_vlm.encoder.cortex import Cortex
+from sparse_vlm.encoder.focusing import (
+    BootstrappedUnit,
+    FocusingTransformer,
+    RoIAdjustment,
+    SamplingPoints,
+)
+from sparse_vlm.encoder.mixing import AdaptiveMixing
+from sparse_vlm.encoder.stem import Stem
+
+
+def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None:
+    """Initialises the new parts in place. Source: the authors' library, as measured (spec), but for the RoIs (rois.py).
+
+    | what                                                    | how                                             |
+    |---------------------------------------------------------|-------------------------------------------------|
+    | Linear                                                  | trunc-normal 0.02, bias 0                       |
+    | LayerNorm                                               | 1 / 0                                           |
+    | LN heading the generator, the offsets and the adjustment| gain width^-0.5                                 |
+    | last Linear of these three                              | 0; generator bias xavier-uniform per matrix     |
+    | base offsets                                            | √P grid of cell centres − 0.5, else uniform ±0.5|
+    | initial embedding                                       | trunc-normal 1                                  |
+    | CLS and stage embeddings                                | normal 1                                        |
+    | stem convolution                                        | kaiming-normal, fan_out, bias 0                 |
+    """
+    nn.init.kaiming_normal_(stem.conv.weight, mode="fan_out", nonlinearity="relu")
+    if stem.conv.bias is not None:
+        nn.init.zeros_(stem.conv.bias)
+    focus.apply(_init_linear)
+    for module in focus.modules():
+        if isinstance(module, AdaptiveMixing):
+            _init_head(module.norm, module.generate)
+            _init_generator_bias(module)
+        elif isinstance(module, SamplingPoints):
+            _init_head(module.norm, module.linear)
+            with torch.no_grad():
+                module.base.copy_(_base_offsets(module.base.numel() // 2))
+        elif isinstance(module, RoIAdjustment):
+            _init_head(module.norm, module.linear)
+        elif isinstance(module, BootstrappedUnit):
+            nn.init.normal_(module.stage_embedding)
+    nn.init.trunc_normal_(focus.initial_embedding, std=1.0)
+    if cortex.cls_embedding is not None:
+        nn.init.normal_(cortex.cls_embedding)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _init_head(norm: nn.LayerNorm, last: nn.Linear) -> None:
+    nn.init.constant_(norm.weight, norm.normalized_shape[0] ** -0.5)
+    nn.init.zeros_(last.weight)
+
+
+def _init_generator_bias(mixing: AdaptiveMixing) -> None:
+    split = mixing.channels * mixing.channels
+    bias = mixing.generate.bias.data
+    nn.init.xavier_uniform_(bias[:split].view(mixing.channels, mixing.channels))
+    nn.init.xavier_uniform_(bias[split:].view(mixing.points_out, mixing.points))
+
+
+def _base_offsets(points: int) -> torch.Tensor:
+    """float32[2·P], interleaved x, y."""
+    side = math.isqrt(points)
+    if side * side != points:
+        return torch.rand(2 * points) - 0.5
+    centers = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten()

@@ -1,0 +1,127 @@
+"""SparseFormer: stem → focusing transformer → cortex."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from sparse_vlm.encoder import checkpoints
+from sparse_vlm.encoder.config import SparseFormerConfig
+from sparse_vlm.encoder.cortex import Cortex
+from sparse_vlm.encoder.focusing import FocusingTransformer
+from sparse_vlm.encoder.init import init_weights
+from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.encoder.stem import Stem
+from sparse_vlm.encoder.variants import variant_config
+from sparse_vlm.errors import UserError
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder makes of B images, with n latent tokens of C channels.
+
+    Attributes:
+        tokens: float[B, n(+1), C] leaving the last block, before the final norm; CLS first where there is one.
+        pooled: float[B, D], normed, pooled and projected: the teacher's embedding or the class logits.
+        rois: float32[steps, B, n, 4], (x1, y1, x2, y2) in image coordinates after each RoI adjustment.
+        hidden_states: the cortex's input and what leaves each block, float[B, n(+1), C] each; [-1] is `tokens`.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    rois: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class SparseFormer(nn.Module):
+    """An image encoder with a constant number of latent tokens that look only where their RoIs point.
+
+    Sources: arXiv 2304.03768 (v1), arXiv 2312.01987 (bootstrapped).
+
+    Args:
+        config: the numbers; `create_encoder(name)` takes them from the table of variants. Weights are random.
+    """
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.stem.channels)
+        self.focus = FocusingTransformer(config)
+        self.cortex = Cortex(config.cortex)
+        init_weights(self.stem, self.focus, self.cortex)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """float[B, 3, H, W], any H and W, normalised as `transform` does -> EncoderOutput.
+
+        Raises:
+            UserError: `images` is not a non-empty floating-point batch of RGB images.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0 or not images.is_floating_point():
+            raise UserError(
+                "SparseFormer takes a non-empty batch of RGB images, float[B, 3, H, W], "
+                f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
+            )
+        features = self.stem(images.to(self.stem.conv.weight.dtype))
+        tokens, rois = self.focus(features)
+        pooled, hidden_states = self.cortex(tokens)
+        return EncoderOutput(hidden_states[-1], pooled, rois, hidden_states)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the latent ones in `tokens` and `hidden_states`: 1 with CLS, else 0."""
+        return self.cortex.num_prefix_tokens
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, trained or not."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def transform(self) -> Transform:
+        """The preprocessing that belongs to the weights: PIL image -> float32[3, crop, crop]."""
+        return Transform(self.config.preprocessing)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes config.json and model.safetensors as a new directory, atomically."""
+        checkpoints.save_directory(directory, self.config, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "SparseFormer":
+        """Opens a directory of `save_pretrained`, strictly.
+
+        Raises:
+            UserError: no such directory, or its weights do not fit its configuration.
+        """
+        config, weights = checkpoints.load_directory(directory)
+        encoder = cls(config)
+        checkpoints.load_strictly(encoder, weights, source=str(directory))
+        return encoder.eval()
+
+    @classmethod
+    def from_released(cls, file: str | Path, variant: str | SparseFormerConfig) -> "SparseFormer":
+        """Opens a checkpoint file of the authors, in any of their layouts (v2, older v1, older bootstrapped).
+
+        Args:
+            file: .pth (read with weights_only) or .safetensors.
+            variant: name of the variant, or a configuration of one's own.
+
+        Raises:
+            UserError: the file is unreadable, or has keys or shapes that the variant does not account for.
+        """
+        config = variant_config(variant) if isinstance(variant, str) else variant
+        weights = checkpoints.convert_released(checkpoints.read_weights(file), config)
+        encoder = cls(config)
+        name = variant if isinstance(variant, str) else "the given configuration"
+        checkpoints.load_strictly(encoder, weights, source=f"{file} as {name}")
+        return encoder.eval()
+
+
+def create_encoder(name: str) -> SparseFormer:
+    """A randomly initialised encoder of the table of variants.
+
+    Args:
+        name: e.g. "sparseformer-clip-l"; `list_encoders()` has all.
+
+    Raises:
+        UserError: unknown name (the nearest ones are named).
+    """
+    return SparseFormer(variant_config(name))

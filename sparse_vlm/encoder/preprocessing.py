@@ -1,0 +1,62 @@
+"""From a picture to the tensor that an encoder's weights expect. It travels with the weights."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from sparse_vlm.errors import UserError, unknown_choice
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the short side, crop the centre, scale to [0,1], normalise.
+
+    Attributes:
+        resize: short side after resizing, in pixels.
+        crop: side of the central square, in pixels.
+        mean, std: per channel (RGB), of values in [0,1].
+        interpolation: "bicubic" or "bilinear", antialiased.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if not 0 < self.crop <= self.resize:
+            raise UserError(f"preprocessing.crop must lie in 1…resize ({self.resize}), got {self.crop}.")
+        if min(self.std) <= 0:
+            raise UserError(f"preprocessing.std must be positive, got {self.std}.")
+        object.__setattr__(self, "mean", tuple(self.mean))  # JSON brings lists
+        object.__setattr__(self, "std", tuple(self.std))
+
+
+class Transform:
+    """PIL image -> float32[3, crop, crop], normalised. Any mode and size; pickles, so it works in data workers."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self._steps = v2.Compose(
+            [
+                v2.Resize(preprocessing.resize, INTERPOLATIONS[preprocessing.interpolation], antialias=True),
+                v2.CenterCrop(preprocessing.crop),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(preprocessing.mean, preprocessing.std),
+            ]
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self._steps(image.convert("RGB"))

@@ -1,0 +1,105 @@
+"""RoI geometry: pure functions on float32 tensors.
+
+Convention: a RoI is (x1, y1, x2, y2) in image coordinates, x to the right, y down, [0, 1] spanning the image from
+edge to edge. RoIs may leave [0, 1] and are never clamped; x2 < x1 is allowed (a signed size mirrors the sampling).
+Everything is float32 whatever the model's dtype: in bfloat16 a sampling point moves by up to half a feature cell.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def lay_out_rois(count: int) -> Tensor:
+    """`count` tiles that cover the image once: about √count rows, the tiles of a row equally wide.
+
+    All tiles differ for any count, and a square count gives the authors' √N × √N grid. (Ours: the authors give
+    every token beyond floor(√N)² the whole image, and tokens with one RoI and one embedding stay identical for ever.)
+
+    Returns:
+        float32[count, 4]
+    """
+    rows = max(1, round(math.sqrt(count)))
+    tiles = []
+    for row in range(rows):
+        columns = count // rows + (row < count % rows)
+        for column in range(columns):
+            tiles.append((column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+    return torch.tensor(tiles, dtype=torch.float32)
+
+
+def to_center_size(rois: Tensor) -> tuple[Tensor, Tensor]:
+    """float32[…, 4] -> centre float32[…, 2] and signed size float32[…, 2] (x, y)."""
+    top_left, bottom_right = rois[..., :2], rois[..., 2:]
+    return (top_left + bottom_right) / 2, bottom_right - top_left
+
+
+def from_center_size(center: Tensor, size: Tensor) -> Tensor:
+    """The inverse of `to_center_size`."""
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def adjust_rois(rois: Tensor, logits: Tensor) -> Tensor:
+    """Moves and scales RoIs: centre += dxy·|wh| (the old size), wh = |wh|·exp(dwh).
+
+    Args:
+        rois: float32[B, n, 4].
+        logits: float32[B, n, 4], (dx, dy, dw, dh).
+    """
+    center, size = to_center_size(rois)
+    size = size.abs()
+    return from_center_size(center + logits[..., :2] * size, size * logits[..., 2:].exp())
+
+
+def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
+    """Sampling points: offsets normalised over a token's points, then laid into its RoI.
+
+    Per coordinate o' = (o − mean) / (3·(std + 1e-5)) with the unbiased std; point = centre + o'·(signed size).
+
+    Args:
+        rois: float32[B, n, 4].
+        offsets: float32[B, n, P, 2], raw.
+
+    Returns:
+        float32[B, n, P, 2], (x, y) in image coordinates.
+    """
+    std, mean = torch.std_mean(offsets, dim=-2, keepdim=True)
+    center, size = to_center_size(rois)
+    normalised = (offsets - mean) / (3 * (std + 1e-5))
+    return center.unsqueeze(-2) + normalised * size.unsqueeze(-2)
+
+
+def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
+    """Bilinear samples of the feature map (align_corners False: coordinate 0 is the edge of the first cell).
+
+    Args:
+        features: float32[B, C, H, W].
+        points: float32[B, n, P, 2] in image coordinates.
+        padding: what lies outside, "zeros" or "border".
+
+    Returns:
+        float32[B, n, P, C]
+    """
+    samples = F.grid_sample(features, 2 * points - 1, mode="bilinear", padding_mode=padding, align_corners=False)
+    return samples.permute(0, 2, 3, 1)
+
+
+def encode_rois(rois: Tensor, width: int) -> Tensor:
+    """Sinusoidal encoding of the four coordinates.
+
+    coordinate·π times width/4 frequencies exp(linspace(0, ln 128)); per coordinate the sines of the even-indexed
+    frequencies, then the cosines of the odd-indexed. No gradient reaches the RoIs, as in the authors' code.
+
+    Args:
+        rois: float32[B, n, 4].
+        width: channels of the result, a multiple of 8.
+
+    Returns:
+        float32[B, n, width]
+    """
+    count = width // 4
+    frequencies = torch.linspace(0, math.log(128), count, dtype=torch.float32, device=rois.device).exp()
+    angles = (rois.detach() * math.pi).unsqueeze(-1) * frequencies
+    return torch.cat([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
