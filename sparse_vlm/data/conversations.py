@@ -1,0 +1,233 @@
+"""LLaVA's JSON -> token ids with targets at the assistant's words.
+
+A sample is `{"id", "image": "rel/path" (absent: text only), "conversations": [{"from": "human", "value":
+"<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}`. The targets are already shifted: `targets[p]` is the token
+that position p has to predict, or IGNORE. They cover exactly what the model has to generate: each answer and the
+token that ends its turn, nothing of the template after it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparse_vlm.errors import UserError, unknown_choice
+
+IMAGE_PLACEHOLDER = "<image>"
+IGNORE = -100
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation: `image` is a path relative to the image folder or None; `turns` are (role, text) with
+    the chat template's role names; the placeholder stands at the start of the first user turn."""
+
+    id: str
+    image: str | None
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
+    takes in the place of the one placeholder token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str
+    image_token_id: int
+    tokens_per_image: int
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
+        special = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        special |= {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return {i: token for i, token in special.items() if i != self.image_token_id}
+
+    def tokens(self, turns: Sequence[tuple[str, str]], *, open_answer: bool = False) -> list[int]:
+        """The rendered conversation, the placeholder widened to `tokens_per_image`; `open_answer` ends it with
+        the opening of an assistant turn, as at inference."""
+        text = self.tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in turns],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=open_answer,
+        )
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        widths = {self.image_token_id: self.tokens_per_image}
+        return [token for token in ids for _ in range(widths.get(token, 1))]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tokenised conversation; four lists of the same length L.
+
+    Attributes:
+        input_ids: tokens; what follows the last predicting position is cut off, nothing depends on it.
+        targets: the token that each position predicts, or IGNORE.
+        positions: position ids. In a row of independent turns each turn goes on from the shared prefix.
+        segments: 0 for the prefix, k for what belongs to independent turn k alone. A position sees the earlier
+            positions of segment 0 and of its own segment.
+    """
+
+    input_ids: list[int]
+    targets: list[int]
+    positions: list[int]
+    segments: list[int]
+
+
+def read_samples(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a LLaVA JSON (one list) or JSONL file, unchecked; `parse_sample` checks each.
+
+    Raises:
+        UserError: no such file, not JSON, or not a list of objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The data file {path} does not exist. Check --data_path.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            records = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
+    return records
+
+
+def parse_sample(record: dict[str, Any], index: int) -> Sample:
+    """Checks one LLaVA record and brings its placeholder to the start of the user's first turn, as LLaVA does.
+
+    Args:
+        record: as in the file.
+        index: its place in the file, the name of a sample without "id".
+
+    Raises:
+        UserError: with the sample's id: unknown role, roles out of order, no answer, wrong number of <image>.
+    """
+    name = str(record.get("id", f"number {index}"))
+    image = record.get("image")
+    if image is not None and not isinstance(image, str):
+        raise UserError(f'Sample {name}: "image" must be one relative path, not {image!r}.')
+    turns = _turns(name, record.get("conversations"))
+    expected = 0 if image is None else 1
+    count = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
+    if count != expected:
+        has = "one image" if expected else "no image"
+        raise UserError(f"Sample {name} has {has} but {count} {IMAGE_PLACEHOLDER} in its text; it needs {expected}.")
+    if expected:
+        first = next(i for i, (role, _) in enumerate(turns) if role == "user")
+        if IMAGE_PLACEHOLDER not in turns[first][1]:
+            raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in the first human turn.")
+        text = turns[first][1].replace(IMAGE_PLACEHOLDER, "").strip()
+        turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n{text}")
+    return Sample(name, image, tuple(turns))
+
+
+def _turns(name: str, conversation: Any) -> list[tuple[str, str]]:
+    """The (role, stripped text) of a conversation whose roles are [system], human, gpt, human, gpt, ..."""
+    if not isinstance(conversation, list) or not conversation:
+        raise UserError(f'Sample {name} has no "conversations" list.')
+    turns = []
+    for turn in conversation:
+        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if role not in ROLES:
+            raise UserError(f"Sample {name}: {unknown_choice('role', str(role), ROLES)}")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"Sample {name}: a {role} turn has no text.")
+        turns.append((ROLES[role], text.strip()))
+    dialogue = [role for role, _ in turns if role != "system"]
+    in_order = dialogue == ["user", "assistant"] * (len(dialogue) // 2) and dialogue
+    if not in_order or any(role == "system" for role, _ in turns[1:]):
+        order = ", ".join(str(turn["from"]) for turn in conversation)
+        raise UserError(f"Sample {name}: roles must be [system,] human, gpt, human, gpt, ...; they are: {order}.")
+    return turns
+
+
+def encode(sample: Sample, chat: ChatFormat) -> Row:
+    """Tokens and targets of a conversation in which every turn sees all earlier ones.
+
+    Raises:
+        UserError: the text holds a control token of the template, or the template does not allow the
+            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow, or
+            no special token ends the assistant's turn).
+    """
+    _reject_control_tokens(sample, chat)
+    full = chat.tokens(sample.turns)
+    targets = [IGNORE] * len(full)
+    last = 0
+    for turn, (role, _) in enumerate(sample.turns):
+        if role != "assistant":
+            continue
+        prompt = chat.tokens(sample.turns[:turn], open_answer=True)
+        start = len(prompt)
+        if full[:start] != prompt:
+            raise UserError(
+                f"Sample {sample.id}: the chat template or tokenizer writes the prompt before turn {turn} differently "
+                "once the answer follows, so training would not match inference. Use another chat template."
+            )
+        end = next((i for i in range(start, len(full)) if full[i] in chat.control_tokens), None)
+        if end is None:
+            raise UserError(
+                "The chat template puts no special token after the assistant's answer, so the model could not learn "
+                "to stop. Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
+            )
+        targets[start - 1 : end] = full[start : end + 1]
+        last = end
+    return Row(full[:last], targets[:last], list(range(last)), [0] * last)
+
+
+def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
+    """Tokens and targets of a conversation whose turns do not see each other: the same numbers as one
+    conversation per turn, each with the system turn and the image, at the cost of one shared prefix (ours).
+
+    The prefix is the longest common beginning of these conversations' tokens that predicts nothing.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    system = tuple(turn for turn in sample.turns if turn[0] == "system")
+    dialogue = sample.turns[len(system) :]
+    image = f"{IMAGE_PLACEHOLDER}\n" if sample.image is not None else ""
+    rows = []
+    for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
+        question = image + question.removeprefix(image)
+        rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
+    shared = _common_beginning(rows)
+    joined = Row(rows[0].input_ids[:shared], [IGNORE] * shared, list(range(shared)), [0] * shared)
+    for turn, row in enumerate(rows, start=1):
+        joined.input_ids.extend(row.input_ids[shared:])
+        joined.targets.extend(row.targets[shared:])
+        joined.positions.extend(row.positions[shared:])
+        joined.segments.extend([turn] * (len(row.input_ids) - shared))
+    return joined
+
+
+def _common_beginning(rows: Sequence[Row]) -> int:
+    """How many first positions have the same token and no target in every row."""
+    length = 0
+    for tokens, targets in zip(
+        zip(*(row.input_ids for row in rows), strict=False),  # stops at the shortest
+        zip(*(row.targets for row in rows), strict=False),
+        strict=True,
+    ):
+        if len(set(tokens)) > 1 or any(target != IGNORE for target in targets):
+            break
+        length += 1
+    return length
+
+
+def _reject_control_tokens(sample: Sample, chat: ChatFormat) -> None:
+    """A special token inside a turn's text would forge the template's structure and the label mask."""
+    text = "\n".join(text for _, text in sample.turns)
+    for token in chat.control_tokens.values():
+        if token in text:
+            raise UserError(f"Sample {sample.id} holds the template's control token {token!r} in its text. Remove it.")

@@ -1,0 +1,59 @@
+"""Bad samples: an error by name, or skipped, counted and reported."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from sparse_vlm.data.conversations import ChatFormat
+from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.errors import UserError
+from tests.data.test_conversations import record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "corrupt.png").write_bytes(b"\x89PNG no")
+    return tmp_path
+
+
+def dataset(folder: Path, chat: ChatFormat, *records: dict[str, Any], **options: Any) -> ConversationDataset:
+    return ConversationDataset(list(records), folder, chat, to_tensor, **options)
+
+
+GOOD = record("<image>\nQ", "A")
+
+
+def test_items_in_the_order_of_the_file(folder: Path, chat: ChatFormat) -> None:
+    data = dataset(folder, chat, GOOD, record("Q", "A", image=None))
+    assert len(data) == 2
+    assert torch.equal(data[0]["pixel_values"], to_tensor(Image.open(folder / "a.png")))
+    assert data[1]["pixel_values"] is None
+
+
+def test_errors_name_the_sample(folder: Path, chat: ChatFormat) -> None:
+    with pytest.raises(UserError, match=r"Sample s1: the image .*gone\.png does not exist"):
+        dataset(folder, chat, GOOD, record("<image>\nQ", "A", image="gone.png"))
+    with pytest.raises(UserError, match=r"Sample s1: The image .*corrupt\.png cannot be read"):
+        dataset(folder, chat, record("<image>\nQ", "A", image="corrupt.png"))[0]
+    with pytest.raises(UserError, match=r"Sample s1 has \d+ tokens, more than --model_max_length 20"):
+        dataset(folder, chat, GOOD, max_length=20)[0]
+    with pytest.raises(UserError, match="--on_bad_sample 'ignore'"):
+        dataset(folder, chat, GOOD, on_bad_sample="ignore")
+
+
+def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture) -> None:
+    bad = [record("<image>\nQ", "A", image="corrupt.png"), record("Q", "A")]
+    with caplog.at_level(logging.WARNING):
+        data = dataset(folder, chat, bad[0], GOOD, bad[1], on_bad_sample="skip")
+    assert len(data) == 1
+    assert "Skipped 2 of 3 samples" in caplog.text
+    assert "corrupt.png cannot be read" in caplog.text
+    assert "has one image but 0 <image>" in caplog.text
+    with pytest.raises(UserError, match="None of the 2 samples is usable"):
+        dataset(folder, chat, *bad, on_bad_sample="skip")
