@@ -1,0 +1,132 @@
+"""Resume, log, parameter groups and start checks, with HF Trainer on a tiny Llama."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sparse_vlm.errors import UserError
+from train.stage import Part, StageArguments, StageTrainer, check_start, last_checkpoint, read_log, run, what_trains
+
+STEPS = 8
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, attention_dropout=0.1, **heads))
+
+
+def two_parts(model: LlamaForCausalLM) -> list[Part]:
+    head, layers = model.lm_head.weight, tuple(model.model.layers.parameters())
+    rest = tuple(p for p in model.parameters() if all(p is not q for q in (head, *layers)))
+    return [Part("head", (head,), 1e-2), Part("layers", layers, 1e-3), Part("rest", rest, None)]
+
+
+def trainer(output_dir: Path, **options: object) -> StageTrainer:
+    model = tiny_llama()
+    parts = two_parts(model)
+    what_trains(model, parts)
+    ids = torch.randint(50, (24, 10), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    args = StageArguments(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=3,
+        max_steps=STEPS,
+        save_steps=2,
+        weight_decay=0.1,
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **options,  # type: ignore[arg-type]
+    )
+    return StageTrainer(parts, model=model, args=args, train_dataset=data)
+
+
+def curve(output_dir: Path) -> list[tuple[float, float, float]]:
+    return [(line["step"], line["loss"], line["lr"]) for line in read_log(output_dir / "log.jsonl")]
+
+
+def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
+    stage = trainer(tmp_path)
+    groups = stage.create_optimizer().param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-2, 0.1), (1e-3, 0.1), (1e-3, 0.0)]
+    assert all(parameter.ndim == 1 for parameter in groups[2]["params"])  # the RMS norms
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert trained == {id(p) for p in stage.model.parameters() if p.requires_grad}
+
+
+def test_what_trains_counts_every_parameter_once() -> None:
+    model = tiny_llama()
+    parts = two_parts(model)
+    table = what_trains(model, parts)
+    assert "head                                800  0.01" in table
+    assert table.splitlines()[-1].endswith("frozen")
+    assert not model.model.embed_tokens.weight.requires_grad
+    assert model.lm_head.weight.requires_grad
+    for wrong in (parts[:2], [*parts, parts[0]]):
+        with pytest.raises(ValueError, match="exactly once"):
+            what_trains(model, wrong)
+
+
+def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
+    run(trainer(tmp_path / "whole"))
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from transformers import TrainerCallback
+        from tests.train.test_stage import trainer, run
+
+        class Kill(TrainerCallback):
+            def on_log(self, args, state, control, **_):
+                if state.global_step == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        stage = trainer(Path(sys.argv[1]))
+        stage.add_callback(Kill())
+        run(stage)
+    """)
+    halves = tmp_path / "halves"
+    killed = subprocess.run([sys.executable, "-c", script, str(halves)], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    cut_short = halves / "checkpoint-6"  # as if killed while writing it
+    cut_short.mkdir()
+    (cut_short / "trainer_state.json").write_text('{"global_step": 6')
+    checkpoint = last_checkpoint(halves)
+    assert checkpoint == halves / "checkpoint-4"
+    run(trainer(halves))
+    assert curve(halves) == curve(tmp_path / "whole")
+    assert len(curve(halves)) == STEPS
+    seconds = [line["seconds"] for line in read_log(halves / "log.jsonl")]
+    assert seconds == sorted(seconds)
+
+
+def test_seed_decides_the_curve(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(trainer(tmp_path / name, seed=seed))
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert curve(tmp_path / "a") != curve(tmp_path / "c")
+
+
+def test_start_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, num_processes=2)
+    with pytest.raises(UserError, match="2 processes were asked for but 1 trains"):
+        check_start(args)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, warmup_ratio=0.03)
+    assert args.warmup_steps == 0.03
+    check_start(args)
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="already holds a finished model"):
+        check_start(args)
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}' + os.linesep + '{"step": 2')
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1}]

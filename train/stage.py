@@ -1,0 +1,207 @@
+"""What every training stage shares: resume, JSONL log, parameter groups, the report of what trains.
+
+Knows nothing of the model. A stage makes its model, data and parts, and calls `run`.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_text
+
+logger = logging.getLogger(__name__)
+LOG_NAME = "log.jsonl"
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """transformers' TrainingArguments with this project's defaults and a check of the number of processes."""
+
+    optim: str = field(default="adamw_torch", metadata={"help": "any of transformers' optimizers"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "as in LLaVA"})
+    logging_steps: float = field(default=1, metadata={"help": f"how often a line goes to {LOG_NAME}"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "our collators use every field"})
+    report_to: str = field(default="none", metadata={"help": "e.g. tensorboard"})
+    keep_checkpoints: bool = field(default=False, metadata={"help": "keep checkpoint-N after the stage's end"})
+    num_processes: int | None = field(
+        default=None, metadata={"help": "stop unless exactly so many processes train (some launchers start fewer)"}
+    )
+    warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_ratio is not None:
+            self.warmup_steps = self.warmup_ratio
+
+
+@dataclass(frozen=True)
+class Part:
+    """Named parameters that train with one learning rate, or not at all (`learning_rate` None)."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float | None
+
+
+def what_trains(model: nn.Module, parts: Sequence[Part]) -> str:
+    """Sets `requires_grad` of every parameter from the parts and returns the table that says so.
+
+    Raises:
+        ValueError: the parts do not hold each parameter of the model exactly once.
+    """
+    named = [id(parameter) for part in parts for parameter in part.parameters]
+    if len(named) != len(set(named)) or set(named) != {id(parameter) for parameter in model.parameters()}:
+        raise ValueError("The parts must hold each parameter of the model exactly once.")
+    lines = [f"{'part':<24} {'parameters':>14}  learning rate"]
+    for part in parts:
+        for parameter in part.parameters:
+            parameter.requires_grad_(part.learning_rate is not None)
+        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in part.parameters)  # ZeRO-3 shards
+        rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
+        lines.append(f"{part.name:<24} {count:>14,}  {rate}")
+    return "\n".join(lines)
+
+
+class StageTrainer(Trainer):
+    """Trainer whose optimizer has one learning rate per part; norms and biases without weight decay.
+
+    Args:
+        parts: as given to `what_trains`.
+        **trainer: transformers' Trainer arguments.
+    """
+
+    def __init__(self, parts: Sequence[Part], **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.parts = parts
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            opt_model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(opt_model))
+            decayed_ids = {id(parameter) for name, parameter in opt_model.named_parameters() if name in decayed}
+            groups = []
+            for part in self.parts:
+                if part.learning_rate is None:
+                    continue
+                for decays in (True, False):
+                    parameters = [p for p in part.parameters if (id(p) in decayed_ids) == decays]
+                    weight_decay = self.args.weight_decay if decays else 0.0
+                    if parameters:
+                        groups.append({"params": parameters, "lr": part.learning_rate, "weight_decay": weight_decay})
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+
+class JsonlLog(TrainerCallback):
+    """One line per logged step: step, loss, lr (of the first group), grad_norm, seconds of training so far.
+
+    A resumed run drops the lines after its checkpoint and goes on, so the file reads like one uninterrupted run.
+
+    Args:
+        path: of the JSONL file; only the main process writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        lines = read_log(self.path) if self.path.exists() else []
+        lines = [line for line in lines if line["step"] <= state.global_step]
+        self.start = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        line = {"step": state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"]}
+        if "grad_norm" in logs:
+            line["grad_norm"] = logs["grad_norm"]
+        line["seconds"] = round(time.monotonic() - self.start, 3)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a stage's log.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    for text in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+        if text.endswith("\n"):
+            lines.append(json.loads(text))
+    return lines
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete `checkpoint-N` (the trainer's state is written last), or None."""
+    found = []
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            found.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+        except (OSError, ValueError):  # cut short: the one before it counts
+            continue
+    return max(found)[1] if found else None
+
+
+def check_start(args: StageArguments) -> None:
+    """Fails early: a finished output directory, or another number of processes than asked for.
+
+    Raises:
+        UserError: with the values.
+    """
+    if (Path(args.output_dir) / "config.json").exists():
+        raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
+    asked = args.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != asked:
+        raise UserError(
+            f"{asked} processes were asked for but {args.world_size} trains. Launch with "
+            f"`deepspeed --num_gpus {asked} ...` or torchrun (accelerate on a CPU may start one process only)."
+        )
+    if args.n_gpu > 1:
+        raise UserError(
+            f"One process sees {args.n_gpu} GPUs. Launch with `deepspeed` or torchrun, or set CUDA_VISIBLE_DEVICES."
+        )
+
+
+def run(trainer: Trainer) -> None:
+    """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl."""
+    output_dir = Path(trainer.args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    trainer.add_callback(JsonlLog(output_dir / LOG_NAME))
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint is not None:
+        logger.warning("Going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:
+    """Moves a finished model's files to output_dir, config.json last (it marks the model as complete), and removes
+    `source` and, unless kept, the checkpoints. To be called by the main process alone."""
+    (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line say the same
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, output_dir / path.name)
+    source.rmdir()
+    if not keep_checkpoints:
+        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(path)
