@@ -1,0 +1,7 @@
+"""Bootstrapping: any pre-trained ViT → a SparseFormer, without labels."""
+
+from sparse_vlm.bootstrap.inherit import InheritanceReport, bootstrap_from
+from sparse_vlm.bootstrap.task import BootstrapTask
+from sparse_vlm.bootstrap.teachers import Teacher, open_teacher
+
+__all__ = ["BootstrapTask", "InheritanceReport", "Teacher", "bootstrap_from", "open_teacher"]

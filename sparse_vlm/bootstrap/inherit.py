@@ -1,0 +1,138 @@
+"""What a SparseFormer inherits: which blocks are dropped, tuned, frozen. Every weight is accounted for."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from sparse_vlm.bootstrap.teachers import Teacher
+from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
+from sparse_vlm.errors import UserError
+
+FROZEN, TUNED, NEW, DROPPED = "copied and frozen", "copied and tuned", "new", "dropped"
+
+
+@dataclass(frozen=True)
+class WeightFate:
+    """What became of one weight of the teacher, or where one of the student comes from.
+
+    Attributes:
+        student: its name in the student, "" where it was dropped.
+        teacher: its name in the teacher, "" where it is new.
+        fate: one of "copied and frozen", "copied and tuned", "new", "dropped".
+        numbers: how many numbers it has.
+    """
+
+    student: str
+    teacher: str
+    fate: str
+    numbers: int
+
+
+@dataclass(frozen=True)
+class InheritanceReport:
+    """Accounts for every weight of teacher and student; `str(report)` is the table by part.
+
+    Attributes:
+        teacher: the teacher's name.
+        fates: one entry a weight.
+    """
+
+    teacher: str
+    fates: tuple[WeightFate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows: Counter[tuple[str, str]] = Counter()
+        for fate in self.fates:
+            rows[_part(fate), fate.fate] += fate.numbers
+        lines = [f"inherited from {self.teacher}"]
+        lines += [f"  {part:32}{fate:20}{numbers:>14,}" for (part, fate), numbers in rows.items()]
+        return "\n".join(lines)
+
+
+def _part(fate: WeightFate) -> str:
+    pieces = (fate.student or f"teacher.{fate.teacher}").split(".")
+    depth = 4 if "blocks" in pieces[:3] and pieces[0] == "cortex" else 3
+    return ".".join(pieces[: min(depth, len(pieces) - 1) or 1])
+
+
+def bootstrap_from(
+    teacher: Teacher,
+    tokens: int = 64,
+    *,
+    drop: int | None = None,
+    tune: int | None = None,
+    focus_width: int | None = None,
+    points: int = 16,
+    repeats: int = 4,
+    stem_channels: int = 64,
+) -> tuple[SparseFormer, InheritanceReport]:
+    """A SparseFormer with the teacher's last blocks, norm and head inside; the rest is new (arXiv 2312.01987).
+
+    Blocks 0…drop−1 are dropped, the next `tune` are copied and tuned, the others, the final norm and the
+    head are copied and frozen: `requires_grad` of the student says so.
+
+    Args:
+        teacher: from `open_teacher`.
+        tokens: latent tokens, without CLS.
+        drop, tune: numbers of blocks; a third of the teacher's N blocks each by default.
+        focus_width: width of the focusing transformer, a multiple of 64; by default half the teacher's (its heads
+            have 64 channels).
+        points, repeats, stem_channels: see `FocusConfig` and `StemConfig`.
+
+    Raises:
+        UserError: the numbers do not fit the teacher.
+    """
+    blocks = teacher.cortex.depth
+    drop = round(blocks / 3) if drop is None else drop
+    tune = round(blocks / 3) if tune is None else tune
+    if drop < 0 or tune < 0 or drop + tune > blocks or drop >= blocks:
+        raise UserError(f"Cannot drop {drop} and tune {tune} of the {blocks} blocks of {teacher.name}.")
+    width = focus_width or max(64, teacher.cortex.width // 2 // 64 * 64)
+    if width % 64:
+        raise UserError(f"focus_width must be a multiple of 64 (the channels of a head), got {width}.")
+    config = SparseFormerConfig(
+        StemConfig(stem_channels),
+        FocusConfig("bootstrapped", tokens, width, heads=width // 64, points=points, repeats=repeats),
+        replace(teacher.cortex, depth=blocks - drop),
+        teacher.preprocessing,
+        teacher=teacher.name,
+        licence=teacher.licence,
+    )
+    student = SparseFormer(config)
+    return student, _copy_weights(teacher, student, drop, tune)
+
+
+def _copy_weights(teacher: Teacher, student: SparseFormer, drop: int, tune: int) -> InheritanceReport:
+    old, new = teacher.trunk.state_dict(), student.cortex.trunk.state_dict()
+    copied, fates = {}, []
+    for name in new:
+        source = _teacher_name(name, drop)
+        copied[name] = old[source]
+        tuned = name.startswith("blocks.") and int(name.split(".")[1]) < tune
+        fates.append(WeightFate(f"cortex.trunk.{name}", source, TUNED if tuned else FROZEN, new[name].numel()))
+    student.cortex.trunk.load_state_dict(copied)
+    taken = {fate.teacher for fate in fates}
+    fates += [WeightFate("", name, DROPPED, value.numel()) for name, value in old.items() if name not in taken]
+    known = {fate.student for fate in fates}
+    weights = student.state_dict()
+    fates += [WeightFate(name, "", NEW, value.numel()) for name, value in weights.items() if name not in known]
+    _freeze(student, {fate.student for fate in fates if fate.fate == FROZEN})
+    return InheritanceReport(teacher.name, tuple(sorted(fates, key=lambda fate: (fate.fate == DROPPED, fate.student))))
+
+
+def _teacher_name(name: str, drop: int) -> str:
+    pieces = name.split(".")
+    if pieces[0] == "blocks":
+        pieces[1] = str(int(pieces[1]) + drop)
+    return ".".join(pieces)
+
+
+def _freeze(student: nn.Module, frozen: set[str]) -> None:
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name not in frozen)
