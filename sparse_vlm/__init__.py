@@ -1,5 +1,15 @@
 """SparseFormer vision encoders for multimodal LLMs."""
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder, list_encoders
+from sparse_vlm.import_hook import after_import
 
 __all__ = ["EncoderOutput", "SparseFormer", "SparseFormerConfig", "create_encoder", "list_encoders"]
+
+
+def _register_with_transformers() -> None:
+    import sparse_vlm.vlm  # noqa: F401
+
+
+# Model directories of ours open with transformers' Auto classes as soon as both packages are imported, in either
+# order. transformers itself takes seconds to import and is not needed for the encoder: so not before the user does.
+after_import("transformers", _register_with_transformers)

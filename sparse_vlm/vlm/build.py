@@ -1,0 +1,240 @@
+"""An encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_directory
+from sparse_vlm.vlm.modeling import (
+    SparseFormerVisionConfig,
+    SparseFormerVisionModel,
+    SparseVLMConfig,
+    SparseVLMForConditionalGeneration,
+    build_projector,
+)
+from sparse_vlm.vlm.processing import (
+    SparseFormerImageProcessor,
+    SparseVLMProcessor,
+    add_image_token,
+    prepare_chat_template,
+)
+
+
+def build_vlm(
+    encoder_dir: str | Path,
+    llm: str | Path,
+    out_dir: str | Path,
+    *,
+    gguf_file: str | None = None,
+    chat_template: str | Path | None = None,
+    projector: str = "mlp2x_gelu",
+    vision_feature_layer: int = -2,
+    vision_feature_select_strategy: str = "default",
+    seed: int = 0,
+) -> None:
+    """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
+
+    Args:
+        encoder_dir: a directory of `SparseFormer.save_pretrained`.
+        llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
+        out_dir: the new directory.
+        gguf_file: name of the GGUF file in the directory `llm`.
+        chat_template: a Jinja file or text; None: the LLM's own.
+        projector: "mlp2x_gelu" or "linear".
+        vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
+        vision_feature_select_strategy: "default": the n latent tokens; "full": CLS as well, where there is one.
+        seed: of the projector's initialisation.
+
+    Raises:
+        UserError: an input is missing or does not fit.
+    """
+    encoder = SparseFormer.from_pretrained(encoder_dir)
+    depth = encoder.config.cortex.depth
+    if not -depth - 1 <= vision_feature_layer <= depth:
+        raise UserError(
+            f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {depth} blocks, "
+            f"so it lies in {-depth - 1}…{depth}."
+        )
+    language_model, tokenizer = load_llm(llm, gguf_file)
+    template = prepare_chat_template(tokenizer, chat_template)
+    image_token_id = add_image_token(tokenizer)
+    _grow_embeddings(language_model, len(tokenizer))
+    language_model.config.name_or_path = ""  # a path of this machine has no place in the result
+    has_cls = encoder.num_prefix_tokens > 0
+    config = SparseVLMConfig(
+        vision_config=SparseFormerVisionConfig.from_encoder(encoder),
+        text_config=language_model.config,
+        image_token_index=image_token_id,
+        projector_type=projector,
+        vision_feature_layer=vision_feature_layer,
+        # Without CLS both mean the same n tokens, but "default" would make Llava drop the first latent one.
+        vision_feature_select_strategy=vision_feature_select_strategy if has_cls else "full",
+    )
+    model = _assemble(config, encoder, language_model, seed)
+    processor = SparseVLMProcessor(
+        SparseFormerImageProcessor.from_preprocessing(encoder.config.preprocessing),
+        _prepare_tokenizer(tokenizer, template),
+        num_image_tokens=config.image_seq_length,
+        chat_template=template,
+    )
+    with new_directory(out_dir) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer, float32.
+
+    A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
+    cannot be saved.
+
+    Args:
+        llm: local directory, name on the Hugging Face hub, or path of a .gguf file.
+        gguf_file: name of the GGUF file in the directory `llm`.
+
+    Raises:
+        UserError: nothing is there, or transformers cannot open it.
+    """
+    if Path(llm).suffix == ".gguf" and gguf_file is None:
+        llm, gguf_file = Path(llm).parent, Path(llm).name
+    _check_llm(Path(llm), gguf_file)
+    try:
+        if gguf_file is None:
+            model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+            return model, AutoTokenizer.from_pretrained(llm)
+        tokenizer = AutoTokenizer.from_pretrained(llm, gguf_file=gguf_file)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"The LLM {llm} cannot be opened: {str(error).splitlines()[0]}") from error
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model.eval(), tokenizer
+
+
+def _check_llm(directory: Path, gguf_file: str | None) -> None:
+    """Says what is missing of a local LLM. A name with at most one slash that is no directory is the hub's."""
+    if not directory.is_dir():
+        if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
+            raise UserError(f"There is no LLM directory {directory}.")
+        return
+    if gguf_file is not None and not (directory / gguf_file).is_file():
+        present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
+        raise UserError(f"There is no file {gguf_file} in {directory}; .gguf files there: {present}.")
+    if gguf_file is None and not (directory / "config.json").is_file():
+        raise UserError(f"{directory} holds no config.json: it is no LLM directory. For GGUF, name the file.")
+
+
+def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
+    """Room for `tokens` ids, rounded up to 64 for the GPU's sake. A new row is the mean of the old ones: the mean
+    of the other logits is never the largest, so no new id is ever the most likely answer."""
+    old = language_model.get_input_embeddings().num_embeddings
+    if old >= tokens:
+        return
+    language_model.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+            layer.weight[old:] = layer.weight[:old].mean(dim=0)
+
+
+def _assemble(
+    config: SparseVLMConfig, encoder: SparseFormer, language_model: PreTrainedModel, seed: int
+) -> SparseVLMForConditionalGeneration:
+    """The model with the given parts inside; no weight is copied."""
+    head = language_model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise UserError(f"{type(language_model).__name__} has an output layer with bias, which Llava does not support.")
+    with torch.device("meta"):
+        model = SparseVLMForConditionalGeneration(config)
+    vision_tower = SparseFormerVisionModel(config.vision_config)
+    vision_tower.encoder = encoder
+    model.model.vision_tower = vision_tower
+    model.model.multi_modal_projector = _new_projector(config, language_model.get_input_embeddings().weight, seed)
+    model.model.language_model = language_model.base_model
+    model.lm_head = head
+    model.tie_weights()
+    model.generation_config = language_model.generation_config
+    return model.eval()
+
+
+@torch.no_grad()
+def _new_projector(config: SparseVLMConfig, embeddings: torch.Tensor, seed: int) -> nn.Sequential:
+    """A random projector whose outputs have the rms of the LLM's embeddings, so that visual tokens start in range.
+
+    Its inputs behind the LayerNorm have unit rms whatever the encoder; normal vectors stand for them here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = build_projector(config)
+        for module in projector:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                nn.init.zeros_(module.bias)
+        inputs = torch.randn(256, projector[0].normalized_shape[0])
+    rms = projector(inputs).square().mean().sqrt()
+    projector[-1].weight *= embeddings.float().square().mean().sqrt() / rms
+    return projector
+
+
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> PreTrainedTokenizerBase:
+    tokenizer.chat_template = chat_template
+    tokenizer.padding_side = "left"  # a batch of prompts ends where generation begins
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_vlm(
+    model_dir: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
+    """Opens a model directory of ours, strictly; the model is in eval mode, on the CPU.
+
+    Args:
+        model_dir: what `build_vlm` or a training stage wrote.
+        dtype: of the weights; coordinates inside the encoder stay float32.
+
+    Raises:
+        UserError: no such directory, not one of ours, or its weights are incomplete.
+    """
+    model_dir = Path(model_dir)
+    if not model_dir.is_dir():
+        raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
+    _check_model_type(model_dir)
+    try:
+        model, report = SparseVLMForConditionalGeneration.from_pretrained(
+            model_dir, dtype=dtype, output_loading_info=True
+        )
+        processor = SparseVLMProcessor.from_pretrained(model_dir)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The model directory {model_dir} is incomplete: {str(error).splitlines()[0]}") from error
+    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(problems.values()):
+        named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        raise UserError(f"The weights in {model_dir} do not fit its config.json ({named}).")
+    return model, processor
+
+
+def _check_model_type(model_dir: Path) -> None:
+    try:
+        model_type = json.loads((model_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model_dir} is no model directory: it has no readable config.json.") from error
+    if model_type != SparseVLMConfig.model_type:
+        hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
+        raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

@@ -1,0 +1,163 @@
+"""transformers' Llava with a SparseFormer as its vision model: configurations, models, registration."""
+
+from collections import OrderedDict
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
+from transformers.utils.generic import can_return_tuple
+
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.errors import UserError, unknown_choice
+
+PROJECTORS = ("linear", "mlp2x_gelu")
+
+
+@strict
+class SparseFormerVisionConfig(PreTrainedConfig):
+    """A SparseFormer as transformers sees it; `from_encoder` fills it.
+
+    Attributes:
+        encoder: `SparseFormerConfig.to_dict()`.
+        hidden_size: channels C of a token.
+        num_tokens: latent tokens n.
+        num_prefix_tokens: 1 with CLS, else 0.
+    """
+
+    model_type = "sparseformer"
+    base_config_key = "vision_config"
+    has_no_defaults_at_init = True  # so config.json holds every field
+
+    encoder: dict | None = None
+    hidden_size: int = 0
+    num_tokens: int = 0
+    num_prefix_tokens: int = 0
+
+    @classmethod
+    def from_encoder(cls, encoder: SparseFormer) -> "SparseFormerVisionConfig":
+        """The configuration of `encoder`."""
+        return cls(
+            encoder=encoder.config.to_dict(),
+            hidden_size=encoder.config.cortex.width,
+            num_tokens=encoder.config.focus.tokens,
+            num_prefix_tokens=encoder.num_prefix_tokens,
+        )
+
+
+@strict
+class SparseVLMConfig(LlavaConfig):
+    """LlavaConfig with a SparseFormer inside. `image_seq_length` follows from the encoder and the select strategy.
+
+    Attributes:
+        projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
+
+    Raises:
+        UserError: unknown projector, or strategy "default" (drop CLS) with an encoder that has no CLS.
+    """
+
+    model_type = "sparse_vlm"
+    has_no_defaults_at_init = True
+    sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    projector_type: str = "mlp2x_gelu"
+
+    def __post_init__(self, **kwargs: object) -> None:
+        super().__post_init__(**kwargs)
+        if self.projector_type not in PROJECTORS:
+            raise unknown_choice("projector", self.projector_type, PROJECTORS)
+        drops_first = self.vision_feature_select_strategy == "default"
+        vision = self.vision_config
+        if drops_first and vision.num_prefix_tokens == 0 and vision.num_tokens > 0:
+            raise UserError(
+                'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
+            )
+        self.image_seq_length = vision.num_tokens + (0 if drops_first else vision.num_prefix_tokens)
+
+
+class SparseFormerVisionModel(PreTrainedModel):
+    """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway."""
+
+    config_class = SparseFormerVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: SparseFormerVisionConfig) -> None:
+        super().__init__(config)
+        self.encoder = SparseFormer(SparseFormerConfig.from_dict(config.encoder or {}))
+        # from_pretrained(dtype=…) casts tensors while it reads them, before Float32Module could object.
+        islands = [name for name, module in self.encoder.named_modules() if isinstance(module, Float32Module)]
+        self._keep_in_fp32_modules_strict = {f"encoder.{name}" for name in islands}
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: a SparseFormer initialises itself, and transformers' normal(0.02) would destroy that."""
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None
+    ) -> BaseModelOutputWithPooling:
+        """float[B, 3, H, W] -> tokens float[B, n(+1), C], pooled float[B, D], hidden states (see EncoderOutput).
+
+        Args:
+            pixel_values: images, preprocessed.
+            output_hidden_states: what transformers' Llava asks for; all are returned whatever it is.
+        """
+        out = self.encoder(pixel_values)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=out.tokens, pooler_output=out.pooled, hidden_states=out.hidden_states
+        )
+
+
+def build_projector(config: SparseVLMConfig) -> nn.Sequential:
+    """Vision tokens float[..., C] -> LLM embeddings. The LayerNorm is there because layer -2 is not normalised."""
+    layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
+    width, out = config.vision_config.hidden_size * layers, config.text_config.hidden_size
+    parts: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(width), linear_1=nn.Linear(width, out))
+    if config.projector_type == "mlp2x_gelu":
+        parts["act"] = ACT2FN[config.projector_hidden_act]
+        parts["linear_2"] = nn.Linear(out, out)
+    return nn.Sequential(parts)
+
+
+class SparseVLMModel(LlavaModel):
+    """LlavaModel with our projector; everything else is inherited."""
+
+    config_class = SparseVLMConfig
+
+    def __init__(self, config: SparseVLMConfig) -> None:
+        super(LlavaModel, self).__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = build_projector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+
+class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
+    """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
+
+    config_class = SparseVLMConfig
+
+    def __init__(self, config: SparseVLMConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = SparseVLMModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+AutoConfig.register("sparseformer", SparseFormerVisionConfig)
+AutoModel.register(SparseFormerVisionConfig, SparseFormerVisionModel)
+AutoConfig.register("sparse_vlm", SparseVLMConfig)
+AutoModel.register(SparseVLMConfig, SparseVLMModel)
+AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

@@ -1,0 +1,197 @@
+"""Pictures and messages → model inputs: image processor, placeholder tokens, chat template."""
+
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import MultiModalData
+
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Transform
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig
+
+IMAGE_TOKEN = "<image>"
+RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
+
+# Put before a chat template that prints a message's content as text: makes text of lists of parts first.
+PARTS_TO_TEXT = """\
+{%- set prepared = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is iterable and message['content'] is not string -%}
+{%- set content = namespace(text='') -%}
+{%- for part in message['content'] -%}
+{%- set content.text = content.text + ('<image>\n' if part['type'] == 'image' else part['text']) -%}
+{%- endfor -%}
+{%- set prepared.messages = prepared.messages + [dict(message, content=content.text)] -%}
+{%- else -%}
+{%- set prepared.messages = prepared.messages + [message] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = prepared.messages %}"""
+
+
+class SparseFormerImageProcessor(PilBackend):
+    """`encoder.transform` in transformers' clothes: the same numbers to the last bit, CLIP's names in the JSON file.
+
+    Takes PIL images of any mode and size, uint8[H,W,3] arrays and [3,H,W] tensors.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+    size = {"shortest_edge": 224}  # noqa: RUF012 (transformers' own convention)
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    @classmethod
+    def from_preprocessing(cls, preprocessing: Preprocessing) -> "SparseFormerImageProcessor":
+        """The image processor that does what `preprocessing` says."""
+        return cls(
+            size={"shortest_edge": preprocessing.resize},
+            crop_size={"height": preprocessing.crop, "width": preprocessing.crop},
+            image_mean=list(preprocessing.mean),
+            image_std=list(preprocessing.std),
+            resample=RESAMPLING[preprocessing.interpolation],
+        )
+
+    def process_image(self, image: Image.Image | np.ndarray | torch.Tensor, **unused: object) -> Image.Image:
+        """One image as PIL. `unused` are transformers' settings of later steps."""
+        return image if isinstance(image, Image.Image) else to_pil_image(image)
+
+    def _preprocess(
+        self,
+        images: list[Image.Image],
+        *,
+        size: SizeDict,
+        crop_size: SizeDict,
+        image_mean: tuple[float, float, float],
+        image_std: tuple[float, float, float],
+        resample: int,
+        do_resize: bool,
+        do_center_crop: bool,
+        do_rescale: bool,
+        do_normalize: bool,
+        return_tensors: str | None = None,
+        **unused: object,
+    ) -> BatchFeature:
+        if not (do_resize and do_center_crop and do_rescale and do_normalize):
+            raise UserError(
+                "An encoder's preprocessing always resizes, crops, rescales and normalises: no do_* is False."
+            )
+        interpolation = {number: name for name, number in RESAMPLING.items()}.get(resample, str(resample))
+        preprocessing = Preprocessing(size.shortest_edge, crop_size.height, image_mean, image_std, interpolation)
+        transform = Transform(preprocessing)
+        return BatchFeature({"pixel_values": [transform(image) for image in images]}, tensor_type=return_tensors)
+
+
+class SparseVLMProcessor(ProcessorMixin):
+    """Texts with one `<image>` per picture, and the pictures -> input_ids, attention_mask, pixel_values.
+
+    Each `<image>` becomes `num_image_tokens` of them, whatever the picture's size.
+
+    Args:
+        image_processor: see above.
+        tokenizer: the LLM's, with `<image>` in its vocabulary.
+        num_image_tokens: visual tokens of a picture.
+        chat_template: takes a message's content as text or as a list of parts, see `prepare_chat_template`.
+    """
+
+    def __init__(
+        self,
+        image_processor: SparseFormerImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        num_image_tokens: int = 49,
+        chat_template: str | None = None,
+    ) -> None:
+        self.num_image_tokens = num_image_tokens
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
+        """The text that the `image_idx`-th placeholder becomes (called by transformers)."""
+        return self.image_token * self.num_image_tokens
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[list[int]] | None = None, **unused: object
+    ) -> MultiModalData:
+        """Visual tokens per image, for serving software that plans before it sees the images."""
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Makes `<image>` one token of `tokenizer` (in place, once) and returns its id."""
+    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Path | None = None) -> str:
+    """A template that renders `[{"type": "image"}, {"type": "text", "text": Q}]` and "<image>\\nQ" alike.
+
+    A template that prints the content as text (SmolLM2's own, and most LLMs') is extended by a few lines.
+
+    Args:
+        tokenizer: the LLM's; its own template is the default.
+        chat_template: a Jinja file, or Jinja text.
+
+    Raises:
+        UserError: there is no template, no such file, or it cannot place an image.
+    """
+    template = _read_template(chat_template) if chat_template is not None else tokenizer.chat_template
+    if not isinstance(template, str):
+        raise UserError("The LLM's tokenizer has no chat template: give one, a Jinja file, with --chat_template.")
+    for candidate in (template, PARTS_TO_TEXT + template):
+        if _places_image(tokenizer, candidate):
+            return candidate
+    raise UserError(
+        "The chat template cannot place an image: it must print the content of a user's message, e.g. "
+        "\"{% for message in messages %}{{ message['content'] }}{% endfor %}\"."
+    )
+
+
+def _read_template(chat_template: str | Path) -> str:
+    if isinstance(chat_template, str) and ("{{" in chat_template or "{%" in chat_template):
+        return chat_template
+    if not Path(chat_template).is_file():
+        raise UserError(f"There is no chat template file {chat_template}.")
+    return Path(chat_template).read_text(encoding="utf-8")
+
+
+def _places_image(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    question = "What is shown?"
+    parts = [{"type": "image"}, {"type": "text", "text": question}]
+    try:
+        as_text, as_parts = (
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for content in (f"{IMAGE_TOKEN}\n{question}", parts)
+        )
+    except (jinja2.TemplateError, TypeError):  # e.g. text + list
+        return False
+    return as_text == as_parts and as_text.count(IMAGE_TOKEN) == 1 and question in as_text
+
+
+AutoImageProcessor.register(
+    SparseFormerVisionConfig,
+    image_processor_classes={"pil": SparseFormerImageProcessor, "torchvision": SparseFormerImageProcessor},
+)
+AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)
