@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,7 +21,6 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory
 from sparse_vlm.vlm.modeling import (
     SparseFormerVisionConfig,
-    SparseFormerVisionModel,
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
     build_projector,
@@ -73,15 +73,15 @@ def build_vlm(
     image_token_id = add_image_token(tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
-    has_cls = encoder.num_prefix_tokens > 0
+    # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
+    strategy: Any = vision_feature_select_strategy if encoder.num_prefix_tokens else "full"
     config = SparseVLMConfig(
         vision_config=SparseFormerVisionConfig.from_encoder(encoder),
         text_config=language_model.config,
         image_token_index=image_token_id,
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
-        # Without CLS both mean the same n tokens, but "default" would make Llava drop the first latent one.
-        vision_feature_select_strategy=vision_feature_select_strategy if has_cls else "full",
+        vision_feature_select_strategy=strategy,
     )
     model = _assemble(config, encoder, language_model, seed)
     processor = SparseVLMProcessor(
@@ -144,13 +144,19 @@ def _check_llm(directory: Path, gguf_file: str | None) -> None:
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
     """Room for `tokens` ids, rounded up to 64 for the GPU's sake. A new row is the mean of the old ones: the mean
     of the other logits is never the largest, so no new id is ever the most likely answer."""
-    old = language_model.get_input_embeddings().num_embeddings
+    old = _weight(language_model.get_input_embeddings()).shape[0]
     if old >= tokens:
         return
     language_model.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
     with torch.no_grad():
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-            layer.weight[old:] = layer.weight[:old].mean(dim=0)
+            weight = _weight(layer)
+            weight[old:] = weight[:old].mean(dim=0)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight
 
 
 def _assemble(
@@ -162,11 +168,10 @@ def _assemble(
         raise UserError(f"{type(language_model).__name__} has an output layer with bias, which Llava does not support.")
     with torch.device("meta"):
         model = SparseVLMForConditionalGeneration(config)
-    vision_tower = SparseFormerVisionModel(config.vision_config)
-    vision_tower.encoder = encoder
-    model.model.vision_tower = vision_tower
-    model.model.multi_modal_projector = _new_projector(config, language_model.get_input_embeddings().weight, seed)
-    model.model.language_model = language_model.base_model
+    body: Any = model.model
+    body.vision_tower.encoder = encoder
+    body.multi_modal_projector = _new_projector(config, _weight(language_model.get_input_embeddings()), seed)
+    body.language_model = language_model.base_model
     model.lm_head = head
     model.tie_weights()
     model.generation_config = language_model.generation_config
@@ -174,7 +179,7 @@ def _assemble(
 
 
 @torch.no_grad()
-def _new_projector(config: SparseVLMConfig, embeddings: torch.Tensor, seed: int) -> nn.Sequential:
+def _new_projector(config: SparseVLMConfig, embeddings: Tensor, seed: int) -> nn.Sequential:
     """A random projector whose outputs have the rms of the LLM's embeddings, so that visual tokens start in range.
 
     Its inputs behind the LayerNorm have unit rms whatever the encoder; normal vectors stand for them here.
@@ -182,13 +187,13 @@ def _new_projector(config: SparseVLMConfig, embeddings: torch.Tensor, seed: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projector = build_projector(config)
-        for module in projector:
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-                nn.init.zeros_(module.bias)
-        inputs = torch.randn(256, projector[0].normalized_shape[0])
+        linears = [module for module in projector if isinstance(module, nn.Linear)]
+        for linear in linears:
+            nn.init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+            nn.init.zeros_(linear.bias)
+        inputs = torch.randn(256, linears[0].in_features)
     rms = projector(inputs).square().mean().sqrt()
-    projector[-1].weight *= embeddings.float().square().mean().sqrt() / rms
+    linears[-1].weight *= embeddings.float().square().mean().sqrt() / rms
     return projector
 
 
@@ -217,12 +222,13 @@ def load_vlm(
         raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
     _check_model_type(model_dir)
     try:
-        model, report = SparseVLMForConditionalGeneration.from_pretrained(
+        loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
             model_dir, dtype=dtype, output_loading_info=True
         )
         processor = SparseVLMProcessor.from_pretrained(model_dir)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model directory {model_dir} is incomplete: {str(error).splitlines()[0]}") from error
+    model, report = loaded
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):
         named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)

@@ -33,7 +33,7 @@ def encode_prompt(processor: SparseVLMProcessor, image: Image.Image | None, ques
             f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
         )
     parts = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": question}]
-    messages = [{"role": "user", "content": parts}]
+    messages: Any = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
     return processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
@@ -58,7 +58,8 @@ def answer(
         UserError: see `encode_prompt`.
     """
     inputs = encode_prompt(processor, image, question).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
+    generate: Any = model.generate
+    ids = generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -80,8 +81,9 @@ def stream(
         if future.exception() is not None:  # else generate has ended the stream itself
             streamer.text_queue.put(streamer.stop_signal)
 
+    generate: Any = model.generate
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(model.generate, **inputs, streamer=streamer, max_new_tokens=max_new_tokens, **GREEDY)
+        future = pool.submit(generate, **inputs, streamer=streamer, max_new_tokens=max_new_tokens, **GREEDY)
         future.add_done_callback(release)
         yield from filter(None, streamer)  # a step that completes no character gives ""
         future.result()  # raises what generate raised

@@ -1,12 +1,16 @@
 """transformers' Llava with a SparseFormer as its vision model: configurations, models, registration."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
@@ -75,7 +79,7 @@ class SparseVLMConfig(LlavaConfig):
         if self.projector_type not in PROJECTORS:
             raise unknown_choice("projector", self.projector_type, PROJECTORS)
         drops_first = self.vision_feature_select_strategy == "default"
-        vision = self.vision_config
+        vision: Any = self.vision_config
         if drops_first and vision.num_prefix_tokens == 0 and vision.num_tokens > 0:
             raise UserError(
                 'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
@@ -83,19 +87,36 @@ class SparseVLMConfig(LlavaConfig):
         self.image_seq_length = vision.num_tokens + (0 if drops_first else vision.num_prefix_tokens)
 
 
+@contextmanager
+def _unpartitioned() -> Iterator[None]:
+    """Under ZeRO-3 transformers builds models piecewise, each piece split at once; a SparseFormer has to initialise
+    itself whole. DeepSpeed splits it afterwards, when the engine is made."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
+
+    shutdown_init_context()
+    try:
+        yield
+    finally:
+        restore_init_context()
+
+
 class SparseFormerVisionModel(PreTrainedModel):
     """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway."""
 
     config_class = SparseFormerVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
 
     def __init__(self, config: SparseFormerVisionConfig) -> None:
         super().__init__(config)
-        self.encoder = SparseFormer(SparseFormerConfig.from_dict(config.encoder or {}))
+        with _unpartitioned():
+            self.encoder = SparseFormer(SparseFormerConfig.from_dict(config.encoder or {}))
         # from_pretrained(dtype=…) casts tensors while it reads them, before Float32Module could object.
         islands = [name for name, module in self.encoder.named_modules() if isinstance(module, Float32Module)]
         self._keep_in_fp32_modules_strict = {f"encoder.{name}" for name in islands}
@@ -106,13 +127,17 @@ class SparseFormerVisionModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        use_cache: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """float[B, 3, H, W] -> tokens float[B, n(+1), C], pooled float[B, D], hidden states (see EncoderOutput).
 
         Args:
             pixel_values: images, preprocessed.
             output_hidden_states: what transformers' Llava asks for; all are returned whatever it is.
+            use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
         """
         out = self.encoder(pixel_values)
         return BaseModelOutputWithPooling(
@@ -122,8 +147,10 @@ class SparseFormerVisionModel(PreTrainedModel):
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:
     """Vision tokens float[..., C] -> LLM embeddings. The LayerNorm is there because layer -2 is not normalised."""
+    vision: Any = config.vision_config
+    text: Any = config.text_config
     layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    width, out = config.vision_config.hidden_size * layers, config.text_config.hidden_size
+    width, out = vision.hidden_size * layers, text.hidden_size
     parts: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(width), linear_1=nn.Linear(width, out))
     if config.projector_type == "mlp2x_gelu":
         parts["act"] = ACT2FN[config.projector_hidden_act]
@@ -139,7 +166,7 @@ class SparseVLMModel(LlavaModel):
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaModel, self).__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = build_projector(config)
+        self.multi_modal_projector = build_projector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -152,7 +179,8 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
 

@@ -1,6 +1,7 @@
 """Pictures and messages → model inputs: image processor, placeholder tokens, chat template."""
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -65,11 +66,13 @@ class SparseFormerImageProcessor(PilBackend):
             resample=RESAMPLING[preprocessing.interpolation],
         )
 
-    def process_image(self, image: Image.Image | np.ndarray | torch.Tensor, **unused: object) -> Image.Image:
+    def process_image(  # type: ignore[override]
+        self, image: Image.Image | np.ndarray | torch.Tensor, **unused: object
+    ) -> Image.Image:
         """One image as PIL. `unused` are transformers' settings of later steps."""
         return image if isinstance(image, Image.Image) else to_pil_image(image)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]
         self,
         images: list[Image.Image],
         *,
@@ -89,8 +92,14 @@ class SparseFormerImageProcessor(PilBackend):
             raise UserError(
                 "An encoder's preprocessing always resizes, crops, rescales and normalises: no do_* is False."
             )
-        interpolation = {number: name for name, number in RESAMPLING.items()}.get(resample, str(resample))
-        preprocessing = Preprocessing(size.shortest_edge, crop_size.height, image_mean, image_std, interpolation)
+        interpolations = {int(number): name for name, number in RESAMPLING.items()}
+        preprocessing = Preprocessing(
+            size["shortest_edge"],
+            crop_size["height"],
+            image_mean,
+            image_std,
+            interpolations.get(resample, str(resample)),
+        )
         transform = Transform(preprocessing)
         return BatchFeature({"pixel_values": [transform(image) for image in images]}, tensor_type=return_tensors)
 
@@ -137,7 +146,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Makes `<image>` one token of `tokenizer` (in place, once) and returns its id."""
     if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return tokenizer.get_added_vocab()[IMAGE_TOKEN]
 
 
 def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Path | None = None) -> str:
@@ -175,18 +184,17 @@ def _read_template(chat_template: str | Path) -> str:
 def _places_image(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     question = "What is shown?"
     parts = [{"type": "image"}, {"type": "text", "text": question}]
+    rendered = []
     try:
-        as_text, as_parts = (
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
+        for content in (f"{IMAGE_TOKEN}\n{question}", parts):
+            messages: Any = [{"role": "user", "content": content}]
+            text: Any = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )
-            for content in (f"{IMAGE_TOKEN}\n{question}", parts)
-        )
+            rendered.append(text)
     except (jinja2.TemplateError, TypeError):  # e.g. text + list
         return False
+    as_text, as_parts = rendered
     return as_text == as_parts and as_text.count(IMAGE_TOKEN) == 1 and question in as_text
 
 
