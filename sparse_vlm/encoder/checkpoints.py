@@ -1,13 +1,11 @@
 """Weights on disk: encoder directories, and the authors' released layouts (declarative key maps). Always strict."""
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,22 +77,32 @@ def convert_released(weights: Weights, config: SparseFormerConfig) -> dict[str, 
     Args:
         weights: state dict as released, float of any dtype.
         config: tells where the final norm lies (timm calls it fc_norm when pooling comes before it).
+
+    Raises:
+        UserError: two keys stand for the same weight.
     """
-    renamed = {_rename(key, OLD_TO_V2): value for key, value in weights.items() if not re.search(DROPPED, key)}
+    renamed = _rename_all({key: value for key, value in weights.items() if not re.search(DROPPED, key)}, OLD_TO_V2)
     center, size = "token_roi_cc.weight", "token_roi_wh.weight"
-    if center in renamed and size in renamed:
+    if center in renamed and size in renamed and "initial_roi.weight" not in renamed:
         renamed["initial_roi.weight"] = from_center_size(renamed.pop(center).float(), renamed.pop(size).float())
     pools_first = bool(config.cortex.options.get("fc_norm", False))
     final_norm: Rule = (r"^norm\.", "cortex.trunk.fc_norm." if pools_first else "cortex.trunk.norm.")
     cortex: Rule = (r"^layers\.(\d+)\.", lambda match: f"cortex.trunk.blocks.{int(match[1]) - 3}.")
     rules = [*V2_TO_OURS, *ADJUSTMENT_TO_OURS[config.focus.generation], final_norm, cortex]
-    return {_rename(key, rules): value for key, value in renamed.items()}
+    return _rename_all(renamed, rules)
 
 
-def _rename(key: str, rules: Sequence[Rule]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
+def _rename_all(weights: Weights, rules: Sequence[Rule]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
+    for key, value in weights.items():
+        name = key
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise UserError(f"The checkpoint holds one weight twice: {origins[name]} and {key} both stand for {name}.")
+        renamed[name], origins[name] = value, key
+    return renamed
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -108,9 +116,11 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise UserError(f"There is no checkpoint file {file}.")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be read as a checkpoint: {reason}") from error
+    except Exception as error:  # a damaged file makes torch's unpickler raise nearly anything
+        raise UserError(
+            f"{file} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or it holds more than "
+            "tensors. Fetch it again, or save its state dict alone."
+        ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -43,6 +43,27 @@ class Preprocessing:
         object.__setattr__(self, "std", tuple(self.std))
 
 
+# A side beyond this many times the other is cut before resizing: a 1×4000 image would become 256×1,024,000 pixels.
+LONGEST_SIDE = 16
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as RGB. Transparency is dropped; 16-bit grey is scaled, where PIL would clip at 255."""
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")  # as PIL asks for palettes with transparency
+    return image.convert("RGB")
+
+
+def _cut_long_side(image: Image.Image) -> Image.Image:
+    longest = LONGEST_SIDE * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = (max(0, side - longest) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
 class Transform:
     """PIL image -> float32[3, crop, crop], normalised. Any mode and size; pickles, so it works in data workers."""
 
@@ -59,4 +80,4 @@ class Transform:
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._steps(image.convert("RGB"))
+        return self._steps(_cut_long_side(to_rgb(image)))
