@@ -1,0 +1,1 @@
+"""Where a checkpoint's quality is measured: `python -m eval.generate`, then `python -m eval.score`."""

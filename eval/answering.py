@@ -1,0 +1,118 @@
+"""Greedy answers to many questions about few pictures, each picture's prefix computed once.
+
+All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
+the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
+prompts, sorted by length, is generated from in large batches by transformers' own `generate`.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+import torch
+from PIL import Image
+from transformers import Cache, DynamicCache
+
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+
+# for the prompt's tokens any picture does: each takes the same number of them
+ANY_IMAGE = Image.new("RGB", (8, 8))
+
+
+class Answerer:
+    """Answers of one model; the same words as `sparse_vlm.vlm.chat.answer` gives one by one.
+
+    Args:
+        model, processor: of `load_vlm`.
+        max_new_tokens: where an answer that does not end is cut.
+        batch_rows: questions that are generated for together.
+    """
+
+    def __init__(
+        self,
+        model: SparseVLMForConditionalGeneration,
+        processor: SparseVLMProcessor,
+        max_new_tokens: int,
+        batch_rows: int = 96,
+    ) -> None:
+        if batch_rows < 1:
+            raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
+        self.model, self.processor = model, processor
+        self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
+        self._prompts: dict[tuple[bool, str], list[int]] = {}
+
+    @torch.inference_mode()
+    def answer(
+        self, images: Sequence[Image.Image], questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Answers batch by batch, in an order of its own.
+
+        Args:
+            images: pictures, or none for questions about no picture.
+            questions: (index into `images`, text); without images the index is 0.
+
+        Yields:
+            (index into `questions`, answer) pairs of one batch.
+
+        Raises:
+            UserError: see `encode_prompt`, or the chat template does not put the image before the question.
+        """
+        prompts = [self._prompt(bool(images), text) for _, text in questions]
+        shared = self._shared_length(prompts)
+        prefix = self._prefill(images, prompts[0][:shared])
+        order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
+        for start in range(0, len(order), self.batch_rows):
+            batch = order[start : start + self.batch_rows]
+            cache = copy.deepcopy(prefix)
+            cache.batch_select_indices(torch.tensor([questions[index][0] for index in batch], device=self.model.device))
+            yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
+
+    def _prompt(self, with_image: bool, text: str) -> list[int]:
+        """Token ids of a whole prompt; benchmarks repeat their questions, so they are kept."""
+        if (with_image, text) not in self._prompts:
+            inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
+            self._prompts[with_image, text] = inputs["input_ids"][0].tolist()
+        return self._prompts[with_image, text]
+
+    def _shared_length(self, prompts: Sequence[list[int]]) -> int:
+        """Tokens that all prompts begin with; at least one token of each prompt is left to be generated from."""
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)  # stops at the shortest
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        if any(self.processor.image_token_id in prompt[shared:] for prompt in prompts):
+            raise UserError("The chat template must put the image before the question's words; it does not.")
+        return shared
+
+    def _prefill(self, images: Sequence[Image.Image], prefix: list[int]) -> Cache:
+        """Keys and values of the shared beginning, a row for each picture."""
+        device, pixels = self.model.device, None
+        if not prefix:  # no picture, and a template without a head
+            return DynamicCache(config=self.model.config)
+        if images:
+            pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+            pixels = pixels.to(device, self.model.dtype)
+        input_ids = torch.tensor([prefix], device=device).repeat(max(1, len(images)), 1)
+        out = self.model(input_ids=input_ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+        return out.past_key_values
+
+    def _generate(self, prompts: Sequence[list[int]], shared: int, cache: Cache) -> list[str]:
+        """Answers to prompts of one batch; padding goes between the shared beginning and the rest."""
+        tokenizer, device = self.processor.tokenizer, self.model.device
+        width = max(map(len, prompts))
+        input_ids, attention_mask = [], []
+        for prompt in prompts:
+            gap, rest = width - len(prompt), len(prompt) - shared
+            input_ids.append(prompt[:shared] + [tokenizer.pad_token_id] * gap + prompt[shared:])
+            attention_mask.append([1] * shared + [0] * gap + [1] * rest)
+        generated = self.model.generate(  # type: ignore[misc]  # transformers' own annotation of self
+            input_ids=torch.tensor(input_ids, device=device),
+            attention_mask=torch.tensor(attention_mask, device=device),
+            past_key_values=cache,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **GREEDY,
+        )
+        answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
