@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class _Hook(MetaPathFinder):
-    """Finds nothing by itself: asks the finders behind it and extends what their loader does for one module."""
+    """Finds nothing by itself: asks the finders behind it, and puts its loader around theirs for one module."""
 
     def __init__(self, module: str, callback: Callable[[], None]) -> None:
         self.module, self.callback = module, callback
@@ -21,29 +22,36 @@ class _Hook(MetaPathFinder):
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                self._extend(spec)
+                spec.loader = _HookedLoader(spec.loader, self)
                 return spec
         return None
 
-    def _extend(self, spec: ModuleSpec) -> None:
-        loader = spec.loader
-        assert loader is not None
-        execute = loader.exec_module
 
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            sys.meta_path.remove(self)
-            self.callback()
+class _HookedLoader(Loader):
+    """Does what `loader` does, then calls back. The module itself only ever sees `loader`."""
 
-        # The loader of a source file is made anew for each spec, so this touches no other module.
-        loader.exec_module = exec_module  # type: ignore[method-assign]
+    def __init__(self, loader: Loader, hook: _Hook) -> None:
+        self.loader, self.hook = loader, hook
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        sys.meta_path.remove(self.hook)
+        self.hook.callback()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)  # get_source, get_resource_reader … for who only asks for the spec
 
 
 def after_import(module: str, callback: Callable[[], None]) -> None:
-    """Calls `callback` once, at once if `module` is imported already, else right after its first import.
+    """Calls `callback` once: at once if `module` is imported already, else right after its first import.
 
     Args:
-        module: dotted name of a module that lies in a source file.
+        module: dotted name.
         callback: what to do. An exception in it makes the import fail.
     """
     if module in sys.modules:

@@ -199,7 +199,6 @@ def _new_projector(config: SparseVLMConfig, embeddings: Tensor, seed: int) -> nn
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> PreTrainedTokenizerBase:
     tokenizer.chat_template = chat_template
-    tokenizer.padding_side = "left"  # a batch of prompts ends where generation begins
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -58,8 +58,8 @@ def answer(
         UserError: see `encode_prompt`.
     """
     inputs = encode_prompt(processor, image, question).to(model.device)
-    generate: Any = model.generate
-    ids = generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
+    generator: Any = model  # transformers' annotations of generate fit none of its own Llava classes
+    ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -81,9 +81,9 @@ def stream(
         if future.exception() is not None:  # else generate has ended the stream itself
             streamer.text_queue.put(streamer.stop_signal)
 
-    generate: Any = model.generate
+    generator: Any = model
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(generate, **inputs, streamer=streamer, max_new_tokens=max_new_tokens, **GREEDY)
+        future = pool.submit(generator.generate, **inputs, streamer=streamer, max_new_tokens=max_new_tokens, **GREEDY)
         future.add_done_callback(release)
         yield from filter(None, streamer)  # a step that completes no character gives ""
         future.result()  # raises what generate raised

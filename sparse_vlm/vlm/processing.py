@@ -126,6 +126,7 @@ class SparseVLMProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        tokenizer.padding_side = "left"  # a batch of prompts ends where generation begins; not saved with a tokenizer
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:

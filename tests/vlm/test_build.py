@@ -1,0 +1,211 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+
+from sparse_vlm.cli import main
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.build import build_vlm, load_llm, load_vlm
+from sparse_vlm.vlm.chat import encode_prompt
+from tests.vlm.conftest import Loaded
+
+
+def logits_of(model: Any, inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def is_tied(model: Any) -> bool:
+    return model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_the_directory_describes_itself(vlm_dir: Path) -> None:
+    names = {path.name for path in vlm_dir.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+    } <= names
+    config = json.loads((vlm_dir / "config.json").read_text())
+    assert config["architectures"] == ["SparseVLMForConditionalGeneration"]
+    assert config["model_type"] == "sparse_vlm"
+    assert config["vision_config"]["model_type"] == "sparseformer"
+    assert config["vision_config"]["encoder"]["focus"]["tokens"] == config["image_seq_length"] == 6
+    assert str(vlm_dir.parent.parent) not in (vlm_dir / "config.json").read_text(), "no path of this machine"
+
+
+def test_text_logits_are_those_of_the_llm(vlm: Loaded, llm_dir: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(llm_dir)
+    inputs = encode_prompt(vlm[1], None, "What is two and two?")
+    expected = logits_of(llm, inputs)
+    torch.testing.assert_close(logits_of(vlm[0], inputs)[..., : expected.shape[-1]], expected)
+
+
+def test_new_ids_are_never_the_answer(vlm: Loaded, images: list[Image.Image]) -> None:
+    logits = logits_of(vlm[0], encode_prompt(vlm[1], images[0], "What?"))
+    old, new = logits[..., : vlm[0].config.image_token_id], logits[..., vlm[0].config.image_token_id :]
+    assert (new.amax(dim=-1) < old.amax(dim=-1)).all()
+
+
+def test_visual_tokens_start_at_the_rms_of_the_embeddings(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = torch.stack(model.model.get_image_features(pixel_values).pooler_output)
+    rms = features.square().mean().sqrt() / model.get_input_embeddings().weight.square().mean().sqrt()
+    assert 0.8 < rms < 1.25
+
+
+def test_the_seed_makes_the_projector(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
+    key = "model.multi_modal_projector.linear_1.weight"
+    for seed in (0, 1):
+        build_vlm(encoder_dir, llm_dir, tmp_path / str(seed), seed=seed)
+    weights = [
+        load_file(directory / "model.safetensors")[key] for directory in (tmp_path / "0", tmp_path / "1", vlm_dir)
+    ]
+    assert torch.equal(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+
+
+def test_save_and_load_again(vlm: Loaded, tmp_path: Path, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, again_processor = load_vlm(tmp_path)
+    assert is_tied(model)
+    assert is_tied(again)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    inputs = encode_prompt(again_processor, images[0], "What?")
+    assert torch.equal(logits_of(again, inputs), logits_of(model, inputs))
+
+
+def test_auto_classes_open_it(vlm: Loaded, vlm_dir: Path, images: list[Image.Image]) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(vlm_dir)
+    processor = AutoProcessor.from_pretrained(vlm_dir)
+    inputs = encode_prompt(processor, images[0], "What?")
+    assert torch.equal(logits_of(model, inputs), logits_of(vlm[0], inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import sparse_vlm, sys; assert 'transformers' not in sys.modules\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\nimport sparse_vlm",
+        "import sparse_vlm\nfrom transformers.models.llava.modeling_llava import LlavaModel\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+    ],
+)
+def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path, imports: str) -> None:
+    code = f"""{imports}
+model = AutoModelForImageTextToText.from_pretrained({str(vlm_dir)!r})
+processor = AutoProcessor.from_pretrained({str(vlm_dir)!r})
+print(type(model).__name__, type(processor).__name__, processor.num_image_tokens)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "SparseVLMForConditionalGeneration SparseVLMProcessor 6"
+
+
+@pytest.mark.slow
+def test_smollm2_from_gguf(
+    tmp_path: Path, encoder_dir: Path, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
+) -> None:
+    """The packaged LLM end to end; what transformers reads from GGUF is kept aside for the comparison."""
+    kept = []
+    read = AutoModelForCausalLM.from_pretrained
+
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        kept.append(read(*args, **kwargs))
+        return kept[-1]
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
+    assert main(["build", str(encoder_dir), str(smollm2_gguf), str(tmp_path / "vlm")]) == 0
+    model, processor = load_vlm(tmp_path / "vlm")
+    assert is_tied(model)
+    inputs = encode_prompt(processor, None, "What is the capital of France?")
+    expected = logits_of(kept[0], inputs)
+    torch.testing.assert_close(logits_of(model, inputs)[..., : expected.shape[-1]], expected, atol=1e-4, rtol=1e-5)
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    assert "Paris" in processor.decode(ids[0, inputs["input_ids"].shape[1] :])
+    assert model.generate(**encode_prompt(processor, images[0], "What?"), max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("llm", "gguf_file", "message"),
+    [
+        ("/nowhere/at/all", None, "There is no LLM directory /nowhere/at/all"),
+        ("/nowhere/at/all", "model.gguf", "There is no LLM directory /nowhere/at/all"),
+        ("/nowhere/model.gguf", None, "There is no LLM directory /nowhere"),
+        ("nowhere", None, "There is no LLM directory nowhere"),
+        ("EMPTY", "model.gguf", r"There is no file model.gguf in .*; .gguf files there: none"),
+        ("EMPTY", None, "holds no config.json"),
+    ],
+)
+def test_missing_llm(tmp_path: Path, llm: str, gguf_file: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_llm(tmp_path if llm == "EMPTY" else llm, gguf_file)
+
+
+def test_damaged_llm(tmp_path: Path, llm_dir: Path) -> None:
+    (tmp_path / "config.json").write_bytes((llm_dir / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"The LLM .* cannot be opened"):
+        load_llm(tmp_path)
+    (tmp_path / "broken.gguf").write_bytes(b"no GGUF")
+    with pytest.raises(UserError, match=r"The LLM .* cannot be opened"):
+        load_llm(tmp_path, "broken.gguf")
+
+
+def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+    with pytest.raises(UserError, match="There is no encoder directory"):
+        build_vlm(tmp_path / "none", llm_dir, tmp_path / "out")
+    with pytest.raises(UserError, match=r"vision_feature_layer -4 does not exist: the encoder has 2 blocks"):
+        build_vlm(encoder_dir, llm_dir, tmp_path / "out", vision_feature_layer=-4)
+    with pytest.raises(UserError, match="Unknown projector 'mlp'"):
+        build_vlm(encoder_dir, llm_dir, tmp_path / "out", projector="mlp")
+    assert not (tmp_path / "out").exists()
+
+
+def test_load_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no model directory .*none"):
+        load_vlm(tmp_path / "none")
+    with pytest.raises(UserError, match=r"no readable config\.json"):
+        load_vlm(tmp_path)
+    with pytest.raises(UserError, match=r"type 'sparseformer'.* joins it to an LLM"):
+        load_vlm(encoder_dir)
+    with pytest.raises(UserError, match="type 'llama', not 'sparse_vlm'"):
+        load_vlm(llm_dir)
+    (tmp_path / "config.json").write_bytes((vlm_dir / "config.json").read_bytes())
+    with pytest.raises(UserError, match="is incomplete"):
+        load_vlm(tmp_path)
+
+
+def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> None:
+    model, processor = vlm
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    weights["model.something"] = weights.pop("model.multi_modal_projector.linear_1.bias")
+    model.save_pretrained(tmp_path, state_dict=weights)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"missing_keys: .*linear_1.bias; unexpected_keys: .*something"):
+        load_vlm(tmp_path)
+
+
+def test_an_llm_without_padding_token_gets_one(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    llm, tokenizer = load_llm(llm_dir)
+    tokenizer.pad_token = None
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
+    assert load_vlm(tmp_path / "vlm")[1].tokenizer.pad_token == smollm2_tokenizer.eos_token

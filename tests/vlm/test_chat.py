@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sparse_vlm.cli import main
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import answer, encode_prompt, stream
+from tests.vlm.conftest import Loaded
+
+
+def test_the_stream_joins_to_the_answer(vlm: Loaded, images: list[Image.Image]) -> None:
+    pieces = list(stream(*vlm, images[0], "What is it?", max_new_tokens=6))
+    assert all(pieces)
+    assert "".join(pieces).strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6) != ""
+
+
+def test_without_an_image(vlm: Loaded) -> None:
+    assert "pixel_values" not in encode_prompt(vlm[1], None, "What is it?")
+    assert answer(*vlm, None, "What is it?", max_new_tokens=4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3000)])
+def test_extreme_images(vlm: Loaded, size: tuple[int, int]) -> None:
+    assert isinstance(answer(*vlm, Image.new("RGB", size, "blue"), "What is it?", max_new_tokens=2), str)
+
+
+def test_bad_questions(vlm: Loaded, images: list[Image.Image]) -> None:
+    with pytest.raises(UserError, match="must not contain <image>"):
+        answer(*vlm, images[0], "What is <image>?")
+    with pytest.raises(UserError, match="empty"):
+        answer(*vlm, images[0], "  ")
+
+
+def test_an_error_while_generating_reaches_the_reader(vlm: Loaded, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        list(stream(*vlm, images[0], "What is it?", max_new_tokens=-1))
+
+
+def test_command(
+    vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
+) -> None:
+    images[0].save(tmp_path / "a.png")
+    arguments = ["chat", "--model", str(vlm_dir), "--image", str(tmp_path / "a.png"), "--max_new_tokens", "6"]
+    assert main([*arguments, "What is it?"]) == 0
+    assert capsys.readouterr().out.strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6)
+
+
+def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    cases = [
+        (["--model", str(tmp_path / "none")], "There is no model directory"),
+        (["--model", str(vlm_dir), "--image", str(tmp_path / "none.png")], "none.png"),
+        (["--model", str(vlm_dir), "--image", str(tmp_path / "broken.png")], "broken.png"),
+    ]
+    for arguments, message in cases:
+        assert main(["chat", *arguments, "What?"]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error

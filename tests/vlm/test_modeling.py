@@ -1,0 +1,238 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, BatchFeature
+
+from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
+from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig, build_projector
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from tests.vlm.conftest import Loaded
+
+QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of the big red cube?", "Is it red?"]
+
+
+def prompts(processor: SparseVLMProcessor, questions: list[str], images: list[Image.Image] | None) -> BatchFeature:
+    parts = [{"type": "image"}] * (images is not None)
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for question in questions
+    ]
+    return processor(text=texts, images=images, padding=True, add_special_tokens=False, return_tensors="pt")
+
+
+def answer_ids(loaded: Loaded, image: Image.Image | None, question: str) -> list[int]:
+    model, processor = loaded
+    inputs = encode_prompt(processor, image, question)
+    ids = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, **GREEDY)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_visual_tokens_are_what_enters_the_last_block(
+    vlm: Loaded, images: list[Image.Image], encoder_dir: Path
+) -> None:
+    model, processor = vlm
+    pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        got = torch.stack(model.model.get_image_features(pixel_values).pooler_output)
+        states = SparseFormer.from_pretrained(encoder_dir)(pixel_values).hidden_states
+        expected = model.model.multi_modal_projector(states[-2][:, 1:])
+    assert got.shape == (3, 6, 48)
+    torch.testing.assert_close(got, expected)
+    assert not torch.allclose(got[0], got[1])
+
+
+def test_generated_text_depends_on_the_image(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    logits = [model(**encode_prompt(processor, image, "What?")).logits[0, -1] for image in images[:2]]
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_batches_with_left_padding_answer_as_one_by_one(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    inputs = prompts(processor, QUESTIONS, images)
+    assert (inputs["attention_mask"] == 0).any(), "the questions must differ in length"
+    ids = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, **GREEDY)
+    one_by_one = [answer_ids(vlm, image, question) for image, question in zip(images, QUESTIONS, strict=True)]
+    assert ids[:, inputs["input_ids"].shape[1] :].tolist() == one_by_one
+
+
+def test_text_only_batches_answer_as_one_by_one(vlm: Loaded) -> None:
+    model, processor = vlm
+    inputs = prompts(processor, QUESTIONS, None)
+    assert "pixel_values" not in inputs
+    ids = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, **GREEDY)
+    one_by_one = [answer_ids(vlm, None, question) for question in QUESTIONS]
+    assert ids[:, inputs["input_ids"].shape[1] :].tolist() == one_by_one
+
+
+def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images: list[Image.Image]) -> None:
+    """Rows are [prefix | padding | question]; the prefix with the image runs once, without its rows."""
+    model, processor = vlm
+    rows = [encode_prompt(processor, images[0], question) for question in QUESTIONS]
+    ids = [row["input_ids"][0] for row in rows]
+    end = int((ids[0] == model.config.image_token_id).nonzero()[-1]) + 1
+    prefix = ids[0][:end]
+    assert all(torch.equal(row[:end], prefix) for row in ids)
+
+    longest = max(len(row) for row in ids)
+    padding = [torch.full((longest - len(row),), processor.tokenizer.pad_token_id) for row in ids]
+    input_ids = torch.stack([torch.cat([prefix, pad, row[end:]]) for row, pad in zip(ids, padding, strict=True)])
+    attention_mask = torch.ones_like(input_ids)
+    for row, pad in enumerate(padding):
+        attention_mask[row, end : end + len(pad)] = 0
+
+    with torch.no_grad():
+        out = model(input_ids=prefix[None], pixel_values=rows[0]["pixel_values"], use_cache=True)
+    cache = copy.deepcopy(out.past_key_values)
+    cache.batch_repeat_interleave(len(QUESTIONS))
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        past_key_values=cache,
+        max_new_tokens=8,
+        min_new_tokens=8,
+        **GREEDY,
+    )
+    assert generated[:, longest:].tolist() == [answer_ids(vlm, images[0], question) for question in QUESTIONS]
+    assert out.past_key_values.get_seq_length() == end, "the cache of the prefix can be used again"
+
+
+def test_wrong_number_of_placeholder_tokens_in_the_ids(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    inputs = encode_prompt(processor, images[0], "What?")
+    inputs["input_ids"][inputs["input_ids"] == model.config.image_token_id] = 5
+    inputs["input_ids"][0, :3] = model.config.image_token_id
+    with pytest.raises(ValueError, match="do not match, tokens: 3"):
+        model(**inputs)
+
+
+def test_loss_reaches_projector_encoder_and_llm(vlm_dir: Path, images: list[Image.Image]) -> None:
+    model, processor = load_vlm(vlm_dir)
+    inputs = encode_prompt(processor, images[0], "What?")
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    encoder = model.model.vision_tower.encoder
+    for parameters in (
+        model.model.multi_modal_projector.parameters(),
+        encoder.stem.conv.parameters(),
+        encoder.focus.initial_rois.parameters(),
+        encoder.cortex.trunk.blocks[0].parameters(),
+        model.model.language_model.parameters(),
+    ):
+        for parameter in parameters:
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+            assert parameter.grad.abs().max() > 0
+    # what lies behind the chosen hidden state has no part in it
+    assert all(parameter.grad is None for parameter in encoder.cortex.trunk.blocks[-1].parameters())
+
+
+def test_bfloat16_keeps_the_coordinates_to_the_last_bit(vlm_dir: Path, images: list[Image.Image]) -> None:
+    exact, processor = load_vlm(vlm_dir)
+    model, _ = load_vlm(vlm_dir, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    pairs = zip(exact.named_modules(), model.named_modules(), strict=True)
+    islands = [(a, b) for (_, a), (_, b) in pairs if isinstance(a, Float32Module)]
+    assert islands
+    for a, b in islands:
+        for expected, got in zip(a.parameters(), b.parameters(), strict=True):
+            assert got.dtype == torch.float32
+            assert torch.equal(expected, got)
+    inputs = encode_prompt(processor, images[0], "What?")
+    out = model(**inputs)
+    assert out.logits.dtype == torch.bfloat16
+    assert out.logits.isfinite().all()
+
+
+def test_attention_is_sdpa(vlm: Loaded) -> None:
+    config = vlm[0].config
+    assert config.text_config._attn_implementation == "sdpa"
+
+
+def test_the_vision_model_alone_opens_with_automodel(tiny_encoder: SparseFormer) -> None:
+    config = SparseFormerVisionConfig.from_encoder(tiny_encoder)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
+    pixel_values = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.encoder.state_dict(), tiny_encoder.state_dict())  # its own initialisation
+    with torch.no_grad():
+        out = model.eval()(pixel_values)
+        expected = tiny_encoder(pixel_values)
+    torch.testing.assert_close(out.pooler_output, expected.pooled)
+    torch.testing.assert_close(out.last_hidden_state, expected.tokens)
+    assert len(out.hidden_states) == 3
+
+
+@pytest.fixture(scope="session")
+def encoder_without_cls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SparseFormer v1: 5 latent tokens, no CLS."""
+    config = SparseFormerConfig(
+        StemConfig(8),
+        FocusConfig("v1", tokens=5, width=64, heads=1, repeats=1, last_heads=2),
+        CortexConfig(
+            "vit_tiny_patch16_224",
+            depth=2,
+            width=128,
+            heads=2,
+            head_dim=10,
+            options={"class_token": False, "global_pool": "avg", "fc_norm": True},
+        ),
+        Preprocessing(resize=64, crop=64),
+    )
+    directory = tmp_path_factory.mktemp("v1") / "encoder"
+    torch.manual_seed(0)
+    SparseFormer(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("with_cls", "strategy", "tokens"), [(True, "full", 7), (False, "default", 5), (False, "full", 5)]
+)
+def test_visual_tokens_by_select_strategy(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    llm_dir: Path,
+    images: list[Image.Image],
+    with_cls: bool,
+    strategy: str,
+    tokens: int,
+) -> None:
+    encoder_dir = request.getfixturevalue("encoder_dir" if with_cls else "encoder_without_cls")
+    build_vlm(encoder_dir, llm_dir, tmp_path / "vlm", vision_feature_select_strategy=strategy, projector="linear")
+    model, processor = load_vlm(tmp_path / "vlm")
+    assert model.config.image_seq_length == processor.num_image_tokens == tokens
+    inputs = encode_prompt(processor, images[0], "What?")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == tokens
+    with torch.no_grad():
+        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        states = SparseFormer.from_pretrained(encoder_dir)(inputs["pixel_values"]).hidden_states
+        torch.testing.assert_close(features, model.model.multi_modal_projector(states[-2][0]))
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_default_strategy_without_cls_is_refused(encoder_without_cls: Path) -> None:
+    vision = SparseFormerVisionConfig.from_encoder(SparseFormer.from_pretrained(encoder_without_cls))
+    with pytest.raises(UserError, match='has none: use "full"'):
+        SparseVLMConfig(vision_config=vision, vision_feature_select_strategy="default")
+
+
+def test_unknown_projector(tiny_encoder: SparseFormer) -> None:
+    vision = SparseFormerVisionConfig.from_encoder(tiny_encoder)
+    with pytest.raises(UserError, match=r"Unknown projector 'mlp3x_gelu'. Did you mean 'mlp2x_gelu'"):
+        SparseVLMConfig(vision_config=vision, projector_type="mlp3x_gelu")
+
+
+def test_several_feature_layers_are_concatenated(tiny_encoder: SparseFormer) -> None:
+    vision = SparseFormerVisionConfig.from_encoder(tiny_encoder)
+    config = SparseVLMConfig(vision_config=vision, vision_feature_layer=[-2, -1])
+    assert build_projector(config).norm.normalized_shape == (256,)
