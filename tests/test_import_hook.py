@@ -38,6 +38,7 @@ def test_leaves_no_trace_in_the_module(module: str) -> None:
     assert hooked is not None
     assert hooked.origin == plain.origin
     imported = importlib.import_module(module)
+    assert imported.__spec__ is not None
     assert type(imported.__loader__) is type(imported.__spec__.loader) is type(plain.loader)
 
 

@@ -130,7 +130,8 @@ def test_smollm2_from_gguf(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
     assert main(["build", str(encoder_dir), str(smollm2_gguf), str(tmp_path / "vlm")]) == 0
-    model, processor = load_vlm(tmp_path / "vlm")
+    loaded: Loaded = load_vlm(tmp_path / "vlm")
+    model, processor = loaded
     assert is_tied(model)
     inputs = encode_prompt(processor, None, "What is the capital of France?")
     expected = logits_of(kept[0], inputs)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sparse_vlm.vlm.processing import (
 )
 from tests.vlm.conftest import Loaded
 
-QUESTION = [{"type": "image"}, {"type": "text", "text": "What?"}]
+QUESTION: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What?"}]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
@@ -129,9 +130,8 @@ def test_a_template_that_places_images_itself_stays(smollm2_tokenizer: PreTraine
 def test_a_template_that_prints_lists_as_python_does_is_extended(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
     template = "{% for message in messages %}USER: {{ message['content'] }} {% endfor %}ASSISTANT:"
     prepared = prepare_chat_template(smollm2_tokenizer, template)
-    text = smollm2_tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], chat_template=prepared, tokenize=False
-    )
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    text = smollm2_tokenizer.apply_chat_template(messages, chat_template=prepared, tokenize=False)
     assert text == "USER: <image>\nWhat? ASSISTANT:"
 
 
