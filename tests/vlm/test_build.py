@@ -8,7 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
@@ -139,6 +146,23 @@ def test_smollm2_from_gguf(
     ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in processor.decode(ids[0, inputs["input_ids"].shape[1] :])
     assert model.generate(**encode_prompt(processor, images[0], "What?"), max_new_tokens=2).shape[0] == 1
+
+
+def test_untied_llm_of_another_family_with_spare_rows(
+    tmp_path: Path, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vocabulary = len(smollm2_tokenizer) + 100
+    config = Qwen2Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=False, **sizes)
+    llm: Any = Qwen2ForCausalLM(config).eval()
+    llm.save_pretrained(tmp_path / "llm")
+    smollm2_tokenizer.save_pretrained(tmp_path / "llm")
+    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
+    loaded: Loaded = load_vlm(tmp_path / "vlm")
+    assert not is_tied(loaded[0])
+    assert loaded[0].get_input_embeddings().num_embeddings == vocabulary
+    inputs = encode_prompt(loaded[1], None, "What?")
+    torch.testing.assert_close(logits_of(loaded[0], inputs), logits_of(llm, inputs))
 
 
 @pytest.mark.parametrize(
