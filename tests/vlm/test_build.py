@@ -151,7 +151,12 @@ def test_smollm2_from_gguf(
 def test_untied_llm_of_another_family_with_spare_rows(
     tmp_path: Path, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vocabulary = len(smollm2_tokenizer) + 100
     config = Qwen2Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=False, **sizes)
     llm: Any = Qwen2ForCausalLM(config).eval()
