@@ -55,7 +55,7 @@ class SparseFormer(nn.Module):
         Raises:
             UserError: `images` is not a non-empty floating-point batch of RGB images.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0 or not images.is_floating_point():
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
             raise UserError(
                 "SparseFormer takes a non-empty batch of RGB images, float[B, 3, H, W], "
                 f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."

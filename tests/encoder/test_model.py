@@ -1,0 +1,155 @@
+"""SparseFormer as a module: its output, inputs of any size, copies, compilation, directories."""
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_vlm.encoder import (
+    CortexConfig,
+    EncoderOutput,
+    FocusConfig,
+    SparseFormer,
+    SparseFormerConfig,
+    StemConfig,
+    create_encoder,
+)
+from sparse_vlm.errors import UserError
+from tests.encoder.official import NAMES, load_official, recorded
+
+
+def assert_same(first: EncoderOutput, second: EncoderOutput, tolerance: float = 0) -> None:
+    for a, b in zip(first[:3], second[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@torch.no_grad()
+def test_output(tiny_encoder: SparseFormer) -> None:
+    output = tiny_encoder(torch.randn(2, 3, 64, 64))
+    assert output.tokens.shape == (2, 7, 128)
+    assert output.pooled.shape == (2, 12)
+    assert output.rois.shape == (2, 2, 6, 4)  # steps first
+    assert len(output.hidden_states) == 3  # the cortex's input, and what leaves each of 2 blocks
+    assert torch.equal(output.hidden_states[-1], output.tokens)
+    cls = tiny_encoder.cortex.cls_embedding
+    assert cls is not None
+    assert torch.equal(output.hidden_states[0][:, 0], cls.expand(2, -1))
+    assert tiny_encoder.num_prefix_tokens == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 200), (500, 20), (64, 64), (96, 50)])
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_any_size_gives_the_same_number_of_finite_tokens(name: str, size: tuple[int, int]) -> None:
+    encoder = load_official(name)
+    output = encoder(torch.randn(1, 3, *size))
+    assert output.tokens.shape[1] == encoder.config.focus.tokens + encoder.num_prefix_tokens
+    assert all(value.isfinite().all() for value in output[:3])
+
+
+@torch.no_grad()
+def test_images_of_a_batch_do_not_mix(tiny_encoder: SparseFormer) -> None:
+    images = torch.randn(3, 3, 48, 64)
+    together, alone = tiny_encoder(images).pooled, tiny_encoder(images[1:2]).pooled
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(0, 3, 8, 8),
+        torch.zeros(1, 3, 0, 8),
+        torch.zeros(1, 1, 8, 8),
+        torch.zeros(1, 4, 8, 8),
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=lambda images: f"{str(images.dtype)[6:]}{list(images.shape)}",
+)
+def test_other_tensors_are_refused_with_their_shape(tiny_encoder: SparseFormer, images: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="non-empty batch of RGB images") as caught:
+        tiny_encoder(images)
+    assert str(caught.value).endswith(f"got {str(images.dtype)[6:]}{list(images.shape)}.")
+
+
+@torch.no_grad()
+def test_copies_compute_the_same(tiny_encoder: SparseFormer) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    expected = tiny_encoder(images)
+    assert_same(copy.deepcopy(tiny_encoder)(images), expected)
+    assert_same(pickle.loads(pickle.dumps(tiny_encoder))(images), expected)
+    buffer = io.BytesIO()
+    torch.save(tiny_encoder.state_dict(), buffer)
+    other = SparseFormer(tiny_encoder.config).eval()
+    other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    assert_same(other(images), expected)
+
+
+@torch.no_grad()
+def test_forward_changes_nothing(tiny_encoder: SparseFormer) -> None:
+    before = copy.deepcopy(tiny_encoder.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert_same(tiny_encoder(images), tiny_encoder(images))
+    assert all(torch.equal(value, before[key]) for key, value in tiny_encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_directory_gives_the_same_model(name: str, tmp_path: Path) -> None:
+    encoder, images = load_official(name), recorded(name, "a")["input"]
+    encoder.save_pretrained(tmp_path / "encoder")
+    again = SparseFormer.from_pretrained(tmp_path / "encoder")
+    assert again.config == encoder.config
+    assert not again.training
+    with torch.no_grad():
+        assert_same(again(images), encoder(images))
+
+
+def test_a_low_precision_model_is_saved_and_opened(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
+    tiny_encoder.bfloat16().save_pretrained(tmp_path / "encoder")
+    again = SparseFormer.from_pretrained(tmp_path / "encoder")
+    assert torch.equal(again.stem.conv.weight, tiny_encoder.stem.conv.weight.float())
+
+
+@pytest.mark.parametrize("name", ["v1_tiny", "btsp_clip_tiny"])
+@torch.no_grad()
+def test_one_graph_without_breaks(name: str) -> None:
+    encoder, images = load_official(name), recorded(name, "a")["input"]
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    assert_same(compiled(images), encoder(images), tolerance=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch")
+@torch.no_grad()
+def test_compiled_to_machine_code() -> None:
+    torch.manual_seed(0)
+    config = SparseFormerConfig(
+        StemConfig(8),
+        FocusConfig("bootstrapped", tokens=4, width=64, heads=1, repeats=1),
+        CortexConfig("vit_base_patch16_clip_quickgelu_224", depth=1, width=64, heads=1),
+    )
+    encoder, images = SparseFormer(config).eval(), torch.randn(2, 3, 32, 48)
+    assert_same(torch.compile(encoder, fullgraph=True)(images), encoder(images), tolerance=1e-4)
+
+
+def test_exported_with_any_size(tiny_encoder: SparseFormer) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    height, width = (torch.export.Dim(side, min=8, max=512) for side in ("height", "width"))
+    shapes = {"images": {0: batch, 2: height, 3: width}}
+    exported = torch.export.export(tiny_encoder, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for size in ((1, 3, 64, 64), (3, 3, 96, 50)):
+            images = torch.randn(*size)
+            torch.testing.assert_close(exported(images).pooled, tiny_encoder(images).pooled, rtol=0, atol=1e-5)
+
+
+def test_an_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"Unknown encoder variant 'sparseformer-clip'\. Did you mean .*clip-[bl]"):
+        create_encoder("sparseformer-clip")
+
+
+def test_preprocessing_belongs_to_the_weights(tiny_encoder: SparseFormer) -> None:
+    assert tiny_encoder.transform.preprocessing == tiny_encoder.config.preprocessing

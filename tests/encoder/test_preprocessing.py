@@ -1,0 +1,71 @@
+"""From pictures of any mode and size to tensors."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from sparse_vlm.encoder import Preprocessing
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, to_rgb
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3000), (1, 4000), (4000, 1), (224, 224), (30, 500)])
+def test_any_size_becomes_the_crop(size: tuple[int, int]) -> None:
+    tensor = Transform(Preprocessing())(Image.new("RGB", size, (255, 128, 0)))
+    assert tensor.shape == (3, 224, 224)
+    assert tensor.dtype == torch.float32
+    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(tensor.amax(dim=(1, 2)), expected)
+    torch.testing.assert_close(tensor.amin(dim=(1, 2)), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I", "F"])
+def test_any_mode_is_taken(mode: str) -> None:
+    tensor = Transform(Preprocessing())(PICTURE.convert(mode))
+    assert tensor.shape == (3, 224, 224)
+    assert tensor.std() > 0.3
+    if mode in ("L", "LA", "1", "I", "F"):
+        raw = tensor * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
+        torch.testing.assert_close(raw[0], raw[2])
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+def test_palettes_with_transparency(transparency: int | bytes) -> None:
+    palette = PICTURE.convert("P")
+    opaque = np.asarray(palette.convert("RGB"))
+    palette.info["transparency"] = transparency
+    assert np.array_equal(np.asarray(to_rgb(palette)), opaque)
+
+
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    values = np.linspace(0, 65535, 300, dtype=np.uint16).reshape(10, 30)
+    for array in (values, values.astype(">u2")):
+        assert np.array_equal(np.asarray(to_rgb(Image.fromarray(array)))[..., 1], values // 256)
+
+
+def test_the_steps_are_torchvisions() -> None:
+    steps = v2.Compose(
+        [
+            v2.Resize(64, v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.CenterCrop(48),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(CLIP_MEAN, CLIP_STD),
+        ]
+    )
+    transform = Transform(Preprocessing(64, 48, CLIP_MEAN, CLIP_STD, "bilinear"))
+    assert torch.equal(transform(PICTURE), steps(PICTURE))
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(PICTURE), steps(PICTURE))
+
+
+def test_cutting_a_long_picture_keeps_its_centre() -> None:
+    stripe = np.zeros((4, 400, 3), dtype=np.uint8)
+    stripe[:, 198:202] = 255
+    tensor = Transform(Preprocessing(resize=64, crop=64, mean=(0, 0, 0), std=(1, 1, 1)))(Image.fromarray(stripe))
+    torch.testing.assert_close(tensor, tensor.flip(-1))  # symmetric: the centre stayed the centre
+    assert tensor[:, :, 16:48].mean() > 0.95

@@ -1,0 +1,86 @@
+"""RoI geometry: the formulas where the official models are too coarse to tell, and the initial layout."""
+
+import math
+
+import pytest
+import torch
+
+from sparse_vlm.encoder import rois
+
+
+@pytest.mark.parametrize("count", range(1, 201))
+def test_initial_rois_are_distinct_tiles_that_cover_the_image(count: int) -> None:
+    tiles = rois.lay_out_rois(count)
+    assert tiles.shape == (count, 4)
+    assert tiles.dtype == torch.float32
+    assert len(tiles.unique(dim=0)) == count
+    _, size = rois.to_center_size(tiles)
+    assert (size > 0).all()
+    assert size.prod(dim=-1).sum().item() == pytest.approx(1, abs=1e-5)
+    assert tiles.min() == 0
+    assert tiles.max() == 1
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 9])
+def test_a_square_count_gives_a_regular_grid(side: int) -> None:
+    tiles = rois.lay_out_rois(side * side).unflatten(0, (side, side))
+    starts = torch.arange(side) / side
+    torch.testing.assert_close(tiles[:, :, 0], starts.expand(side, side))
+    torch.testing.assert_close(tiles[:, :, 1], starts[:, None].expand(side, side))
+
+
+def test_center_and_size_are_inverse_to_corners() -> None:
+    corners = torch.tensor([[0.1, 0.9, -0.5, 1.5], [0.0, 0.0, 1.0, 1.0]])
+    center, size = rois.to_center_size(corners)
+    torch.testing.assert_close(center[0], torch.tensor([-0.2, 1.2]))
+    torch.testing.assert_close(size[0], torch.tensor([-0.6, 0.6]))  # signed
+    torch.testing.assert_close(rois.from_center_size(center, size), corners)
+
+
+def test_adjustment_uses_the_old_absolute_size() -> None:
+    region = torch.tensor([[[0.6, 0.2, 0.2, 0.4]]])  # x2 < x1: width −0.4, height 0.2, centre (0.4, 0.3)
+    moved = rois.adjust_rois(region, torch.tensor([[[1.0, -1.0, math.log(2), math.log(0.5)]]]))
+    center, size = rois.to_center_size(moved)
+    torch.testing.assert_close(center, torch.tensor([[[0.8, 0.1]]]))
+    torch.testing.assert_close(size, torch.tensor([[[0.8, 0.1]]]))
+
+
+def test_no_adjustment_leaves_a_roi_but_for_its_sign() -> None:
+    region = torch.tensor([[[0.6, 0.2, 0.2, 0.4]]])
+    torch.testing.assert_close(rois.adjust_rois(region, torch.zeros(1, 1, 4)), torch.tensor([[[0.2, 0.2, 0.6, 0.4]]]))
+
+
+def test_points_are_normalised_with_the_eps_beside_the_unbiased_std() -> None:
+    """Offsets that hardly differ, so that the eps and its place decide (the official models' differ by too much)."""
+    offsets = torch.tensor([[[[0.0, 3.0], [2e-5, 3.0], [4e-5, 3.0]]]])  # x: mean 2e-5, unbiased std 2e-5
+    region = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # mirrored: width −1
+    points = rois.place_points(region, offsets)
+    torch.testing.assert_close(points[0, 0, :, 0], 0.5 - torch.tensor([-1.0, 0.0, 1.0]) * 2e-5 / (3 * 3e-5))
+    torch.testing.assert_close(points[0, 0, :, 1], torch.full((3,), 0.5))
+
+
+def test_samples_lie_where_the_convention_says() -> None:
+    """A map that holds its own coordinates: cell (i, j) of W×H spans [j/W, (j+1)/W] × [i/H, (i+1)/H]."""
+    height, width = 4, 8
+    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    points = torch.tensor([[[[0.5, 0.5], [0.3, 0.8], [0.0625, 0.125]]]])
+    samples = rois.sample_features(torch.stack([x, y])[None], points, "zeros")
+    torch.testing.assert_close(samples, points)
+
+
+@pytest.mark.parametrize(("padding", "expected"), [("zeros", 0.0), ("border", 1.0)])
+def test_samples_outside_the_image(padding: str, expected: float) -> None:
+    samples = rois.sample_features(torch.ones(1, 1, 4, 4), torch.tensor([[[[-0.5, 0.5], [0.5, 1.7]]]]), padding)
+    assert samples.flatten().tolist() == [expected, expected]
+
+
+def test_encoding_of_one_roi_by_hand() -> None:
+    code = rois.encode_rois(torch.tensor([[[0.25, 0.5, 0.75, 1.0]]]), width=16).unflatten(-1, (4, 4))
+    for coordinate, values in zip((0.25, 0.5, 0.75, 1.0), code[0, 0], strict=True):
+        angles = [coordinate * math.pi * 128 ** (k / 3) for k in range(4)]
+        expected = [math.sin(angles[0]), math.sin(angles[2]), math.cos(angles[1]), math.cos(angles[3])]
+        torch.testing.assert_close(values, torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_no_gradient_flows_through_the_encoding() -> None:
+    assert not rois.encode_rois(torch.rand(1, 2, 4, requires_grad=True), 16).requires_grad
