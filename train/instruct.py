@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.errors import exit_with_sentence
@@ -69,6 +69,7 @@ def add_lora(model: PreTrainedModel, args: InstructArguments) -> tuple[PeftModel
         modules_to_save=whole,
         task_type="CAUSAL_LM",
     )
+    set_seed(args.seed)  # the adapter's start is the same whatever random numbers loading took
     wrapped = get_peft_model(model, config)
     groups: dict[str, list[nn.Parameter]] = {"lora": [], "projector": [], "vision tower": [], "frozen": []}
     for name, parameter in wrapped.named_parameters():
@@ -102,9 +103,7 @@ def instruct(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args:
         if args.process_index == 0:
             merge_lora(saved, model_args)
     else:
-        parts = vlm.vlm_parts(
-            model, tower=args.tower_rate, projector=args.projector_rate, language=args.learning_rate
-        )
+        parts = vlm.vlm_parts(model, tower=args.tower_rate, projector=args.projector_rate, language=args.learning_rate)
         saved = vlm.train(model, parts, args, dataset, collator, processor)
     vlm.finish(saved, args)
 

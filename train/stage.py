@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sparse_vlm.errors import UserError
@@ -76,7 +84,8 @@ def what_trains(model: nn.Module, parts: Sequence[Part]) -> str:
 
 
 class StageTrainer(Trainer):
-    """Trainer whose optimizer has one learning rate per part; norms and biases without weight decay.
+    """Trainer whose optimizer has one learning rate per part (norms and biases without weight decay), and which
+    restores a checkpoint in full or not at all.
 
     Args:
         parts: as given to `what_trains`.
@@ -104,6 +113,27 @@ class StageTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # transformers' own compares the file's names with the model's although save_pretrained may have renamed them
+        # (it does for Llava), and then goes on from the starting weights with no more than a warning.
+        target = self.model if model is None else model
+        if isinstance(target, PreTrainedModel):
+            restored = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+            target.load_state_dict(restored.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if state_dict is not None:  # what DeepSpeed gathers has tied weights twice
+            for tied, source in getattr(self.model, "all_tied_weights_keys", {}).items():
+                if tied in state_dict and source in state_dict:
+                    state_dict[tied] = state_dict[source]
+        super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise RuntimeError(f"The checkpoint does not fit the model: {load_result}")
 
 
 class JsonlLog(TrainerCallback):
@@ -164,8 +194,9 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def check_start(args: StageArguments) -> None:
-    """Fails early: a finished output directory, or another number of processes than asked for.
+def prepare(args: StageArguments) -> None:
+    """Fails early: a finished output directory, or another number of processes than asked for. Tells DeepSpeed of the
+    processes, and seeds. To be called before a model is loaded.
 
     Raises:
         UserError: with the values.
@@ -182,17 +213,29 @@ def check_start(args: StageArguments) -> None:
         raise UserError(
             f"One process sees {args.n_gpu} GPUs. Launch with `deepspeed` or torchrun, or set CUDA_VISIBLE_DEVICES."
         )
+    if args.deepspeed:
+        import deepspeed  # slow, and needs a compiler
+
+        deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
+    set_seed(args.seed)
 
 
 def run(trainer: Trainer) -> None:
-    """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl."""
+    """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl.
+
+    Raises:
+        UserError: one that the data set raised, also in a data loader's worker process.
+    """
     output_dir = Path(trainer.args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     trainer.add_callback(JsonlLog(output_dir / LOG_NAME))
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except UserError as error:  # torch wraps a worker's error: its whole traceback is the message
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:

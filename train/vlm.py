@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers import PreTrainedModel, ProcessorMixin
 
 from sparse_vlm.data.collate import ConversationCollator
 from sparse_vlm.data.conversations import ChatFormat, read_samples
@@ -17,7 +17,7 @@ from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.build import load_vlm
-from train.stage import Part, StageArguments, StageTrainer, check_start, publish, run, what_trains
+from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,12 @@ class DataArguments:
 
 
 def load(model_args: ModelArguments, args: StageArguments) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Checks the start, seeds, and loads the model in float32 (bf16 is the trainer's autocast or DeepSpeed's)."""
-    check_start(args)
-    set_seed(args.seed)
-    return load_vlm(model_args.model_name_or_path, dtype=torch.float32)
+    """Prepares the start and loads the model in float32 (bf16 is the trainer's autocast or DeepSpeed's)."""
+    prepare(args)
+    model, processor = load_vlm(model_args.model_name_or_path, dtype=torch.float32)
+    # Under ZeRO-3 transformers 5.23 also keeps the renamings that no name needed, and would save with them reversed.
+    model._weight_conversions = []
+    return model, processor
 
 
 def pixel_values(image_processor: object, image: Image.Image) -> torch.Tensor:
@@ -66,7 +68,7 @@ def make_data(
     if data_args.independent_turns and model.config.text_config._attn_implementation not in ("sdpa", None):
         raise UserError("--independent_turns needs the attention implementation sdpa; it uses a 4D mask.")
     chat = ChatFormat(
-        processor.tokenizer, processor.chat_template, model.config.image_token_id, model.config.image_seq_length
+        processor.tokenizer, processor.chat_template, model.config.image_token_id, processor.num_image_tokens
     )
     preprocess = functools.partial(pixel_values, processor.image_processor)
     dataset = ConversationDataset(
@@ -113,13 +115,17 @@ def train(
 ) -> Path:
     """Trains and returns a directory inside output_dir with what `Trainer.save_model` writes, consolidated under ZeRO."""
     table = what_trains(model, parts)
-    logger.warning("What trains:\n%s", table)
     if args.process_index == 0:
+        logger.warning("What trains:\n%s", table)
         write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
     trainer = StageTrainer(
         parts, model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
     )
+    text_config = model.config.get_text_config()
+    use_cache, text_config.use_cache = text_config.use_cache, False  # training never reads the keys and values again
     run(trainer)
+    text_config.use_cache = use_cache
+    del model.config.use_cache  # set by Trainer; the result's config.json is to equal the start's
     saved = Path(args.output_dir) / ".finished"
     if args.process_index == 0:
         shutil.rmtree(saved, ignore_errors=True)

@@ -128,7 +128,7 @@ def parse_sample(record: dict[str, Any], index: int) -> Sample:
         if IMAGE_PLACEHOLDER not in turns[first][1]:
             raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in the first human turn.")
         text = turns[first][1].replace(IMAGE_PLACEHOLDER, "").strip()
-        turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n{text}")
+        turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n{text}" if text else IMAGE_PLACEHOLDER)
     return Sample(name, image, tuple(turns))
 
 

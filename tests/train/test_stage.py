@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_vlm.errors import UserError
-from train.stage import Part, StageArguments, StageTrainer, check_start, last_checkpoint, read_log, run, what_trains
+from train.stage import Part, StageArguments, StageTrainer, last_checkpoint, prepare, read_log, run, what_trains
 
 STEPS = 8
 
@@ -118,13 +118,13 @@ def test_seed_decides_the_curve(tmp_path: Path) -> None:
 def test_start_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, num_processes=2)
     with pytest.raises(UserError, match="2 processes were asked for but 1 trains"):
-        check_start(args)
+        prepare(args)
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, warmup_ratio=0.03)
     assert args.warmup_steps == 0.03
-    check_start(args)
+    prepare(args)
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="already holds a finished model"):
-        check_start(args)
+        prepare(args)
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""The stages' batches on a real (tiny) VLM: padding, mixing, independence and the blank image change no number."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from sparse_vlm.data.collate import ConversationCollator
+from sparse_vlm.data.conversations import encode, parse_sample
+from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.errors import UserError
+from train.stage import StageArguments, what_trains
+from train.vlm import DataArguments, ModelArguments, load, make_data, vlm_parts
+
+
+@pytest.fixture(scope="module")
+def loaded(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, ProcessorMixin]:
+    args = StageArguments(output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True)
+    model, processor = load(ModelArguments(str(vlm_dir)), args)
+    return model.eval(), processor
+
+
+def data(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], folder: Path, file: str, *, language: bool = True, **options: bool
+) -> tuple[ConversationDataset, ConversationCollator]:
+    args = StageArguments(output_dir="unused", use_cpu=True)
+    data_args = DataArguments(str(folder / file), str(folder), **options)
+    return make_data(data_args, args, *loaded, language=language)
+
+
+@torch.no_grad()
+def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
+    dataset, collate = data(loaded, data_dir, "chats.json")
+    together = loaded[0](**collate([dataset[i] for i in range(8)])).logits
+    alone = torch.cat([loaded[0](**collate([dataset[i]])).logits for i in range(8)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_independent_turns_equal_one_conversation_per_turn(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path
+) -> None:
+    dataset, collate = data(loaded, data_dir, "chats.json", independent_turns=True)
+    out = loaded[0](**collate([dataset[i] for i in range(8)]))
+    single, logits, losses = ConversationCollator(0), [], []
+    for i in range(8):
+        sample = dataset.samples[i]
+        for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=True):
+            text = question[1].removeprefix("<image>\n")
+            image = {"image": sample.image} if sample.image else {}
+            turns = [{"from": "human", "value": ("<image>\n" if image else "") + text}]
+            record = {"id": "x", **image, "conversations": [*turns, {"from": "gpt", "value": answer[1]}]}
+            row = encode(parse_sample(record, 0), dataset.chat)
+            one = loaded[0](**single([{"row": row, "pixel_values": dataset[i]["pixel_values"]}]))
+            logits.append(one.logits)
+            losses += [one.loss] * len(one.logits)
+    assert len(logits) == 14
+    torch.testing.assert_close(out.logits, torch.cat(logits), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.loss, torch.stack(losses).mean(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_the_blank_image_has_zero_gradient_and_changes_nothing(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, independent: bool
+) -> None:
+    model = loaded[0]
+    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=None))
+    dataset, with_blank = data(loaded, data_dir, "text.json", language=False, independent_turns=independent)
+    _, without = data(loaded, data_dir, "text.json", independent_turns=independent)
+    examples = [dataset[0], dataset[1]]
+    assert "pixel_values" not in without(examples)
+    loss = model(**with_blank(examples)).loss
+    torch.testing.assert_close(loss, model(**without(examples)).loss, atol=1e-5, rtol=0)
+    loss.backward()
+    gradients = [p.grad for p in model.model.multi_modal_projector.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    model.zero_grad()
+
+
+def test_a_frozen_tower_runs_without_a_graph(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
+    model = loaded[0]
+    what_trains(model, vlm_parts(model, tower=None, projector=1.0, language=None))
+    dataset, collate = data(loaded, data_dir, "captions.json")
+    batch = collate([dataset[0]])
+    assert not model.model.vision_tower(batch["pixel_values"]).last_hidden_state.requires_grad
+    model(**batch).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.model.multi_modal_projector.parameters())
+    assert all(p.grad is None for p in model.model.language_model.parameters())
+    model.zero_grad()
+
+
+def test_independent_turns_need_sdpa(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
+    model = loaded[0]
+    model.set_attn_implementation({"text_config": "eager"})
+    try:
+        with pytest.raises(UserError, match="needs the attention implementation sdpa"):
+            data(loaded, data_dir, "captions.json", independent_turns=True)
+    finally:
+        model.set_attn_implementation({"text_config": "sdpa"})
