@@ -1,0 +1,148 @@
+"""Pictures of what an encoder looks at and of how a training went, with matplotlib (no pyplot: nothing is global)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor, nn
+
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.focusing import SamplingPoints
+
+
+class Glance(NamedTuple):
+    """Where the n latent tokens looked in one sampling step.
+
+    Attributes:
+        rois: float32[B, n, 4], (x1, y1, x2, y2) in image coordinates, [0, 1] from edge to edge; may lie outside.
+        points: float32[B, n, P, 2], the sampling points (x, y), the same coordinates.
+    """
+
+    rois: Tensor
+    points: Tensor
+
+
+@torch.no_grad()
+def record_glances(encoder: SparseFormer, images: Tensor) -> list[Glance]:
+    """The RoIs and sampling points of each sampling step, in order: the focusing repeats, then the last unit.
+
+    The last step's RoIs are `encoder(images).rois[-1]`. A bootstrapped encoder's first step uses the learnt initial
+    RoIs, the same for every image; v1 adjusts them before it samples.
+
+    Args:
+        encoder: any SparseFormer.
+        images: float[B, 3, H, W], preprocessed.
+    """
+    glances: list[Glance] = []
+
+    def record(_: nn.Module, inputs: tuple[Tensor, Tensor], points: Tensor) -> None:
+        glances.append(Glance(inputs[1].detach().cpu(), points.detach().cpu()))
+
+    hooks = [m.register_forward_hook(record) for m in encoder.modules() if isinstance(m, SamplingPoints)]
+    try:
+        encoder(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return glances
+
+
+def roi_figure(encoder: SparseFormer, images: Sequence[Image.Image], max_tokens: int = 64) -> Figure:
+    """RoIs and sampling points on the pictures: a row per picture, a column per sampling step.
+
+    A token has the same colour in all steps of all pictures. Shown is the crop that the encoder sees. RoIs outside the
+    crop are drawn outside it, up to a quarter of its side.
+
+    Args:
+        encoder: any SparseFormer.
+        images: one or more pictures of any size.
+        max_tokens: draw this many tokens, evenly spread over all, so that the picture stays readable.
+    """
+    device = next(encoder.parameters()).device
+    crops = torch.stack([encoder.transform(image) for image in images]).to(device)
+    glances = record_glances(encoder, crops)
+    pixels = _to_pixels(encoder, crops.cpu())
+    tokens = glances[0].rois.shape[1]
+    shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()
+    figure = Figure(figsize=(2.4 * len(glances), 2.5 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), len(glances), squeeze=False)
+    for column, glance in enumerate(glances):
+        for row, axes in enumerate(grid[:, column]):
+            _draw_glance(axes, pixels[row], glance.rois[row, shown].numpy(), glance.points[row, shown].numpy())
+        grid[0, column].set_title(f"sampling step {column + 1}", fontsize=9)
+    return figure
+
+
+def _to_pixels(encoder: SparseFormer, crops: Tensor) -> np.ndarray:
+    """Undoes the normalisation: float32[B, H, W, 3] in [0, 1]."""
+    preprocessing = encoder.config.preprocessing
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (crops * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def _draw_glance(axes: Axes, picture: np.ndarray, rois: np.ndarray, points: np.ndarray) -> None:
+    """One picture in image coordinates with the RoIs and points of some tokens."""
+    axes.imshow(picture, extent=(0, 1, 1, 0), interpolation="nearest")
+    colours = colormaps["hsv"](np.linspace(0, 1, len(rois), endpoint=False))
+    for colour, (x1, y1, x2, y2), where in zip(colours, rois, points, strict=True):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=0.8))
+        axes.scatter(where[:, 0], where[:, 1], color=colour, s=2, linewidths=0)
+    axes.set(xlim=(-0.25, 1.25), ylim=(1.25, -0.25), xticks=[], yticks=[], aspect="equal")
+
+
+def loss_figure(logs: Mapping[str, Sequence[Mapping[str, float]]], smoothing: int = 10) -> Figure:
+    """Loss curves side by side, each as logged (pale) and as the mean of the last `smoothing` logged values.
+
+    Args:
+        logs: name of the stage -> the lines of its log.jsonl, each with "step" and "loss".
+        smoothing: window, in logged values; cut short at a curve's start.
+    """
+    figure = Figure(figsize=(3.6 * len(logs), 2.8), layout="constrained")
+    for axes, (name, lines) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
+        steps = [line["step"] for line in lines]
+        losses = np.array([line["loss"] for line in lines])
+        means = [losses[max(0, end - smoothing) : end].mean() for end in range(1, len(losses) + 1)]
+        axes.plot(steps, losses, color="tab:blue", alpha=0.25)
+        axes.plot(steps, means, color="tab:blue")
+        axes.set(title=name, xlabel="step", ylabel="loss")
+    return figure
+
+
+def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Grouped bars of accuracies.
+
+    Args:
+        bars: series (e.g. "model", "no image") -> group (e.g. "all", "shape") -> accuracy in [0, 1]. All series have
+            the same groups.
+    """
+    groups = list(next(iter(bars.values())))
+    width = 0.8 / len(bars)
+    figure = Figure(figsize=(1.6 * len(groups) + 2, 3), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, values) in enumerate(bars.items()):
+        places = np.arange(len(groups)) + (index - (len(bars) - 1) / 2) * width
+        drawn = axes.bar(places, [100 * values[group] for group in groups], width, label=name)
+        axes.bar_label(drawn, fmt="%.1f", fontsize=7)
+    axes.set(ylabel="accuracy, %", ylim=(0, 105), xticks=np.arange(len(groups)), xticklabels=groups)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """Writes a figure atomically; the ending of `path` chooses the format (.png, .svg, .pdf)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        figure.savefig(temporary, dpi=dpi)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,185 @@
+"""`python -m eval.generate` on the tiny model: complete, resumable, and clear about bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from eval import easy_vqa
+from eval.answering import Answerer
+from eval.answers import read_answers
+from eval.generate import fingerprint, generate_answers, main
+from eval.protocol import Question
+from sparse_vlm.data import easy_vqa as dataset
+
+QUESTIONS = 400
+
+
+@pytest.fixture(scope="module")
+def question_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first test questions in the official format."""
+    file = tmp_path_factory.mktemp("questions") / "questions.json"
+    file.write_text(json.dumps([[q.text, q.answer, q.image_id] for q in dataset.load_questions("test")[:QUESTIONS]]))
+    return file
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(vlm_dir: Path, question_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answers file of one run."""
+    file = tmp_path_factory.mktemp("answers") / "answers.jsonl"
+    assert main(command(vlm_dir, question_file, file)) == 0
+    return file
+
+
+def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str]:
+    paths = ["--model", str(model), "--questions", str(questions), "--answers", str(answers)]
+    return ["easy_vqa", *paths, "--device", "cpu", *more]
+
+
+def texts(file: Path) -> dict[int | str, str]:
+    return {answer.question_id: answer.text for answer in read_answers(file)}
+
+
+def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
+    lines = [json.loads(line) for line in uninterrupted.read_text().splitlines()]
+    assert sorted(line["question_id"] for line in lines) == list(range(QUESTIONS))
+    first = next(line for line in lines if line["question_id"] == 0)
+    assert first["prompt"] == dataset.load_questions("test")[0].text
+    assert first["model_id"] == "tiny-vlm"
+    assert first["metadata"]["image"] is True
+
+
+def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle, a torn last line, and another batch size: no line is lost, doubled or different."""
+    file = tmp_path / "answers.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eval.generate", *command(vlm_dir, question_file, file, "--batch-rows", "2")],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.stat().st_size > 2000):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = file.read_bytes()
+    assert 0 < before.count(b"\n") < QUESTIONS
+    file.write_bytes(before[:-7])
+    assert main(command(vlm_dir, question_file, file)) == 0
+    kept = before[: before[:-7].rfind(b"\n") + 1]
+    assert file.read_bytes().startswith(kept)
+    assert len(read_answers(file)) == QUESTIONS
+    assert texts(file) == texts(uninterrupted)
+    complete = file.read_bytes()
+    assert main(command(vlm_dir, question_file, file)) == 0  # nothing is left to do
+    assert file.read_bytes() == complete
+
+
+def test_without_images_the_same_words_get_the_same_answer(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    assert main(command(vlm_dir, question_file, file, "--no-image")) == 0
+    answers = read_answers(file)
+    assert len(answers) == QUESTIONS
+    assert {answer.metadata["image"] for answer in answers} == {False}
+    by_prompt: dict[str, set[str]] = {}
+    for answer in answers:
+        by_prompt.setdefault(answer.prompt, set()).add(answer.text)
+    assert {len(different) for different in by_prompt.values()} == {1}
+    assert texts(file) != texts(uninterrupted)
+
+
+class CountingAnswerer(Answerer):
+    """Counts what it is asked."""
+
+    asked = 0
+
+    def answer(
+        self, images: Sequence[Image.Image], questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
+        self.asked += len(questions)
+        return super().answer(images, questions)
+
+
+def test_equal_questions_are_asked_once_and_counted_each(answerer: Answerer, tmp_path: Path) -> None:
+    questions = easy_vqa.load_questions(None, None)[:5]
+    doubled = questions + [replace(question, id=f"again {question.id}") for question in questions]
+    counting = CountingAnswerer(answerer.model, answerer.processor, 4)
+    generate_answers(doubled, tmp_path / "answers.jsonl", counting, model_id="tiny")
+    assert counting.asked == 5
+    answered = texts(tmp_path / "answers.jsonl")
+    assert len(answered) == 10
+    assert all(answered[question.id] == answered[f"again {question.id}"] for question in questions)
+
+
+def test_questions_with_and_without_pictures_in_one_benchmark(answerer: Answerer, tmp_path: Path) -> None:
+    seen, unseen = easy_vqa.load_questions(None, None)[:2]
+    questions = [seen, Question("text only", unseen.text, None)]
+    generate_answers(questions, tmp_path / "mixed.jsonl", answerer, model_id="tiny")
+    generate_answers(questions[1:], tmp_path / "alone.jsonl", answerer, model_id="tiny")
+    assert texts(tmp_path / "mixed.jsonl")["text only"] == texts(tmp_path / "alone.jsonl")["text only"]
+    assert len(texts(tmp_path / "mixed.jsonl")) == 2
+
+
+def test_answers_of_other_weights_are_not_mixed(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.read_bytes()
+    assert main(command(vlm_dir, question_file, uninterrupted, "--no-image")) == 2
+    assert "Delete the file to start afresh" in capsys.readouterr().err
+    assert uninterrupted.read_bytes() == before
+
+
+def test_the_fingerprint_follows_every_weight() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    before = fingerprint(model)
+    assert before == fingerprint(model)
+    for weight in model.parameters():
+        with torch.no_grad():
+            weight.add_(1e-3)
+        assert fingerprint(model) != before
+        before = fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["easy_vka", "--model", "m", "--answers", "a"], "Did you mean 'easy_vqa'"),
+        (["easy_vqa", "--model", "m", "--answers", "a", "--questions", "absent.json"], "absent.json"),
+        (["easy_vqa", "--model", "absent", "--answers", "a"], "no model directory absent"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_picture_or_device_is_named(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(vlm_dir, question_file, tmp_path / "answers.jsonl")
+    assert main([*arguments, "--images", str(tmp_path)]) == 2
+    assert f"{tmp_path / '0.png'} does not exist" in capsys.readouterr().err
+    assert main([*arguments, "--device", "abacus"]) == 2
+    assert "device 'abacus'" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""`python -m eval.score`: the report, its tables, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.report import as_markdown, make_report, table_rows
+from eval.score import main
+from sparse_vlm.data import easy_vqa as dataset
+from sparse_vlm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dataset.VqaQuestion]:
+    return dataset.load_questions("test")
+
+
+def write_answers(path: Path, questions: list[dataset.VqaQuestion], texts: list[str], image: bool = True) -> Path:
+    """An answers file as eval.generate writes it."""
+    lines = [
+        {"question_id": q.id, "prompt": q.text, "text": text, "model_id": "test", "metadata": {"image": image}}
+        for q, text in zip(questions, texts, strict=True)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def answers(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
+    """All right but the yes/no questions of the first 500 images."""
+    texts = ["maybe" if q.kind == "yes/no" and q.image_id < 500 else q.answer for q in questions]
+    return write_answers(tmp_path / "answers.jsonl", questions, texts)
+
+
+@pytest.fixture
+def blind(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
+    return write_answers(tmp_path / "blind.jsonl", questions, ["no"] * len(questions), image=False)
+
+
+def test_report(
+    answers: Path, blind: Path, tmp_path: Path, questions: list[dataset.VqaQuestion], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "report.json"
+    arguments = ["easy_vqa", "--answers", str(answers), "--no-image-answers", str(blind), "--output", str(output)]
+    assert main(arguments) == 0
+    report = json.loads(output.read_text())
+    wrong = sum(q.kind == "yes/no" and q.image_id < 500 for q in questions)
+    assert report["scores"]["accuracy"] == pytest.approx(1 - wrong / 9673)
+    assert report["scores"]["accuracy_by_type"] == {
+        "colour": 1.0,
+        "shape": 1.0,
+        "yes/no": pytest.approx(1 - wrong / 7136),
+    }
+    assert report["counts"]["accuracy"] == report["questions"] == 9673
+    assert (report["model_id"], report["image"], report["benchmark"]) == ("test", True, "easy_vqa")
+    low, high = report["confidence_95"]["accuracy"]
+    assert low < report["scores"]["accuracy"] < high
+    assert set(report["floors"]) == {"majority", "question_only", "no_image"}
+    no = sum(q.answer == "no" for q in questions)
+    assert report["floors"]["no_image"]["accuracy"] == pytest.approx(no / 9673)
+    assert report["floors"]["no_image"]["accuracy_by_type"]["colour"] == 0
+    printed = capsys.readouterr().out
+    assert f"{report['scores']['accuracy']:.2%}" in printed
+    assert "question_only" in output.with_suffix(".md").read_text()
+
+
+def test_markdown_has_a_row_for_each_score(answers: Path) -> None:
+    report = make_report("easy_vqa", answers)
+    rows = table_rows(report)
+    assert [row[0] for row in rows[1:]] == [
+        "accuracy",
+        "accuracy_by_type: colour",
+        "accuracy_by_type: shape",
+        "accuracy_by_type: yes/no",
+    ]
+    assert {len(row) for row in rows} == {6}  # name, count, value, interval, two floors
+    lines = as_markdown(report).strip().split("\n")
+    assert lines[0] == report["protocol"] + "."
+    assert {line.count("|") for line in lines[2:]} == {7}
+    assert len(lines[2:]) == 6
+
+
+def test_a_run_without_images_says_so(blind: Path) -> None:
+    report = make_report("easy_vqa", blind)
+    assert report["image"] is False
+    assert table_rows(report)[0][2] == "model without images"
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda lines: lines[:-1], "question id 9672 has no answer"),
+        (lambda lines: [*lines, lines[5]], "question id 5 is answered more than once"),
+        (lambda lines: [*lines, '{"question_id": "x", "text": ""}'], "question id 'x' is not among"),
+        (lambda lines: [*lines[:-1], lines[-1][:20]], "line 9673 is not JSON"),
+        (lambda lines: [], "question id 0 has no answer"),
+        (lambda lines: [lines[0].replace('"test"', '"other"'), *lines[1:]], "several models: other, test"),
+    ],
+)
+def test_unfit_answers_are_refused(
+    answers: Path, damage: object, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert callable(damage)
+    answers.write_text("".join(f"{line}\n" for line in damage(answers.read_text().splitlines())))
+    output = tmp_path / "report.json"
+    assert main(["easy_vqa", "--answers", str(answers), "--output", str(output)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_no_image_floor_must_be_one(answers: Path) -> None:
+    with pytest.raises(UserError, match="was not made by"):
+        make_report("easy_vqa", answers, no_image_answers=answers)
+
+
+def test_annotations_of_other_questions_are_refused(
+    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = dataset.split_folder("train") / "questions.json"
+    assert main(["easy_vqa", "--answers", str(answers), "--annotations", str(train)]) == 2
+    assert "do not belong" in capsys.readouterr().err
