@@ -21,7 +21,7 @@ class Teacher(nn.Module):
     """A frozen ViT with everything that belongs to it.
 
     Attributes:
-        name: the specification it was opened with.
+        name: what it was opened as, without the folders of this machine.
         trunk: timm VisionTransformer, its head included; in eval mode, without gradients.
         cortex: the numbers of the trunk; `depth` is the teacher's N blocks.
         preprocessing: mean, std, input size of the weights.
@@ -81,7 +81,7 @@ def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = No
         UserError: the specification is malformed, the model unknown, unreachable, or no VisionTransformer.
     """
     if Path(spec).is_dir():
-        return _open_clip_teacher(spec, f"local-dir:{spec}", None, pretrained, image_size)
+        return _open_clip_teacher(Path(spec).name, f"local-dir:{spec}", None, pretrained, image_size)
     library, _, name = spec.partition(":")
     if library == "timm" and name:
         return _timm_teacher(spec, name, pretrained, image_size)
@@ -120,7 +120,8 @@ def _timm_teacher(spec: str, name: str, pretrained: bool, image_size: int | None
         round(crop / data["crop_pct"]), crop, data["mean"], data["std"], data["interpolation"]
     )
     licence = timm.get_pretrained_cfg_value(name, "license")
-    return Teacher(spec, trunk, _cortex_of(name, trunk), preprocessing, str(licence or ""))
+    shown = f"timm:{name}@{Path(file).name}" if file else spec
+    return Teacher(shown, trunk, _cortex_of(name, trunk), preprocessing, str(licence or ""))
 
 
 def _cortex_of(architecture: str, trunk: VisionTransformer) -> CortexConfig:
