@@ -4,7 +4,8 @@
         --output_dir OUT --learning_rate 1e-3 --per_device_train_batch_size 32 --num_train_epochs 1
     deepspeed --num_gpus 8 train/align.py --deepspeed train/zero2.json --bf16 True ...
 
-Input: a directory of `sparse-vlm build`. Output: OUT is a directory of the same kind, plus log.jsonl. Docs: docs/training.md.
+Input: a directory of `sparse-vlm build`. Output: OUT is a directory of the same kind, plus log.jsonl.
+Docs: docs/training.md.
 """
 
 import sys
@@ -31,7 +32,7 @@ def align(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: St
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser((vlm.ModelArguments, vlm.DataArguments, StageArguments))
+    parser = HfArgumentParser([vlm.ModelArguments, vlm.DataArguments, StageArguments])  # type: ignore[list-item]
     return exit_with_sentence(lambda: align(*parser.parse_args_into_dataclasses(argv)))
 
 

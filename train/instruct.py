@@ -21,11 +21,12 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train import vlm
 from train.stage import Part, StageArguments
 
@@ -55,7 +56,7 @@ class InstructArguments(StageArguments):
         return self.learning_rate if self.mm_vision_tower_lr is None else self.mm_vision_tower_lr
 
 
-def add_lora(model: PreTrainedModel, args: InstructArguments) -> tuple[PeftModel, list[Part]]:
+def add_lora(model: SparseVLMForConditionalGeneration, args: InstructArguments) -> tuple[PeftModel, list[Part]]:
     """LoRA on every linear layer of the language model (never in the vision tower); the projector, and the tower if it
     is unfrozen, train in full and travel with the adapter's checkpoints."""
     language = model.model.language_model
@@ -110,7 +111,7 @@ def instruct(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser((vlm.ModelArguments, vlm.DataArguments, InstructArguments))
+    parser = HfArgumentParser([vlm.ModelArguments, vlm.DataArguments, InstructArguments])  # type: ignore[list-item]
     return exit_with_sentence(lambda: instruct(*parser.parse_args_into_dataclasses(argv)))
 
 

@@ -37,6 +37,7 @@ LOG_NAME = "log.jsonl"
 class StageArguments(TrainingArguments):
     """transformers' TrainingArguments with this project's defaults and a check of the number of processes."""
 
+    output_dir: str = field(kw_only=True, metadata={"help": "the stage's result, its log, its checkpoints"})
     optim: str = field(default="adamw_torch", metadata={"help": "any of transformers' optimizers"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "as in LLaVA"})
     logging_steps: float = field(default=1, metadata={"help": f"how often a line goes to {LOG_NAME}"})
@@ -98,7 +99,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            opt_model = self.model if model is None else model
+            opt_model: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(opt_model))
             decayed_ids = {id(parameter) for name, parameter in opt_model.named_parameters() if name in decayed}
             groups = []
@@ -226,7 +227,7 @@ def run(trainer: Trainer) -> None:
     Raises:
         UserError: one that the data set raised, also in a data loader's worker process.
     """
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = Path(str(trainer.args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
     trainer.add_callback(JsonlLog(output_dir / LOG_NAME))
     checkpoint = last_checkpoint(output_dir)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
 
 from sparse_vlm.data.collate import ConversationCollator
 from sparse_vlm.data.conversations import ChatFormat, read_samples
@@ -17,6 +17,8 @@ from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
+from sparse_vlm.vlm.processing import SparseFormerImageProcessor, SparseVLMProcessor
 from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
 
 logger = logging.getLogger(__name__)
@@ -42,22 +44,29 @@ class DataArguments:
     on_bad_sample: str = field(default="error", metadata={"help": "error | skip (reads all data once at the start)"})
 
 
-def load(model_args: ModelArguments, args: StageArguments) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load(
+    model_args: ModelArguments, args: StageArguments
+) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
     """Prepares the start and loads the model in float32 (bf16 is the trainer's autocast or DeepSpeed's)."""
     prepare(args)
     model, processor = load_vlm(model_args.model_name_or_path, dtype=torch.float32)
     # Under ZeRO-3 transformers 5.23 also keeps the renamings that no name needed, and would save with them reversed.
-    model._weight_conversions = []
+    model._weight_conversions = []  # type: ignore[assignment]
     return model, processor
 
 
-def pixel_values(image_processor: object, image: Image.Image) -> torch.Tensor:
+def pixel_values(image_processor: SparseFormerImageProcessor, image: Image.Image) -> torch.Tensor:
     """float[3,H,W] of one image by the model directory's own image processor."""
-    return image_processor(images=image, return_tensors="pt")["pixel_values"][0]  # type: ignore[operator]
+    return image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def make_data(
-    data_args: DataArguments, args: StageArguments, model: PreTrainedModel, processor: ProcessorMixin, *, language: bool
+    data_args: DataArguments,
+    args: StageArguments,
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    *,
+    language: bool,
 ) -> tuple[ConversationDataset, ConversationCollator]:
     """The dataset and the collator.
 
@@ -65,10 +74,13 @@ def make_data(
         language: whether parts behind the embedding train too. If not, or with several processes, a batch without
             images gets a blank one: otherwise nothing would have a gradient, or some process would wait.
     """
-    if data_args.independent_turns and model.config.text_config._attn_implementation not in ("sdpa", None):
+    if data_args.independent_turns and model.config.get_text_config()._attn_implementation not in ("sdpa", None):
         raise UserError("--independent_turns needs the attention implementation sdpa; it uses a 4D mask.")
     chat = ChatFormat(
-        processor.tokenizer, processor.chat_template, model.config.image_token_id, processor.num_image_tokens
+        processor.tokenizer,
+        processor.tokenizer.get_chat_template(),
+        model.config.image_token_id,
+        processor.num_image_tokens,
     )
     preprocess = functools.partial(pixel_values, processor.image_processor)
     dataset = ConversationDataset(
@@ -80,7 +92,7 @@ def make_data(
         max_length=data_args.model_max_length,
         on_bad_sample=data_args.on_bad_sample,
     )
-    shape = tuple(preprocess(Image.new("RGB", (8, 8))).shape)
+    shape = preprocess(Image.new("RGB", (8, 8))).shape
     blank = None if language and args.world_size == 1 else (chat.image_token_id, chat.tokens_per_image, shape)
     pad = processor.tokenizer.pad_token_id
     collator = ConversationCollator(
@@ -92,7 +104,7 @@ def make_data(
 
 
 def vlm_parts(
-    model: PreTrainedModel, *, tower: float | None, projector: float | None, language: float | None
+    model: SparseVLMForConditionalGeneration, *, tower: float | None, projector: float | None, language: float | None
 ) -> list[Part]:
     """The three parts of a VLM with their learning rates (None: frozen). The head counts as language."""
     vision, projection = (tuple(m.parameters()) for m in (model.model.vision_tower, model.model.multi_modal_projector))
@@ -106,14 +118,14 @@ def vlm_parts(
 
 
 def train(
-    model: PreTrainedModel,
+    model: SparseVLMForConditionalGeneration | PeftModel,
     parts: Sequence[Part],
     args: StageArguments,
     dataset: ConversationDataset,
     collator: ConversationCollator,
-    processor: ProcessorMixin,
+    processor: SparseVLMProcessor,
 ) -> Path:
-    """Trains and returns a directory inside output_dir with what `Trainer.save_model` writes, consolidated under ZeRO."""
+    """Trains; returns a directory in output_dir with what `Trainer.save_model` writes, consolidated under ZeRO."""
     table = what_trains(model, parts)
     if args.process_index == 0:
         logger.warning("What trains:\n%s", table)

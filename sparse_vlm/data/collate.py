@@ -31,7 +31,7 @@ class ConversationCollator:
         pad_token_id: int,
         *,
         independent_turns: bool = False,
-        blank_image: tuple[int, int, tuple[int, int, int]] | None = None,
+        blank_image: tuple[int, int, torch.Size] | None = None,
     ) -> None:
         self.pad_token_id, self.independent_turns, self.blank_image = pad_token_id, independent_turns, blank_image
 

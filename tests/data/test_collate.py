@@ -71,7 +71,8 @@ def test_the_mask_of_a_small_row() -> None:
 
 @pytest.mark.parametrize("independent", [False, True])
 def test_images_of_mixed_batches_and_the_blank_one(chat: ChatFormat, independent: bool) -> None:
-    image, blank = torch.rand(3, 8, 8), (chat.image_token_id, chat.tokens_per_image, (3, 8, 8))
+    image = torch.rand(3, 8, 8)
+    blank = (chat.image_token_id, chat.tokens_per_image, image.shape)
     rows = [(encode_independent if independent else encode)(parse_sample(r, 0), chat) for r in (TEXT, VQA)]
     collate = ConversationCollator(0, independent_turns=independent, blank_image=blank)
     mixed = collate([example(rows[0]), example(rows[1], image)])

@@ -36,7 +36,7 @@ def vlm_dir(
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six one-coloured images; captions.json (one turn each), chats.json (two turns, and text-only samples), text.json."""
+    """Six one-coloured images; captions.json (one turn each), text.json (no images), chats.json (both, two turns)."""
     folder = tmp_path_factory.mktemp("data")
     captions, chats, text = [], [], []
     for colour in COLOURS:

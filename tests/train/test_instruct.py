@@ -16,10 +16,8 @@ LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
 
 def run(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> set[str]:
     """Runs the stage on chats.json (images and text-only samples mixed); what changed."""
-    arguments = flags(
-        vlm_dir, data_dir, out, **{"data_path": data_dir / "chats.json", "learning_rate": 1e-3, **options}
-    )
-    assert instruct.main(arguments) == 0
+    options = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, **options}
+    assert instruct.main(flags(vlm_dir, data_dir, out, **options)) == 0
     load_vlm(out, dtype=torch.float32)
     return changed(vlm_dir, out)
 
