@@ -1,6 +1,7 @@
 """`python -m eval.generate` on the tiny model: complete, resumable, and clear about bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file:
     process = subprocess.Popen(
         [sys.executable, "-m", "eval.generate", *command(vlm_dir, question_file, file, "--batch-rows", "2")],
         stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
     while not (file.exists() and file.stat().st_size > 2000):
