@@ -1,0 +1,105 @@
+"""`sparse-vlm convert` and `sparse-vlm info` (build and chat: tests/vlm)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_vlm.cli import main
+from sparse_vlm.encoder import SparseFormer, create_encoder
+from tests.encoder.official import weights_file
+
+
+@pytest.fixture(scope="module")
+def released_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full-size sparseformer-v1-t in the authors' older layout: our key names, turned back."""
+    torch.manual_seed(0)
+    ours = create_encoder("sparseformer-v1-t").state_dict()
+    names = {
+        "stem.conv.": "feat_extractor.conv1.",
+        "focus.initial_rois.weight": "token_roi.weight",
+        "focus.initial_embedding": "token_embedding.weight",
+        "focus.repeated_unit.": "layers.0.",
+        "focus.transition.": "layers.1.",
+        "focus.last_unit.": "layers.2.",
+        "cortex.trunk.fc_norm.": "head.norm.",
+        "cortex.trunk.head.": "head.classifier.",
+        **{f"cortex.trunk.blocks.{index}.": f"layers.{index + 3}." for index in range(7)},
+        "glance.mixing.norm.": "adaptive_mixing.parameter_generator.0.",
+        "glance.mixing.squeeze.": "adaptive_mixing.parameter_generator.1.",
+        "glance.mixing.generate.": "adaptive_mixing.parameter_generator.2.",
+        "glance.mixing.out_proj.": "adaptive_mixing.tuo_proj.",
+        "glance.mixing.": "adaptive_mixing.",
+        "glance.points.norm.": "roi_offset_module.0.",
+        "glance.points.linear.": "roi_offset_module.1.",
+        "glance.points.base": "roi_offset_bias",
+        "adjustment.norm.": "roi_adjust_module.0.",
+        "adjustment.linear.": "roi_adjust_module.1.",
+        "block.": "",
+        "attn.qkv.": "attn.in_proj_",
+        "attn.proj.": "attn.out_proj.",
+        "norm1.": "ln_attn.",
+        "norm2.": "ffn.0.",
+        "mlp.fc1.": "ffn.1.",
+        "mlp.fc2.": "ffn.3.",
+    }
+    theirs = {}
+    for key, value in ours.items():
+        for new, old in names.items():
+            key = key.replace(new, old)
+        theirs[key] = value
+    file = tmp_path_factory.mktemp("released") / "v1_tiny.pth"
+    torch.save({"model": theirs}, file)
+    return file
+
+
+def test_convert_writes_an_encoder_directory(
+    released_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "encoder"
+    assert main(["convert", str(released_file), str(out), "--variant", "sparseformer-v1-t"]) == 0
+    assert capsys.readouterr().out == f"sparseformer-v1-t: 31.5M parameters written to {out}\n"
+    torch.manual_seed(0)
+    expected = create_encoder("sparseformer-v1-t").state_dict()
+    opened = SparseFormer.from_pretrained(out).state_dict()
+    assert all(torch.equal(value, opened[key]) for key, value in expected.items())
+    assert main(["info", str(out)]) == 0
+    assert "49 tokens × 512, 31.5M parameters" in capsys.readouterr().out
+
+
+def test_info_lists_the_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "sparseformer-clip-l" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["info", "sparseformer-clip-x"], "Unknown encoder variant 'sparseformer-clip-x'. Did you mean"),
+        (["convert", "gone.pth", "out", "--variant", "sparseformer-v1-t"], "There is no checkpoint file gone.pth."),
+        (["convert", str(weights_file("v1_tiny")), "out", "--variant", "sparseformer-v1-t"], "Is it another variant?"),
+        (["convert", str(weights_file("v1_tiny")), "out", "--variant", "v1"], "Unknown encoder variant 'v1'."),
+        (["convert", __file__, "out", "--variant", "sparseformer-v1-t"], "cannot be read as a checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert sentence in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_command_shows_no_traceback() -> None:
+    command = [sys.executable, "-m", "sparse_vlm.cli", "info", "nothing"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: Unknown encoder variant 'nothing'.")
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,30 @@
+"""Errors: one sentence for people, nothing hidden."""
+
+import pytest
+
+from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+
+
+def test_unknown_choices_name_the_nearest_and_all() -> None:
+    error = unknown_choice("fruit", "aple", ["quince", "apple", "fig"])
+    assert isinstance(error, UserError)
+    assert str(error) == "Unknown fruit 'aple'. Did you mean 'apple'? Choices: apple, fig, quince."
+    assert str(unknown_choice("fruit", "xyz", ["pear"])) == "Unknown fruit 'xyz'. Choices: pear."
+
+
+def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("The value 3 is too small. Use 4.")
+
+    assert exit_with_sentence(fail) == 2
+    assert capsys.readouterr().err == "error: The value 3 is too small. Use 4.\n"
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (5, 5)])
+def test_success_keeps_its_status(result: int | None, status: int) -> None:
+    assert exit_with_sentence(lambda: result) == status
+
+
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_with_sentence(lambda: 1 // 0)

@@ -1,0 +1,77 @@
+"""Outputs are there whole or not at all."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_directory, write_json, write_text
+
+
+def test_text_and_json(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "é\n")
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "é\n"
+    write_json(tmp_path / "a.json", {"name": "é", "values": [1, 2]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "é", "values": [1, 2]}
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a.txt", "old")
+
+    def crash(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_directory_appears_when_its_block_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with new_directory(target) as temporary:
+        (temporary / "file").write_text("1")
+        assert not target.exists()
+        assert temporary.parent == target.parent  # same file system, so that the move is atomic
+    assert (target / "file").read_text() == "1"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+def test_an_existing_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").touch()
+    with new_directory(target) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_crash_leaves_what_was_there(existed: bool, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    if existed:
+        target.mkdir()
+        (target / "old").touch()
+
+    def crash() -> None:
+        with new_directory(target) as temporary:
+            (temporary / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crash()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (
+        ["out", "out/old"] if existed else []
+    )
+
+
+def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(UserError, match="a file of that name exists"), new_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").read_text() == "precious"

@@ -1,0 +1,107 @@
+"""Imports point downward: encoder ← bootstrap, vlm, data ← llava_patch, train, eval, demo; these four stay apart."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What a part of the project may import of the project. The longest matching name of a module decides its part.
+PARTS: dict[str, set[str]] = {
+    "sparse_vlm.errors": set(),
+    "sparse_vlm.import_hook": set(),
+    "sparse_vlm.files": {"sparse_vlm.errors"},
+    "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files"},
+    "sparse_vlm.bootstrap": {"sparse_vlm"},
+    "sparse_vlm.vlm": {"sparse_vlm"},
+    "sparse_vlm.data": {"sparse_vlm"},
+    "sparse_vlm": {"sparse_vlm"},
+    "llava_patch": {"sparse_vlm"},
+    "train": {"sparse_vlm"},
+    "eval": {"sparse_vlm"},
+    "demo": {"sparse_vlm"},
+}
+TOP = {"sparse_vlm", "llava_patch", "train", "eval", "demo", "tests"}
+FILES = sorted(file for top in TOP - {"tests"} for file in (ROOT / top).rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(file: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by its full name."""
+    package = module_name(file).split(".")[: None if file.name == "__init__.py" else -1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from sparse_vlm import vlm` imports a module as well
+            found |= {origin} | {
+                f"{origin}.{alias.name}" for alias in node.names if is_module(f"{origin}.{alias.name}")
+            }
+    return found
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def wrong_imports(file: Path) -> set[str]:
+    """Imports of the project that the file's part must not have."""
+    name = module_name(file)
+    part = max((part for part in PARTS if within(name, part)), key=len)
+    allowed = PARTS[part] | {part}
+    ours = {module for module in imported(file) if module.split(".")[0] in TOP}
+    return {module for module in ours if not any(within(module, choice) for choice in allowed)}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_downward(file: Path) -> None:
+    assert wrong_imports(file) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "wrong"),
+    [
+        ("sparse_vlm/encoder/x.py", "import sparse_vlm.vlm.build", {"sparse_vlm.vlm.build"}),
+        ("sparse_vlm/encoder/x.py", "from sparse_vlm import vlm", {"sparse_vlm", "sparse_vlm.vlm"}),
+        ("sparse_vlm/encoder/x.py", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images"}),
+        ("sparse_vlm/encoder/x.py", "from .rois import adjust_rois\nfrom sparse_vlm.errors import UserError", set()),
+        ("sparse_vlm/vlm/x.py", "def f():\n    from train import stage", {"train", "train.stage"}),
+        ("train/x.py", "from eval.score import main", {"eval.score"}),
+        ("eval/x.py", "import train", {"train"}),
+        ("eval/x.py", "import torch\nfrom sparse_vlm.encoder import SparseFormer", set()),
+        ("sparse_vlm/x.py", "from tests.conftest import tiny_config", {"tests.conftest"}),
+    ],
+)
+def test_a_wrong_import_would_be_found(file: str, line: str, wrong: set[str], tmp_path: Path, monkeypatch) -> None:
+    for folder in ("sparse_vlm/vlm", "sparse_vlm/data", "train"):
+        (tmp_path / folder).mkdir(parents=True)
+    for empty in ("sparse_vlm/data/images.py", "train/stage.py"):
+        (tmp_path / empty).touch()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(line)
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert wrong_imports(tmp_path / file) == wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["sparse_vlm", "sparse_vlm.encoder", "sparse_vlm.cli"])
+def test_the_encoder_alone_is_light(module: str) -> None:
+    heavy = ("transformers", "deepspeed", "gradio", "llava", "open_clip", "peft", "datasets", "matplotlib")
+    program = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
