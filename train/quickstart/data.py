@@ -3,9 +3,9 @@
     python -m train.quickstart.data --output_dir runs/quickstart/data
 
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
-instruct.json: first conversations without a picture, whose prompts hold the caption instead (the LLM learns
-the questions before it has to read visual tokens from them), then conversations about pictures. The file's order is the
-curriculum: train on it sequentially.
+instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
+the questions; then conversations about pictures, where it has to find the same in the visual tokens. The file's order is
+the curriculum: train on it sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -45,7 +45,8 @@ def text_records(
     records = []
     for image in order.sample(sorted(attributes), count):
         caption = attributes[image].caption
-        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in balanced(questions[image], order)]
+        chosen = balanced(questions[image], order, pairs=1, others=1)
+        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen]
         records.append(_record(f"text-{image}", turns))
     return records
 
@@ -61,8 +62,10 @@ def image_records(questions: dict[int, list[VqaQuestion]], count: int, order: ra
     return records
 
 
-def balanced(questions: Sequence[VqaQuestion], order: random.Random, each: int = 2) -> list[VqaQuestion]:
-    """As many questions answered "yes" as "no", at most `each`, and at most `each` others, in random order.
+def balanced(
+    questions: Sequence[VqaQuestion], order: random.Random, pairs: int = 2, others: int = 2
+) -> list[VqaQuestion]:
+    """As many questions answered "yes" as "no", at most `pairs` each, and at most `others`, in random order.
 
     Without the balance a model stays at the answers' prior: of an image's true statements most follow from few facts.
     """
@@ -70,10 +73,10 @@ def balanced(questions: Sequence[VqaQuestion], order: random.Random, each: int =
     for question in {q.text: q for q in questions}.values():
         kind = question.answer if question.kind == "yes/no" else "other"
         groups[kind].append(question)
-    pairs = min(len(groups["yes"]), len(groups["no"]), each)
+    pairs = min(len(groups["yes"]), len(groups["no"]), pairs)
     chosen = [
         question
-        for kind, count in (("yes", pairs), ("no", pairs), ("other", min(len(groups["other"]), each)))
+        for kind, count in (("yes", pairs), ("no", pairs), ("other", min(len(groups["other"]), others)))
         for question in order.sample(groups[kind], count)
     ]
     return order.sample(chosen, len(chosen))

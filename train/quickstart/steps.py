@@ -24,7 +24,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=1000, bootstrap_steps=800, align_steps=60, texts=120, images=1500, test_images=None, save_steps=50
+    teacher_steps=1800, bootstrap_steps=800, align_steps=60, texts=200, images=1200, test_images=None, save_steps=50
 )
 FAST = Recipe(teacher_steps=4, bootstrap_steps=4, align_steps=2, texts=8, images=8, test_images=10, save_steps=2)
 
@@ -119,8 +119,8 @@ def _data(paths: Paths, recipe: Recipe) -> Step:
 
 
 def _teacher(paths: Paths, recipe: Recipe) -> Step:
-    arguments = ["-m", "train.quickstart.teacher", "--learning_rate", "1.5e-3", "--warmup_steps", "0.05"]
-    arguments += ["--per_device_train_batch_size", "24", "--train_sampling_strategy", "sequential"]
+    arguments = ["-m", "train.quickstart.teacher", "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
+    arguments += ["--per_device_train_batch_size", "12", "--train_sampling_strategy", "sequential"]
     arguments += _training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
     result = paths.teacher / "open_clip_config.json"
     return Step("teacher", "A tiny CLIP as the teacher", tuple(arguments), result, paths.teacher)
@@ -154,12 +154,13 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     align += ["--per_device_train_batch_size", "32", *_training(aligned, recipe.align_steps, recipe.save_steps)]
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
-    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "5e-4", "--warmup_steps", "10"]
-    instruct += ["--per_device_train_batch_size", "10", "--train_sampling_strategy", "sequential"]
+    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "5e-4", "--warmup_steps", "5"]
+    instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "5e-4"]
+    instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += _training(model, None, recipe.save_steps)
-    generate = ["-m", "eval.generate", "easy-vqa", "--model", str(model), "--questions", questions]
+    generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
-    score = ["-m", "eval.score", "easy-vqa", "--questions", questions, "--annotations", questions]
+    score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]
     score += ["--answers", str(answers), "--no-image-answers", str(blind), "--output", str(scores)]
     on = "the dense teacher" if prefix else "SparseFormer"
     return [
@@ -181,6 +182,8 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
 
 def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
     arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
+    # 0.999 remembers the large gradients of the start for longer than these short runs last
+    arguments += ["--adam_beta2", "0.98"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
 
 
