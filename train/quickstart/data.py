@@ -4,8 +4,8 @@
 
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
 instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
-the questions; then conversations about pictures, where it has to find the same in the visual tokens. The file's order is
-the curriculum: train on it sequentially.
+the questions; then conversations about pictures, where it has to find the same in the visual tokens. The order is the
+curriculum: train on the file sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 

@@ -24,7 +24,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=1800, bootstrap_steps=800, align_steps=60, texts=200, images=1200, test_images=None, save_steps=50
+    teacher_steps=1200, bootstrap_steps=800, align_steps=45, texts=320, images=1440, test_images=None, save_steps=50
 )
 FAST = Recipe(teacher_steps=4, bootstrap_steps=4, align_steps=2, texts=8, images=8, test_images=10, save_steps=2)
 
@@ -154,7 +154,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     align += ["--per_device_train_batch_size", "32", *_training(aligned, recipe.align_steps, recipe.save_steps)]
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
-    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "5e-4", "--warmup_steps", "5"]
+    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "1e-3", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "5e-4"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += _training(model, None, recipe.save_steps)
