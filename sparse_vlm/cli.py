@@ -55,7 +55,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _add_vlm_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     build = commands.add_parser("build", help="an encoder directory and an LLM -> a model directory")
-    build.add_argument("encoder_dir")
+    build.add_argument("encoder_dir", help="a SparseFormer directory, or an open_clip one whose image side is a ViT")
     build.add_argument("llm", help="directory, .gguf file, or name on the Hugging Face hub of a causal LM")
     build.add_argument("out_dir")
     build.add_argument("--gguf_file", help="name of the GGUF file in the directory LLM")

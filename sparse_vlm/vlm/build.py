@@ -1,4 +1,4 @@
-"""An encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
+"""A vision encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
 
 import json
 import math
@@ -16,14 +16,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory
 from sparse_vlm.vlm.modeling import (
-    SparseFormerVisionConfig,
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
     build_projector,
+    visual_tokens,
 )
 from sparse_vlm.vlm.processing import (
     SparseFormerImageProcessor,
@@ -31,6 +30,7 @@ from sparse_vlm.vlm.processing import (
     add_image_token,
     prepare_chat_template,
 )
+from sparse_vlm.vlm.towers import open_tower
 
 
 def build_vlm(
@@ -48,25 +48,25 @@ def build_vlm(
     """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
 
     Args:
-        encoder_dir: a directory of `SparseFormer.save_pretrained`.
+        encoder_dir: a directory of `SparseFormer.save_pretrained`, or of open_clip; see `open_tower`.
         llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
         out_dir: the new directory.
         gguf_file: name of the GGUF file in the directory `llm`.
         chat_template: a Jinja file or text; None: the LLM's own.
         projector: "mlp2x_gelu" or "linear".
         vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
-        vision_feature_select_strategy: "default": the n latent tokens; "full": CLS as well, where there is one.
+        vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
+            there is one.
         seed: of the projector's initialisation.
 
     Raises:
         UserError: an input is missing or does not fit.
     """
-    encoder = SparseFormer.from_pretrained(encoder_dir)
-    depth = encoder.config.cortex.depth
-    if not -depth - 1 <= vision_feature_layer <= depth:
+    tower = open_tower(encoder_dir)
+    if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
         raise UserError(
-            f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {depth} blocks, "
-            f"so it lies in {-depth - 1}…{depth}."
+            f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {tower.depth} blocks, "
+            f"so it lies in {-tower.depth - 1}…{tower.depth}."
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
@@ -74,18 +74,18 @@ def build_vlm(
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
     # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
-    strategy: Any = vision_feature_select_strategy if encoder.num_prefix_tokens else "full"
+    strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
     config = SparseVLMConfig(
-        vision_config=SparseFormerVisionConfig.from_encoder(encoder),
+        vision_config=tower.model.config,
         text_config=language_model.config,
         image_token_index=image_token_id,
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
     )
-    model = _assemble(config, encoder, language_model, seed)
+    model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
-        SparseFormerImageProcessor.from_preprocessing(encoder.config.preprocessing),
+        SparseFormerImageProcessor.from_preprocessing(tower.preprocessing),
         _prepare_tokenizer(tokenizer, template),
         num_image_tokens=config.image_seq_length,
         chat_template=template,
@@ -160,7 +160,7 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def _assemble(
-    config: SparseVLMConfig, encoder: SparseFormer, language_model: PreTrainedModel, seed: int
+    config: SparseVLMConfig, vision_tower: PreTrainedModel, language_model: PreTrainedModel, seed: int
 ) -> SparseVLMForConditionalGeneration:
     """The model with the given parts inside; no weight is copied."""
     head = language_model.get_output_embeddings()
@@ -169,7 +169,7 @@ def _assemble(
     with torch.device("meta"):
         model = SparseVLMForConditionalGeneration(config)
     body: Any = model.model
-    body.vision_tower.encoder = encoder
+    body.vision_tower = vision_tower
     body.multi_modal_projector = _new_projector(config, _weight(language_model.get_input_embeddings()), seed)
     body.language_model = language_model.base_model
     model.lm_head = head

@@ -3,11 +3,19 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlavaConfig,
+    PreTrainedConfig,
+)
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -54,9 +62,25 @@ class SparseFormerVisionConfig(PreTrainedConfig):
         )
 
 
+class VisualTokens(NamedTuple):
+    """How many tokens a vision tower makes of a picture: `latent` ones behind `prefix` ones (CLS)."""
+
+    latent: int
+    prefix: int
+
+
+def visual_tokens(vision: Any) -> VisualTokens:
+    """Of a vision configuration: a SparseFormer's, or transformers' own CLIP, whose tokens are the patches."""
+    if isinstance(vision, CLIPVisionConfig):
+        image_size: Any = vision.image_size  # whole numbers here; other models of transformers allow more
+        return VisualTokens((image_size // vision.patch_size) ** 2, 1)
+    return VisualTokens(vision.num_tokens, vision.num_prefix_tokens)
+
+
 @strict
 class SparseVLMConfig(LlavaConfig):
-    """LlavaConfig with a SparseFormer inside. `image_seq_length` follows from the encoder and the select strategy.
+    """LlavaConfig with a SparseFormer inside, or a dense CLIP ViT to compare it with. `image_seq_length` follows from
+    the vision configuration and the select strategy.
 
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
@@ -79,12 +103,12 @@ class SparseVLMConfig(LlavaConfig):
         if self.projector_type not in PROJECTORS:
             raise unknown_choice("projector", self.projector_type, PROJECTORS)
         drops_first = self.vision_feature_select_strategy == "default"
-        vision: Any = self.vision_config
-        if drops_first and vision.num_prefix_tokens == 0 and vision.num_tokens > 0:
+        tokens = visual_tokens(self.vision_config)
+        if drops_first and tokens.prefix == 0 and tokens.latent > 0:
             raise UserError(
                 'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
             )
-        self.image_seq_length = vision.num_tokens + (0 if drops_first else vision.num_prefix_tokens)
+        self.image_seq_length = tokens.latent + (0 if drops_first else tokens.prefix)
 
 
 @contextmanager
@@ -121,6 +145,14 @@ class SparseFormerVisionModel(PreTrainedModel):
         islands = [name for name, module in self.encoder.named_modules() if isinstance(module, Float32Module)]
         self._keep_in_fp32_modules_strict = {f"encoder.{name}" for name in islands}
         self.post_init()
+
+    @classmethod
+    def from_encoder(cls, encoder: SparseFormer) -> "SparseFormerVisionModel":
+        """The model around `encoder` itself; no weight is copied."""
+        with torch.device("meta"):
+            model = cls(SparseFormerVisionConfig.from_encoder(encoder))
+        model.encoder = encoder
+        return model
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a SparseFormer initialises itself, and transformers' normal(0.02) would destroy that."""
