@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from PIL import Image
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sparse_vlm.data.collate import ConversationCollator
 from sparse_vlm.data.conversations import ChatFormat, read_samples
@@ -117,6 +119,17 @@ def vlm_parts(
     ]
 
 
+class ConversationTrainer(StageTrainer):
+    """StageTrainer that groups rows by length without reading their images (group_by_length)."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, ConversationDataset):
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(batch, lengths=dataset.lengths())
+
+
 def train(
     model: SparseVLMForConditionalGeneration | PeftModel,
     parts: Sequence[Part],
@@ -130,7 +143,7 @@ def train(
     if args.process_index == 0:
         logger.warning("What trains:\n%s", table)
         write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
-    trainer = StageTrainer(
+    trainer = ConversationTrainer(
         parts, model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
     )
     text_config = model.config.get_text_config()

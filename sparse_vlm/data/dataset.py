@@ -18,7 +18,7 @@ BAD_SAMPLE_CHOICES = ("error", "skip")
 
 
 class ConversationDataset(Dataset):
-    """Items: `{"input_ids", "row": Row, "pixel_values": float[3,H,W] or None}`, in the order of the file.
+    """Items: `{"row": Row, "pixel_values": float[3,H,W] or None}`, in the order of the file.
 
     Args:
         records: LLaVA samples, see `read_samples`.
@@ -77,7 +77,11 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, pixel_values = self._load(self.samples[index])
-        return {"input_ids": row.input_ids, "row": row, "pixel_values": pixel_values}
+        return {"row": row, "pixel_values": pixel_values}
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row, without reading any image."""
+        return [len(self.encode(sample, self.chat).input_ids) for sample in self.samples]
 
     def _load(self, sample: Sample) -> tuple[Row, torch.Tensor | None]:
         row = self.encode(sample, self.chat)

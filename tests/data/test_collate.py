@@ -22,7 +22,7 @@ def llama(chat: ChatFormat) -> LlamaForCausalLM:
 
 
 def example(row: Row, pixel_values: torch.Tensor | None = None) -> dict:
-    return {"input_ids": row.input_ids, "row": row, "pixel_values": pixel_values}
+    return {"row": row, "pixel_values": pixel_values}
 
 
 def alone(llama: LlamaForCausalLM, row: Row) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,7 +53,7 @@ def deepspeed(script: str, arguments: list[str]) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", script, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -69,10 +69,8 @@ def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: 
     for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_text() == (vlm_dir / name).read_text()
     assert "frozen" in (tmp_path / "out" / "what_trains.txt").read_text()
-    start, result = (
-        load_vlm(folder, dtype=torch.float32)[0].config.to_dict() for folder in (vlm_dir, tmp_path / "out")
-    )
-    assert result == start
+    start, result = (load_vlm(folder)[0].config.to_dict() for folder in (vlm_dir, tmp_path / "out"))
+    assert result | {"_name_or_path": start["_name_or_path"]} == start
 
 
 def test_text_only_batches_neither_fail_nor_move_the_projector(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_curve(
     run(vlm_dir, data_dir, tmp_path / "whole", save_steps=2, **options)
     arguments = {"save_steps": 2, **options}
     with monkeypatch.context() as patch:
-        patch.setattr("train.vlm.StageTrainer", _interrupted_trainer())
+        patch.setattr("train.vlm.ConversationTrainer", _interrupted_trainer())
         with pytest.raises(KeyboardInterrupt):
             run(vlm_dir, data_dir, tmp_path / "halves", **arguments)
     assert (tmp_path / "halves" / "checkpoint-4").is_dir()
@@ -68,14 +68,14 @@ def _interrupted_trainer() -> type:
     """The stage's trainer, stopped as by Ctrl-C after step 5."""
     from transformers import TrainerCallback
 
-    from train.stage import StageTrainer
+    from train.vlm import ConversationTrainer
 
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
             if state.global_step == 5:
                 raise KeyboardInterrupt
 
-    class Interrupted(StageTrainer):
+    class Interrupted(ConversationTrainer):
         def __init__(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             super().__init__(*args, **kwargs)
             self.add_callback(Interrupt())

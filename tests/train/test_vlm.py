@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sparse_vlm.data.collate import ConversationCollator
 from sparse_vlm.data.conversations import encode, parse_sample
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from train.stage import StageArguments, what_trains
-from train.vlm import DataArguments, ModelArguments, load, make_data, vlm_parts
+from train.vlm import ConversationTrainer, DataArguments, ModelArguments, load, make_data, vlm_parts
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,20 @@ def test_independent_turns_need_sdpa(loaded: tuple[PreTrainedModel, ProcessorMix
             data(loaded, data_dir, "captions.json", independent_turns=True)
     finally:
         model.set_attn_implementation({"text_config": "sdpa"})
+
+
+def test_grouping_by_length_reads_no_image(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, collate = data(loaded, data_dir, "chats.json")
+    lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
+    monkeypatch.setattr(dataset, "image_folder", Path("nowhere"))
+    args = StageArguments(
+        output_dir="unused", use_cpu=True, train_sampling_strategy="group_by_length", per_device_train_batch_size=2
+    )
+    parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)
+    trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, LengthGroupedSampler)
+    assert sampler.lengths == lengths
+    assert sorted(sampler) == list(range(8))
