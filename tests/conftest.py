@@ -1,10 +1,14 @@
 """Fixtures that several test modules share."""
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from open_clip.model import CLIP
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
@@ -41,3 +45,21 @@ def smollm2_gguf() -> Path:
 def smollm2_tokenizer(smollm2_gguf: Path) -> PreTrainedTokenizerBase:
     """SmolLM2's own tokenizer with its own chat template (about ten seconds, once per session)."""
     return AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+
+
+@pytest.fixture(scope="session")
+def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP with a QuickGELU ViT of 6 blocks, in the directory format of open_clip."""
+    model: dict[str, Any] = {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": {"layers": 6, "width": 128, "head_width": 64, "patch_size": 8, "image_size": 32},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
+    directory = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    save_file(CLIP(**model).state_dict(), directory / "open_clip_model.safetensors")
+    config = {"model_cfg": model, "preprocess_cfg": preprocess}
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    return directory

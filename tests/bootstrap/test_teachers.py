@@ -93,5 +93,3 @@ def test_bad_specifications(spec: str, sentence: str) -> None:
 def test_a_resnet_clip_cannot_be_inherited() -> None:
     with pytest.raises(UserError, match="is a ModifiedResNet"):
         open_teacher("open_clip:RN50", pretrained=False)
-
-

