@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import BatchFeature
 
 from eval import easy_vqa
@@ -128,7 +128,8 @@ def measure(model_dirs: Sequence[Path], pictures: int) -> list[Measurement]:
 def as_table(measurements: Sequence[Measurement]) -> Table:
     """Medians for people, in milliseconds; "× faster" is to the slowest."""
     slowest = max(measurement.medians()["first_token"] for measurement in measurements)
-    table = Table("model", "visual tokens", "image", "projector, prefill", "head", "first token, ms", "× faster")
+    columns = ("visual tokens", "image", "projector, prefill", "head", "first token, ms", "× faster")
+    table = Table(Column("model", overflow="fold"), *columns)  # a path is never cut short
     for measurement in measurements:
         medians = measurement.medians()
         milliseconds = [f"{1e3 * medians[name]:.1f}" for name in (*Seconds._fields, "first_token")]
