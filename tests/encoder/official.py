@@ -1,6 +1,7 @@
 """The outputs of the authors' library on tiny models (tests/fixtures/official), as our configurations."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def run(encoder: SparseFormer, images: Tensor) -> dict[str, Tensor]:
     """What `recorded` holds, computed by our code; units are read off by hooks."""
     found: dict[str, Tensor] = {}
 
-    def keep_unit(index: int):
+    def keep_unit(index: int) -> Callable[[torch.nn.Module, tuple, tuple[Tensor, Tensor]], None]:
         def hook(module: torch.nn.Module, inputs: tuple, result: tuple[Tensor, Tensor]) -> None:
             found[f"unit{index}.embedding"], found[f"unit{index}.roi"] = result  # of the last repetition
 

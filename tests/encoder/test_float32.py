@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32Module
 from tests.encoder.official import NAMES, load_official, recorded
 
@@ -43,7 +43,7 @@ def test_low_precision_stays_close_with_float32_coordinates(name: str, how: str)
     assert (output.rois - exact.rois).abs().max().item() < rois
 
 
-def test_everything_that_makes_coordinates_keeps_float32(tiny_config) -> None:
+def test_everything_that_makes_coordinates_keeps_float32(tiny_config: SparseFormerConfig) -> None:
     encoder = SparseFormer(tiny_config)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     encoder.to(torch.bfloat16).to("cpu").half()
@@ -61,13 +61,13 @@ def test_everything_that_makes_coordinates_keeps_float32(tiny_config) -> None:
             assert value.dtype == torch.float16, key
 
 
-def test_islands_still_change_device(tiny_config) -> None:
+def test_islands_still_change_device(tiny_config: SparseFormerConfig) -> None:
     encoder = SparseFormer(tiny_config).to("meta")
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
     assert encoder.focus.initial_rois.weight.dtype == torch.float32
 
 
-def test_float64_images_and_float64_models_keep_float32_coordinates(tiny_config) -> None:
+def test_float64_images_and_float64_models_keep_float32_coordinates(tiny_config: SparseFormerConfig) -> None:
     encoder = SparseFormer(tiny_config).double().eval()
     output = encoder(torch.randn(1, 3, 16, 16, dtype=torch.float64))
     assert output.rois.dtype == torch.float32

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.focusing import BootstrappedUnit
 from sparse_vlm.encoder.init import _base_offsets
 from tests.encoder.official import NAMES, official_config
 
@@ -49,10 +50,11 @@ def test_no_two_tokens_of_a_new_model_coincide(name: str, tokens: int) -> None:
     assert all(len(rois.unique(dim=0)) == tokens for rois in output.rois[:, 0])
 
 
-def test_initial_values_follow_the_table(tiny_config) -> None:
+def test_initial_values_follow_the_table(tiny_config: SparseFormerConfig) -> None:
     torch.manual_seed(0)
     encoder = SparseFormer(tiny_config)
     unit = encoder.focus.repeated_unit
+    assert isinstance(unit, BootstrappedUnit)
     for head, last in [
         (unit.glance.points.norm, unit.glance.points.linear),
         (unit.glance.mixing.norm, unit.glance.mixing.generate),
