@@ -87,7 +87,9 @@ def test_imports_point_downward(file: Path) -> None:
         ("sparse_vlm/x.py", "from tests.conftest import tiny_config", {"tests.conftest"}),
     ],
 )
-def test_a_wrong_import_would_be_found(file: str, line: str, wrong: set[str], tmp_path: Path, monkeypatch) -> None:
+def test_a_wrong_import_would_be_found(
+    file: str, line: str, wrong: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("sparse_vlm/vlm", "sparse_vlm/data", "train"):
         (tmp_path / folder).mkdir(parents=True)
     for empty in ("sparse_vlm/data/images.py", "train/stage.py"):

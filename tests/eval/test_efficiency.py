@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.efficiency import CONTESTANTS, count_gmacs, main
+from eval.efficiency import CONTESTANTS, Contestant, count_gmacs, main
 
 # SparseFormer: spec (with 0.01 of sampling, which is not counted); ViTs: the usual figures.
 PUBLISHED = {
@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("item", [item for items in CONTESTANTS.values() for item in items], ids=lambda item: item.name)
-def test_gmacs_are_the_published_ones(item) -> None:
+def test_gmacs_are_the_published_ones(item: Contestant) -> None:
     with torch.device("meta"):
         model = item.build().eval()
     assert count_gmacs(model, item.image_size) == pytest.approx(PUBLISHED[item.name, item.image_size], rel=5e-3)
