@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from sparse_vlm.data.images import open_image
@@ -50,6 +52,7 @@ def collect(paths: Paths) -> dict[str, Any]:
         "floors_by_type": {name: floor["accuracy_by_type"] for name, floor in scores["floors"].items()},
         "dense_accuracy": dense and dense["scores"]["accuracy"],
         "dense_accuracy_by_type": dense and dense["scores"]["accuracy_by_type"],
+        "compared": _compare(paths) if dense else None,
         "teacher_zero_shot": zero_shot["teacher"],
         "student_zero_shot": zero_shot["student"],
         "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
@@ -57,6 +60,29 @@ def collect(paths: Paths) -> dict[str, Any]:
         "steps_resumed": resumed,
         "visual_tokens": _read(paths.model / "processor_config.json")["num_image_tokens"],
     }
+
+
+def _compare(paths: Paths) -> list[dict[str, Any]]:
+    """Visual tokens, seconds of an instruction-tuning step and of the first token: SparseFormer, then dense."""
+    rows = []
+    for name, root, timed in zip(
+        ("SparseFormer", "dense teacher"),
+        (paths.root, paths.dense_scores.parent),
+        _read(paths.first_token)["results"],
+        strict=True,
+    ):
+        lines = read_log(root / "model" / "log.jsonl")
+        pauses = [after["seconds"] - before["seconds"] for before, after in pairwise(lines)]
+        # the median: the first steps have no pictures, and checkpoints are written between some
+        rows.append(
+            {
+                "tower": name,
+                "visual_tokens": timed["visual_tokens"],
+                "step_seconds": median(pauses),
+                "first_token_seconds": timed["median_seconds"]["first_token"],
+            }
+        )
+    return rows
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -68,6 +94,17 @@ def _bars(paths: Paths) -> dict[str, dict[str, float]]:
     scores = _read(paths.scores)
     rows = {"model": scores["scores"], **{f"floor: {name}": floor for name, floor in scores["floors"].items()}}
     return {name: {"all": row["accuracy"], **row["accuracy_by_type"]} for name, row in rows.items()}
+
+
+def _comparison_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    table = [
+        f"| {row['tower']} | {row['visual_tokens']} | {row['step_seconds']:.2f} | {row['first_token_seconds']:.3f} |"
+        for row in rows
+    ]
+    heading = "| vision tower | visual tokens | tuning step, s (median) | first token, s (median) |"
+    return [heading, "|---|---:|---:|---:|", *table, ""]
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -99,6 +136,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"| zero-shot accuracy, SparseFormer | {report['student_zero_shot']:.2%} |",
         f"| cosine of their embeddings on the test images | {report['alignment_cosine']:.4f} |",
         "",
+        *_comparison_lines(report["compared"] or []),
         "Where the SparseFormer looks, RoIs and sampling points, step by step:",
         "",
         "![RoIs](rois.png)",

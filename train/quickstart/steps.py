@@ -66,6 +66,11 @@ class Paths:
         return self.root / "dense" / "scores.json"
 
     @property
+    def first_token(self) -> Path:
+        """Seconds to the first token of both models, with --compare."""
+        return self.root / "first_token.json"
+
+    @property
     def zero_shot(self) -> Path:
         """Accuracies of teacher and student."""
         return self.root / "zero_shot.json"
@@ -107,6 +112,7 @@ def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
     if compare:
         dense = paths.root / "dense"
         steps += _language_steps(paths, recipe, vision=paths.teacher, root=dense, prefix="dense_")
+        steps.append(_first_token(paths, dense / "model"))
     return steps
 
 
@@ -140,6 +146,12 @@ def _zero_shot(paths: Paths) -> Step:
     arguments = ["-m", "eval.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
     arguments += ["--output", str(paths.zero_shot)]
     return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
+
+
+def _first_token(paths: Paths, dense_model: Path) -> Step:
+    arguments = ["-m", "eval.first_token", "--models", str(paths.model), str(dense_model)]
+    arguments += ["--output", str(paths.first_token)]
+    return Step("first_token", "Seconds to the first token, side by side", tuple(arguments), paths.first_token)
 
 
 def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, prefix: str) -> list[Step]:
