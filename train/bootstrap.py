@@ -101,7 +101,7 @@ def measure_alignment(task: BootstrapTask, images: ImageFolder, args: StageArgum
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([BootstrapArguments, StageArguments])
+    parser = HfArgumentParser([BootstrapArguments, StageArguments])  # type: ignore[list-item]
     return exit_with_sentence(lambda: bootstrap(*parser.parse_args_into_dataclasses(argv)))
 
 

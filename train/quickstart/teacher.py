@@ -143,7 +143,7 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([TeacherArguments, StageArguments])
+    parser = HfArgumentParser([TeacherArguments, StageArguments])  # type: ignore[list-item]
     return exit_with_sentence(lambda: train_teacher(*parser.parse_args_into_dataclasses(argv)))
 
 
