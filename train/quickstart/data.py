@@ -65,25 +65,19 @@ def image_records(questions: dict[int, list[VqaQuestion]], count: int, order: ra
 def balanced(
     questions: Sequence[VqaQuestion], order: random.Random, pairs: int = 2, others: int = 2
 ) -> list[VqaQuestion]:
-    """As many yes/no questions about what the picture shows as about what it does not, and some others, shuffled.
+    """As many questions answered "yes" as "no", at most `pairs` each, and at most `others`, in random order.
 
-    Most yes/no questions name something that is not there (seven of eight that name a colour), so without this balance
-    a model that never recognises what is there does well, and stays so: balancing "yes" and "no" is not enough.
-
-    Args:
-        questions: of one picture, with answers.
-        order: random numbers.
-        pairs, others: at most so many of each sort.
+    Without the balance a model stays at the answers' prior: of an image's true statements most follow from few facts.
     """
     groups: dict[str, list[VqaQuestion]] = defaultdict(list)
     for question in {q.text: q for q in questions}.values():
-        shown = "shown" if question.asks_for_what_is_shown else "not shown"
-        groups[shown if question.kind == "yes/no" else "other"].append(question)
-    pairs = min(len(groups["shown"]), len(groups["not shown"]), pairs)
+        kind = question.answer if question.kind == "yes/no" else "other"
+        groups[kind].append(question)
+    pairs = min(len(groups["yes"]), len(groups["no"]), pairs)
     chosen = [
         question
-        for sort, count in (("shown", pairs), ("not shown", pairs), ("other", min(len(groups["other"]), others)))
-        for question in order.sample(groups[sort], count)
+        for kind, count in (("yes", pairs), ("no", pairs), ("other", min(len(groups["other"]), others)))
+        for question in order.sample(groups[kind], count)
     ]
     return order.sample(chosen, len(chosen))
 

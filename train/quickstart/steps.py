@@ -24,7 +24,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=1200, bootstrap_steps=800, align_steps=45, texts=240, images=1440, test_images=None, save_steps=50
+    teacher_steps=1500, bootstrap_steps=800, align_steps=50, texts=240, images=1440, test_images=None, save_steps=50
 )
 FAST = Recipe(teacher_steps=4, bootstrap_steps=4, align_steps=2, texts=8, images=8, test_images=10, save_steps=2)
 
