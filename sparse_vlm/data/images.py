@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from sparse_vlm.encoder.preprocessing import to_rgb
 from sparse_vlm.errors import UserError
 
 
@@ -15,7 +16,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"The image {path} does not exist. Check the path and --image_folder.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
