@@ -1,11 +1,15 @@
 """Image files -> PIL images, with errors that name the file."""
 
+import io
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from sparse_vlm.encoder.preprocessing import to_rgb
 from sparse_vlm.errors import UserError
+
+# PIL's decoders raise all of these for damaged files
+_DAMAGED = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -19,6 +23,22 @@ def open_image(path: str | Path) -> Image.Image:
             return to_rgb(image)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"The image {path} does not exist. Check the path and --image_folder.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        # PIL's decoders raise all of these for damaged files
-        raise UserError(f"The image {path} cannot be read ({error}). Replace or remove it.") from error
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from error
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """An encoded image (the bytes of a file) as RGB; `name` stands for it in the error.
+
+    Raises:
+        UserError: no image, or cut short.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(image)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str | Path, error: BaseException) -> UserError:
+    return UserError(f"The image {name} cannot be read ({error}). Replace or remove it.")

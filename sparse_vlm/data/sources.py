@@ -1,46 +1,92 @@
-"""Unlabelled images for bootstrapping."""
+"""Unlabelled images for bootstrapping: `open_images` and the default augmentation."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.image_sets import ImageFolder, ImageTable
+from sparse_vlm.data.image_streams import ImageStream
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import INTERPOLATIONS
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
+
+Transform = Callable[[Image.Image], Tensor]
+PREFIXES = ("hf", "hf-stream", "wds", "wds-resampled")
 
 
-class ImageFolder(Dataset):
-    """Every image file below a folder, in the order of the sorted paths. Items: {"pixel_values": float32[3, H, W]}.
+def open_images(
+    spec: str,
+    transform: Transform,
+    *,
+    seed: int = 0,
+    on_bad_image: str = "error",
+    samples_per_epoch: int | None = None,
+    image_column: str | None = None,
+    shuffle_buffer: int = 1000,
+) -> ImageFolder | ImageTable | ImageStream:
+    """Images without labels from anywhere. Items: {"pixel_values": float32[3, H, W]}.
+
+    | spec                          | what                                                                    |
+    |-------------------------------|-------------------------------------------------------------------------|
+    | a path                        | every image file below a folder                                         |
+    | wds:SHARDS                    | webdataset tar files: paths or URLs with {000..127}, joined by "::"     |
+    | wds-resampled:SHARDS          | the same, each reader draws shards with replacement                     |
+    | hf:NAME[:SPLIT]               | a data set of the Hugging Face hub, or a directory: of `save_to_disk`, or |
+    |                               | with files that `datasets.load_dataset` opens (parquet …)               |
+    | hf-stream:NAME[:SPLIT]        | the same, read in sequence without a download                           |
+
+    Use with `sparse_vlm.data.loader.train_loader`, which splits over processes and tells the epoch.
 
     Args:
-        folder: searched recursively for the file endings that PIL reads.
-        transform: PIL image -> float32[3, H, W].
+        spec: see the table.
+        transform: RGB image -> float32[3, H, W]; draws from torch's generator only.
+        seed: of the augmentation and the order.
+        on_bad_image: "error" or "skip" (counted and reported; see `BadImages`).
+        samples_per_epoch: images of an epoch, for streams; None: what the shards hold, where that is known.
+        image_column: column (hf) or ending (wds) of the images; None: the only one that holds images.
+        shuffle_buffer: images that a reader of a stream shuffles among; 0: no shuffling at all.
 
     Raises:
-        UserError: the folder is missing or holds no image; a damaged file, when it is read.
+        UserError: the spec or a setting is wrong, or there are no images.
     """
+    prefix, _, name = spec.partition(":")
+    if prefix not in PREFIXES or not name:
+        if ":" in spec and not Path(spec).exists():
+            raise UserError(
+                f"{unknown_choice('prefix of --data_path', prefix, PREFIXES)} Without a prefix it is a folder, and "
+                f"there is no folder {spec}."
+            )
+        _refuse_stream_settings(spec, samples_per_epoch)
+        if image_column is not None:
+            raise UserError(f"--image_column {image_column} says nothing about the folder {spec}. Leave it out.")
+        return ImageFolder(spec, transform, seed=seed, on_bad_image=on_bad_image)
+    if prefix == "hf":
+        from sparse_vlm.data.hf_tables import open_table
 
-    def __init__(self, folder: str | Path, transform: Callable[[Image.Image], Tensor]) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"There is no image folder {folder}.")
-        endings = Image.registered_extensions()
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
-        if not self.paths:
-            raise UserError(f"The folder {folder} holds no image files.")
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self.transform(open_image(self.paths[index]))}
+        _refuse_stream_settings(spec, samples_per_epoch)
+        rows, column = open_table(name, image_column)
+        return ImageTable(rows, column, transform, seed=seed, on_bad_image=on_bad_image)
+    shards, images = _open_shards(prefix, name, image_column, counted=samples_per_epoch is None)
+    images = samples_per_epoch or images
+    if images is None:
+        raise UserError(
+            f"{spec} does not say how many images it holds: give --samples_per_epoch. An epoch is how often the order "
+            "is drawn anew, and the most that a resumed run reads again."
+        )
+    return ImageStream(
+        shards,
+        transform,
+        images,
+        seed=seed,
+        on_bad_image=on_bad_image,
+        resampled=prefix == "wds-resampled",
+        shuffle_buffer=shuffle_buffer,
+    )
 
 
 def augmentation(preprocessing: Preprocessing, min_area: float) -> v2.Compose:
@@ -60,3 +106,25 @@ def augmentation(preprocessing: Preprocessing, min_area: float) -> v2.Compose:
             v2.Normalize(preprocessing.mean, preprocessing.std),
         ]
     )
+
+
+def _refuse_stream_settings(spec: str, samples_per_epoch: int | None) -> None:
+    if samples_per_epoch is not None:
+        raise UserError(
+            f"--samples_per_epoch {samples_per_epoch} is for streams ({', '.join(PREFIXES[1:])}): an epoch of {spec} "
+            "is all its images. Leave it out."
+        )
+
+
+def _open_shards(prefix: str, name: str, image_column: str | None, *, counted: bool) -> tuple[Any, int | None]:
+    """Shards, and how many images they hold (None: unknown). Imports here, because both packages are slow to import."""
+    if prefix == "hf-stream":
+        from sparse_vlm.data.hf_tables import open_stream
+        from sparse_vlm.data.shards import TableShards
+
+        rows, column, images = open_stream(name, image_column)
+        return TableShards(rows, column), images
+    from sparse_vlm.data.shards import WebShards
+
+    shards = WebShards(name, image_column)
+    return shards, shards.count() if counted else None

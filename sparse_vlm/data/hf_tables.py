@@ -1,0 +1,95 @@
+"""Hugging Face data sets with images: from the hub or a directory, whole or streamed."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from sparse_vlm.errors import UserError, unknown_choice
+
+DEFAULT_SPLIT = "train"
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes, of one split or of several
+
+
+def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, str]:
+    """A data set by index, and its image column, not decoded.
+
+    Args:
+        name: NAME[:SPLIT] of the hub or a directory.
+        image_column: None: the only one of images.
+
+    Raises:
+        UserError: it cannot be opened, is empty, or the column is not clear.
+    """
+    rows, _ = _open(name, streaming=False)
+    column = _image_column(name, rows.features, image_column)
+    if not len(rows):
+        raise UserError(f"The data set {name} is empty.")
+    return _undecoded(rows, column), column
+
+
+def open_stream(name: str, image_column: str | None) -> tuple[datasets.IterableDataset, str, int | None]:
+    """The same in sequence, and the number of rows where it is known.
+
+    Raises:
+        UserError: as `open_table`.
+    """
+    rows, images = _open(name, streaming=True)
+    column = _image_column(name, rows.features, image_column)
+    return _undecoded(rows, column), column, images
+
+
+def _undecoded(rows: Any, column: str) -> Any:
+    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+
+def _open(name: str, *, streaming: bool) -> tuple[Any, int | None]:
+    """The rows and, where it is known, their number."""
+    path, split = _path_and_split(name)
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise UserError(f"There is no data set directory {path}.")
+    try:
+        if any((Path(path) / file).is_file() for file in SAVED):
+            saved = _saved(path, split)
+            files = max(1, len(saved.cache_files))
+            return saved.to_iterable_dataset(num_shards=files) if streaming else saved, len(saved)
+        rows = datasets.load_dataset(path, split=split or DEFAULT_SPLIT, streaming=streaming)
+    except UserError:
+        raise
+    except Exception as error:  # no connection, unknown name, damaged files of a dozen formats
+        raise UserError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
+    known = (rows.info.splits or {}).get(split or DEFAULT_SPLIT)
+    return rows, known.num_examples or None if known else None
+
+
+def _path_and_split(name: str) -> tuple[str, str | None]:
+    if Path(name).is_dir():
+        return name, None
+    path, colon, split = name.rpartition(":")
+    return (path, split) if colon else (name, None)
+
+
+def _saved(path: str, split: str | None) -> datasets.Dataset:
+    saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.Dataset):
+        if split is not None:
+            raise UserError(f"{path} holds one data set without splits. Leave out {split!r}.")
+        return saved
+    if (split or DEFAULT_SPLIT) not in saved:
+        raise unknown_choice(f"split of {path}", split or DEFAULT_SPLIT, [str(known) for known in saved])
+    return saved[split or DEFAULT_SPLIT]
+
+
+def _image_column(name: str, features: datasets.Features | None, asked: str | None) -> str:
+    columns = dict(features or {})
+    if asked is not None:
+        if features is not None and asked not in columns:
+            raise unknown_choice(f"column of {name}", asked, columns)
+        return asked
+    images = [column for column, feature in columns.items() if isinstance(feature, datasets.Image)]
+    if len(images) != 1:
+        raise UserError(
+            f"The data set {name} has {len(images)} columns of images among {', '.join(columns) or 'unnamed ones'}; "
+            "--image_column says which one."
+        )
+    return images[0]

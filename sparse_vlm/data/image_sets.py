@@ -1,0 +1,139 @@
+"""Sets of images with an index: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sparse_vlm.data.images import decode_image, open_image
+from sparse_vlm.data.seeded import SeededImages
+from sparse_vlm.errors import UserError
+
+
+class IndexedImages(SeededImages, Dataset):
+    """Images by index. With on_bad_image "skip" the next readable image takes an unreadable one's place."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> Image.Image:
+        """RGB image.
+
+        Raises:
+            UserError: it is unreadable.
+        """
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image, index = self.read_or_next(index)
+        return {"pixel_values": self.augmented(image, index)}
+
+    def read_or_next(self, index: int) -> tuple[Image.Image, int]:
+        """The image at `index`, or the next one that can be read, with its index.
+
+        Raises:
+            UserError: it is unreadable and the policy is "error"; none at all can be read.
+        """
+        for step in range(len(self)):
+            found = (index + step) % len(self)
+            try:
+                return self.read(found), found
+            except UserError as error:
+                self.bad.handle(error)
+        raise UserError(f"None of the {len(self)} images can be read.")
+
+
+class ImageFolder(IndexedImages):
+    """Every image file below a folder, in the order of the sorted paths.
+
+    Args:
+        folder: searched recursively for the file endings that PIL reads.
+        transform, seed, on_bad_image: see `SeededImages`.
+
+    Raises:
+        UserError: the folder is missing or holds no image; a damaged file, when it is read.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        seed: int = 0,
+        on_bad_image: str = "error",
+    ) -> None:
+        super().__init__(transform, seed, on_bad_image)
+        self.paths = image_paths(folder)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Image.Image:
+        return open_image(self.paths[index])
+
+
+class ImageTable(IndexedImages):
+    """The image column of a Hugging Face data set.
+
+    Args:
+        rows: a `datasets.Dataset`.
+        column: its images, not decoded: {"bytes": …, "path": …}.
+        transform, seed, on_bad_image: see `SeededImages`.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        seed: int = 0,
+        on_bad_image: str = "error",
+    ) -> None:
+        super().__init__(transform, seed, on_bad_image)
+        self.rows, self.column = rows, column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Image.Image:
+        name = f"row {index} of {self.column!r}"
+        return decode_image(cell_bytes(self.rows[index][self.column], name), name)
+
+
+def image_paths(folder: str | Path) -> list[Path]:
+    """The image files below a folder, sorted.
+
+    Raises:
+        UserError: the folder is missing or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no image folder {folder}.")
+    endings = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    if not paths:
+        raise UserError(f"The folder {folder} holds no image files.")
+    return paths
+
+
+def cell_bytes(cell: dict[str, Any] | None, name: str) -> bytes:
+    """The encoded image of a cell of `datasets.Image(decode=False)`; a path may be remote.
+
+    Raises:
+        UserError: the cell is empty, or its file cannot be read.
+    """
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        raise UserError(f"The image {name} is missing: its cell is empty.")
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    try:
+        with fsspec.open(cell["path"], "rb") as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"The image {cell['path']} ({name}) cannot be read ({error}).") from error

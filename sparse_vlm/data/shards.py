@@ -1,0 +1,131 @@
+"""What streams read: webdataset's tar files, local or behind URLs; the files of a streamed Hugging Face data set."""
+
+import contextlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import webdataset
+from PIL import Image
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+
+from sparse_vlm.data.image_sets import cell_bytes
+from sparse_vlm.data.image_streams import Encoded
+from sparse_vlm.errors import UserError
+
+
+class WebShards:
+    """Tar files in webdataset's layout: the files of a sample follow each other and differ in their ending only.
+
+    Args:
+        spec: webdataset's own notation: paths or URLs with {000..127}, several joined by "::".
+        image_key: ending of a sample's image, e.g. "jpg"; None: the one ending that PIL reads.
+
+    Raises:
+        UserError: a local file is missing, or the notation is wrong.
+    """
+
+    def __init__(self, spec: str, image_key: str | None = None) -> None:
+        try:
+            self.names: list[str] = webdataset.shardlists.expand_urls(spec)
+        except (AssertionError, ValueError) as error:  # unset ${VARIABLE}, unbalanced braces
+            raise UserError(f"The shards {spec!r} are not webdataset's notation ({error}).") from error
+        self.image_key = image_key
+        missing = [name for name in self.names if (path := _local(name)) is not None and not path.is_file()]
+        if missing:
+            raise UserError(
+                f"There is no shard {missing[0]} ({len(missing)} of {len(self.names)} in {spec!r} are missing)."
+            )
+
+    def count(self) -> int | None:
+        """Images in all shards, from the tar headers; None if a shard is not a local file.
+
+        Raises:
+            UserError: a shard is no tar file, or has no image.
+        """
+        paths = [_local(name) for name in self.names]
+        return None if None in paths else sum(self._count(path) for path in paths if path is not None)
+
+    def read(self, index: int) -> Iterator[Encoded | UserError]:
+        url = self.names[index]
+        try:
+            stream = webdataset.gopen(url)
+            try:
+                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                    yield self._image(sample)
+            except BaseException:  # also GeneratorExit: that a download ended early is no error of its own
+                with contextlib.suppress(OSError):
+                    stream.close()
+                raise
+            stream.close()  # raises when the program behind it failed
+        except Exception as error:  # tarfile, zlib, gopen's subprocess … each has its own
+            raise UserError(f"The shard {url} cannot be read to its end ({str(error).splitlines()[0]}).") from error
+
+    def _image(self, sample: dict[str, Any]) -> Encoded | UserError:
+        name = f"{sample['__key__']} of {sample['__url__']}"
+        keys = [key for key in sample if self._is_image(key)]
+        if len(keys) != 1:
+            found = ", ".join(key for key in sample if not key.startswith("__"))
+            return UserError(
+                f"The sample {name} has {len(keys)} images among its endings ({found}); --image_column says which one."
+            )
+        return Encoded(name, sample[keys[0]])
+
+    def _is_image(self, key: str) -> bool:
+        if self.image_key is not None:
+            return key == self.image_key
+        return f".{key}" in Image.registered_extensions()
+
+    def _count(self, path: Path) -> int:
+        try:
+            with tarfile.open(path) as tar:
+                names = [base_plus_ext(member.name) for member in tar if member.isreg()]
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(f"The shard {path} cannot be read ({error}).") from error
+        images = {key for key, ending in names if key is not None and self._is_image(ending.lower())}
+        if not images:
+            raise UserError(f"The shard {path} holds no images.")
+        return len(images)
+
+
+class TableShards:
+    """The files of a streamed Hugging Face data set.
+
+    Args:
+        rows: a `datasets.IterableDataset`.
+        column: its images, not decoded.
+    """
+
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
+        self.names = [f"part {index} of {column!r}" for index in range(rows.num_shards)]
+
+    def read(self, index: int) -> Iterator[Encoded | UserError]:
+        part = self.rows.shard(num_shards=len(self.names), index=index)
+        position = 0
+        try:
+            # `iter`, because plain iteration would leave all parts to the first data worker
+            for batch in part.iter(batch_size=16):
+                for cell in batch[self.column]:
+                    yield _encoded(cell, f"row {position} of {self.names[index]}")
+                    position += 1
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.names[index]} cannot be read to its end ({error}).") from error
+
+
+def _encoded(cell: dict[str, Any] | None, name: str) -> Encoded | UserError:
+    try:
+        return Encoded(name, cell_bytes(cell, name))
+    except UserError as error:
+        return error
+
+
+def _local(url: str) -> Path | None:
+    """The path that webdataset's gopen opens itself; None for what it leaves to a program (curl, gsutil, a pipe)."""
+    parts = urlparse(url)
+    if parts.scheme == "":
+        return Path(url)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None

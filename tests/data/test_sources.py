@@ -1,0 +1,106 @@
+"""`open_images`: the same pictures from every kind of source; bad specs are one sentence each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.sources import augmentation, open_images
+from sparse_vlm.encoder import Preprocessing
+from sparse_vlm.errors import UserError
+
+to_tensor = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def pictures(spec: str, **options: object) -> set[bytes]:
+    dataset = open_images(spec, to_tensor, **options)  # type: ignore[arg-type]
+    items = iter(dataset) if isinstance(dataset, ImageStream) else (dataset[i] for i in range(len(dataset)))
+    return {item["pixel_values"].numpy().tobytes() for item in items}
+
+
+@pytest.fixture
+def folder_pictures(image_folder: Path) -> set[bytes]:
+    return pictures(str(image_folder))
+
+
+@pytest.mark.parametrize("kind", ["hf:{}/saved", "hf:{}/splits:train", "hf:{}/splits", "hf:{}/parquet:train"])
+def test_a_table_holds_the_folders_pictures(kind: str, tables: Path, folder_pictures: set[bytes]) -> None:
+    assert len(folder_pictures) == 10
+    assert pictures(kind.format(tables)) == folder_pictures
+
+
+@pytest.mark.parametrize("kind", ["hf-stream:{}/saved", "hf-stream:{}/splits:train", "hf-stream:{}/parquet"])
+def test_a_streamed_table_too(kind: str, tables: Path, folder_pictures: set[bytes]) -> None:
+    assert pictures(kind.format(tables)) == folder_pictures
+
+
+def test_streamed_files_of_unknown_length_need_one(image_folder: Path, folder_pictures: set[bytes]) -> None:
+    spec = f"hf-stream:{image_folder}"
+    assert pictures(spec, samples_per_epoch=10) == folder_pictures
+    with pytest.raises(UserError, match="does not say how many images it holds: give --samples_per_epoch"):
+        open_images(spec, to_tensor)
+
+
+def test_shards_by_braces_and_joined(shards: str, folder_pictures: set[bytes]) -> None:
+    assert pictures(f"wds:{shards}") == folder_pictures
+    first, rest = shards.replace("{0..2}", "0"), shards.replace("{0..2}", "{1..2}")
+    assert pictures(f"wds:{first}::file:{rest}") == folder_pictures
+    assert len(pictures(f"wds:{first}")) == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("{}", "The folder .* holds no image files"),
+        ("{}/none", "There is no image folder .*none"),
+        ("wdz:{}/a.tar", "Unknown prefix of --data_path 'wdz'. Did you mean 'wds'.*there is no folder wdz:"),
+        ("wds:{}/{{0..3}}.tar", r"There is no shard .*0\.tar \(4 of 4 in"),
+        ("wds:{}/{{0..", "not webdataset's notation"),
+        ("wds:{}/text.tar", "The shard .*text.tar cannot be read"),
+        ("wds:https://example.invalid/a.tar", "give --samples_per_epoch"),
+        ("hf:{}/none", "There is no data set directory .*none"),
+        ("hf:{}", "The data set .* cannot be opened"),
+        ("hf-stream:nobody/nothing", "The data set nobody/nothing cannot be opened"),
+    ],
+)
+def test_a_bad_spec_is_one_sentence(spec: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_text("no tar file")
+    with pytest.raises(UserError, match=sentence):
+        open_images(spec.format(tmp_path), to_tensor)
+
+
+def test_bad_columns_and_splits(tables: Path) -> None:
+    for spec, column, sentence in (
+        ("saved", "picture", "Unknown column of .*saved 'picture'. .*image"),
+        ("saved:train", None, "holds one data set without splits. Leave out 'train'"),
+        ("splits:test", None, "Unknown split of .* 'test'"),
+        ("parquet:test", None, "cannot be opened: Unknown split"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_images(f"hf:{tables}/{spec}", to_tensor, image_column=column)
+    assert pictures(f"hf:{tables}/saved", image_column="image")
+
+
+def test_settings_that_say_nothing_are_refused(image_folder: Path, tables: Path, shards: str) -> None:
+    for spec in (str(image_folder), f"hf:{tables}/saved"):
+        with pytest.raises(UserError, match="--samples_per_epoch 5 is for streams"):
+            open_images(spec, to_tensor, samples_per_epoch=5)
+    with pytest.raises(UserError, match="--image_column x says nothing about the folder"):
+        open_images(str(image_folder), to_tensor, image_column="x")
+    with pytest.raises(UserError, match="at least one image, got --samples_per_epoch -1"):
+        open_images(f"wds:{shards}", to_tensor, samples_per_epoch=-1)
+    with pytest.raises(UserError, match="Unknown --on_bad_image 'ignore'"):
+        open_images(str(image_folder), to_tensor, on_bad_image="ignore")
+
+
+def test_augmentation_crops_flips_and_normalises() -> None:
+    transform = augmentation(Preprocessing(resize=16, crop=16, mean=(0.5,) * 3, std=(0.5,) * 3), min_area=0.3)
+    picture = Image.linear_gradient("L").convert("RGB")
+    views: list[Tensor] = [transform(picture) for _ in range(4)]
+    assert all(view.shape == (3, 16, 16) and view.dtype == torch.float32 for view in views)
+    assert all(-1 <= view.min() < view.max() <= 1 for view in views)
+    assert not torch.equal(views[0], views[1])
