@@ -128,8 +128,12 @@ def parse_sample(record: dict[str, Any], index: int) -> Sample:
         if IMAGE_PLACEHOLDER not in turns[first][1]:
             raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in the first human turn.")
         text = turns[first][1].replace(IMAGE_PLACEHOLDER, "").strip()
-        turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n{text}" if text else IMAGE_PLACEHOLDER)
+        turns[first] = ("user", _with_image(text))
     return Sample(name, image, tuple(turns))
+
+
+def _with_image(text: str) -> str:
+    return f"{IMAGE_PLACEHOLDER}\n{text}" if text else IMAGE_PLACEHOLDER
 
 
 def _turns(name: str, conversation: Any) -> list[tuple[str, str]]:
@@ -196,10 +200,10 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
     """
     system = tuple(turn for turn in sample.turns if turn[0] == "system")
     dialogue = sample.turns[len(system) :]
-    image = f"{IMAGE_PLACEHOLDER}\n" if sample.image is not None else ""
     rows = []
     for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
-        question = image + question.removeprefix(image)
+        if sample.image is not None:
+            question = _with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
         rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
     shared = _common_beginning(rows)
     joined = Row(rows[0].input_ids[:shared], [IGNORE] * shared, list(range(shared)), [0] * shared)

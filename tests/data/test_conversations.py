@@ -123,6 +123,13 @@ def test_independent_turns_are_the_single_conversations_behind_one_prefix(chat: 
         assert [row.positions[i] for i in mine] == alone.positions
 
 
+def test_an_independent_turn_may_be_the_image_alone(chat: ChatFormat) -> None:
+    row = encode_independent(parse_sample(record("<image>", "a red circle", "Is it blue?", "no"), 0), chat)
+    alone = encode(parse_sample(record("<image>", "a red circle"), 0), chat)
+    first = [i for i, segment in enumerate(row.segments) if segment in (0, 1)]
+    assert [row.input_ids[i] for i in first] == alone.input_ids
+
+
 def test_placeholder_is_brought_to_the_front() -> None:
     assert parse_sample(record("What is it?\n<image>", "A"), 0).turns[0] == ("user", "<image>\nWhat is it?")
 
