@@ -102,18 +102,42 @@ def loss_figure(logs: Mapping[str, Sequence[Mapping[str, float]]], smoothing: in
     """Loss curves side by side, each as logged (pale) and as the mean of the last `smoothing` logged values.
 
     Args:
-        logs: name of the stage -> the lines of its log.jsonl, each with "step" and "loss".
+        logs: name of the stage -> the lines of its log.jsonl; those with "step" and "loss" count.
         smoothing: window, in logged values; cut short at a curve's start.
     """
     figure = Figure(figsize=(3.6 * len(logs), 2.8), layout="constrained")
     for axes, (name, lines) in zip(figure.subplots(1, len(logs), squeeze=False)[0], logs.items(), strict=True):
-        steps = [line["step"] for line in lines]
-        losses = np.array([line["loss"] for line in lines])
-        means = [losses[max(0, end - smoothing) : end].mean() for end in range(1, len(losses) + 1)]
-        axes.plot(steps, losses, color="tab:blue", alpha=0.25)
-        axes.plot(steps, means, color="tab:blue")
+        _draw_curve(axes, lines, "loss", smoothing, "tab:blue")
         axes.set(title=name, xlabel="step", ylabel="loss")
     return figure
+
+
+def alignment_figure(lines: Sequence[Mapping[str, float]], smoothing: int = 10) -> Figure:
+    """Loss and cosine of a bootstrapping run against steps, side by side, each pale as logged and as a running mean.
+
+    Args:
+        lines: of its log.jsonl; "loss" and "cosine" are those of training batches, "eval_cosine" (dots) of held-out
+            images.
+        smoothing: window of the mean, in logged values.
+    """
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "cosine"), strict=True):
+        _draw_curve(axes, lines, name, smoothing, "tab:blue")
+        axes.set(xlabel="step", ylabel=name)
+    held_out = [(line["step"], line["eval_cosine"]) for line in lines if "eval_cosine" in line]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=3, label="held out")
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_curve(axes: Axes, lines: Sequence[Mapping[str, float]], name: str, smoothing: int, colour: str) -> None:
+    """The values of `name` where a line has them, and the mean of the last `smoothing` of them."""
+    found = [line for line in lines if name in line]
+    steps, values = [line["step"] for line in found], np.array([line[name] for line in found])
+    means = [values[max(0, end - smoothing) : end].mean() for end in range(1, len(values) + 1)]
+    axes.plot(steps, values, color=colour, alpha=0.25)
+    axes.plot(steps, means, color=colour)
 
 
 def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:

@@ -1,4 +1,4 @@
-"""What every training stage shares: resume, JSONL log, parameter groups, the report of what trains.
+"""What every training stage shares: resume, parameter groups, the report of what trains.
 
 Knows nothing of the model. A stage makes its model, data and parts, and calls `run`.
 """
@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +17,17 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_text
+from train.log import LOG_NAME, JsonlLog
 
 logger = logging.getLogger(__name__)
-LOG_NAME = "log.jsonl"
 
 
 @dataclass
@@ -51,7 +48,10 @@ class StageArguments(TrainingArguments):
     warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # transformers' checks of values that do not go together
+            raise UserError(str(error)) from error
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio
 
@@ -84,9 +84,17 @@ def what_trains(model: nn.Module, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
+def decayed_weights(model: nn.Module) -> set[int]:
+    """The ids of the parameters that weight decay acts on: the weight matrices of linear layers and convolutions that
+    no embedding shares. So never norms, biases, RoIs, embeddings, CLS tokens or layer scales, whatever their names."""
+    linear = (nn.Linear, Conv1D, nn.modules.conv._ConvNd)
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, linear)}
+    return matrices - {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
 class StageTrainer(Trainer):
-    """Trainer whose optimizer has one learning rate per part (norms and biases without weight decay), and which
-    restores a checkpoint in full or not at all.
+    """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), and which restores a
+    checkpoint in full or not at all.
 
     Args:
         parts: as given to `what_trains`.
@@ -100,14 +108,13 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             opt_model: Any = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(opt_model))
-            decayed_ids = {id(parameter) for name, parameter in opt_model.named_parameters() if name in decayed}
+            decayed = decayed_weights(opt_model)
             groups = []
             for part in self.parts:
                 if part.learning_rate is None:
                     continue
                 for decays in (True, False):
-                    parameters = [p for p in part.parameters if (id(p) in decayed_ids) == decays]
+                    parameters = [p for p in part.parameters if (id(p) in decayed) == decays]
                     weight_decay = self.args.weight_decay if decays else 0.0
                     if parameters:
                         groups.append({"params": parameters, "lr": part.learning_rate, "weight_decay": weight_decay})
@@ -132,67 +139,44 @@ class StageTrainer(Trainer):
                     state_dict[tied] = state_dict[source]
         super()._save(output_dir, state_dict)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The state that marks a checkpoint as complete is written next, by one process: all others must be done.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # transformers would train one step more when it goes on from the last step of a run.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **options)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
             raise RuntimeError(f"The checkpoint does not fit the model: {load_result}")
 
 
-class JsonlLog(TrainerCallback):
-    """One line per logged step: step, loss, lr (of the first group), grad_norm, seconds of training so far.
-
-    A resumed run drops the lines after its checkpoint and goes on, so the file reads like one uninterrupted run.
-
-    Args:
-        path: of the JSONL file; only the main process writes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = 0.0
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        lines = read_log(self.path) if self.path.exists() else []
-        lines = [line for line in lines if line["step"] <= state.global_step]
-        self.start = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
-        if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
-            return
-        line = {"step": state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"]}
-        if "grad_norm" in logs:
-            line["grad_norm"] = logs["grad_norm"]
-        line["seconds"] = round(time.monotonic() - self.start, 3)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a stage's log.jsonl; a last line cut short by a crash is left out."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            lines.append(json.loads(text))
-    return lines
-
-
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete `checkpoint-N` (the trainer's state is written last), or None."""
-    found = []
+    found = [(_step_of(path), path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    complete = [(step, path) for step, path in found if step is not None]
+    return max(complete)[1] if complete else None
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    """The step of a complete checkpoint; None if it was cut short."""
+    try:
+        return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
+    except (OSError, ValueError):
+        return None
+
+
+def remove_incomplete(output_dir: str | Path) -> None:
+    """Removes each `checkpoint-N` that a crash cut short: the trainer would count it as one of those to keep."""
     for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            found.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
-        except (OSError, ValueError):  # cut short: the one before it counts
-            continue
-    return max(found)[1] if found else None
+        if _step_of(path) is None:
+            logger.warning("Removing the incomplete checkpoint %s", path)
+            shutil.rmtree(path)
 
 
 def prepare(args: StageArguments) -> None:
@@ -231,6 +215,8 @@ def run(trainer: Trainer) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     trainer.add_callback(JsonlLog(output_dir / LOG_NAME))
     checkpoint = last_checkpoint(output_dir)
+    if trainer.is_world_process_zero():
+        remove_incomplete(output_dir)
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
     try:

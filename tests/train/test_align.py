@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sparse_vlm.vlm.build import load_vlm
 from train import align
-from train.stage import read_log
+from train.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 

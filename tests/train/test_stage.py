@@ -13,7 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_vlm.errors import UserError
-from train.stage import Part, StageArguments, StageTrainer, last_checkpoint, prepare, read_log, run, what_trains
+from train.log import read_log
+from train.stage import Part, StageArguments, StageTrainer, last_checkpoint, prepare, run, what_trains
 
 STEPS = 8
 
