@@ -18,6 +18,7 @@ from tqdm import tqdm
 from eval.metrics import wilson_interval
 from eval.protocol import Score
 from sparse_vlm.bootstrap.teachers import open_teacher
+from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
 from sparse_vlm.encoder import Preprocessing, SparseFormer
@@ -69,13 +70,7 @@ def accuracy(images: Tensor, classes: Tensor, labels: Sequence[int]) -> Score:
     Raises:
         UserError: image and text embeddings have different widths.
     """
-    if images.shape[-1] != classes.shape[-1]:
-        raise UserError(
-            f"Image embeddings have {images.shape[-1]} channels, text embeddings {classes.shape[-1]}: "
-            "this text side does not belong to this image encoder."
-        )
-    nearest = (images @ classes.T).argmax(dim=-1)
-    right = int((nearest == torch.as_tensor(labels)).sum())
+    right = int(hits(images, classes, torch.as_tensor(labels)).sum())
     return Score(right / len(labels), len(labels), wilson_interval(right, len(labels)))
 
 
@@ -113,7 +108,7 @@ def compare(teacher_spec: str, encoder_dir: Path, split: Literal["train", "test"
         )
     student = SparseFormer.from_pretrained(encoder_dir)
     paths, labels, captions = easy_vqa_images(split)
-    classes = teacher.text(captions)
+    classes = class_embeddings(teacher.text, captions)
     scores = {
         "teacher": accuracy(embed_images(teacher, paths, teacher.preprocessing), classes, labels),
         "student": accuracy(

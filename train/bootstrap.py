@@ -1,108 +1,202 @@
 """Bootstrapping: a pre-trained ViT becomes a SparseFormer, from unlabelled images alone.
 
-    python -m train.bootstrap --teacher open_clip:ViT-L-14/openai --data_path IMAGES --output_dir OUT \\
-        --tokens 63 --learning_rate 1e-3 --per_device_train_batch_size 64 --max_steps 20000
-    python -m train.bootstrap --teacher timm:vit_small_patch14_dinov2@model.safetensors --image_size 224 ...
+    python train/bootstrap.py train/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
+    python -m train.bootstrap --teacher timm:vit_small_patch14_dinov2@model.safetensors --image_size 224 \\
+        --data_path IMAGES --output_dir OUT --tokens 49 --learning_rate 1e-3 --max_steps 20000
+    deepspeed --num_gpus 8 train/bootstrap.py train/recipes/clip_l14.yaml --deepspeed train/zero2.json ...
 
-Output: OUT is an encoder directory (`SparseFormer.from_pretrained`), plus log.jsonl, inheritance.json (what became of
-every weight) and, with --eval_data_path, alignment.json. Docs: docs/bootstrapping.md.
+A recipe is a file of arguments; flags win over it. Output: OUT is an encoder directory
+(`SparseFormer.from_pretrained`), plus log.jsonl, losses.png, rois.png, inheritance.json (what became of every weight),
+what_trains.txt and, with --eval_data_path, alignment.json. Docs: docs/bootstrapping.md.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file, as deepspeed does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import HfArgumentParser
+from PIL import Image
+from torch import nn
+from transformers import default_data_collator
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sparse_vlm.bootstrap import BootstrapTask, bootstrap_from, open_teacher
-from sparse_vlm.data.sources import ImageFolder, augmentation
+from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, open_teacher
+from sparse_vlm.bootstrap.inherit import FROZEN, NEW
+from sparse_vlm.data.sources import augmentation, open_images
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.errors import exit_with_sentence
-from sparse_vlm.files import new_directory, write_json
-from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
+from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.files import new_directory, write_json, write_text
+from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
+from train.alignment import BootstrapTrainer, ImageSource
+from train.arguments import parse_arguments
+from train.bootstrap_arguments import (
+    ARGUMENTS,
+    TEACHER_DTYPES,
+    BootstrapTraining,
+    ImageArguments,
+    ObjectiveArguments,
+    StudentArguments,
+)
+from train.log import LOG_NAME, read_log
+from train.monitor import open_zero_shot_task
+from train.stage import Part, prepare, publish, run, what_trains
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class BootstrapArguments:
-    """Teacher, data and the shape of the student."""
+def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTraining) -> list[Part]:
+    """New parts, each inherited block that trains, inherited weights that stay: as the report says.
 
-    teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG, or an open_clip directory"})
-    data_path: str = field(metadata={"help": "a folder of images; labels are not used"})
-    eval_data_path: str | None = field(default=None, metadata={"help": "a folder to measure the final alignment on"})
-    tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
-    image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
-    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks left out; default: a third"})
-    tune_blocks: int | None = field(default=None, metadata={"help": "next blocks that train; default: a third"})
-    tuned_lr_scale: float = field(default=0.1, metadata={"help": "their learning rate, times --learning_rate"})
-    focus_width: int | None = field(default=None, metadata={"help": "default: half the teacher's width"})
-    focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
-    sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
-    stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
-    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
-
-
-def parts_of(student: SparseFormer, lr: float, tuned_lr: float) -> list[Part]:
-    """New parts, inherited blocks that train, inherited weights that stay, as `requires_grad` says."""
-    inherited = {id(parameter) for parameter in student.cortex.trunk.parameters()}
-    new = tuple(p for p in student.parameters() if id(p) not in inherited)
-    tuned = tuple(p for p in student.cortex.trunk.parameters() if p.requires_grad)
-    frozen = tuple(p for p in student.cortex.trunk.parameters() if not p.requires_grad)
-    return [Part("new", new, lr), Part("inherited, tuned", tuned, tuned_lr), Part("inherited, frozen", frozen, None)]
+    The tuned block next to the frozen ones has the rate learning_rate · tuned_lr_scale; each block before it
+    `layer_decay` times that of the next.
+    """
+    fates = {fate.student: fate.fate for fate in report.fates}
+    new: list[nn.Parameter] = []
+    frozen: list[nn.Parameter] = []
+    tuned: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if fates[name] in (NEW, FROZEN):
+            (new if fates[name] == NEW else frozen).append(parameter)
+        else:
+            block = re.search(r"blocks\.(\d+)\.", name)
+            tuned.setdefault(int(block[1]) if block else -1, []).append(parameter)
+    top, rate = max(tuned, default=0), args.learning_rate * args.tuned_lr_scale
+    parts = [Part("new", tuple(new), args.learning_rate)]
+    for index, parameters in sorted(tuned.items()):
+        name, depth = ("head", 0) if index < 0 else (f"block {index}", top - index)
+        parts.append(Part(f"inherited {name}", tuple(parameters), rate * args.layer_decay**depth))
+    return [*parts, Part("inherited, frozen", tuple(frozen), None)]
 
 
-def bootstrap(arguments: BootstrapArguments, args: StageArguments) -> None:
-    """Runs the stage."""
-    prepare(args)
+def make_task(arguments: StudentArguments, objective: ObjectiveArguments) -> tuple[BootstrapTask, InheritanceReport]:
+    """Opens the teacher, makes the student.
+
+    Raises:
+        UserError: a value that does not fit the teacher.
+    """
+    if objective.teacher_dtype not in TEACHER_DTYPES:
+        raise unknown_choice("--teacher_dtype", objective.teacher_dtype, TEACHER_DTYPES)
+    weights = objective.weights  # checked before anything is loaded
     teacher = open_teacher(arguments.teacher, image_size=arguments.image_size)
+    second = None
+    if objective.teacher_image_size is not None:
+        second = open_teacher(arguments.teacher, image_size=objective.teacher_image_size)
+        second.text = None
     student, report = bootstrap_from(
         teacher,
         arguments.tokens,
         drop=arguments.drop_blocks,
         tune=arguments.tune_blocks,
+        freeze=arguments.freeze_blocks,
         focus_width=arguments.focus_width,
         points=arguments.sampling_points,
         repeats=arguments.focus_repeats,
         stem_channels=arguments.stem_channels,
     )
-    task = BootstrapTask(student, teacher)
-    parts = parts_of(student, args.learning_rate, args.learning_rate * arguments.tuned_lr_scale)
-    logger.warning("%s\nWhat trains:\n%s", report, what_trains(task, parts))
-    dataset = ImageFolder(arguments.data_path, augmentation(teacher.preprocessing, arguments.min_crop_area))
-    held_out = ImageFolder(arguments.eval_data_path, student.transform) if arguments.eval_data_path else None
-    run(StageTrainer(parts, model=task, args=args, train_dataset=dataset))
+    return BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype]), report
+
+
+def make_trainer(
+    task: BootstrapTask, report: InheritanceReport, images: ImageArguments, args: BootstrapTraining
+) -> BootstrapTrainer:
+    """Opens the data; logs and writes what trains.
+
+    Raises:
+        UserError: data that cannot be opened, or is missing for what was asked.
+    """
+    if args.eval_strategy != "no" and images.eval_data_path is None:
+        raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
+    parts = parts_of(task.student, report, args)
+    table = what_trains(task, parts)
     if args.process_index == 0:
-        saved = Path(args.output_dir) / ".finished"
-        with new_directory(saved) as directory:
-            student.save_pretrained(directory)
-            write_json(directory / "inheritance.json", report.to_dict())
-            if held_out is not None:
-                write_json(directory / "alignment.json", measure_alignment(task, held_out, args))
-        publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+        logger.warning("%s\nWhat trains:\n%s", report, table)
+        write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
+    seed = args.seed if args.data_seed is None else args.data_seed
+    preprocessing, size = task.teacher.preprocessing, task.image_size
+    crops = replace(preprocessing, crop=size, resize=max(size, preprocessing.resize))
+    dataset = training_images(images, augmentation(crops, images.min_crop_area), seed, images.shuffle_buffer)
+    zero_shot = None
+    if images.zero_shot_data_path is not None:
+        zero_shot = open_zero_shot_task(task.teacher, images.zero_shot_data_path, images.class_names)
+    return BootstrapTrainer(
+        parts,
+        task=task,
+        ema_decay=args.ema_decay,
+        zero_shot=zero_shot,
+        args=args,
+        images=dataset,
+        eval_dataset=held_out_images(images, task.student.transform),
+        data_collator=default_data_collator,
+    )
 
 
-@torch.no_grad()
-def measure_alignment(task: BootstrapTask, images: ImageFolder, args: StageArguments) -> dict[str, float]:
-    """Mean cosine of student and teacher over a folder of held-out images, with its size."""
-    task.eval().to(args.device)
-    loader = DataLoader(images, args.per_device_eval_batch_size)
-    cosines = [task(batch["pixel_values"].to(args.device))["cosine"] for batch in tqdm(loader, "alignment")]
-    return {"alignment_cosine": torch.cat(cosines).mean().item(), "images": len(images)}
+def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
+    """The images of --data_path."""
+    return open_images(
+        images.data_path,
+        transform,
+        seed=seed,
+        on_bad_image=images.on_bad_image,
+        samples_per_epoch=images.samples_per_epoch,
+        image_column=images.image_column,
+        shuffle_buffer=shuffle_buffer,
+    )
+
+
+def held_out_images(images: ImageArguments, transform: Any) -> ImageSource | None:
+    """The images of --eval_data_path, always in the same order."""
+    if images.eval_data_path is None:
+        return None
+    return open_images(images.eval_data_path, transform, on_bad_image=images.on_bad_image, shuffle_buffer=0)
+
+
+def bootstrap(
+    arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments, args: BootstrapTraining
+) -> None:
+    """Runs the stage."""
+    prepare(args)
+    if is_deepspeed_zero3_enabled():
+        raise UserError("Bootstrapping saves the student from one process: use train/zero2.json, not ZeRO-3.")
+    task, report = make_task(arguments, objective)
+    trainer = make_trainer(task, report, images, args)
+    run(trainer)
+    measured = None if images.eval_data_path is None else trainer.measure()
+    if args.process_index != 0:
+        return
+    logger.warning("Published: %s", trainer.published())
+    saved = Path(args.output_dir) / ".finished"
+    with new_directory(saved) as directory:
+        trainer.student.save_pretrained(directory)
+        write_json(directory / "inheritance.json", report.to_dict())
+        save_figure(alignment_figure(read_log(Path(args.output_dir) / LOG_NAME)), directory / "losses.png")
+        save_figure(roi_figure(trainer.student, some_pictures(images)), directory / "rois.png")
+        if measured is not None:
+            alignment = {"alignment_cosine": measured.pop("cosine"), **measured, "weights": trainer.published()}
+            write_json(directory / "alignment.json", alignment)
+    publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+
+
+def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:
+    """The first held-out pictures, or the first of all."""
+
+    def unchanged(image: Image.Image) -> Image.Image:
+        return image
+
+    source = held_out_images(images, unchanged) or training_images(images, unchanged, seed=0, shuffle_buffer=0)
+    return [item["pixel_values"] for item in islice(iter(source), count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([BootstrapArguments, StageArguments])  # type: ignore[list-item]
-    return exit_with_sentence(lambda: bootstrap(*parser.parse_args_into_dataclasses(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(lambda: bootstrap(*parse_arguments(ARGUMENTS, words)))
 
 
 if __name__ == "__main__":

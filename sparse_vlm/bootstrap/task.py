@@ -1,34 +1,160 @@
 """The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
 
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.rois import sample_features, to_center_size
+from sparse_vlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each term of the loss weighs. A term of weight 0 is not computed.
+
+    Attributes:
+        alignment: 1 − cosine of the final representations (arXiv 2312.01987 for what is aligned).
+        token: 1 − cosine of each final latent token and the teacher's patch tokens under its RoI's centre (ours).
+        feature: smooth L1 of the final representations, which a cosine leaves free in length (ours).
+        view: 1 − cosine of the final representation and the teacher's of a second view (ours).
+    """
+
+    alignment: float = 1.0
+    token: float = 0.0
+    feature: float = 0.0
+    view: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = asdict(self)
+        if min(values.values()) < 0 or not any(values.values()):
+            raise UserError(f"The weights of the loss must not be negative, nor all zero, got {values}.")
 
 
 class BootstrapTask(nn.Module):
-    """Aligns the student's final representation with the teacher's on unlabelled images: 1 − cosine.
-
-    Source: arXiv 2312.01987 for what is aligned; the exact loss is ours.
+    """Aligns the student with the teacher on unlabelled images.
 
     Args:
         student: what is trained and saved.
         teacher: runs without gradients; not a submodule, so that it is neither saved, nor wrapped by DeepSpeed.
+        weights: of the terms of the loss.
+        second_view: the same teacher opened at another image size, which sees the same crops at that size; needed if
+            `weights.view` is positive.
+        teacher_dtype: what the teachers' trunks are converted to, and compute in, whatever the autocast.
+
+    Raises:
+        UserError: a weight for the second view, but no second view; or the reverse.
     """
 
-    def __init__(self, student: SparseFormer, teacher: Teacher) -> None:
+    def __init__(
+        self,
+        student: SparseFormer,
+        teacher: Teacher,
+        weights: LossWeights | None = None,
+        second_view: Teacher | None = None,
+        teacher_dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.student = student
-        self._unregistered = (teacher,)
+        self.weights = weights or LossWeights()
+        if (second_view is not None) != (self.weights.view > 0):
+            raise UserError(
+                f"A second view of the teacher needs an image size and a positive weight, the weight is "
+                f"{self.weights.view:g} and there is {'no' if second_view is None else 'a'} second view."
+            )
+        self.teacher_dtype = teacher_dtype
+        teachers = [teacher] if second_view is None else [teacher, second_view]
+        for opened in teachers:
+            opened.trunk.to(teacher_dtype)  # the text side, where there is one, keeps its own
+        self._unregistered = tuple(teachers)
 
     @property
     def teacher(self) -> Teacher:
         """The frozen teacher."""
         return self._unregistered[0]
 
+    @property
+    def image_size(self) -> int:
+        """The side in pixels of the crops that training needs: the larger of the views'."""
+        return max(teacher.preprocessing.crop for teacher in self._unregistered)
+
+    def target(self, images: Tensor) -> Tensor:
+        """What the student is to give: the teacher's final representation, float32[B, D] of float[B, 3, H, W]."""
+        return self._run(self.teacher, self.teacher, images).float()
+
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """float[B, 3, H, W] -> {"loss": mean of 1 − cosine, "cosine": float[B]}."""
-        target = self.teacher.to(pixel_values.device)(pixel_values)
-        cosine = F.cosine_similarity(self.student(pixel_values).pooled.float(), target.float(), dim=-1)
-        return {"loss": (1 - cosine).mean(), "cosine": cosine.detach()}
+        """Losses of a batch.
+
+        Args:
+            pixel_values: float[B, 3, S, S] with S = `image_size`; each view is resized from it.
+
+        Returns:
+            "loss", the weighted sum; each term by its name ("alignment_loss", …); "cosine", float32[B]. All but the
+            loss are without gradients.
+        """
+        images = _resized(pixel_values, self.teacher.preprocessing.crop)
+        output = self.student(images)
+        pooled, tokens = output.pooled.float(), None
+        if self.weights.token:
+            target, tokens = self._with_tokens(images)
+        else:
+            target = self.target(images)
+        cosine = F.cosine_similarity(pooled, target, dim=-1)
+        terms = {}
+        if self.weights.alignment:
+            terms["alignment"] = (1 - cosine).mean()
+        if self.weights.feature:
+            terms["feature"] = F.smooth_l1_loss(pooled, target)
+        if tokens is not None:
+            latent = output.tokens[:, self.student.num_prefix_tokens :]
+            terms["token"] = self._token_loss(latent, output.rois[-1], tokens)
+        if self.weights.view:
+            second = self._unregistered[1]
+            other = self._run(second, second, pixel_values).float()
+            terms["view"] = (1 - F.cosine_similarity(pooled, other, dim=-1)).mean()
+        weights = asdict(self.weights)
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        named = {f"{name}_loss": term.detach() for name, term in terms.items()}
+        return {"loss": loss, **named, "cosine": cosine.detach()}
+
+    def _token_loss(self, latent: Tensor, rois: Tensor, tokens: Tensor) -> Tensor:
+        """Mean of 1 − cosine over all latent tokens.
+
+        The RoIs get no gradient: they would move to where the teacher is easy to imitate.
+
+        Args:
+            latent: the student's, float[B, n, C].
+            rois: float32[B, n, 4].
+            tokens: the teacher's, float32[B, prefix + rows · columns, C].
+        """
+        rows, columns = self.teacher.grid
+        patches = tokens[:, -rows * columns :].transpose(1, 2).unflatten(-1, (rows, columns))
+        centers = to_center_size(rois.detach().float())[0]
+        wanted = sample_features(patches, centers.unsqueeze(2), padding="border").squeeze(2)
+        return (1 - F.cosine_similarity(latent.float(), wanted, dim=-1)).mean()
+
+    def _with_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's final representation float32[B, D], and its tokens before the final norm, in one pass."""
+        tokens = self._run(self.teacher, self.teacher.tokens, images)
+        trunk = self.teacher.trunk
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return trunk.forward_head(trunk.norm(tokens)).float(), tokens.float()
+
+    def _run(self, teacher: Teacher, output: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """An output of a teacher at its own input size, in `teacher_dtype`, without gradients."""
+        if next(teacher.trunk.parameters()).device != images.device:
+            teacher.to(images.device)
+        images = _resized(images, teacher.preprocessing.crop).to(self.teacher_dtype)
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return output(images)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """float[B, 3, H, W] -> float[B, 3, size, size], bicubic and antialiased; unchanged if it has that size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.encoder import SparseFormer
 from train.bootstrap import main
-from train.stage import read_log
+from train.log import read_log
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,24 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
 from train.log import read_log
-from train.stage import Part, StageArguments, StageTrainer, last_checkpoint, prepare, run, what_trains
+from train.stage import (
+    Part,
+    StageArguments,
+    StageTrainer,
+    decayed_weights,
+    last_checkpoint,
+    prepare,
+    run,
+    what_trains,
+)
 
 STEPS = 8
 
@@ -37,16 +49,13 @@ def trainer(output_dir: Path, **options: object) -> StageTrainer:
     what_trains(model, parts)
     ids = torch.randint(50, (24, 10), generator=torch.Generator().manual_seed(1))
     data = [{"input_ids": row, "labels": row} for row in ids]
+    values = {"per_device_train_batch_size": 3, "max_steps": STEPS, "save_steps": 2, "weight_decay": 0.1, **options}
     args = StageArguments(
         output_dir=str(output_dir),
-        per_device_train_batch_size=3,
-        max_steps=STEPS,
-        save_steps=2,
-        weight_decay=0.1,
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **options,  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]
     )
     return StageTrainer(parts, model=model, args=args, train_dataset=data)
 
@@ -62,6 +71,21 @@ def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
     assert all(parameter.ndim == 1 for parameter in groups[2]["params"])  # the RMS norms
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for p in stage.model.parameters() if p.requires_grad}
+
+
+def test_only_the_matrices_of_linear_layers_and_convolutions_decay(tiny_encoder: SparseFormer) -> None:
+    """By the type of the module: none of these vectors, RoIs and embeddings is told by its name or its dimensions."""
+    block = timm.create_model("vit_small_patch14_dinov2", depth=1, img_size=28).blocks[0]  # with layer scale
+    model = nn.ModuleDict({"encoder": tiny_encoder, "block": block, "words": nn.Embedding(50, 16)})
+    model["tied"] = nn.Linear(16, 50, bias=False)
+    model["tied"].weight = model["words"].weight
+    ids = decayed_weights(model)
+    decayed = {name for name, parameter in model.named_parameters() if id(parameter) in ids}
+    left = {name.removeprefix("encoder.") for name, parameter in model.named_parameters() if id(parameter) not in ids}
+    assert {"encoder.stem.conv.weight", "block.attn.qkv.weight", "encoder.cortex.trunk.head.weight"} < decayed
+    assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
+    assert {"focus.initial_rois.weight", "focus.initial_embedding", "cortex.cls_embedding", "words.weight"} < left
+    assert {"block.ls1.gamma", "focus.repeated_unit.stage_embedding", "focus.last_unit.glance.points.base"} < left
 
 
 def test_what_trains_counts_every_parameter_once() -> None:
@@ -107,6 +131,31 @@ def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
     assert len(curve(halves)) == STEPS
     seconds = [line["seconds"] for line in read_log(halves / "log.jsonl")]
     assert seconds == sorted(seconds)
+
+
+def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Path) -> None:
+    """Its last step lies within an epoch (6 batches of 4): transformers alone would take one more step."""
+    whole = trainer(tmp_path, per_device_train_batch_size=4)
+    run(whole)
+    again = trainer(tmp_path, per_device_train_batch_size=4)
+    before = curve(tmp_path)
+    run(again)
+    assert curve(tmp_path) == before
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: Path) -> None:
+    """An incomplete checkpoint-7 is newer by its number than the one of step 4, the only one that is complete."""
+    run(trainer(tmp_path, max_steps=4))
+    (tmp_path / "checkpoint-7").mkdir()
+    run(trainer(tmp_path, max_steps=6))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_values_that_do_not_go_together_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="load_best_model_at_end requires the save and eval strategy to match"):
+        StageArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True)
 
 
 def test_seed_decides_the_curve(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Zero-shot classification: which class's text embedding is nearest to the picture's."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+
+from sparse_vlm.bootstrap.teachers import TextSide
+from sparse_vlm.data.images import open_image
+from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.errors import UserError
+
+
+class LabelledImages(Dataset):
+    """A folder with one folder of images per class. Items: {"pixel_values": float32[3, H, W], "labels": class index}.
+
+    Args:
+        folder: its sorted subfolders are the classes, in the order of the class names.
+        transform: PIL image -> float32[3, H, W].
+
+    Raises:
+        UserError: the folder is missing, has no subfolders, or one of them holds no image.
+    """
+
+    def __init__(self, folder: str | Path, transform: Transform) -> None:
+        try:
+            self.files = ImageFolder(folder, transform, loader=open_image)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{folder} is no folder with one folder of images per class: {error}") from error
+        self.folders: list[str] = self.files.classes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        pixels, label = self.files[index]
+        return {"pixel_values": pixels, "labels": label}
+
+
+def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str], Sequence[Callable[[str], str]]]:
+    """Class names and templates: open_clip's of ImageNet-1k, in the order of its sorted folders.
+
+    Args:
+        names: other classes, for the same templates.
+    """
+    import open_clip  # its import is slow and only these tables need it
+
+    return names or open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+
+
+def read_class_names(file: str | Path) -> list[str]:
+    """The lines of a text file, one class name each.
+
+    Raises:
+        UserError: the file is missing, or a line is empty or stands twice.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"There is no file of class names {file}.")
+    names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            raise UserError(f"Line {number} of the class names {file} is {'empty' if not name else 'a repetition'}.")
+    return names
+
+
+def class_embeddings(
+    text: TextSide, names: Sequence[str], templates: Sequence[Callable[[str], str]] = (str,)
+) -> Tensor:
+    """One unit embedding per class: the mean of its templates' unit embeddings, as in open_clip's own evaluation.
+
+    Args:
+        text: of a teacher.
+        names: K class names.
+        templates: class name -> caption; by default the name is the caption.
+
+    Returns:
+        float32[K, D]
+    """
+    means = [text([template(name) for template in templates]).float().mean(dim=0) for name in names]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def hits(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+    """Whether the nearest class embedding is the label's, bool[N].
+
+    Args:
+        images: embeddings float[N, D] of any length.
+        classes: unit embeddings float[K, D].
+        labels: int64[N].
+
+    Raises:
+        UserError: image and text embeddings have different widths.
+    """
+    if images.shape[-1] != classes.shape[-1]:
+        raise UserError(
+            f"Image embeddings have {images.shape[-1]} channels, text embeddings {classes.shape[-1]}: "
+            "this text side does not belong to this image encoder."
+        )
+    return (images.float() @ classes.T).argmax(dim=-1) == labels

@@ -1,0 +1,206 @@
+"""The trainer of the bootstrapping stage: named losses, moving average of the student, evaluation, variant check."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sparse_vlm.bootstrap import BootstrapTask
+from sparse_vlm.data.image_sets import IndexedImages
+from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.loader import train_loader
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
+from train.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
+from train.stage import Part, StageTrainer
+
+logger = logging.getLogger(__name__)
+ImageSource = IndexedImages | ImageStream
+EMA_FILE, VARIANT_FILE = "ema.safetensors", "variant.json"
+
+
+class BootstrapTrainer(StageTrainer):
+    """StageTrainer that knows what student, teacher and alignment are.
+
+    - Each log line has the terms of the loss, the cosine and the images per second beside the loss.
+    - `evaluate` measures alignment and RoIs on `eval_dataset`, and zero-shot accuracy; the best checkpoint is Trainer's
+      (`load_best_model_at_end` by `eval_cosine`).
+    - A checkpoint also holds ema.safetensors (float32) and variant.json, which a resumed run must equal.
+
+    Args:
+        parts: as given to `what_trains`.
+        task: the model.
+        images: to train on; their loader is `train_loader`, whose order a resumed run continues.
+        ema_decay: of the moving average of the student's weights (it rises to this value, timm's warm-up); None: off.
+        zero_shot: labelled images; None: no zero-shot accuracy.
+        **trainer: transformers' Trainer arguments.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        task: BootstrapTask,
+        images: ImageSource,
+        ema_decay: float | None = None,
+        zero_shot: ZeroShotTask | None = None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(parts, model=task, train_dataset=images, **trainer)
+        self.task, self.images, self.zero_shot = task, images, zero_shot
+        self.ema: ModelEmaV3 | None = None
+        if ema_decay is not None:
+            self.ema = ModelEmaV3(task.student, ema_decay, use_warmup=True, dtype=torch.float32)
+            self.add_callback(EmaUpdate(self.ema, task.student))
+        self._terms: list[dict[str, Tensor]] = []
+        self._since: float | None = None  # when the images seen began to be counted
+        self._seen = 0
+        self._teacher_accuracy: float | None = None
+
+    @property
+    def student(self) -> SparseFormer:
+        """What is evaluated and published: the moving average where there is one, else the trained weights."""
+        return self.task.student if self.ema is None else self.ema.module
+
+    def published(self) -> str:
+        """What `student` is after training, for people."""
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        step = self.state.best_global_step if best else self.state.global_step
+        kind = "the trained weights" if self.ema is None else f"the moving average (decay {self.ema.decay:g})"
+        return f"{kind} of step {step}" + (" (best alignment)" if best else "")
+
+    def get_train_dataloader(self) -> DataLoader:
+        return train_loader(self.images, self.args, self.data_collator, self._train_batch_size)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if self._since is None:
+            self._since = time.monotonic()
+        self._seen += len(inputs["pixel_values"])
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._terms.append({name: value.detach().mean() for name, value in outputs.items() if name != "loss"})
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._terms and self._since is not None:
+            means = torch.stack([torch.stack(list(terms.values())) for terms in self._terms]).mean(dim=0)
+            names, self._terms = list(self._terms[0]), []
+            logs |= dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+            images = self._seen * self.args.world_size
+            logs["images_per_second"] = round(images / (time.monotonic() - self._since), 2)
+            self._since, self._seen = time.monotonic(), 0
+            if self.images.bad.policy == "skip":
+                unreadable = torch.tensor(self.images.unreadable, device=self.args.device)
+                logs["unreadable_images"] = int(self.accelerator.reduce(unreadable, "sum"))
+        super().log(logs, start_time)
+
+    def measure(self) -> dict[str, float]:
+        """Alignment, RoIs and zero-shot accuracy of the student as it is now; all processes take part.
+
+        Returns:
+            cosine, images, roi_size, roi_spread, roi_outside; with a zero-shot set also zero_shot_student and
+            zero_shot_teacher.
+        """
+        student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
+        alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
+        rois = alignment.rois
+        measured = {"cosine": alignment.cosine, "images": alignment.images}
+        measured |= {"roi_size": rois.size, "roi_spread": rois.spread, "roi_outside": rois.outside}
+        if (collapse := rois.collapse()) is not None and self.is_world_process_zero():
+            logger.warning("The RoIs have collapsed at step %d: %s", self.state.global_step, collapse)
+        if self.zero_shot is not None:
+            classes, images = self.zero_shot.classes, self.zero_shot.images
+            if self._teacher_accuracy is None:  # it stays the same
+                self._teacher_accuracy = measure_zero_shot(self.task.target, classes, self._batches(images), gather)
+            own = measure_zero_shot(lambda x: student(x).pooled, classes, self._batches(images), gather)
+            measured |= {"zero_shot_student": own, "zero_shot_teacher": self._teacher_accuracy}
+        return measured
+
+    def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
+        return (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset))
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since, self._seen = None, 0  # images per second are those of training
+        return metrics
+
+    def variant(self) -> dict[str, Any]:
+        """What a checkpoint and a run that goes on from it must have in common, as JSON values."""
+        parts = {part.name: sum(p.numel() for p in part.parameters) for part in self.parts}
+        return {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            self._require_same_variant(Path(resume_from_checkpoint))
+            self._load_ema(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def _require_same_variant(self, checkpoint: Path) -> None:
+        earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
+        present = _flatten(json.loads(json.dumps(self.variant())))
+        for name in sorted(earlier.keys() | present.keys()):
+            if earlier.get(name) != present.get(name):
+                raise UserError(
+                    f"{checkpoint} is of another variant: its {name} is {earlier.get(name)}, this run's "
+                    f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
+                )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and output_dir is not None:
+            write_json(Path(output_dir) / VARIANT_FILE, self.variant())
+            if self.ema is not None:
+                weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
+                save_file(weights, Path(output_dir) / EMA_FILE, metadata={"format": "pt"})
+
+    def _load_ema(self, checkpoint: Path) -> None:
+        if self.ema is not None:
+            load_strictly(self.ema.module, read_weights(checkpoint / EMA_FILE), source=str(checkpoint / EMA_FILE))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_ema(Path(str(self.state.best_model_checkpoint)))
+
+
+class EmaUpdate(TrainerCallback):
+    """Updates a moving average after each step of the optimizer."""
+
+    def __init__(self, ema: ModelEmaV3, student: SparseFormer) -> None:
+        self.ema, self.student = ema, student
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.ema.to(args.device)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.ema.update(self.student, step=state.global_step)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

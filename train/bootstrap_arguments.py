@@ -1,0 +1,89 @@
+"""The arguments of `train/bootstrap.py`."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from sparse_vlm.bootstrap.task import LossWeights
+from sparse_vlm.errors import UserError
+from train.stage import StageArguments
+
+TEACHER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class StudentArguments:
+    """The teacher, and the shape of the student."""
+
+    teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG, or a directory of either"})
+    tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
+    image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
+    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks left out; default: a third"})
+    tune_blocks: int | None = field(default=None, metadata={"help": "next blocks that train; default: a third"})
+    freeze_blocks: int | None = field(default=None, metadata={"help": "last blocks, which stay; default: the rest"})
+    focus_width: int | None = field(default=None, metadata={"help": "default: half the teacher's width"})
+    focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
+    sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
+    stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
+
+
+@dataclass
+class ImageArguments:
+    """The images: see `sparse_vlm.data.sources.open_images`."""
+
+    data_path: str = field(metadata={"help": "a folder, wds:SHARDS, hf:NAME, …; labels are not used"})
+    eval_data_path: str | None = field(default=None, metadata={"help": "held-out images for the alignment, the same"})
+    zero_shot_data_path: str | None = field(default=None, metadata={"help": "a folder with a folder per class"})
+    class_names: str | None = field(default=None, metadata={"help": "file, a name per class folder; default: ImageNet"})
+    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
+    on_bad_image: str = field(default="error", metadata={"help": "error | skip (counted and reported)"})
+    samples_per_epoch: int | None = field(default=None, metadata={"help": "of a stream: images of an epoch"})
+    image_column: str | None = field(default=None, metadata={"help": "column (hf) or ending (wds) of the images"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "images that a reader of a stream shuffles among"})
+
+
+@dataclass
+class ObjectiveArguments:
+    """The loss, and how the teacher runs: see `sparse_vlm.bootstrap.task`."""
+
+    alignment_weight: float = field(default=1.0, metadata={"help": "of 1 − cosine of the final representations"})
+    token_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens and patches under them"})
+    feature_weight: float = field(default=0.0, metadata={"help": "of the smooth L1 of the final representations"})
+    teacher_image_size: int | None = field(default=None, metadata={"help": "a second teacher view, at this size"})
+    view_weight: float | None = field(default=None, metadata={"help": "of the second view; default: 1 if there is one"})
+    teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
+
+    @property
+    def weights(self) -> LossWeights:
+        """The weights of the terms."""
+        view = float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight
+        return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view)
+
+
+@dataclass
+class BootstrapTraining(StageArguments):
+    """transformers' TrainingArguments, with what bootstrapping adds. --eval_steps alone turns evaluation on."""
+
+    tuned_lr_scale: float = field(default=0.1, metadata={"help": "rate of the tuned blocks, times --learning_rate"})
+    layer_decay: float = field(default=1.0, metadata={"help": "their rate falls by this factor per block downwards"})
+    ema_decay: float | None = field(default=None, metadata={"help": "publish a moving average, e.g. 0.9999"})
+    metric_for_best_model: str | None = field(default="cosine", metadata={"help": "for --load_best_model_at_end"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept while running"})
+
+    def __post_init__(self) -> None:
+        if self.eval_steps is not None and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        super().__post_init__()
+        by_steps = self.eval_strategy == self.save_strategy == "steps"
+        if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
+            raise UserError(
+                f"--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps is {self.save_steps:g}, "
+                f"--eval_steps {self.eval_steps:g}. Make them equal."
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay must lie in [0, 1), got {self.ema_decay:g}.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer_decay must lie in (0, 1], got {self.layer_decay:g}.")
+
+
+ARGUMENTS = (StudentArguments, ImageArguments, ObjectiveArguments, BootstrapTraining)

@@ -1,0 +1,119 @@
+"""What is measured while bootstrapping: alignment with the teacher, RoIs, zero-shot accuracy.
+
+Pure measurements over a data loader; when to take them and where they go is the trainer's business.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse_vlm.bootstrap import BootstrapTask, Teacher
+from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
+from sparse_vlm.bootstrap.zero_shot import LabelledImages, class_embeddings, hits, imagenet_prompts, read_class_names
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.errors import UserError
+
+Batches = Iterable[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Over the held-out images.
+
+    Attributes:
+        cosine: mean cosine of the student's final representation with the teacher's.
+        rois: of the RoIs that the last unit samples.
+        images: how many.
+    """
+
+    cosine: float
+    rois: RoIStatistics
+    images: int
+
+
+@torch.no_grad()
+def measure_alignment(
+    task: BootstrapTask, student: SparseFormer, batches: Batches, gather: Callable[[Tensor], Tensor]
+) -> Alignment:
+    """Student against teacher on held-out images.
+
+    Args:
+        task: knows the teacher.
+        student: in eval mode; the task's own or its moving average.
+        batches: "pixel_values" float[B, 3, H, W], on the student's device.
+        gather: joins the processes' tensors along the batch.
+
+    Raises:
+        UserError: there is no image.
+    """
+    rows = []
+    for batch in batches:
+        images = batch["pixel_values"]
+        output = student(images)
+        cosine = F.cosine_similarity(output.pooled.float(), task.target(images), dim=-1)
+        rows.append(gather(torch.cat([cosine[:, None], roi_numbers(output.rois[-1])], dim=-1)).cpu())
+    if not rows:
+        raise UserError("The held-out data (--eval_data_path) holds no image.")
+    numbers = torch.cat(rows)
+    return Alignment(numbers[:, 0].mean().item(), roi_statistics(numbers[:, 1:]), len(numbers))
+
+
+@dataclass(frozen=True)
+class ZeroShotTask:
+    """A labelled set and the teacher's embeddings of its classes.
+
+    Attributes:
+        images: the labelled images.
+        classes: unit embeddings float32[K, D] on the CPU.
+    """
+
+    images: LabelledImages
+    classes: Tensor
+
+
+def open_zero_shot_task(teacher: Teacher, folder: str | Path, class_names: str | Path | None) -> ZeroShotTask:
+    """A folder of labelled images for zero-shot classification with open_clip's ImageNet templates.
+
+    Args:
+        teacher: with a text side.
+        folder: one subfolder per class.
+        class_names: a file with one name per line, in the order of the sorted subfolders; None: ImageNet-1k's.
+
+    Raises:
+        UserError: the teacher has no text side, or there are not as many names as folders.
+    """
+    if teacher.text is None:
+        raise UserError(f"Zero-shot classification needs a teacher with a text side (open_clip:…), not {teacher.name}.")
+    images = LabelledImages(folder, Transform(teacher.preprocessing))
+    names, templates = imagenet_prompts(None if class_names is None else read_class_names(class_names))
+    if len(names) != len(images.folders):
+        whose = "ImageNet-1k" if class_names is None else str(class_names)
+        raise UserError(
+            f"{folder} has {len(images.folders)} class folders, but {whose} has {len(names)} names. "
+            "Give --class_names a file with one name per folder, in their sorted order."
+        )
+    return ZeroShotTask(images, class_embeddings(teacher.text, names, templates).cpu())
+
+
+@torch.no_grad()
+def measure_zero_shot(
+    encode: Callable[[Tensor], Tensor], classes: Tensor, batches: Batches, gather: Callable[[Tensor], Tensor]
+) -> float:
+    """Share of labelled images whose nearest class embedding is their label's.
+
+    Args:
+        encode: float[B, 3, H, W] -> float[B, D].
+        classes: float32[K, D].
+        batches: "pixel_values" and "labels" int64[B].
+        gather: as above.
+    """
+    right = []
+    for batch in batches:
+        images, labels = batch["pixel_values"], batch["labels"]
+        right.append(gather(hits(encode(images), classes.to(images.device), labels).float()).cpu())
+    return torch.cat(right).mean().item()
