@@ -40,6 +40,12 @@ class VqaQuestion:
             return "yes/no"
         return "colour" if "color" in words else "shape"
 
+    @property
+    def asks_for_what_is_shown(self) -> bool:
+        """Of a yes/no question: whether the picture shows what it names. "is there not a circle?" no -> True."""
+        negated = bool(set(self.text.rstrip("?").split()) & {"no", "not"})
+        return (self.answer == "yes") != negated
+
 
 @dataclass(frozen=True)
 class Attributes:
@@ -153,5 +159,5 @@ def _narrow(values: set[str], question: VqaQuestion) -> None:
         if stated & values:
             values &= stated
     elif words & values:
-        present = (question.answer == "yes") != bool(words & {"no", "not"})
-        values.intersection_update(words) if present else values.difference_update(words)
+        shown = question.asks_for_what_is_shown
+        values.intersection_update(words) if shown else values.difference_update(words)

@@ -5,7 +5,9 @@
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
 instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
 the questions; then conversations about pictures, where it has to find the same in the visual tokens. The order is the
-curriculum: train on the file sequentially.
+curriculum: train on the file sequentially. Of the yes/no questions as they are, seven of eight that name a colour name
+one that the picture does not show, so a model that never recognises what is there does well. The last conversations
+hold as many about what is there.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -13,7 +15,7 @@ import argparse
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from sparse_vlm.data.easy_vqa import (
     load_questions,
     prompt,
 )
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.files import write_json
 
 Record = dict[str, Any]
+Questions = dict[int, list[VqaQuestion]]
+Sort = Callable[[VqaQuestion], bool]
 
 
 def caption_records(attributes: dict[int, Attributes], order: random.Random) -> list[Record]:
@@ -39,47 +43,75 @@ def caption_records(attributes: dict[int, Attributes], order: random.Random) -> 
 
 
 def text_records(
-    attributes: dict[int, Attributes], questions: dict[int, list[VqaQuestion]], count: int, order: random.Random
+    attributes: dict[int, Attributes], questions: Questions, count: int, order: random.Random
 ) -> list[Record]:
     """`count` conversations without a picture: each prompt is the caption and a question."""
     records = []
-    for image in order.sample(sorted(attributes), count):
+    for image in _rounds(usable_images(questions, by_presence) & attributes.keys(), count, order):
         caption = attributes[image].caption
-        chosen = balanced(questions[image], order, pairs=1, others=1)
+        chosen = balanced(questions[image], by_presence, order, others=1)
         turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen]
-        records.append(_record(f"text-{image}", turns))
+        records.append(_record(f"text-{len(records)}-{image}", turns))
     return records
 
 
-def image_records(questions: dict[int, list[VqaQuestion]], count: int, order: random.Random) -> list[Record]:
-    """`count` conversations about pictures; all images once before any comes again, with other questions."""
-    records: list[Record] = []
-    while len(records) < count:
-        for image in order.sample(sorted(questions), min(len(questions), count - len(records))):
-            turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], order)]
-            turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
-            records.append(_record(f"image-{len(records)}-{image}", turns, f"{image}.png"))
+def image_records(questions: Questions, sort: Sort, others: int, count: int, order: random.Random) -> list[Record]:
+    """`count` conversations about pictures; all usable images once before any comes again, with other questions.
+
+    Args:
+        questions: of each image.
+        sort, others: see `balanced`.
+        count: of conversations.
+        order: random numbers.
+    """
+    records = []
+    for image in _rounds(usable_images(questions, sort), count, order):
+        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order, others=others)]
+        turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
+        records.append(_record(f"image-{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
+
+
+def by_answer(question: VqaQuestion) -> bool:
+    """Sort of a yes/no question: whether the answer is "yes"."""
+    return question.answer == "yes"
+
+
+def by_presence(question: VqaQuestion) -> bool:
+    """Sort of a yes/no question: whether the picture shows what it names."""
+    return question.asks_for_what_is_shown
+
+
+def usable_images(questions: Questions, sort: Sort) -> set[int]:
+    """The images that have yes/no questions of both sorts."""
+    return {
+        image
+        for image, found in questions.items()
+        if len({sort(question) for question in found if question.kind == "yes/no"}) == 2
+    }
 
 
 def balanced(
-    questions: Sequence[VqaQuestion], order: random.Random, pairs: int = 2, others: int = 2
+    questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, others: int, each: int = 2
 ) -> list[VqaQuestion]:
-    """As many questions answered "yes" as "no", at most `pairs` each, and at most `others`, in random order.
-
-    Without the balance a model stays at the answers' prior: of an image's true statements most follow from few facts.
-    """
-    groups: dict[str, list[VqaQuestion]] = defaultdict(list)
-    for question in {q.text: q for q in questions}.values():
-        kind = question.answer if question.kind == "yes/no" else "other"
-        groups[kind].append(question)
-    pairs = min(len(groups["yes"]), len(groups["no"]), pairs)
-    chosen = [
-        question
-        for kind, count in (("yes", pairs), ("no", pairs), ("other", min(len(groups["other"]), others)))
-        for question in order.sample(groups[kind], count)
+    """Different questions of one image, shuffled: at most `each` yes/no questions of both sorts and `others` more."""
+    distinct = list({question.text: question for question in questions}.values())
+    yes_no = [question for question in distinct if question.kind == "yes/no"]
+    groups = [
+        ([question for question in yes_no if sort(question)], each),
+        ([question for question in yes_no if not sort(question)], each),
+        ([question for question in distinct if question.kind != "yes/no"], others),
     ]
+    chosen = [question for group, count in groups for question in order.sample(group, min(count, len(group)))]
     return order.sample(chosen, len(chosen))
+
+
+def _rounds(images: set[int], count: int, order: random.Random) -> list[int]:
+    """`count` images in random order, all of them before one is repeated."""
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += order.sample(sorted(images), min(len(images), count - len(drawn)))
+    return drawn
 
 
 def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> Record:
@@ -98,14 +130,22 @@ def test_records(images: int | None) -> list[list[str | int]]:
 
 
 def write_data(
-    output_dir: Path, *, texts: int, images: int, test_images: int | None, validation_images: int, seed: int
+    output_dir: Path,
+    *,
+    texts: int,
+    images_by_answer: int,
+    images_by_presence: int,
+    test_images: int | None,
+    validation_images: int,
+    seed: int,
 ) -> None:
     """Writes questions.json, captions.json and instruct.json.
 
     Args:
-        output_dir: of the two files.
+        output_dir: of the three files.
         texts: conversations without a picture.
-        images: conversations about pictures.
+        images_by_answer: conversations about pictures with as many questions answered "yes" as "no".
+        images_by_presence: with as many questions about what the picture shows as about what it does not.
         test_images: test images whose questions are asked; None: all.
         validation_images: training images left out of training; their questions are asked instead, for choosing
             settings; 0: none.
@@ -118,23 +158,23 @@ def write_data(
     write_json(output_dir / "questions.json", asked)
     order = random.Random(seed)
     attributes = attributes_from_questions(everything)
-    questions: dict[int, list[VqaQuestion]] = defaultdict(list)
+    questions: Questions = defaultdict(list)
     for question in everything:
         questions[question.image_id].append(question)
-    usable = {image: found for image, found in questions.items() if balanced(found, order)}
-    if texts > len(attributes):
-        raise UserError(f"Only {len(attributes)} images have a caption, {texts} conversations with one were asked for.")
     write_json(output_dir / "captions.json", caption_records(attributes, order))
-    instruct = text_records({i: a for i, a in attributes.items() if i in usable}, usable, texts, order)
-    write_json(output_dir / "instruct.json", instruct + image_records(usable, images, order))
+    instruct = text_records(attributes, questions, texts, order)
+    instruct += image_records(questions, by_answer, 2, images_by_answer, order)
+    instruct += image_records(questions, by_presence, 1, images_by_presence, order)
+    write_json(output_dir / "instruct.json", instruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=120, help="conversations without a picture")
-    parser.add_argument("--images", type=int, default=1500, help="conversations about pictures")
+    parser.add_argument("--texts", type=int, default=200, help="conversations without a picture")
+    parser.add_argument("--images_by_answer", type=int, default=800, help="conversations, yes and no in balance")
+    parser.add_argument("--images_by_presence", type=int, default=600, help="conversations, shown and not in balance")
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")
     parser.add_argument("--seed", type=int, default=0)

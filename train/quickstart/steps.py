@@ -18,15 +18,32 @@ class Recipe:
     bootstrap_steps: int
     align_steps: int
     texts: int
-    images: int
+    images_by_answer: int
+    images_by_presence: int
     test_images: int | None
     save_steps: int
 
 
 FULL = Recipe(
-    teacher_steps=1500, bootstrap_steps=800, align_steps=50, texts=240, images=1440, test_images=None, save_steps=50
+    teacher_steps=1500,
+    bootstrap_steps=800,
+    align_steps=50,
+    texts=200,
+    images_by_answer=800,
+    images_by_presence=680,
+    test_images=None,
+    save_steps=50,
 )
-FAST = Recipe(teacher_steps=4, bootstrap_steps=4, align_steps=2, texts=8, images=8, test_images=10, save_steps=2)
+FAST = Recipe(
+    teacher_steps=4,
+    bootstrap_steps=4,
+    align_steps=2,
+    texts=8,
+    images_by_answer=4,
+    images_by_presence=4,
+    test_images=10,
+    save_steps=2,
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,8 @@ def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
 
 def _data(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
-    arguments += ["--texts", str(recipe.texts), "--images", str(recipe.images)]
+    arguments += ["--texts", str(recipe.texts), "--images_by_answer", str(recipe.images_by_answer)]
+    arguments += ["--images_by_presence", str(recipe.images_by_presence)]
     if recipe.test_images is not None:
         arguments += ["--test_images", str(recipe.test_images)]
     return Step("data", "easy-VQA as LLaVA data", tuple(arguments), paths.data / "instruct.json")
@@ -195,7 +213,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
 def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
     arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
     # 0.999 remembers the large gradients of the start for longer than these short runs last
-    arguments += ["--adam_beta2", "0.98"]
+    arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
 
 

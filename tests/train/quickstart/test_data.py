@@ -10,13 +10,14 @@ pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations import parse_sample
 from sparse_vlm.data.easy_vqa import load_questions
-from train.quickstart.data import balanced, main
+from train.quickstart.data import Sort, balanced, by_answer, by_presence, main, usable_images
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
-    arguments = ["--output_dir", str(directory), "--texts", "20", "--images", "50", "--test_images", "3"]
+    arguments = ["--output_dir", str(directory), "--texts", "20", "--test_images", "3"]
+    arguments += ["--images_by_answer", "30", "--images_by_presence", "20"]
     assert main(arguments) == 0
     return directory
 
@@ -47,12 +48,18 @@ def test_answers_are_the_official_ones(data: Path) -> None:
             assert known[image, human["value"].splitlines()[-1]] == gpt["value"]
 
 
-def test_as_many_yes_as_no() -> None:
+@pytest.mark.parametrize("sort", [by_answer, by_presence])
+def test_questions_of_both_sorts(sort: Sort) -> None:
     questions = load_questions("train")
-    for image in range(50):
-        chosen = balanced([q for q in questions if q.image_id == image], random.Random(0))
-        answers = [question.answer for question in chosen]
-        assert answers.count("yes") == answers.count("no") <= 2
+    asked = {image: [q for q in questions if q.image_id == image] for image in range(50)}
+    usable = usable_images(asked, sort)
+    assert 20 < len(usable) < 50
+    for image in usable:
+        chosen = balanced(asked[image], sort, random.Random(0), others=1)
+        sorts = [sort(question) for question in chosen if question.kind == "yes/no"]
+        assert 1 <= sorts.count(True) <= 2
+        assert 1 <= sorts.count(False) <= 2
+        assert len(chosen) - len(sorts) <= 1
         assert len({question.text for question in chosen}) == len(chosen)
 
 
@@ -62,7 +69,7 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
 
 
 def test_validation_images_are_left_out(tmp_path: Path) -> None:
-    main(["--output_dir", str(tmp_path), "--texts", "20", "--images", "3800", "--validation_images", "200"])
+    main(["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images", "200"])
     asked = {image for _, _, image in _read(tmp_path / "questions.json")}
     shown = {
         record["image"]
@@ -73,6 +80,8 @@ def test_validation_images_are_left_out(tmp_path: Path) -> None:
     assert not {f"{image}.png" for image in asked} & shown
 
 
-def test_too_many_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output_dir", str(tmp_path), "--texts", "4000"]) == 2
-    assert "Only 3578 images have a caption, 4000" in capsys.readouterr().err
+def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
+    main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_presence", "3000"])
+    images = [record["image"] for record in _read(tmp_path / "instruct.json")]
+    assert len(images) == 3000
+    assert len(set(images)) == 2960  # the others have no yes/no question about what they show, or only such
