@@ -37,8 +37,11 @@ class IndexedImages(SeededImages, Dataset):
         """The image at `index`, or the next one that can be read, with its index.
 
         Raises:
+            IndexError: beyond the last image.
             UserError: it is unreadable and the policy is "error"; none at all can be read.
         """
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends a plain `for image in images`
         for step in range(len(self)):
             found = (index + step) % len(self)
             try:

@@ -89,23 +89,39 @@ def open_images(
     )
 
 
-def augmentation(preprocessing: Preprocessing, min_area: float) -> v2.Compose:
+def augmentation(
+    preprocessing: Preprocessing,
+    min_area: float,
+    *,
+    rand_augment_ops: int = 0,
+    rand_augment_magnitude: int = 9,
+    random_erasing: float = 0.0,
+) -> v2.Compose:
     """Random resized crop and flip, then the weights' own normalisation: PIL image -> float32[3, crop, crop].
 
     Args:
         preprocessing: of the weights.
         min_area: smallest share of the picture's area that a crop keeps, in (0, 1].
+        rand_augment_ops: random operations on colours and shape after that (arXiv 1909.13719); 0: none.
+        rand_augment_magnitude: their strength, 0 … 30.
+        random_erasing: share of the pictures in which a rectangle is erased (arXiv 1708.04896).
     """
     size, interpolation = preprocessing.crop, INTERPOLATIONS[preprocessing.interpolation]
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=interpolation, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(preprocessing.mean, preprocessing.std),
-        ]
-    )
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=interpolation, antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
+    if rand_augment_ops:
+        grey = [round(255 * value) for value in preprocessing.mean]
+        steps.append(v2.RandAugment(rand_augment_ops, rand_augment_magnitude, fill=grey))
+    steps += [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(preprocessing.mean, preprocessing.std),
+    ]
+    if random_erasing:
+        steps.append(v2.RandomErasing(random_erasing))
+    return v2.Compose(steps)
 
 
 def _refuse_stream_settings(spec: str, samples_per_epoch: int | None) -> None:

@@ -1,0 +1,54 @@
+"""Metrics of classification, in the form that transformers' Trainer asks for: top-1 accuracy, AUROC."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import EvalPrediction
+
+logger = logging.getLogger(__name__)
+
+
+def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float | None:
+    """The probability that a random positive has a higher score than a random negative; a tie counts half.
+
+    That is the Mann–Whitney statistic: (sum of the positives' ranks − p (p + 1) / 2) / (p n), ties with mean ranks.
+
+    Args:
+        scores: float[N], any scale.
+        labels: 0 or 1, [N].
+
+    Returns:
+        in [0, 1]; None if there are only positives or only negatives: then it is not defined.
+    """
+    positive = labels > 0.5
+    positives = int(positive.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return None
+    _, position, counts = np.unique(scores.astype(np.float64), return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[position][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def top_1(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of the images whose highest logit is their class's."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return {"top1": float((logits.argmax(-1) == labels).mean())}
+
+
+def auroc_of(classes: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float | None]]:
+    """The metric: AUROC of each class (None where it is not defined: reported) and the mean of those that are."""
+
+    def metric(prediction: EvalPrediction) -> dict[str, float | None]:
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        each = {name: auroc(logits[:, index], labels[:, index]) for index, name in enumerate(classes)}
+        defined = [value for value in each.values() if value is not None]
+        if len(defined) < len(each):
+            absent = ", ".join(name for name, value in each.items() if value is None)
+            logger.warning("No AUROC, because all held-out images have the same label: %s", absent)
+        mean = sum(defined) / len(defined) if defined else None
+        return {"auroc": mean, **{f"auroc_{name}": value for name, value in each.items()}}
+
+    return metric
