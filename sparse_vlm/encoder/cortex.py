@@ -12,12 +12,11 @@ from sparse_vlm.encoder.config import CortexConfig
 from sparse_vlm.errors import UserError, unknown_choice
 
 
-def build_trunk(config: CortexConfig, *, num_blocks: int | None = None) -> VisionTransformer:
+def build_trunk(config: CortexConfig) -> VisionTransformer:
     """The timm VisionTransformer that `config` describes, randomly initialised.
 
     Args:
         config: the numbers.
-        num_blocks: number of blocks instead of `config.depth` (a teacher has more than its student inherits).
 
     Raises:
         UserError: the architecture is unknown to timm, refuses an option, or is no VisionTransformer.
@@ -31,7 +30,7 @@ def build_trunk(config: CortexConfig, *, num_blocks: int | None = None) -> Visio
         trunk = timm.create_model(
             config.architecture,
             pretrained=False,
-            depth=config.depth if num_blocks is None else num_blocks,
+            depth=config.depth,
             embed_dim=config.width,
             num_heads=config.heads,
             num_classes=config.head_dim,
@@ -39,7 +38,7 @@ def build_trunk(config: CortexConfig, *, num_blocks: int | None = None) -> Visio
         )
     except TypeError as error:
         raise UserError(f"timm cannot build {config.architecture} with {options}: {error}.") from error
-    if not isinstance(trunk, VisionTransformer):
+    if type(trunk) is not VisionTransformer:  # a subclass may treat its tokens in another way
         raise UserError(
             f"{config.architecture} is a {type(trunk).__name__}: a cortex holds blocks of a VisionTransformer only."
         )
@@ -49,7 +48,8 @@ def build_trunk(config: CortexConfig, *, num_blocks: int | None = None) -> Visio
 
 
 class Cortex(nn.Module):
-    """CLS is put before the latent tokens; blocks, final norm, pooling and head are timm's own code.
+    """CLS and register tokens are put before the latent tokens, as many as the architecture has; blocks, final norm,
+    pooling and head are timm's own code.
 
     Args:
         config: the numbers.
@@ -58,28 +58,26 @@ class Cortex(nn.Module):
     def __init__(self, config: CortexConfig) -> None:
         super().__init__()
         self.trunk = build_trunk(config)
-        if self.trunk.num_prefix_tokens > 1:
-            raise UserError(
-                f"{config.architecture} has {self.trunk.num_reg_tokens} register tokens, which is not supported yet: "
-                "choose a ViT without them."
-            )
         # The latent tokens take the place of everything before the blocks.
         self.trunk.patch_embed = nn.Identity()
         self.trunk.norm_pre = nn.Identity()
         self.trunk.pos_embed = None
         self.trunk.cls_token = None
+        self.trunk.reg_token = None
         self.num_prefix_tokens: int = self.trunk.num_prefix_tokens
-        has_cls = self.num_prefix_tokens == 1
+        registers = self.num_register_tokens = int(self.trunk.num_reg_tokens)
+        has_cls = self.num_prefix_tokens > registers
         self.cls_embedding = nn.Parameter(torch.zeros(1, config.width)) if has_cls else None
+        self.register_embeddings = nn.Parameter(torch.zeros(registers, config.width)) if registers else None
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Latent tokens float[B, n, C] -> pooled float[B, D] and the hidden states.
 
-        Hidden states are the input (CLS first) and what leaves each block, float[B, n(+1), C] each.
+        Hidden states are the input and what leaves each block, float[B, prefix + n, C] each: CLS, registers, latent.
         """
-        if self.cls_embedding is not None:
-            cls = self.cls_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
-            tokens = torch.cat([cls, tokens], dim=1)
+        for prefix in (self.register_embeddings, self.cls_embedding):
+            if prefix is not None:
+                tokens = torch.cat([prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         states = [tokens]
         for block in self.trunk.blocks:
             states.append(block(states[-1]))

@@ -36,5 +36,8 @@ def describe(name: str | None) -> str:
 def _summary(config: SparseFormerConfig) -> str:
     with torch.device("meta"):
         encoder = SparseFormer(config)
-    cls = " + CLS" if encoder.num_prefix_tokens else ""
-    return f"{config.focus.tokens}{cls} tokens × {config.cortex.width}, {encoder.num_parameters / 1e6:.1f}M parameters"
+    registers = encoder.num_register_tokens
+    prefix = " + CLS" if encoder.num_prefix_tokens > registers else ""
+    prefix += f" + {registers} registers" if registers else ""
+    millions = encoder.num_parameters / 1e6
+    return f"{config.focus.tokens}{prefix} tokens × {config.cortex.width}, {millions:.1f}M parameters"

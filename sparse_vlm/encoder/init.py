@@ -27,7 +27,7 @@ def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None
     | last Linear of these three                              | 0; generator bias xavier-uniform per matrix     |
     | base offsets                                            | √P grid of cell centres − 0.5, else uniform ±0.5|
     | initial embedding                                       | trunc-normal 1                                  |
-    | CLS and stage embeddings                                | normal 1                                        |
+    | CLS, register and stage embeddings                      | normal 1                                        |
     | stem convolution                                        | kaiming-normal, fan_out, bias 0                 |
     """
     nn.init.kaiming_normal_(stem.conv.weight, mode="fan_out", nonlinearity="relu")
@@ -47,8 +47,9 @@ def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None
         elif isinstance(module, BootstrappedUnit):
             nn.init.normal_(module.stage_embedding)
     nn.init.trunc_normal_(focus.initial_embedding, std=1.0)
-    if cortex.cls_embedding is not None:
-        nn.init.normal_(cortex.cls_embedding)
+    for prefix in (cortex.cls_embedding, cortex.register_embeddings):
+        if prefix is not None:
+            nn.init.normal_(prefix)
 
 
 def _init_linear(module: nn.Module) -> None:

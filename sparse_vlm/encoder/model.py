@@ -20,10 +20,11 @@ class EncoderOutput(NamedTuple):
     """What an encoder makes of B images, with n latent tokens of C channels.
 
     Attributes:
-        tokens: float[B, n(+1), C] leaving the last block, before the final norm; CLS first where there is one.
+        tokens: float[B, prefix + n, C] leaving the last block, before the final norm: CLS and register tokens, where
+            the teacher has such, then the latent tokens.
         pooled: float[B, D], normed, pooled and projected: the teacher's embedding or the class logits.
         rois: float32[steps, B, n, 4], (x1, y1, x2, y2) in image coordinates after each RoI adjustment.
-        hidden_states: the cortex's input and what leaves each block, float[B, n(+1), C] each; [-1] is `tokens`.
+        hidden_states: the cortex's input and what leaves each block, float[B, prefix + n, C] each; [-1] is `tokens`.
     """
 
     tokens: Tensor
@@ -67,8 +68,13 @@ class SparseFormer(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the latent ones in `tokens` and `hidden_states`: 1 with CLS, else 0."""
+        """Tokens before the latent ones in `tokens` and `hidden_states`: CLS, where there is one, and the registers."""
         return self.cortex.num_prefix_tokens
+
+    @property
+    def num_register_tokens(self) -> int:
+        """The last of the prefix tokens: room to compute in, without meaning of their own (arXiv 2309.16588)."""
+        return self.cortex.num_register_tokens
 
     @property
     def num_parameters(self) -> int:

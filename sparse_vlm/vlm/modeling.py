@@ -53,12 +53,12 @@ class SparseFormerVisionConfig(PreTrainedConfig):
 
     @classmethod
     def from_encoder(cls, encoder: SparseFormer) -> "SparseFormerVisionConfig":
-        """The configuration of `encoder`."""
+        """The configuration of `encoder`, as `SparseFormerVisionModel` shows it: without its register tokens."""
         return cls(
             encoder=encoder.config.to_dict(),
             hidden_size=encoder.config.cortex.width,
             num_tokens=encoder.config.focus.tokens,
-            num_prefix_tokens=encoder.num_prefix_tokens,
+            num_prefix_tokens=encoder.num_prefix_tokens - encoder.num_register_tokens,
         )
 
 
@@ -128,7 +128,10 @@ def _unpartitioned() -> Iterator[None]:
 
 
 class SparseFormerVisionModel(PreTrainedModel):
-    """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway."""
+    """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway.
+
+    Register tokens are left out of them: they say nothing about the picture, and Llava knows only CLS to drop.
+    """
 
     config_class = SparseFormerVisionConfig
     main_input_name = "pixel_values"
@@ -164,7 +167,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         use_cache: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """float[B, 3, H, W] -> tokens float[B, n(+1), C], pooled float[B, D], hidden states (see EncoderOutput).
+        """float[B, 3, H, W] -> tokens float[B, (CLS +) n, C], pooled float[B, D], hidden states (see EncoderOutput).
 
         Args:
             pixel_values: images, preprocessed.
@@ -172,9 +175,14 @@ class SparseFormerVisionModel(PreTrainedModel):
             use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
         """
         out = self.encoder(pixel_values)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=out.tokens, pooler_output=out.pooled, hidden_states=out.hidden_states
-        )
+        states = tuple(map(self._without_registers, out.hidden_states))
+        return BaseModelOutputWithPooling(last_hidden_state=states[-1], pooler_output=out.pooled, hidden_states=states)
+
+    def _without_registers(self, tokens: Tensor) -> Tensor:
+        prefix, registers = self.encoder.num_prefix_tokens, self.encoder.num_register_tokens
+        if registers == 0:
+            return tokens
+        return torch.cat([tokens[:, : prefix - registers], tokens[:, prefix:]], dim=1)
 
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:

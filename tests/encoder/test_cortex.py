@@ -10,7 +10,15 @@ from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.errors import UserError
 
 
-@pytest.mark.parametrize("architecture", ["vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "vit_base_patch16_clip_quickgelu_224",
+        "vit_base_patch16_siglip_224",
+        "vit_base_patch14_reg4_dinov2",
+        "vit_medium_patch16_reg4_gap_256",
+    ],
+)
 @torch.no_grad()
 def test_the_cortex_computes_what_the_whole_vit_computes_after_its_embedding(architecture: str) -> None:
     """The same tokens through timm's forward (blocks … head) and through ours, with the same weights."""
@@ -22,16 +30,20 @@ def test_the_cortex_computes_what_the_whole_vit_computes_after_its_embedding(arc
     cortex.trunk.load_state_dict(kept)
 
     latent = torch.randn(2, 6, 64)
+    entering = latent
+    if cortex.register_embeddings is not None:
+        nn.init.normal_(cortex.register_embeddings)
+        entering = torch.cat([cortex.register_embeddings.expand(2, 4, -1), entering], dim=1)
     if cortex.cls_embedding is not None:
-        entering = torch.cat([cortex.cls_embedding.expand(2, 1, -1), latent], dim=1)
-    else:
-        entering = latent
+        nn.init.normal_(cortex.cls_embedding)
+        entering = torch.cat([cortex.cls_embedding.expand(2, 1, -1), entering], dim=1)
     expected = whole.forward_head(whole.norm(whole.blocks(entering)))
     pooled, states = cortex(latent)
     torch.testing.assert_close(pooled, expected)
     assert torch.equal(states[0], entering)
     assert len(states) == 3
-    assert "pos_embed" not in cortex.trunk.state_dict()
+    assert not {"pos_embed", "cls_token", "reg_token"} & cortex.trunk.state_dict().keys()
+    assert cortex.num_prefix_tokens == whole.num_prefix_tokens == entering.shape[1] - 6
 
 
 @pytest.mark.parametrize(
@@ -40,7 +52,7 @@ def test_the_cortex_computes_what_the_whole_vit_computes_after_its_embedding(arc
         ({"architecture": "vit_base_patch16_22"}, "Unknown timm architecture 'vit_base_patch16_22'. Did you mean"),
         ({"architecture": "resnet18", "options": {}}, "timm cannot build resnet18"),
         ({"options": {"init_valuez": 1}}, "timm cannot build vit_base_patch16_224 with {'init_valuez': 1}"),
-        ({"architecture": "vit_base_patch14_reg4_dinov2"}, "has 4 register tokens"),
+        ({"architecture": "deit_tiny_distilled_patch16_224"}, "is a VisionTransformerDistilled"),
     ],
 )
 def test_other_architectures_are_refused(changes: dict, sentence: str) -> None:

@@ -1,10 +1,11 @@
 """What `sparse-vlm info` says."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from sparse_vlm.encoder import SparseFormer, list_encoders
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, list_encoders
 from sparse_vlm.encoder.info import describe
 from sparse_vlm.errors import UserError
 
@@ -23,6 +24,12 @@ def test_a_variant_and_a_directory_are_described(tiny_encoder: SparseFormer, tmp
     assert "6 + CLS tokens × 128" in text
     assert "2 blocks of vit_base_patch16_clip_quickgelu_224" in text
     assert "crop 64" in text
+
+
+def test_registers_are_counted(tiny_config: SparseFormerConfig, tmp_path: Path) -> None:
+    cortex = dataclasses.replace(tiny_config.cortex, architecture="vit_small_patch14_reg4_dinov2")
+    SparseFormer(dataclasses.replace(tiny_config, cortex=cortex)).save_pretrained(tmp_path / "encoder")
+    assert "6 + CLS + 4 registers tokens × 128" in describe(str(tmp_path / "encoder"))
 
 
 def test_neither_is_an_error() -> None:

@@ -5,14 +5,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, BatchFeature
+from transformers import AutoModel, BatchFeature, LlamaConfig
 
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
-from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig, build_projector
+from sparse_vlm.vlm.modeling import (
+    SparseFormerVisionConfig,
+    SparseFormerVisionModel,
+    SparseVLMConfig,
+    SparseVLMModel,
+    build_projector,
+)
 from tests.vlm.conftest import Loaded
 
 QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of the big red cube?", "Is it red?"]
@@ -194,6 +200,28 @@ def encoder_without_cls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     SparseFormer(config).save_pretrained(directory)
     return directory
+
+
+@pytest.mark.parametrize(("strategy", "tokens"), [("default", 5), ("full", 6)])
+def test_registers_are_no_visual_tokens(strategy: str, tokens: int) -> None:
+    """Whatever the strategy: "default" gives the latent tokens, "full" CLS as well."""
+    cortex = CortexConfig("vit_small_patch14_reg4_dinov2", depth=2, width=128, heads=2)
+    focus = FocusConfig("bootstrapped", tokens=5, width=64, heads=1, repeats=1)
+    encoder = SparseFormer(SparseFormerConfig(StemConfig(8), focus, cortex, Preprocessing(64, 64))).eval()
+    vision = SparseFormerVisionModel.from_encoder(encoder)
+    text = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+    )
+    config = SparseVLMConfig(vision_config=vision.config, text_config=text, vision_feature_select_strategy=strategy)
+    assert config.image_seq_length == tokens
+    model = SparseVLMModel(config).eval()
+    model.vision_tower = vision
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = torch.stack(model.get_image_features(images).pooler_output)
+        states = encoder(images).hidden_states[-2]
+        kept = torch.cat([states[:, : tokens - 5], states[:, 5:]], dim=1)
+        torch.testing.assert_close(features, model.multi_modal_projector(kept))
 
 
 @pytest.mark.parametrize(
