@@ -12,18 +12,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short side, crop the centre, scale to [0,1], normalise.
+    """Resize, crop the centre, scale to [0,1], normalise.
 
     Attributes:
-        resize: short side after resizing, in pixels.
+        resize: side after resizing, in pixels: see `resize_mode`.
         crop: side of the central square, in pixels.
         mean, std: per channel (RGB), of values in [0,1].
         interpolation: "bicubic" or "bilinear", antialiased.
+        resize_mode: "shortest": `resize` is the short side, the aspect ratio stays; "squash": it is both sides.
     """
 
     resize: int = 256
@@ -31,10 +33,13 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise unknown_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.resize_mode not in RESIZE_MODES:
+            raise unknown_choice("resize mode", self.resize_mode, RESIZE_MODES)
         if not 0 < self.crop <= self.resize:
             raise UserError(f"preprocessing.crop must lie in 1…resize ({self.resize}), got {self.crop}.")
         if min(self.std) <= 0:
@@ -69,9 +74,14 @@ class Transform:
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
+        side = preprocessing.resize
         self._steps = v2.Compose(
             [
-                v2.Resize(preprocessing.resize, INTERPOLATIONS[preprocessing.interpolation], antialias=True),
+                v2.Resize(
+                    (side, side) if preprocessing.resize_mode == "squash" else side,
+                    INTERPOLATIONS[preprocessing.interpolation],
+                    antialias=True,
+                ),
                 v2.CenterCrop(preprocessing.crop),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
@@ -80,4 +90,5 @@ class Transform:
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._steps(_cut_long_side(to_rgb(image)))
+        image = to_rgb(image)
+        return self._steps(_cut_long_side(image) if self.preprocessing.resize_mode == "shortest" else image)

@@ -58,8 +58,9 @@ class SparseFormerImageProcessor(PilBackend):
     @classmethod
     def from_preprocessing(cls, preprocessing: Preprocessing) -> "SparseFormerImageProcessor":
         """The image processor that does what `preprocessing` says."""
+        side = preprocessing.resize
         return cls(
-            size={"shortest_edge": preprocessing.resize},
+            size={"height": side, "width": side} if preprocessing.resize_mode == "squash" else {"shortest_edge": side},
             crop_size={"height": preprocessing.crop, "width": preprocessing.crop},
             image_mean=list(preprocessing.mean),
             image_std=list(preprocessing.std),
@@ -94,11 +95,12 @@ class SparseFormerImageProcessor(PilBackend):
             )
         interpolations = {int(number): name for name, number in RESAMPLING.items()}
         preprocessing = Preprocessing(
-            size["shortest_edge"],
+            size.shortest_edge or size["height"],
             crop_size["height"],
             image_mean,
             image_std,
             interpolations.get(resample, str(resample)),
+            "shortest" if size.shortest_edge else "squash",
         )
         transform = Transform(preprocessing)
         return BatchFeature({"pixel_values": [transform(image) for image in images]}, tensor_type=return_tensors)

@@ -79,12 +79,15 @@ def _open_clip_visual(directory: Path) -> tuple[Any, Preprocessing]:
         )
     values = open_clip.get_model_preprocess_cfg(clip)
     height, width = clip.visual.image_size
-    if height != width or values["resize_mode"] != "shortest":
+    if height != width:
         raise UserError(
             f"{directory} prepares images by resize_mode {values['resize_mode']!r} to {height}×{width} pixels: "
-            "only 'shortest' (side, then centre crop) to a square is supported."
+            "only squares are supported."
         )
-    return clip.visual, Preprocessing(height, height, values["mean"], values["std"], values["interpolation"])
+    preprocessing = Preprocessing(
+        height, height, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
+    )
+    return clip.visual, preprocessing
 
 
 def _clip_vision_config(visual: Any, source: str) -> CLIPVisionConfig:

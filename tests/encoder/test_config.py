@@ -35,6 +35,7 @@ def test_json_round_trip(config: SparseFormerConfig) -> None:
         (Preprocessing, {"crop": 300}, "preprocessing.crop must lie in"),
         (Preprocessing, {"std": (0.5, 0.5, 0)}, "preprocessing.std must be positive"),
         (Preprocessing, {"interpolation": "cubic"}, "Did you mean 'bicubic'"),
+        (Preprocessing, {"resize_mode": "squish"}, "Unknown resize mode 'squish'. Did you mean 'squash'"),
     ],
 )
 def test_impossible_numbers_are_refused(part: type, values: dict, sentence: str) -> None:

@@ -48,19 +48,29 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
         assert np.array_equal(np.asarray(to_rgb(Image.fromarray(array)))[..., 1], values // 256)
 
 
-def test_the_steps_are_torchvisions() -> None:
+@pytest.mark.parametrize(("resize_mode", "size"), [("shortest", 64), ("squash", (64, 64))])
+def test_the_steps_are_torchvisions(resize_mode: str, size: int | tuple[int, int]) -> None:
     steps = v2.Compose(
         [
-            v2.Resize(64, v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.Resize(size, v2.InterpolationMode.BILINEAR, antialias=True),
             v2.CenterCrop(48),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
-    transform = Transform(Preprocessing(64, 48, CLIP_MEAN, CLIP_STD, "bilinear"))
+    transform = Transform(Preprocessing(64, 48, CLIP_MEAN, CLIP_STD, "bilinear", resize_mode))
     assert torch.equal(transform(PICTURE), steps(PICTURE))
     assert torch.equal(pickle.loads(pickle.dumps(transform))(PICTURE), steps(PICTURE))
+
+
+def test_squashing_keeps_the_ends_of_a_long_picture() -> None:
+    stripe = np.zeros((4, 400, 3), dtype=np.uint8)
+    stripe[:, :100] = 255
+    preprocessing = Preprocessing(64, 64, mean=(0, 0, 0), std=(1, 1, 1), resize_mode="squash")
+    tensor = Transform(preprocessing)(Image.fromarray(stripe))
+    assert tensor[:, :, :15].mean() > 0.99
+    assert tensor[:, :, 18:].mean() < 0.01
 
 
 def test_cutting_a_long_picture_keeps_its_centre() -> None:

@@ -33,8 +33,9 @@ def test_pixel_values_equal_the_encoders_transform(
     assert torch.equal(got, expected[None])
 
 
-def test_every_field_of_the_preprocessing_arrives() -> None:
-    preprocessing = Preprocessing(40, 32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear")
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_every_field_of_the_preprocessing_arrives(resize_mode: str) -> None:
+    preprocessing = Preprocessing(40, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", resize_mode)
     image = Image.effect_noise((50, 71), 80).convert("RGB")
     got = SparseFormerImageProcessor.from_preprocessing(preprocessing)(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(got, Transform(preprocessing)(image))

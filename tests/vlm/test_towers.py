@@ -208,7 +208,7 @@ def test_incomplete_directory(tmp_path: Path, damage: Callable[[Path], None], ca
         ({"no_ln_pre": True}, r"do not fit \(missing: pre_layrnorm\.bias"),
         ({"qk_norm": True}, r"unknown: .*ln_k"),
         ({"image_size": [32, 64]}, "to 32×64 pixels"),
-        ({"preprocess": PREPROCESS | {"resize_mode": "squash"}}, "resize_mode 'squash'"),
+        ({"preprocess": PREPROCESS | {"resize_mode": "longest"}}, "Unknown resize mode 'longest'"),
         ({"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": ""}, "is a TimmModel: only"),
     ],
 )
