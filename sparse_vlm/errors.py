@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones first.
+    """The error for a name that is not among `choices`: names the nearest ones first, then at most 30 of all.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
@@ -20,7 +20,8 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known)}.")
+    rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
+    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
 
 
 def exit_with_sentence(main: Callable[[], int | None]) -> int:

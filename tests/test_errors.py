@@ -12,6 +12,12 @@ def test_unknown_choices_name_the_nearest_and_all() -> None:
     assert str(unknown_choice("fruit", "xyz", ["pear"])) == "Unknown fruit 'xyz'. Choices: pear."
 
 
+def test_of_many_choices_some_are_named() -> None:
+    message = str(unknown_choice("number", "9999", [f"{number:04}" for number in range(1000)]))
+    assert message.startswith("Unknown number '9999'. Did you mean '0999'")
+    assert message.endswith("0029 and 970 more.")
+
+
 def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise UserError("The value 3 is too small. Use 4.")

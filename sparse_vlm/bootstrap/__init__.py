@@ -2,6 +2,7 @@
 
 from sparse_vlm.bootstrap.inherit import InheritanceReport, bootstrap_from
 from sparse_vlm.bootstrap.task import BootstrapTask
-from sparse_vlm.bootstrap.teachers import Teacher, open_teacher
+from sparse_vlm.bootstrap.teacher import Teacher
+from sparse_vlm.bootstrap.teachers import open_teacher
 
 __all__ = ["BootstrapTask", "InheritanceReport", "Teacher", "bootstrap_from", "open_teacher"]

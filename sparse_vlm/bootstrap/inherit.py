@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sparse_vlm.bootstrap.teachers import Teacher
+from sparse_vlm.bootstrap.teacher import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.errors import UserError
 
@@ -67,6 +67,7 @@ def bootstrap_from(
     *,
     drop: int | None = None,
     tune: int | None = None,
+    freeze: int | None = None,
     focus_width: int | None = None,
     points: int = 16,
     repeats: int = 4,
@@ -74,13 +75,14 @@ def bootstrap_from(
 ) -> tuple[SparseFormer, InheritanceReport]:
     """A SparseFormer with the teacher's last blocks, norm and head inside; the rest is new (arXiv 2312.01987).
 
-    Blocks 0…drop−1 are dropped, the next `tune` are copied and tuned, the others, the final norm and the
-    head are copied and frozen: `requires_grad` of the student says so.
+    Blocks 0…drop−1 are dropped, the next `tune` are copied and tuned, the last `freeze`, the final norm, the pooling
+    and the head are copied and frozen: `requires_grad` of the student says so. The text side stays with the teacher.
 
     Args:
         teacher: from `open_teacher`.
-        tokens: latent tokens, without CLS.
-        drop, tune: numbers of blocks; a third of the teacher's N blocks each by default.
+        tokens: latent tokens, without CLS and registers.
+        drop, tune, freeze: numbers of blocks, together the teacher's N. By default a third each; two that are given
+            decide on the other one, and one that is given leaves less or more to `freeze`, or else to `tune`.
         focus_width: width of the focusing transformer, a multiple of 64; by default half the teacher's (its heads
             have 64 channels).
         points, repeats, stem_channels: see `FocusConfig` and `StemConfig`.
@@ -88,24 +90,37 @@ def bootstrap_from(
     Raises:
         UserError: the numbers do not fit the teacher.
     """
-    blocks = teacher.cortex.depth
-    drop = round(blocks / 3) if drop is None else drop
-    tune = round(blocks / 3) if tune is None else tune
-    if drop < 0 or tune < 0 or drop + tune > blocks or drop >= blocks:
-        raise UserError(f"Cannot drop {drop} and tune {tune} of the {blocks} blocks of {teacher.name}.")
+    drop, tune = _split(teacher, drop, tune, freeze)
     width = focus_width or max(64, teacher.cortex.width // 2 // 64 * 64)
     if width % 64:
         raise UserError(f"focus_width must be a multiple of 64 (the channels of a head), got {width}.")
     config = SparseFormerConfig(
         StemConfig(stem_channels),
         FocusConfig("bootstrapped", tokens, width, heads=width // 64, points=points, repeats=repeats),
-        replace(teacher.cortex, depth=blocks - drop),
+        replace(teacher.cortex, depth=teacher.cortex.depth - drop),
         teacher.preprocessing,
         teacher=teacher.name,
         licence=teacher.licence,
     )
     student = SparseFormer(config)
     return student, _copy_weights(teacher, student, drop, tune)
+
+
+def _split(teacher: Teacher, drop: int | None, tune: int | None, freeze: int | None) -> tuple[int, int]:
+    """The numbers of blocks to drop and to tune, defaults filled in and checked."""
+    blocks = teacher.cortex.depth
+    third = round(blocks / 3)
+    if drop is None:
+        drop = third if tune is None or freeze is None else blocks - tune - freeze
+    if tune is None:
+        tune = min(third, blocks - drop) if freeze is None else blocks - drop - freeze
+    freeze = blocks - drop - tune if freeze is None else freeze
+    if min(drop, tune, freeze) < 0 or drop == blocks or drop + tune + freeze != blocks:
+        raise UserError(
+            f"Cannot drop {drop} and tune {tune} of the {blocks} blocks of {teacher.name} and freeze {freeze}: "
+            f"none may be negative, together they must be {blocks}, and at least one block must stay."
+        )
+    return drop, tune
 
 
 def _copy_weights(teacher: Teacher, student: SparseFormer, drop: int, tune: int) -> InheritanceReport:

@@ -58,21 +58,38 @@ def test_a_student_opens_without_its_teacher(teacher: Teacher, tmp_path: Path) -
     assert again.config.teacher == teacher.name
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
-def test_timm_families(name: str) -> None:
-    teacher = open_teacher(f"timm:{name}", pretrained=False, image_size=28 if "14" in name else 32)
-    student, _ = bootstrap_from(teacher, tokens=4, stem_channels=8)
-    images = torch.randn(1, 3, teacher.preprocessing.crop, teacher.preprocessing.crop)
-    assert student(images).pooled.shape == teacher(images).shape
-    last, source = student.cortex.trunk.blocks[-1], teacher.trunk.blocks[-1]
-    tokens = torch.randn(1, 5, student.config.cortex.width)
-    assert torch.equal(last.eval()(tokens), source(tokens))
+@pytest.mark.parametrize(
+    ("given", "dropped", "tuned"),
+    [
+        ({}, 2, 2),
+        ({"drop": 5}, 5, 1),
+        ({"drop": 0}, 0, 2),
+        ({"tune": 0}, 2, 0),
+        ({"freeze": 0}, 2, 4),
+        ({"freeze": 4}, 2, 0),
+        ({"tune": 1, "freeze": 1}, 4, 1),
+        ({"drop": 1, "freeze": 1}, 1, 4),
+        ({"drop": 3, "tune": 3, "freeze": 0}, 3, 3),
+    ],
+)
+def test_numbers_of_blocks_that_are_not_given_follow(
+    teacher: Teacher, given: dict[str, int], dropped: int, tuned: int
+) -> None:
+    student, report = bootstrap_from(teacher, tokens=4, stem_channels=8, **given)
+    trainable = [next(block.parameters()).requires_grad for block in student.cortex.trunk.blocks]
+    assert trainable == [True] * tuned + [False] * (6 - dropped - tuned)
+    left_out = {
+        fate.teacher.split(".")[1] for fate in report.fates if fate.fate == DROPPED and "blocks" in fate.teacher
+    }
+    assert left_out == set(map(str, range(dropped)))
 
 
-@pytest.mark.parametrize(("drop", "tune"), [(6, 0), (-1, 2), (3, 4)])
-def test_impossible_numbers_of_blocks(teacher: Teacher, drop: int, tune: int) -> None:
-    with pytest.raises(UserError, match=f"Cannot drop {drop} and tune {tune} of the 6 blocks"):
-        bootstrap_from(teacher, drop=drop, tune=tune)
+@pytest.mark.parametrize(
+    ("drop", "tune", "freeze"), [(6, 0, None), (-1, 2, None), (3, 4, None), (2, 2, 1), (None, None, 5), (2, 5, -1)]
+)
+def test_impossible_numbers_of_blocks(teacher: Teacher, drop: int | None, tune: int | None, freeze: int | None) -> None:
+    with pytest.raises(UserError, match=r"Cannot drop -?\d and tune -?\d of the 6 blocks of clip\d and freeze -?\d:"):
+        bootstrap_from(teacher, drop=drop, tune=tune, freeze=freeze)
 
 
 def test_impossible_focus_width(teacher: Teacher) -> None:

@@ -1,0 +1,197 @@
+"""Teachers of open_clip: its own VisionTransformer, converted to timm's, and its towers that are timm's already."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from huggingface_hub import ModelCard
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from sparse_vlm.bootstrap.teacher import Teacher, TextSide, one_line, square_side
+from sparse_vlm.bootstrap.timm_teachers import cortex_of, require_inheritable
+from sparse_vlm.encoder import CortexConfig, Preprocessing
+from sparse_vlm.encoder.checkpoints import load_strictly
+from sparse_vlm.encoder.cortex import build_trunk
+from sparse_vlm.errors import UserError, unknown_choice
+
+logger = logging.getLogger(__name__)
+
+
+def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
+    """A teacher by open_clip's name.
+
+    Args:
+        name: NAME/TAG; NAME alone with a file, or with random weights.
+        file: weights, loaded strictly. Its activation is that of NAME: OpenAI's weights need ViT-…-quickgelu.
+        pretrained, image_size: see `open_teacher`.
+
+    Raises:
+        UserError: see `open_teacher`.
+    """
+    model, _, tag = name.partition("/")
+    if model not in open_clip.list_models():
+        raise unknown_choice("open_clip model", model, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag and tag not in tags:
+        raise unknown_choice(f"pretrained tag of open_clip's {model}", tag, tags)
+    if not pretrained or file:
+        shown = f"open_clip:{model}@{file.name}" if file else f"open_clip:{name}"
+        return _teacher(shown, model, image_size, pretrained=str(file) if file and pretrained else None)
+    if not tag:
+        raise UserError(f"Which weights of {model}? Write open_clip:{model}/TAG with one of: {', '.join(tags)}.")
+    hub_path = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
+    return _teacher(f"open_clip:{name}", model, image_size, hub_path, **weights_options(model, tag))
+
+
+def weights_options(model: str, tag: str) -> dict[str, Any]:
+    """Arguments of `open_clip.create_model` that belong to the weights MODEL/TAG, their activation among them.
+
+    open_clip itself would use the activation of the name MODEL, and only warn where the weights have another one.
+    """
+    about: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
+    return {"pretrained": tag, "force_quick_gelu": bool(about.get("quick_gelu", False))}
+
+
+def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
+    """A teacher from a directory of open_clip: open_clip_config.json and the weights.
+
+    Raises:
+        UserError: see `open_teacher`.
+    """
+    options = {"load_weights": pretrained, "require_pretrained": pretrained}
+    return _teacher(directory.name, f"local-dir:{directory}", image_size, directory, **options)
+
+
+def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path = "", **options: Any) -> Teacher:
+    clip = _create(shown, name, force_image_size=image_size, **options)
+    _require_inheritable(clip.visual, shown)
+    trunk, cortex = _trunk_of(clip.visual, shown)
+    values = open_clip.get_model_preprocess_cfg(clip)
+    crop = square_side(values["size"], shown)
+    preprocessing = Preprocessing(
+        crop, crop, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
+    )
+    clip.visual = nn.Identity()  # the trunk is the image side
+    text = TextSide(clip, partial(open_clip.get_tokenizer, name))
+    return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
+
+
+def _create(shown: str, name: str, **options: Any) -> Any:
+    try:
+        if architecture := open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name"):
+            with torch.device("meta"):  # what cannot be inherited is refused before its weights are fetched
+                require_inheritable(timm.create_model(architecture), shown)
+        return open_clip.create_model(name, pretrained_text=False, **options)
+    except UserError:
+        raise
+    except Exception as error:  # damaged weights make torch's unpickler raise nearly anything
+        raise UserError(f"open_clip cannot open {shown}: {one_line(error)}") from error
+
+
+def _require_inheritable(visual: Any, shown: str) -> None:
+    """Whether the image side is, or can become, a timm VisionTransformer.
+
+    Raises:
+        UserError: it says why not.
+    """
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        problem = _foreign_part(visual)
+    else:
+        require_inheritable(visual.trunk if isinstance(visual, TimmModel) else visual, shown)
+        problem = next((name for name, _ in visual.head.named_children() if name not in ("drop", "proj")), "")
+    if problem:
+        raise UserError(f"{shown} cannot be inherited: timm's VisionTransformer has no counterpart of its {problem}.")
+
+
+def _foreign_part(visual: Any) -> str:
+    """What open_clip's VisionTransformer has and timm's has not, "" if there is no such thing."""
+    block = visual.transformer.resblocks[0]
+    if visual.attn_pool is not None:
+        return "attentional pooling"
+    if type(block) is not ResidualAttentionBlock:
+        return f"blocks of the type {type(block).__name__}"
+    return "" if visual.pool_type in ("tok", "avg") else f"pooling {visual.pool_type!r}"
+
+
+def _trunk_of(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
+    """The image side with its projection as a timm VisionTransformer, and its numbers."""
+    if not isinstance(visual, TimmModel):
+        return _convert(visual, shown)
+    if hasattr(visual.head, "proj"):
+        visual.trunk.head = visual.head.proj
+    return visual.trunk, cortex_of(visual.trunk)
+
+
+def _convert(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
+    """open_clip's own ViT as timm's, with timm's conversion of the names; the numbers are read off the modules."""
+    cortex = _cortex_of(visual)
+    embedding = {"patch_size": visual.patch_size[0], "img_size": visual.image_size}
+    trunk = build_trunk(replace(cortex, options={**cortex.options, **embedding}))
+    renamed = {f"visual.{key.replace('.ls_', '.ls')}": value for key, value in visual.state_dict().items()}
+    weights = checkpoint_filter_fn(renamed, trunk)
+    weights.pop("head.bias")  # timm's conversion adds zeros for a projection that has no bias
+    if not cortex.options["pre_norm"]:  # timm gives the patches a bias then, open_clip never
+        weights["patch_embed.proj.bias"] = torch.zeros(cortex.width)
+    if cortex.options["fc_norm"]:
+        weights |= {f"fc_norm.{name}": weights.pop(f"norm.{name}") for name in ("weight", "bias")}
+    load_strictly(trunk, weights, source=shown)
+    return trunk, cortex
+
+
+def _cortex_of(visual: Any) -> CortexConfig:
+    block = visual.transformer.resblocks[0]
+    width, averages = visual.conv1.out_channels, visual.pool_type == "avg"
+    options: dict[str, Any] = {
+        "mlp_ratio": block.mlp.c_fc.out_features / width,
+        "global_pool": "avg" if averages else "token",
+        "fc_norm": averages and visual.final_ln_after_pool,
+        "pre_norm": not isinstance(visual.ln_pre, nn.Identity),
+    }
+    if not isinstance(block.ls_1, nn.Identity):
+        options["init_values"] = 1.0
+    quick_gelu = isinstance(block.mlp.gelu, QuickGELU)
+    if not quick_gelu and block.mlp.gelu.approximate == "tanh":
+        options["act_layer"] = "gelu_tanh"
+    return CortexConfig(
+        architecture="vit_base_patch16_clip_quickgelu_224" if quick_gelu else "vit_base_patch16_clip_224",
+        depth=len(visual.transformer.resblocks),
+        width=width,
+        heads=block.attn.num_heads,
+        head_dim=visual.output_dim,
+        head_bias=False,
+        options=options,
+        norm_eps=None if block.ln_1.eps == 1e-5 else block.ln_1.eps,  # 1e-5: the architecture's own
+    )
+
+
+def licence_of(origin: str | Path) -> str:
+    """Licence of weights, "" if unknown: from timm's table, which has its own weights', or from a model card.
+
+    Args:
+        origin: a directory, or OWNER/MODEL on the hub and what may follow, as in open_clip's table of weights.
+    """
+    if isinstance(origin, Path):
+        return _card_licence(origin / "README.md") if (origin / "README.md").is_file() else ""
+    owner, _, rest = origin.partition("/")
+    model = rest.partition("/")[0]
+    if owner == "timm" and timm.is_model_pretrained(model):
+        return timm.get_pretrained_cfg_value(model, "license") or ""
+    return _card_licence(f"{owner}/{model}") if model else ""
+
+
+def _card_licence(card: str | Path) -> str:
+    try:
+        return ModelCard.load(card).data.license or ""
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "The licence of the teacher's weights is unknown: %s cannot be read (%s).", card, one_line(error)
+        )
+        return ""
