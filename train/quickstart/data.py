@@ -4,10 +4,10 @@
 
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
 instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
-the questions; then conversations about pictures, where it has to find the same in the visual tokens. The order is the
-curriculum: train on the file sequentially. Of the yes/no questions as they are, seven of eight that name a colour name
-one that the picture does not show, so a model that never recognises what is there does well. The last conversations
-hold as many about what is there.
+the questions; then conversations about pictures, where it has to find the same in the visual tokens: some with as many
+answers "yes" as "no", then some with as many questions about the colour that is shown as about others. Without these a
+model that never recognises a colour does well, because seven of eight such questions name another one. The order is the
+curriculum: train on the file sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 
 from sparse_vlm.data.conversations import IMAGE_PLACEHOLDER
 from sparse_vlm.data.easy_vqa import (
+    COLOURS,
     Attributes,
     VqaQuestion,
     attributes_from_questions,
@@ -33,7 +34,7 @@ from sparse_vlm.files import write_json
 
 Record = dict[str, Any]
 Questions = dict[int, list[VqaQuestion]]
-Sort = Callable[[VqaQuestion], bool]
+Sort = Callable[[VqaQuestion], bool | None]
 
 
 def caption_records(attributes: dict[int, Attributes], order: random.Random) -> list[Record]:
@@ -46,63 +47,54 @@ def text_records(
     attributes: dict[int, Attributes], questions: Questions, count: int, order: random.Random
 ) -> list[Record]:
     """`count` conversations without a picture: each prompt is the caption and a question."""
-    records = []
-    for image in _rounds(usable_images(questions, by_presence) & attributes.keys(), count, order):
+    records: list[Record] = []
+    for image in _rounds(usable_images(questions, by_colour) & attributes.keys(), count, order):
         caption = attributes[image].caption
-        chosen = balanced(questions[image], by_presence, order, others=1)
+        chosen = balanced(questions[image], by_colour, order)
         turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen]
         records.append(_record(f"text-{len(records)}-{image}", turns))
     return records
 
 
-def image_records(questions: Questions, sort: Sort, others: int, count: int, order: random.Random) -> list[Record]:
+def image_records(questions: Questions, sort: Sort, count: int, order: random.Random) -> list[Record]:
     """`count` conversations about pictures; all usable images once before any comes again, with other questions.
 
     Args:
         questions: of each image.
-        sort, others: see `balanced`.
+        sort: what is balanced.
         count: of conversations.
         order: random numbers.
     """
-    records = []
+    records: list[Record] = []
     for image in _rounds(usable_images(questions, sort), count, order):
-        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order, others=others)]
+        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order)]
         turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
         records.append(_record(f"image-{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
 
 
-def by_answer(question: VqaQuestion) -> bool:
-    """Sort of a yes/no question: whether the answer is "yes"."""
-    return question.answer == "yes"
+def by_answer(question: VqaQuestion) -> bool | None:
+    """Sort of a yes/no question: whether the answer is "yes"; None of another."""
+    return question.answer == "yes" if question.kind == "yes/no" else None
 
 
-def by_presence(question: VqaQuestion) -> bool:
-    """Sort of a yes/no question: whether the picture shows what it names."""
-    return question.asks_for_what_is_shown
+def by_colour(question: VqaQuestion) -> bool | None:
+    """Sort of a yes/no question about a colour: whether the picture shows it; None of another."""
+    about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
+    return question.asks_for_what_is_shown if about_colour else None
 
 
 def usable_images(questions: Questions, sort: Sort) -> set[int]:
-    """The images that have yes/no questions of both sorts."""
-    return {
-        image
-        for image, found in questions.items()
-        if len({sort(question) for question in found if question.kind == "yes/no"}) == 2
-    }
+    """The images that have questions of both sorts."""
+    return {image for image, found in questions.items() if {True, False} <= {sort(question) for question in found}}
 
 
-def balanced(
-    questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, others: int, each: int = 2
-) -> list[VqaQuestion]:
-    """Different questions of one image, shuffled: at most `each` yes/no questions of both sorts and `others` more."""
-    distinct = list({question.text: question for question in questions}.values())
-    yes_no = [question for question in distinct if question.kind == "yes/no"]
-    groups = [
-        ([question for question in yes_no if sort(question)], each),
-        ([question for question in yes_no if not sort(question)], each),
-        ([question for question in distinct if question.kind != "yes/no"], others),
-    ]
-    chosen = [question for group, count in groups for question in order.sample(group, min(count, len(group)))]
+def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int = 2) -> list[VqaQuestion]:
+    """Different questions of one image, shuffled: at most `each` of both sorts and of the rest."""
+    groups: dict[bool | None, list[VqaQuestion]] = {True: [], False: [], None: []}
+    for question in {question.text: question for question in questions}.values():
+        groups[sort(question)].append(question)
+    chosen = [question for group in groups.values() for question in order.sample(group, min(each, len(group)))]
     return order.sample(chosen, len(chosen))
 
 
@@ -134,7 +126,7 @@ def write_data(
     *,
     texts: int,
     images_by_answer: int,
-    images_by_presence: int,
+    images_by_colour: int,
     test_images: int | None,
     validation_images: int,
     seed: int,
@@ -145,7 +137,7 @@ def write_data(
         output_dir: of the three files.
         texts: conversations without a picture.
         images_by_answer: conversations about pictures with as many questions answered "yes" as "no".
-        images_by_presence: with as many questions about what the picture shows as about what it does not.
+        images_by_colour: with as many questions about the colour that the picture shows as about others.
         test_images: test images whose questions are asked; None: all.
         validation_images: training images left out of training; their questions are asked instead, for choosing
             settings; 0: none.
@@ -163,8 +155,8 @@ def write_data(
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
     instruct = text_records(attributes, questions, texts, order)
-    instruct += image_records(questions, by_answer, 2, images_by_answer, order)
-    instruct += image_records(questions, by_presence, 1, images_by_presence, order)
+    instruct += image_records(questions, by_answer, images_by_answer, order)
+    instruct += image_records(questions, by_colour, images_by_colour, order)
     write_json(output_dir / "instruct.json", instruct)
 
 
@@ -174,7 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=200, help="conversations without a picture")
     parser.add_argument("--images_by_answer", type=int, default=800, help="conversations, yes and no in balance")
-    parser.add_argument("--images_by_presence", type=int, default=600, help="conversations, shown and not in balance")
+    parser.add_argument(
+        "--images_by_colour", type=int, default=600, help="conversations, the colour shown and others in balance"
+    )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")
     parser.add_argument("--seed", type=int, default=0)

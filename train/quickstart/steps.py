@@ -19,7 +19,7 @@ class Recipe:
     align_steps: int
     texts: int
     images_by_answer: int
-    images_by_presence: int
+    images_by_colour: int
     test_images: int | None
     save_steps: int
 
@@ -29,8 +29,8 @@ FULL = Recipe(
     bootstrap_steps=800,
     align_steps=50,
     texts=200,
-    images_by_answer=800,
-    images_by_presence=680,
+    images_by_answer=720,
+    images_by_colour=720,
     test_images=None,
     save_steps=50,
 )
@@ -40,7 +40,7 @@ FAST = Recipe(
     align_steps=2,
     texts=8,
     images_by_answer=4,
-    images_by_presence=4,
+    images_by_colour=4,
     test_images=10,
     save_steps=2,
 )
@@ -136,7 +136,7 @@ def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
 def _data(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
     arguments += ["--texts", str(recipe.texts), "--images_by_answer", str(recipe.images_by_answer)]
-    arguments += ["--images_by_presence", str(recipe.images_by_presence)]
+    arguments += ["--images_by_colour", str(recipe.images_by_colour)]
     if recipe.test_images is not None:
         arguments += ["--test_images", str(recipe.test_images)]
     return Step("data", "easy-VQA as LLaVA data", tuple(arguments), paths.data / "instruct.json")

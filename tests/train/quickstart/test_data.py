@@ -9,15 +9,22 @@ import pytest
 pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations import parse_sample
-from sparse_vlm.data.easy_vqa import load_questions
-from train.quickstart.data import Sort, balanced, by_answer, by_presence, main, usable_images
+from sparse_vlm.data.easy_vqa import VqaQuestion, load_questions
+from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
+
+SORTED = [
+    ("is there a red shape?", "yes"),
+    ("is there not a red shape?", "no"),
+    ("is there a circle?", "no"),
+    ("what color is the shape?", "red"),
+]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     arguments = ["--output_dir", str(directory), "--texts", "20", "--test_images", "3"]
-    arguments += ["--images_by_answer", "30", "--images_by_presence", "20"]
+    arguments += ["--images_by_answer", "30", "--images_by_colour", "20"]
     assert main(arguments) == 0
     return directory
 
@@ -48,19 +55,25 @@ def test_answers_are_the_official_ones(data: Path) -> None:
             assert known[image, human["value"].splitlines()[-1]] == gpt["value"]
 
 
-@pytest.mark.parametrize("sort", [by_answer, by_presence])
+@pytest.mark.parametrize("sort", [by_answer, by_colour])
 def test_questions_of_both_sorts(sort: Sort) -> None:
     questions = load_questions("train")
     asked = {image: [q for q in questions if q.image_id == image] for image in range(50)}
     usable = usable_images(asked, sort)
     assert 20 < len(usable) < 50
     for image in usable:
-        chosen = balanced(asked[image], sort, random.Random(0), others=1)
-        sorts = [sort(question) for question in chosen if question.kind == "yes/no"]
+        chosen = balanced(asked[image], sort, random.Random(0))
+        sorts = [sort(question) for question in chosen]
         assert 1 <= sorts.count(True) <= 2
         assert 1 <= sorts.count(False) <= 2
-        assert len(chosen) - len(sorts) <= 1
+        assert sorts.count(None) <= 2
         assert len({question.text for question in chosen}) == len(chosen)
+
+
+def test_sorts_of_questions() -> None:
+    questions = [VqaQuestion(0, 0, text, answer) for text, answer in SORTED]
+    assert [by_answer(question) for question in questions] == [True, False, False, None]
+    assert [by_colour(question) for question in questions] == [True, True, None, None]
 
 
 def test_questions_are_the_official_test_questions(data: Path) -> None:
@@ -81,7 +94,7 @@ def test_validation_images_are_left_out(tmp_path: Path) -> None:
 
 
 def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
-    main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_presence", "3000"])
+    main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
-    assert len(set(images)) == 2960  # the others have no yes/no question about what they show, or only such
+    assert len(set(images)) == 1911  # the others have no question about the colour shown, or about no other
