@@ -1,5 +1,6 @@
 """SparseFormer vision encoders for multimodal LLMs."""
 
+import sparse_vlm.timm_models  # noqa: F401  (registers with timm, which the encoder has imported anyway)
 from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder, list_encoders
 from sparse_vlm.import_hook import after_import
 

@@ -7,6 +7,7 @@ import torch
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparse_vlm.encoder.config import CortexConfig
 from sparse_vlm.errors import UserError, unknown_choice
@@ -80,5 +81,6 @@ class Cortex(nn.Module):
                 tokens = torch.cat([prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         states = [tokens]
         for block in self.trunk.blocks:
-            states.append(block(states[-1]))
+            recompute = self.trunk.grad_checkpointing and torch.is_grad_enabled()
+            states.append(checkpoint(block, states[-1], use_reentrant=False) if recompute else block(states[-1]))
         return self.trunk.forward_head(self.trunk.norm(states[-1])), tuple(states)
