@@ -1,0 +1,201 @@
+"""A SparseFormer in its teacher's CLIP: embeddings, zero-shot, open_clip's own factories, one directory."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from sparse_vlm.bootstrap import bootstrap_from, open_teacher
+from sparse_vlm.bootstrap.clip import SparseClip
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.errors import UserError
+from sparse_vlm.timm_models import create_from_directory
+from tests.bootstrap.families import FAMILIES, OPEN_CLIP, write_family
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+CAPTIONS = ["a red circle", "a blue square", "nothing"]
+
+
+@pytest.fixture(scope="module")
+def student(clip_dir: Path) -> SparseFormer:
+    torch.manual_seed(1)
+    return bootstrap_from(open_teacher(str(clip_dir)), tokens=5, repeats=1, stem_channels=8)[0].eval()
+
+
+@pytest.fixture(scope="module")
+def clip(clip_dir: Path, student: SparseFormer) -> SparseClip:
+    return SparseClip.from_teacher(str(clip_dir), student)
+
+
+@pytest.fixture(scope="module")
+def saved(clip: SparseClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("sparse_clip") / "clip"
+    clip.save(directory)
+    return directory
+
+
+def test_images_go_through_the_student_and_captions_through_the_teacher(
+    clip: SparseClip, clip_dir: Path, student: SparseFormer
+) -> None:
+    teacher = open_clip.create_model(f"local-dir:{clip_dir}").eval()
+    tokens = clip.tokenizer(CAPTIONS)
+    assert type(clip.model) is open_clip.CLIP
+    assert torch.equal(clip.model.encode_image(IMAGES), student(IMAGES).pooled)
+    assert torch.equal(clip.model.encode_text(tokens), teacher.encode_text(tokens))
+    images, texts, scale = clip.model(IMAGES, tokens)
+    assert torch.allclose(images, F.normalize(student(IMAGES).pooled, dim=-1))
+    assert torch.allclose(texts, open_teacher(str(clip_dir)).text(CAPTIONS), atol=1e-6)
+    assert scale == teacher.logit_scale.exp()
+
+
+@pytest.mark.parametrize("family", OPEN_CLIP)
+def test_every_family_of_open_clip(family: str, tmp_path: Path) -> None:
+    encode_image = write_family(family, tmp_path / "teacher")
+    student = bootstrap_from(open_teacher(str(tmp_path / "teacher")), tokens=4, repeats=1, stem_channels=8)[0].eval()
+    clip = SparseClip.from_teacher(str(tmp_path / "teacher"), student)
+    assert torch.equal(clip.model.encode_image(IMAGES), student(IMAGES).pooled)
+    tokens = clip.tokenizer(CAPTIONS)
+    teacher = encode_image.__self__  # type: ignore[attr-defined]
+    assert type(clip.model) is type(teacher)
+    assert torch.equal(clip.model.encode_text(tokens), teacher.encode_text(tokens))
+    clip.save(tmp_path / "clip")
+    again = SparseClip.load(tmp_path / "clip")
+    for ours, theirs in zip(clip.model(IMAGES, tokens), again.model(IMAGES, tokens), strict=True):
+        assert torch.equal(ours, theirs)
+    assert again.transform.preprocessing.resize_mode == "squash"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_as_a_timm_model(family: str, tmp_path: Path) -> None:
+    write_family(family, tmp_path / "teacher")
+    student = bootstrap_from(open_teacher(str(tmp_path / "teacher")), tokens=4, repeats=1, stem_channels=8)[0].eval()
+    student.save_pretrained(tmp_path / "student")
+    model = create_from_directory(tmp_path / "student").eval()
+    assert torch.equal(model(IMAGES), student(IMAGES).pooled)
+    model.reset_classifier(3)
+    model.save_pretrained(tmp_path / "classes")
+    assert torch.equal(SparseFormer.from_pretrained(tmp_path / "classes")(IMAGES).pooled, model(IMAGES))
+
+
+def test_open_clips_zero_shot_classifier(clip: SparseClip) -> None:
+    templates = open_clip.OPENAI_IMAGENET_TEMPLATES[:2]
+    weights = open_clip.build_zero_shot_classifier(clip.model, clip.tokenizer, CAPTIONS, templates)
+    assert weights.shape == (24, 3)
+    prompts = clip.tokenizer([template(CAPTIONS[1]) for template in templates])
+    expected = F.normalize(clip.model.encode_text(prompts, normalize=True).mean(0), dim=0)
+    assert torch.allclose(weights[:, 1], expected, atol=1e-6)
+
+
+def test_one_directory_holds_it(clip: SparseClip, saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "sparseformer.json",
+    ]
+    loaded = SparseClip.load(saved)
+    assert loaded.encoder_config == clip.encoder_config
+    assert loaded.model_config == clip.model_config
+    assert not loaded.model.training
+    tokens = clip.tokenizer(CAPTIONS)
+    assert torch.equal(loaded.tokenizer(CAPTIONS), tokens)
+    for ours, again in zip(clip.model(IMAGES, tokens), loaded.model(IMAGES, tokens), strict=True):
+        assert torch.equal(ours, again)
+
+
+def test_open_clips_own_factory_opens_it(clip: SparseClip, saved: Path) -> None:
+    model, train_transform, transform = open_clip.create_model_and_transforms(f"local-dir:{saved}")
+    model.eval()
+    assert torch.equal(model.encode_image(IMAGES), clip.model.encode_image(IMAGES))
+    picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
+    assert transform(picture).shape == train_transform(picture).shape == (3, 32, 32)
+    assert torch.allclose(transform(picture), clip.transform(picture), atol=0.05)
+
+
+def test_what_open_clips_training_asks_of_a_model(saved: Path) -> None:
+    model = SparseClip.load(saved).model
+    assert model.visual.image_size == (32, 32)
+    assert model.visual.preprocess_cfg["mean"] == [0.4, 0.5, 0.6]
+    assert "visual.trunk.focus.initial_rois.weight" not in {n for n, p in model.named_parameters() if p.ndim < 2}
+    model.set_grad_checkpointing()
+    assert model.visual.trunk.cortex.trunk.grad_checkpointing
+    model.train()
+    images, texts, scale = model(IMAGES, open_clip.tokenize(CAPTIONS[:2], context_length=8))
+    open_clip.ClipLoss()(images, texts, scale).backward()
+    assert model.visual.trunk.stem.conv.weight.grad.abs().sum() > 0
+    model.lock_image_tower()
+    assert not any(parameter.requires_grad for parameter in model.visual.parameters())
+
+
+def test_a_released_architecture_by_name_in_open_clips_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = {"timm_model_name": "sparseformer_clip_base", "timm_pool": "token", "timm_proj": "", "image_size": 224}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    (tmp_path / "SparseFormer-B.json").write_text(
+        json.dumps({"embed_dim": 512, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True})
+    )
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    open_clip.add_model_config(tmp_path)
+    with torch.device("meta"):
+        model = open_clip.create_model("SparseFormer-B", device="meta")
+    assert model.visual.trunk.get_classifier().weight.shape == (512, 768)
+    assert model.visual.trunk.get_classifier().bias is None
+
+
+@pytest.mark.slow
+def test_open_clips_own_training_runs_on_it(saved: Path, tmp_path: Path) -> None:
+    program = f"""
+from sparse_vlm.bootstrap.clip import SparseClip
+SparseClip.load({str(saved)!r})  # registers the architecture
+from open_clip_train.main import main
+main(["--model", "local-dir:{saved}", "--dataset-type", "synthetic", "--train-data", "none",
+      "--train-num-samples", "8", "--batch-size", "4", "--epochs", "1", "--warmup", "1", "--workers", "0",
+      "--device", "cpu", "--precision", "fp32", "--grad-checkpointing", "--save-frequency", "1",
+      "--logs", {str(tmp_path)!r}, "--name", "run"])
+"""
+    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    trained = torch.load(tmp_path / "run/checkpoints/epoch_1.pt", weights_only=False)["state_dict"]
+    before = SparseClip.load(saved).model.state_dict()
+    assert trained.keys() == before.keys()
+    assert not torch.equal(trained["visual.trunk.stem.conv.weight"], before["visual.trunk.stem.conv.weight"])
+
+
+def test_another_size_of_resizing_is_reported(
+    clip_dir: Path, student: SparseFormer, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(student.config, preprocessing=replace(student.config.preprocessing, resize=40))
+    other = SparseFormer(config)
+    SparseClip.from_teacher(str(clip_dir), other)
+    assert "resizes to 32 pixels, where this SparseFormer's resizes to 40" in caplog.text
+
+
+def test_bad_input_is_one_sentence(
+    clip_dir: Path, student: SparseFormer, tiny_encoder: SparseFormer, saved: Path, tmp_path: Path
+) -> None:
+    for source, encoder, sentence in (
+        (str(clip_dir), tiny_encoder, "have 24 channels, those of the SparseFormer 12"),
+        ("timm:vit_base_patch16_224", student, "'timm:vit_base_patch16_224' has no text side"),
+        ("open_clip:ViT-B-61/openai", student, "Unknown open_clip model 'ViT-B-61'. Did you mean 'ViT-B-16'"),
+        ("open_clip:ViT-B-16/open", student, "Unknown pretrained tag of open_clip's ViT-B-16 'open'"),
+        (f"open_clip:ViT-B-16@{tmp_path}/none.pt", student, "open_clip cannot open open_clip:ViT-B-16@"),
+        (str(tmp_path), student, "is no directory of open_clip"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            SparseClip.from_teacher(source, encoder)
+    with pytest.raises(UserError, match=r"has no open_clip_config\.json"):
+        SparseClip.load(tmp_path)
+    broken = shutil.copytree(saved, tmp_path / "broken")
+    (broken / "open_clip_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"open_clip cannot open .*broken"):
+        SparseClip.load(broken)
+    (broken / "sparseformer.json").write_text("{")
+    with pytest.raises(UserError, match=r"sparseformer\.json is no valid JSON"):
+        SparseClip.load(broken)
