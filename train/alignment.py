@@ -161,7 +161,7 @@ class BootstrapTrainer(StageTrainer):
     def _require_same_variant(self, checkpoint: Path) -> None:
         earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
         present = _flatten(json.loads(json.dumps(self.variant())))
-        for name in sorted(earlier.keys() | present.keys()):
+        for name in present | earlier:
             if earlier.get(name) != present.get(name):
                 raise UserError(
                     f"{checkpoint} is of another variant: its {name} is {earlier.get(name)}, this run's "

@@ -25,7 +25,7 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
         UserError: an unknown flag or recipe entry (the nearest ones are named), or an unreadable recipe.
         SystemExit: argparse's own errors: a missing or malformed value.
     """
-    parser = HfArgumentParser(classes)  # type: ignore[arg-type]
+    parser = HfArgumentParser(classes, allow_abbrev=False)  # type: ignore[arg-type]
     words = list(argv)
     # deepspeed's launcher puts --local_rank=N before all other words
     start = next((index for index, word in enumerate(words) if not word.startswith("--local_rank=")), 0)

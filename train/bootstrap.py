@@ -72,7 +72,8 @@ def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTr
     for index, parameters in sorted(tuned.items()):
         name, depth = ("head", 0) if index < 0 else (f"block {index}", top - index)
         parts.append(Part(f"inherited {name}", tuple(parameters), rate * args.layer_decay**depth))
-    return [*parts, Part("inherited, frozen", tuple(frozen), None)]
+    parts.append(Part("inherited, frozen", tuple(frozen), None))
+    return [part for part in parts if part.parameters]
 
 
 def make_task(arguments: StudentArguments, objective: ObjectiveArguments) -> tuple[BootstrapTask, InheritanceReport]:
@@ -99,6 +100,8 @@ def make_task(arguments: StudentArguments, objective: ObjectiveArguments) -> tup
         points=arguments.sampling_points,
         repeats=arguments.focus_repeats,
         stem_channels=arguments.stem_channels,
+        initial_rois=arguments.read_rois(),
+        inherit=arguments.inherit,
     )
     return BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype]), report
 
@@ -124,7 +127,9 @@ def make_trainer(
     dataset = training_images(images, augmentation(crops, images.min_crop_area), seed, images.shuffle_buffer)
     zero_shot = None
     if images.zero_shot_data_path is not None:
-        zero_shot = open_zero_shot_task(task.teacher, images.zero_shot_data_path, images.class_names)
+        zero_shot = open_zero_shot_task(
+            task.teacher, images.zero_shot_data_path, images.class_names, images.on_bad_image
+        )
     return BootstrapTrainer(
         parts,
         task=task,

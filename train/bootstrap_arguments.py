@@ -1,6 +1,8 @@
 """The arguments of `train/bootstrap.py`."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,26 @@ class StudentArguments:
     focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
     sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
     stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
+    initial_rois: str | None = field(default=None, metadata={"help": "JSON file, [x1, y1, x2, y2] in [0, 1] per token"})
+    inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
+
+    def read_rois(self) -> torch.Tensor | None:
+        """The file of `initial_rois`, float32[tokens, 4].
+
+        Raises:
+            UserError: no such file, or something else in it.
+        """
+        if self.initial_rois is None:
+            return None
+        try:
+            rois = torch.tensor(json.loads(Path(self.initial_rois).read_text(encoding="utf-8")), dtype=torch.float32)
+        except OSError as error:
+            raise UserError(f"Cannot read --initial_rois {self.initial_rois}: {error.strerror}.") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"--initial_rois {self.initial_rois} is no JSON list of [x1, y1, x2, y2] ({error})."
+            ) from None
+        return rois
 
 
 @dataclass

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparse_vlm.bootstrap import BootstrapTask, Teacher
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
-from sparse_vlm.bootstrap.zero_shot import LabelledImages, class_embeddings, hits, imagenet_prompts, read_class_names
+from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits, imagenet_prompts, read_class_names
+from sparse_vlm.data.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
@@ -76,25 +77,29 @@ class ZeroShotTask:
     classes: Tensor
 
 
-def open_zero_shot_task(teacher: Teacher, folder: str | Path, class_names: str | Path | None) -> ZeroShotTask:
+def open_zero_shot_task(
+    teacher: Teacher, folder: str | Path, class_names: str | Path | None, on_bad_image: str = "error"
+) -> ZeroShotTask:
     """A folder of labelled images for zero-shot classification with open_clip's ImageNet templates.
 
     Args:
         teacher: with a text side.
         folder: one subfolder per class.
         class_names: a file with one name per line, in the order of the sorted subfolders; None: ImageNet-1k's.
+        on_bad_image: "error" or "skip".
 
     Raises:
         UserError: the teacher has no text side, or there are not as many names as folders.
     """
     if teacher.text is None:
         raise UserError(f"Zero-shot classification needs a teacher with a text side (open_clip:…), not {teacher.name}.")
-    images = LabelledImages(folder, Transform(teacher.preprocessing))
+    images = LabelledImages(read_class_folders(folder), Transform(teacher.preprocessing), on_bad_image=on_bad_image)
+    folders = len(images.labels.classes)
     names, templates = imagenet_prompts(None if class_names is None else read_class_names(class_names))
-    if len(names) != len(images.folders):
+    if len(names) != folders:
         whose = "ImageNet-1k" if class_names is None else str(class_names)
         raise UserError(
-            f"{folder} has {len(images.folders)} class folders, but {whose} has {len(names)} names. "
+            f"{folder} has {folders} class folders, but {whose} has {len(names)} names. "
             "Give --class_names a file with one name per folder, in their sorted order."
         )
     return ZeroShotTask(images, class_embeddings(teacher.text, names, templates).cpu())

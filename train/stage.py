@@ -26,13 +26,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sparse_vlm.errors import UserError
 from train.log import LOG_NAME, JsonlLog
+from train.precision import with_autocast
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class StageArguments(TrainingArguments):
-    """transformers' TrainingArguments with this project's defaults and a check of the number of processes."""
+    """transformers' TrainingArguments with this project's defaults. --bf16 is autocast, with DeepSpeed as without."""
 
     output_dir: str = field(kw_only=True, metadata={"help": "the stage's result, its log, its checkpoints"})
     optim: str = field(default="adamw_torch", metadata={"help": "any of transformers' optimizers"})
@@ -48,6 +49,8 @@ class StageArguments(TrainingArguments):
     warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
 
     def __post_init__(self) -> None:
+        if self.bf16 and self.deepspeed:
+            self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
         try:
             super().__post_init__()
         except ValueError as error:  # transformers' checks of values that do not go together

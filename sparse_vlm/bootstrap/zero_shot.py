@@ -6,39 +6,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
 from sparse_vlm.bootstrap.teachers import TextSide
-from sparse_vlm.data.images import open_image
-from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
-
-
-class LabelledImages(Dataset):
-    """A folder with one folder of images per class. Items: {"pixel_values": float32[3, H, W], "labels": class index}.
-
-    Args:
-        folder: its sorted subfolders are the classes, in the order of the class names.
-        transform: PIL image -> float32[3, H, W].
-
-    Raises:
-        UserError: the folder is missing, has no subfolders, or one of them holds no image.
-    """
-
-    def __init__(self, folder: str | Path, transform: Transform) -> None:
-        try:
-            self.files = ImageFolder(folder, transform, loader=open_image)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{folder} is no folder with one folder of images per class: {error}") from error
-        self.folders: list[str] = self.files.classes
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
-        pixels, label = self.files[index]
-        return {"pixel_values": pixels, "labels": label}
 
 
 def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str], Sequence[Callable[[str], str]]]:

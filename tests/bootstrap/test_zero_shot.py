@@ -5,12 +5,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from PIL import Image
 
 from sparse_vlm.bootstrap import open_teacher
-from sparse_vlm.bootstrap.zero_shot import LabelledImages, class_embeddings, hits, imagenet_prompts, read_class_names
-from sparse_vlm.encoder import Preprocessing
-from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits, imagenet_prompts, read_class_names
 from sparse_vlm.errors import UserError
 
 
@@ -37,29 +34,6 @@ def test_the_nearest_class_counts_whatever_the_length() -> None:
     assert hits(images, torch.eye(3), torch.tensor([0, 1, 2, 1])).tolist() == [True, True, True, False]
     with pytest.raises(UserError, match="3 channels, text embeddings 4"):
         hits(images, torch.eye(4), torch.tensor([0, 1, 2, 1]))
-
-
-def test_sorted_folders_are_the_classes(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (9, 9), "red").save(tmp_path / name / "x.png")
-    images = LabelledImages(tmp_path, Transform(Preprocessing(resize=8, crop=8)))
-    assert images.folders == ["a", "b"]
-    assert [images[index]["labels"] for index in range(len(images))] == [0, 1]
-    assert images[0]["pixel_values"].shape == (3, 8, 8)
-
-
-@pytest.mark.parametrize("kind", ["missing", "file", "no classes", "empty class"])
-def test_a_folder_without_classes_is_a_sentence(kind: str, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    if kind == "file":
-        folder.write_text("")
-    elif kind != "missing":
-        (folder / "a").mkdir(parents=True)
-        if kind == "no classes":
-            (folder / "a").rmdir()
-    with pytest.raises(UserError, match=r"folder is no folder with one folder of images per class: "):
-        LabelledImages(folder, Transform(Preprocessing()))
 
 
 def test_class_names_are_lines(tmp_path: Path) -> None:

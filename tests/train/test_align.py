@@ -45,14 +45,14 @@ def changed(before: Path, after: Path) -> set[str]:
     return names & {"vision_tower", "multi_modal_projector", "language_model"}
 
 
-def deepspeed(script: str, arguments: list[str]) -> None:
-    """Two processes on the CPU, as docs/training.md says."""
+def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
+    """Processes on the CPU, as docs/training.md says."""
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", script, *arguments]
+    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes), script, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

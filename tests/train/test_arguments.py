@@ -1,0 +1,82 @@
+"""Recipes and flags: which wins, and what is refused."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sparse_vlm.errors import UserError
+from train.arguments import parse_arguments
+
+
+@dataclass
+class Kitchen:
+    """Two values and a switch."""
+
+    dish: str = field(metadata={"help": "required"})
+    spoons: float = 1.0
+    hot: bool = False
+
+
+@dataclass
+class Guests:
+    """A list."""
+
+    names: list[str] = field(default_factory=list)
+
+
+def parse(*words: str) -> tuple[Kitchen, Guests]:
+    kitchen, guests = parse_arguments((Kitchen, Guests), words)
+    return kitchen, guests
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("# a comment\ndish: soup\nspoons: 1e-3\nhot: true\nnames: [a, b]\n")
+    return file
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(recipe: Path) -> None:
+    assert parse("--dish", "stew") == (Kitchen("stew"), Guests([]))
+    assert parse(str(recipe)) == (Kitchen("soup", 0.001, True), Guests(["a", "b"]))
+    found = parse(str(recipe), "--spoons", "2", "--hot", "False", "--names", "c")
+    assert found == (Kitchen("soup", 2.0, False), Guests(["c"]))
+
+
+def test_the_launchers_rank_may_stand_before_the_recipe(recipe: Path) -> None:
+    @dataclass
+    class Ranked:
+        local_rank: int = -1
+
+    kitchen, _, ranked = parse_arguments((Kitchen, Guests, Ranked), ["--local_rank=3", str(recipe), "--spoons=2"])
+    assert (kitchen.dish, kitchen.spoons, ranked.local_rank) == ("soup", 2.0, 3)
+
+
+def test_json_is_a_recipe_too(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(json.dumps({"dish": "soup", "spoons": 3}))
+    assert parse(str(tmp_path / "recipe.json"))[0] == Kitchen("soup", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "There is no recipe .*recipe.yaml"),
+        ("dish: [", "is no valid YAML: while parsing"),
+        ("- dish", "does not hold argument names and values"),
+        ("dishes: soup", r"Unknown argument in the recipe .*recipe.yaml 'dishes'. Did you mean 'dish'"),
+    ],
+)
+def test_a_bad_recipe_is_a_sentence(text: str | None, sentence: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        parse(str(tmp_path / "recipe.yaml"))
+
+
+def test_an_unknown_flag_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"Unknown argument 'spoon'\. Did you mean 'spoons'"):
+        parse("--dish", "soup", "--spoon=2")
+    with pytest.raises(UserError, match=r"Unknown argument 'spoon'\. Did you mean 'spoons'"):
+        parse("--dish", "soup", "--spoon", "2")

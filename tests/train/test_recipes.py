@@ -1,0 +1,91 @@
+"""Every recipe fits the script's arguments, its teacher exists with that tag, and what its comments say holds."""
+
+import re
+import shlex
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+import torch
+
+from eval.efficiency import count_gmacs
+from sparse_vlm.bootstrap import bootstrap_from, open_teacher
+from train.arguments import parse_arguments
+from train.bootstrap_arguments import (
+    ARGUMENTS,
+    TEACHER_DTYPES,
+    BootstrapTraining,
+    ImageArguments,
+    ObjectiveArguments,
+    StudentArguments,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "train/recipes").glob("*.yaml"))
+GPUS = 8
+
+
+def by_name(recipe: Path) -> str:
+    return recipe.stem
+
+
+def parse(recipe: Path, *words: str) -> tuple[StudentArguments, ImageArguments, ObjectiveArguments, BootstrapTraining]:
+    student, images, objective, training = parse_arguments(ARGUMENTS, [str(recipe), *words, "--use_cpu", "True"])
+    return student, images, objective, training
+
+
+def command(recipe: Path) -> list[str]:
+    """The words of the command in a recipe's comments."""
+    comment = "".join(line[1:] for line in recipe.read_text().splitlines(keepends=True) if line.startswith("#"))
+    return shlex.split(comment[comment.index("deepspeed --num_gpus") :].split("\n\n")[0].replace("\\\n", " "))
+
+
+def test_there_is_a_recipe_for_each_family() -> None:
+    teachers = {parse(recipe, "--data_path", "x", "--output_dir", "y")[0].teacher for recipe in RECIPES}
+    for part in ("16_224.augreg", "16_384.augreg", "B-16/openai", "L-14/openai", "L-14/datacomp", "SigLIP2"):
+        assert any(part in teacher for teacher in teachers), part
+    assert any("large_patch14_dinov2" in teacher for teacher in teachers)
+    assert any("ViTamin-L" in teacher for teacher in teachers)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
+def test_the_command_and_the_values_fit_the_arguments(recipe: Path, tmp_path: Path) -> None:
+    words = command(recipe)
+    assert words[:5] == ["deepspeed", "--num_gpus", str(GPUS), "train/bootstrap.py", f"train/recipes/{recipe.name}"]
+    flags = words[5:]
+    assert flags[:2] == ["--deepspeed", "train/zero2.json"]
+    assert (ROOT / flags[1]).is_file()
+    flags[flags.index("--output_dir") + 1] = str(tmp_path)
+    student, images, objective, training = parse(recipe, *flags[2:])
+    assert images.eval_data_path is not None
+    assert training.load_best_model_at_end
+    assert training.metric_for_best_model == "cosine"
+    assert training.greater_is_better
+    assert objective.teacher_dtype in TEACHER_DTYPES
+    batch = GPUS * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert batch == 1024  # as the comments say
+    assert (images.zero_shot_data_path is not None) == student.teacher.startswith("open_clip:")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
+def test_the_teacher_exists_with_that_tag(recipe: Path) -> None:
+    library, _, name = parse(recipe, "--data_path", "x", "--output_dir", "y")[0].teacher.partition(":")
+    if library == "timm":
+        assert name in timm.list_models(pretrained=True)
+    else:
+        model, _, tag = name.partition("/")
+        assert tag in open_clip.list_pretrained_tags_by_model(model)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "timm:" in r.read_text()], ids=by_name)
+def test_the_cost_in_the_comments_is_counted(recipe: Path) -> None:
+    """For timm's teachers; open_clip's cannot be built without numbers."""
+    arguments = parse(recipe, "--data_path", "x", "--output_dir", "y")[0]
+    with torch.device("meta"):
+        teacher = open_teacher(arguments.teacher, pretrained=False, image_size=arguments.image_size)
+        student, _ = bootstrap_from(teacher, arguments.tokens)
+    found = re.search(r"Cost: ([\d.]+) GMACs an image \(teacher: ([\d.]+)\)", recipe.read_text())
+    assert found is not None
+    size = teacher.preprocessing.crop
+    assert found.groups() == (f"{count_gmacs(student, size):.2f}", f"{count_gmacs(teacher, size):.2f}")

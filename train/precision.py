@@ -1,0 +1,29 @@
+"""bf16 with DeepSpeed: autocast over float32 weights, as without DeepSpeed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sparse_vlm.errors import UserError
+
+
+def with_autocast(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed configuration whose bf16 is torch's autocast.
+
+    DeepSpeed's own bf16 casts every weight, those of the encoder's coordinates too, which must stay float32.
+
+    Args:
+        deepspeed: the configuration, its JSON text, or a JSON file, as for transformers' --deepspeed.
+
+    Raises:
+        UserError: the file is missing or holds no JSON object.
+    """
+    config = deepspeed
+    if isinstance(deepspeed, str):
+        try:
+            config = json.loads(deepspeed if deepspeed.startswith("{") else Path(deepspeed).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"--deepspeed {deepspeed} is no readable JSON file: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed {deepspeed} does not hold a JSON object.")
+    return config | {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
