@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teacher import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
@@ -72,6 +73,8 @@ def bootstrap_from(
     points: int = 16,
     repeats: int = 4,
     stem_channels: int = 64,
+    initial_rois: Tensor | None = None,
+    inherit: bool = True,
 ) -> tuple[SparseFormer, InheritanceReport]:
     """A SparseFormer with the teacher's last blocks, norm and head inside; the rest is new (arXiv 2312.01987).
 
@@ -86,6 +89,8 @@ def bootstrap_from(
         focus_width: width of the focusing transformer, a multiple of 64; by default half the teacher's (its heads
             have 64 channels).
         points, repeats, stem_channels: see `FocusConfig` and `StemConfig`.
+        initial_rois: float[tokens, 4], (x1, y1, x2, y2) in [0, 1], where the tokens look first; by default tiles.
+        inherit: False: the same student with nothing copied, all new: the baseline that shows what inheriting is worth.
 
     Raises:
         UserError: the numbers do not fit the teacher.
@@ -103,7 +108,25 @@ def bootstrap_from(
         licence=teacher.licence,
     )
     student = SparseFormer(config)
-    return student, _copy_weights(teacher, student, drop, tune)
+    if initial_rois is not None:
+        _set_rois(student, initial_rois)
+    return student, _copy_weights(teacher, student, drop, tune) if inherit else _copy_nothing(teacher, student)
+
+
+@torch.no_grad()
+def _set_rois(student: SparseFormer, rois: Tensor) -> None:
+    weight = student.focus.initial_rois.weight
+    if rois.shape != weight.shape:
+        raise UserError(
+            f"The initial RoIs must be {list(weight.shape)} numbers (x1, y1, x2, y2), got {list(rois.shape)}."
+        )
+    weight.copy_(rois)
+
+
+def _copy_nothing(teacher: Teacher, student: SparseFormer) -> InheritanceReport:
+    fates = [WeightFate(name, "", NEW, value.numel()) for name, value in student.state_dict().items()]
+    fates += [WeightFate("", name, DROPPED, value.numel()) for name, value in teacher.trunk.state_dict().items()]
+    return InheritanceReport(teacher.name, tuple(fates))
 
 
 def _split(teacher: Teacher, drop: int | None, tune: int | None, freeze: int | None) -> tuple[int, int]:

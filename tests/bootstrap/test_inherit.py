@@ -95,3 +95,20 @@ def test_impossible_numbers_of_blocks(teacher: Teacher, drop: int | None, tune: 
 def test_impossible_focus_width(teacher: Teacher) -> None:
     with pytest.raises(UserError, match="multiple of 64"):
         bootstrap_from(teacher, focus_width=96)
+
+
+def test_from_scratch_copies_nothing(teacher: Teacher) -> None:
+    student, report = bootstrap_from(teacher, tokens=5, stem_channels=8, inherit=False)
+    assert {fate.fate for fate in report.fates} == {NEW, DROPPED}
+    assert {fate.teacher for fate in report.fates if fate.teacher} == set(teacher.trunk.state_dict())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    inherited = teacher.trunk.blocks[2].attn.qkv.weight
+    assert not torch.equal(student.cortex.trunk.blocks[0].attn.qkv.weight, inherited)
+
+
+def test_initial_rois_may_be_given(teacher: Teacher) -> None:
+    rois = torch.rand(5, 4)
+    student, _ = bootstrap_from(teacher, tokens=5, stem_channels=8, initial_rois=rois)
+    assert torch.equal(student.focus.initial_rois.weight, rois)
+    with pytest.raises(UserError, match=r"must be \[4, 4\] numbers .*, got \[5, 4\]"):
+        bootstrap_from(teacher, tokens=4, stem_channels=8, initial_rois=rois)

@@ -1,0 +1,115 @@
+"""Does a student see images as its teacher does? Cosine, nearest neighbours, and whether its tokens differ.
+
+    python -m eval.neighbours --teacher TEACHER --encoder ENCODER_DIR --images FOLDER --output neighbours.json
+
+Needs no labels. The nearest neighbour of an image among the others, by the cosine of the final representations, is
+found with the teacher and with the student; they agree when it is the same image.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from sparse_vlm.bootstrap import open_teacher
+from sparse_vlm.data.sources import open_images
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.files import write_json
+
+
+def nearest(embeddings: Tensor, count: int) -> Tensor:
+    """The `count` nearest other images of each image by cosine: float[N, D] -> int64[N, count], nearest first."""
+    unit = F.normalize(embeddings.float(), dim=-1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    return similarity.topk(count, dim=-1).indices
+
+
+def overlap(first: Tensor, second: Tensor) -> float:
+    """Share of each row's entries that the other's row has too, meaned over rows: int64[N, k] twice."""
+    return (first[:, :, None] == second[:, None, :]).any(-1).float().mean().item()
+
+
+def closest_tokens(tokens: Tensor) -> Tensor:
+    """Largest cosine between two different latent tokens of an image: float[B, n, C] -> float[B]."""
+    unit = F.normalize(tokens.float(), dim=-1)
+    similarity = unit @ unit.transpose(1, 2)
+    similarity.diagonal(dim1=1, dim2=2).fill_(-1)
+    return similarity.flatten(1).amax(1)
+
+
+@torch.no_grad()
+def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int | None = None) -> dict[str, Any]:
+    """Student against teacher on unlabelled images.
+
+    Args:
+        teacher_spec: see `open_teacher`.
+        encoder_dir: of `SparseFormer.save_pretrained`.
+        images: see `open_images`.
+        image_size: input side of the teacher in pixels, as it was bootstrapped with.
+
+    Returns:
+        "cosine" of the representations, "same_nearest" and "five_nearest_shared" (shares of images, of neighbours),
+        "closest_tokens" (mean over images of the largest cosine between two tokens; 1: two coincide), "images".
+
+    Raises:
+        UserError: something cannot be opened, or there are fewer than 6 images.
+    """
+    teacher = open_teacher(teacher_spec, image_size=image_size)
+    student = SparseFormer.from_pretrained(encoder_dir)
+    latent: list[Tensor] = []
+
+    def embed(pixels: Tensor) -> Tensor:
+        output = student(pixels)
+        latent.append(closest_tokens(output.tokens[:, student.num_prefix_tokens :]))
+        return output.pooled
+
+    seen_by_teacher = _embed(teacher, images, Transform(teacher.preprocessing), "teacher")
+    seen_by_student = _embed(embed, images, student.transform, "student")
+    if len(seen_by_teacher) < 6:
+        raise UserError(f"{images} holds {len(seen_by_teacher)} images; five neighbours need at least 6.")
+    near = [nearest(seen, 5) for seen in (seen_by_teacher, seen_by_student)]
+    return {
+        "cosine": F.cosine_similarity(seen_by_teacher, seen_by_student).mean().item(),
+        "same_nearest": overlap(near[0][:, :1], near[1][:, :1]),
+        "five_nearest_shared": overlap(*near),
+        "closest_tokens": torch.cat(latent).mean().item(),
+        "images": len(seen_by_teacher),
+    }
+
+
+def _embed(encode: Callable[[Tensor], Tensor], images: str, transform: Transform, name: str) -> Tensor:
+    loader = DataLoader(open_images(images, transform, shuffle_buffer=0), batch_size=32)
+    return torch.cat([encode(batch["pixel_values"]) for batch in tqdm(loader, name)])
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    result = compare(arguments.teacher, arguments.encoder, arguments.images, arguments.image_size)
+    for name, value in result.items():
+        print(f"{name}: {value:.4g}")
+    if arguments.output is not None:
+        write_json(arguments.output, result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
+    parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
+    parser.add_argument("--images", required=True, help="unlabelled held-out images: a folder, wds:SHARDS, …")
+    parser.add_argument("--image_size", type=int, help="input side of the teacher in pixels, if not its own")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    return exit_with_sentence(lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

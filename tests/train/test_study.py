@@ -1,0 +1,100 @@
+"""train/study.py: variants become bootstraps, equal ones are run once, results become a table and figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from train.arguments import parse_arguments
+from train.bootstrap_arguments import ARGUMENTS
+from train.study import main, read_study, runs_of
+
+STUDIES = sorted((Path(__file__).parents[2] / "train" / "studies").glob("*.yaml"))
+STUDY = {
+    "title": "Test",
+    "arguments": {
+        "tokens": 4,
+        "stem_channels": 8,
+        "focus_repeats": 1,
+        "max_steps": 1,
+        "use_cpu": True,
+        "eval_steps": 1,
+    },
+    "measure": ["eval.neighbours", "--teacher", "{teacher}", "--encoder", "{run}", "--images", "{eval_data_path}"],
+    "groups": {"tokens": {"4": {}, "5": {"tokens": 5}}, "blocks": {"default": {}}},
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of two runs over six pictures, which lie in images/."""
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return file
+
+
+def words(study: Path, teacher: Path) -> list[str]:
+    """The command line."""
+    images = str(study.parent / "images")
+    paths = ["--teacher", str(teacher), "--data_path", images, "--eval_data_path", images]
+    return [str(study), "--output_dir", str(study.parent / "out"), *paths]
+
+
+@pytest.mark.slow
+def test_results_of_a_study(study: Path, clip_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(words(study, clip_dir)) == 0
+    out = study.parent / "out"
+    results = json.loads((out / "study.json").read_text())
+    assert [(row["group"], row["variant"]) for row in results] == [
+        ("tokens", "4"),
+        ("tokens", "5"),
+        ("blocks", "default"),
+    ]
+    assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are one run
+    assert [step for step, _ in results[0]["curve"]] == [1]
+    assert {"tokens.png", "blocks.png", "study.md"} <= {path.name for path in out.iterdir()}
+    assert (out / "study.md").read_text().count("\n| tokens |") == 2
+    assert caplog.text.count("$ python -m") == 4  # two runs, each trained and measured
+    caplog.clear()
+    assert main(words(study, clip_dir)) == 0
+    assert "$ python -m" not in caplog.text  # everything was done
+
+
+def test_a_failing_run_is_one_sentence(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words(study, tmp_path / "missing")) == 2
+    assert "train.bootstrap failed with exit status 2. Run again" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("title: x", "is no study"),
+        ("title: x\ngroups: {}", "it has no groups of variants"),
+        ("title: x\ngroups: {a: {b: {}}}\nmeasures: []", "unexpected keyword argument 'measures'"),
+        ("title: [", "is no study"),
+    ],
+)
+def test_bad_studies(tmp_path: Path, text: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    assert main(words(tmp_path / "bad.yaml", tmp_path)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_studies_of_the_project_fit_the_script(file: Path, tmp_path: Path) -> None:
+    paths = {"teacher": "t", "data_path": "d", "eval_data_path": "e"}
+    runs = runs_of(read_study(file), paths, tmp_path)
+    assert len(runs) > 2
+    for run in runs:
+        flags = [word for name, value in run.arguments.items() for word in (f"--{name}", str(value))]
+        student, *_ = parse_arguments(ARGUMENTS, [*flags, "--output_dir", str(run.folder)])
+        rois = student.read_rois()
+        assert rois is None or len(rois) == student.tokens

@@ -1,0 +1,190 @@
+"""A study: bootstraps that differ in one thing each, on the same teacher and data, with a table and figures.
+
+    python -m train.study train/studies/easy_vqa.yaml --output_dir runs/study \\
+        --teacher runs/quickstart/teacher --data_path IMAGES --eval_data_path HELD_OUT_IMAGES
+
+A study file (YAML) holds `arguments` of `train/bootstrap.py` that every run has, and `groups` of variants, each with
+the arguments that it changes. Variants with equal arguments are run once. `measure`, if given, is a further command
+(a module and its arguments) after each run, whose `--output` is a JSON file; its fractions go into table and figures.
+
+Result: a folder per run, study.json, study.md, and a figure per group. Run again, it goes on where it was.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.files import write_json, write_text
+from sparse_vlm.visualize import save_figure
+from train.log import LOG_NAME, read_log
+
+logger = logging.getLogger(__name__)
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file.
+
+    Attributes:
+        title: for people.
+        groups: group -> variant -> the arguments that it changes.
+        arguments: of every run.
+        measure: a command after each run, with {run} for the run's folder and {NAME} for an argument; empty: none.
+    """
+
+    title: str
+    groups: Mapping[str, Mapping[str, Arguments]]
+    arguments: Arguments = field(default_factory=dict)
+    measure: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant of a group and the folder of its results, which variants with equal arguments share."""
+
+    group: str
+    variant: str
+    arguments: Arguments
+    folder: Path
+
+
+def read_study(file: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        UserError: no such file, no YAML, or not what `Study` says.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        study = Study(**values)
+        if not study.groups or not all(variants for variants in study.groups.values()):
+            raise TypeError("it has no groups of variants")
+    except OSError as error:
+        raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(
+            f"{file} is no study ({error}). It holds title, groups, and maybe arguments, measure."
+        ) from None
+    return study
+
+
+def runs_of(study: Study, common: Arguments, output_dir: Path) -> list[Run]:
+    """The runs in order; `common` are arguments of every run that belong to this machine, such as paths."""
+    folders: dict[str, Path] = {}
+    runs = []
+    for group, variants in study.groups.items():
+        for variant, changes in variants.items():
+            arguments = {**study.arguments, **common, **changes}
+            key = json.dumps(arguments, sort_keys=True)
+            name = f"{group}-{variant}".replace(" ", "_").replace("/", "_")
+            runs.append(Run(group, str(variant), arguments, folders.setdefault(key, output_dir / name)))
+    return runs
+
+
+def run(todo: Run, measure: Sequence[str]) -> None:
+    """Bootstraps and measures, unless that is done.
+
+    Raises:
+        UserError: a command failed; its own message stands above.
+    """
+    words = [word for name, value in todo.arguments.items() for word in (f"--{name}", str(value))]
+    if not (todo.folder / "config.json").exists():
+        _call(["train.bootstrap", *words, "--output_dir", str(todo.folder)])
+    if measure and not (todo.folder / "measured.json").exists():
+        places = {"run": todo.folder, **todo.arguments}
+        _call([word.format(**places) for word in measure] + ["--output", str(todo.folder / "measured.json")])
+
+
+def _call(command: Sequence[str]) -> None:
+    logger.warning("$ python -m %s", " ".join(command))
+    status = subprocess.run([sys.executable, "-m", *command]).returncode
+    if status:
+        raise UserError(f"{command[0]} failed with exit status {status}. Run again to go on from here.")
+
+
+def result(done: Run) -> dict[str, Any]:
+    """What a finished run gave: the final cosine, the curve of cosines against steps, the accuracy if measured."""
+    alignment = json.loads((done.folder / "alignment.json").read_text(encoding="utf-8"))
+    lines = read_log(done.folder / LOG_NAME)
+    curve = [(line["step"], line["eval_cosine"]) for line in lines if "eval_cosine" in line]
+    measured = done.folder / "measured.json"
+    numbers = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
+    return {
+        "group": done.group,
+        "variant": done.variant,
+        "arguments": done.arguments,
+        "curve": curve,
+        "final": {"cosine": alignment["alignment_cosine"]} | {k: v for k, v in numbers.items() if isinstance(v, float)},
+        "seconds": lines[-1]["seconds"],
+    }
+
+
+def table(title: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, a line per run."""
+    names = list(results[0]["final"])
+    lines = [f"# {title}", "", f"| | | {' | '.join(names)} | seconds |", "|---|---|" + "---|" * (len(names) + 1)]
+    for row in results:
+        numbers = " | ".join(f"{row['final'][name]:.4f}" for name in names)
+        lines.append(f"| {row['group']} | {row['variant']} | {numbers} | {row['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def group_figure(group: str, results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Held-out cosine against steps, and the final numbers beside it."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    curves, final = figure.subplots(1, 2)
+    for row in results:
+        steps, cosines = [step for step, _ in row["curve"]], [cosine for _, cosine in row["curve"]]
+        curves.plot(steps, cosines, label=row["variant"])
+    curves.set(xlabel="step", ylabel="cosine with the teacher, held out", title=group)
+    curves.legend()
+    for name in results[0]["final"]:
+        final.plot([row["variant"] for row in results], [row["final"][name] for row in results], "o-", label=name)
+    final.set_title("at the end")
+    final.legend()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="a file of train/studies")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
+    parser.add_argument("--data_path", required=True, help="unlabelled images")
+    parser.add_argument("--eval_data_path", required=True, help="held-out images")
+    parser.add_argument("--max_steps", type=int, help="instead of the study's own")
+    arguments = vars(parser.parse_args(argv))
+    file, output_dir = arguments.pop("study"), arguments.pop("output_dir")
+    common = {name: value for name, value in arguments.items() if value is not None}
+    return exit_with_sentence(lambda: run_study(file, output_dir, common))
+
+
+def run_study(file: Path, output_dir: Path, common: Arguments) -> None:
+    """Runs a study file and writes its results."""
+    plan = read_study(file)
+    runs = runs_of(plan, common, output_dir)
+    for number, todo in enumerate(runs, start=1):
+        logger.warning("Run %d of %d: %s, %s", number, len(runs), todo.group, todo.variant)
+        run(todo, plan.measure)
+    results = [result(done) for done in runs]
+    write_json(output_dir / "study.json", results)
+    write_text(output_dir / "study.md", table(plan.title, results))
+    for group in plan.groups:
+        figure = group_figure(group, [row for row in results if row["group"] == group])
+        save_figure(figure, output_dir / f"{group.replace(' ', '_')}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
