@@ -14,6 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The models are so small that two threads mostly wait for each other (twenty times slower on a busy machine)."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> SparseFormerConfig:
     """Bootstrapped, 6 latent tokens + CLS, two CLIP blocks of width 128, 64-pixel crops."""
