@@ -26,6 +26,7 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("vit_small_patch14_dinov2", SMALL | {"num_classes": 0, "img_size": 28}),
     "dinov2, registers": ("vit_large_patch14_reg4_dinov2", SMALL | {"num_classes": 0, "img_size": 28}),
     "dinov2, SwiGLU": ("vit_giant_patch14_dinov2", SMALL | {"num_classes": 0, "img_size": 28, "embed_dim": 96}),
+    "registers and MLP by argument": ("vit_base_patch16_224", SMALL | {"mlp_ratio": 2, "reg_tokens": 3}),
     "mae": ("vit_base_patch16_224", SMALL | {"num_classes": 0}),
     "deit 3": ("deit3_small_patch16_224", SMALL | {"num_classes": 11}),
     "vitamin (timm)": ("vitamin_small_224", {"depth": 3, "img_size": 32, "num_classes": 12}),
@@ -46,6 +47,10 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         "embed_dim": 96,
         "init_logit_bias": -10,
         "vision_cfg": {"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
+    },
+    "timm trunk, pooled in another way": {
+        "custom_text": True,
+        "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160},
     },
     "timm trunk, projection": {
         "custom_text": True,
