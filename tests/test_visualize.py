@@ -13,7 +13,14 @@ from PIL import Image
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.visualize import accuracy_figure, loss_figure, record_glances, roi_figure, save_figure
+from sparse_vlm.visualize import (
+    accuracy_figure,
+    alignment_figure,
+    loss_figure,
+    record_glances,
+    roi_figure,
+    save_figure,
+)
 
 
 @pytest.fixture
@@ -98,6 +105,16 @@ def test_loss_figure_draws_logged_and_smoothed_values() -> None:
     assert np.asarray(raw.get_ydata()).tolist() == losses
     assert np.asarray(smooth.get_ydata()).tolist() == [5, 4, 2, 1]
     assert [axes.get_title() for axes in figure.axes] == ["align", "instruct"]
+
+
+def test_alignment_figure_keeps_training_and_held_out_apart() -> None:
+    log = [{"step": step, "loss": 1.0 / step, "cosine": 1 - 1.0 / step} for step in (1, 2, 4)]
+    figure = alignment_figure([*log[:2], {"step": 2, "eval_cosine": 0.4}, log[2], {"step": 4, "eval_cosine": 0.7}])
+    loss, cosine = figure.axes
+    assert np.asarray(loss.lines[0].get_ydata()).tolist() == [1.0, 0.5, 0.25]
+    assert np.asarray(cosine.lines[0].get_ydata()).tolist() == [0.0, 0.5, 0.75]
+    assert np.asarray(cosine.lines[2].get_xydata()).tolist() == [[2, 0.4], [4, 0.7]]
+    assert len(alignment_figure(log).axes[1].lines) == 2
 
 
 def test_accuracy_figure_has_a_bar_for_every_number() -> None:

@@ -128,7 +128,11 @@ def make_trainer(
     zero_shot = None
     if images.zero_shot_data_path is not None:
         zero_shot = open_zero_shot_task(
-            task.teacher, images.zero_shot_data_path, images.class_names, images.on_bad_image
+            task.teacher,
+            images.zero_shot_data_path,
+            images.class_names,
+            on_bad_image=images.on_bad_image,
+            device=args.device,
         )
     return BootstrapTrainer(
         parts,

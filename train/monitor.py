@@ -78,7 +78,12 @@ class ZeroShotTask:
 
 
 def open_zero_shot_task(
-    teacher: Teacher, folder: str | Path, class_names: str | Path | None, on_bad_image: str = "error"
+    teacher: Teacher,
+    folder: str | Path,
+    class_names: str | Path | None,
+    *,
+    on_bad_image: str = "error",
+    device: torch.device | str = "cpu",
 ) -> ZeroShotTask:
     """A folder of labelled images for zero-shot classification with open_clip's ImageNet templates.
 
@@ -87,6 +92,7 @@ def open_zero_shot_task(
         folder: one subfolder per class.
         class_names: a file with one name per line, in the order of the sorted subfolders; None: ImageNet-1k's.
         on_bad_image: "error" or "skip".
+        device: where the text side embeds the names (ImageNet's are 80,000 captions); it goes back to the CPU.
 
     Raises:
         UserError: the teacher has no text side, or there are not as many names as folders.
@@ -102,7 +108,9 @@ def open_zero_shot_task(
             f"{folder} has {folders} class folders, but {whose} has {len(names)} names. "
             "Give --class_names a file with one name per folder, in their sorted order."
         )
-    return ZeroShotTask(images, class_embeddings(teacher.text, names, templates).cpu())
+    classes = class_embeddings(teacher.text.to(device), names, templates).cpu()
+    teacher.text.cpu()
+    return ZeroShotTask(images, classes)
 
 
 @torch.no_grad()

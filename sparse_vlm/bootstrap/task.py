@@ -147,7 +147,7 @@ class BootstrapTask(nn.Module):
     def _run(self, teacher: Teacher, output: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """An output of a teacher at its own input size, in `teacher_dtype`, without gradients."""
         if next(teacher.trunk.parameters()).device != images.device:
-            teacher.to(images.device)
+            teacher.trunk.to(images.device)
         images = _resized(images, teacher.preprocessing.crop).to(self.teacher_dtype)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return output(images)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,6 +305,17 @@ def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: P
     command = arguments(clip_dir, tmp_path / "images", tmp_path / "out", on_bad_image="skip", max_steps=3)
     assert main(command) == 0
     assert trained(tmp_path / "out")[-1]["unreadable_images"] == 1
+
+
+def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for file in sorted(images.rglob("*.png")):
+            shard.add(file, file.name)
+    spec = f"wds:{tmp_path / '0.tar'}"
+    options = {"eval_data_path": spec, "samples_per_epoch": 4, "eval_steps": 1, "max_steps": 3}
+    assert main(arguments(clip_dir, Path(spec), tmp_path / "out", **options)) == 0
+    assert [line["eval_images"] for line in evaluated(tmp_path / "out")] == [8, 8, 8]
+    assert (tmp_path / "out/rois.png").is_file()
 
 
 @pytest.mark.parametrize(
