@@ -28,9 +28,9 @@ FULL = Recipe(
     teacher_steps=1500,
     bootstrap_steps=800,
     align_steps=50,
-    texts=184,
-    images_by_answer=560,
-    images_by_colour=560,
+    texts=200,
+    images_by_answer=720,
+    images_by_colour=720,
     test_images=None,
     save_steps=50,
 )
