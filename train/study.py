@@ -13,6 +13,7 @@ Result: a folder per run, study.json, study.md, and a figure per group. Run agai
 import argparse
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,9 @@ def read_study(file: Path) -> Study:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         study = Study(**values)
-        if not study.groups or not all(variants for variants in study.groups.values()):
+        if not isinstance(study.groups, dict) or not all(isinstance(v, dict) and v for v in study.groups.values()):
+            raise TypeError("its groups are no mapping of group to variants to arguments")
+        if not study.groups:
             raise TypeError("it has no groups of variants")
     except OSError as error:
         raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
@@ -80,14 +83,20 @@ def read_study(file: Path) -> Study:
 
 
 def runs_of(study: Study, common: Arguments, output_dir: Path) -> list[Run]:
-    """The runs in order; `common` are arguments of every run that belong to this machine, such as paths."""
+    """The runs in order; `common` are arguments of every run that belong to this machine, such as paths.
+
+    Raises:
+        UserError: two variants' names give one folder.
+    """
     folders: dict[str, Path] = {}
     runs = []
     for group, variants in study.groups.items():
         for variant, changes in variants.items():
             arguments = {**study.arguments, **common, **changes}
             key = json.dumps(arguments, sort_keys=True)
-            name = f"{group}-{variant}".replace(" ", "_").replace("/", "_")
+            name = re.sub(r"[^\w.-]", "_", f"{group}-{variant}")
+            if key not in folders and output_dir / name in folders.values():
+                raise UserError(f"Two variants would have the folder {name}: name them more differently.")
             runs.append(Run(group, str(variant), arguments, folders.setdefault(key, output_dir / name)))
     return runs
 
@@ -96,14 +105,30 @@ def run(todo: Run, measure: Sequence[str]) -> None:
     """Bootstraps and measures, unless that is done.
 
     Raises:
-        UserError: a command failed; its own message stands above.
+        UserError: a command failed (its own message stands above), or the folder is of a run with other arguments.
     """
+    _require_same_arguments(todo)
     words = [word for name, value in todo.arguments.items() for word in (f"--{name}", str(value))]
     if not (todo.folder / "config.json").exists():
         _call(["train.bootstrap", *words, "--output_dir", str(todo.folder)])
     if measure and not (todo.folder / "measured.json").exists():
         places = {"run": todo.folder, **todo.arguments}
         _call([word.format(**places) for word in measure] + ["--output", str(todo.folder / "measured.json")])
+
+
+def _require_same_arguments(todo: Run) -> None:
+    """What a folder was made with stands in it: results must not be told under other arguments."""
+    file = todo.folder / "arguments.json"
+    if not file.exists():
+        todo.folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, todo.arguments)
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    for name in earlier | todo.arguments:
+        if earlier.get(name) != todo.arguments.get(name):
+            raise UserError(
+                f"{todo.folder} was made with {name} {earlier.get(name)}, now it is {todo.arguments.get(name)}. "
+                "Choose another --output_dir, or remove the folder."
+            )
 
 
 def _call(command: Sequence[str]) -> None:

@@ -49,7 +49,9 @@ def words(study: Path, teacher: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_results_of_a_study(study: Path, clip_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_results_of_a_study(
+    study: Path, clip_dir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(study, clip_dir)) == 0
     out = study.parent / "out"
     results = json.loads((out / "study.json").read_text())
@@ -66,6 +68,8 @@ def test_results_of_a_study(study: Path, clip_dir: Path, caplog: pytest.LogCaptu
     caplog.clear()
     assert main(words(study, clip_dir)) == 0
     assert "$ python -m" not in caplog.text  # everything was done
+    assert main([*words(study, clip_dir), "--max_steps", "2"]) == 2
+    assert "was made with max_steps 1, now it is 2. Choose another" in capsys.readouterr().err
 
 
 def test_a_failing_run_is_one_sentence(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +84,8 @@ def test_a_failing_run_is_one_sentence(study: Path, tmp_path: Path, capfd: pytes
         ("title: x\ngroups: {}", "it has no groups of variants"),
         ("title: x\ngroups: {a: {b: {}}}\nmeasures: []", "unexpected keyword argument 'measures'"),
         ("title: [", "is no study"),
+        ("title: x\ngroups: [a]", "are no mapping"),
+        ("title: x\ngroups: {a: {b 1: {}, b/1: {tokens: 4}}}", "Two variants would have the folder a-b_1"),
     ],
 )
 def test_bad_studies(tmp_path: Path, text: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
