@@ -78,6 +78,10 @@ class TimmSparseFormer(nn.Module):
         """The numbers with the present head, without dropout: what an encoder directory holds."""
         return self._config
 
+    @config.setter
+    def config(self, config: SparseFormerConfig) -> None:
+        self._config = _with_head(config, self.num_classes)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """float[B, 3, H, W] -> float[B, prefix + n, C] behind the final norm; the n latent tokens have no grid."""
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
@@ -167,6 +171,7 @@ def create_from_directory(directory: str | Path, **options: Any) -> TimmSparseFo
     """
     config, weights = load_directory(directory)
     model: Any = timm.create_model(timm_name(config), pretrained_cfg_overlay=_data_config(config), **options)
+    model.config = config  # the name stands for the numbers; who registered it may have had other pictures or weights
     if model.num_classes != config.cortex.head_dim:
         new_head = {name: value for name, value in model.state_dict().items() if name.startswith(f"{HEAD}.")}
         weights = {name: value for name, value in weights.items() if not name.startswith(f"{HEAD}.")} | new_head

@@ -68,6 +68,23 @@ def test_the_same_numbers_as_the_encoder(how: str, directory: Path, tiny_encoder
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 0])
 
 
+def test_directories_of_the_same_numbers_keep_what_is_their_own(
+    tiny_config: SparseFormerConfig, tmp_path: Path
+) -> None:
+    """They share a name among timm's models, and neither takes over the other's preprocessing, teacher or licence."""
+    preprocessing = replace(tiny_config.preprocessing, resize=40, crop=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    other = replace(tiny_config, preprocessing=preprocessing, teacher="another", licence="another")
+    assert timm_name(other) == timm_name(tiny_config)
+    for name, config in (("one", tiny_config), ("two", other)):
+        SparseFormer(config).save_pretrained(tmp_path / name)
+        model = create_from_directory(tmp_path / name)
+        assert model.config == config
+        assert resolve_model_data_config(model)["mean"] == config.preprocessing.mean
+        with_head = create_from_directory(tmp_path / name, num_classes=7).config
+        assert (with_head.cortex.head_dim, with_head.cortex.head_bias) == (7, True)
+        assert replace(with_head, cortex=config.cortex) == config
+
+
 def test_average_pooling_without_a_head() -> None:
     options = {"class_token": False, "global_pool": "avg", "fc_norm": True}
     cortex = CortexConfig("vit_base_patch16_224", depth=1, width=64, heads=1, options=options)
