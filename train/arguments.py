@@ -15,7 +15,7 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
     """The argument classes, filled from a command line.
 
     The first word may be a recipe: a YAML or JSON file of argument names and values. A flag of the command line wins
-    over the recipe, and the recipe over the default.
+    over the recipe, and the recipe over the default; a null in a recipe leaves the default.
 
     Args:
         classes: dataclasses; one object of each is returned, in this order.
@@ -31,7 +31,7 @@ def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, 
     start = next((index for index, word in enumerate(words) if not word.startswith("--local_rank=")), 0)
     if words and not words[start].startswith("-"):
         recipe = read_recipe(words.pop(start), classes)
-        words[:0] = [word for name, value in recipe.items() for word in _as_words(name, value)]
+        words[:0] = [word for name, value in recipe.items() if value is not None for word in _as_words(name, value)]
     *filled, unknown = parser.parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )
@@ -50,6 +50,8 @@ def read_recipe(file: str | Path, classes: Sequence[type]) -> dict[str, Any]:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # JSON is YAML
     except OSError as error:
         raise UserError(f"There is no recipe {file}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The recipe {file} is no text in UTF-8: {error}.") from error
     except yaml.YAMLError as error:
         raise UserError(f"The recipe {file} is no valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):

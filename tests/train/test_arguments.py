@@ -45,6 +45,21 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(recipe: Path) ->
     assert found == (Kitchen("soup", 2.0, False), Guests(["c"]))
 
 
+def test_null_leaves_the_default(recipe: Path) -> None:
+    recipe.write_text("dish: soup\nspoons: null\nhot:\nnames: ~\n")
+    assert parse(str(recipe)) == (Kitchen("soup"), Guests())
+    recipe.write_text("dish: null\n")  # not the dish "None"
+    assert parse(str(recipe), "--dish", "stew")[0] == Kitchen("stew")
+    with pytest.raises(SystemExit):
+        parse(str(recipe))
+
+
+def test_a_recipe_in_another_encoding_is_a_sentence(recipe: Path) -> None:
+    recipe.write_bytes("dish: purée".encode("latin-1"))
+    with pytest.raises(UserError, match=r"The recipe .*recipe\.yaml is no text in UTF-8: .* position 9"):
+        parse(str(recipe))
+
+
 def test_the_launchers_rank_may_stand_before_the_recipe(recipe: Path) -> None:
     @dataclass
     class Ranked:
