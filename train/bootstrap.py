@@ -25,11 +25,10 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 from PIL import Image
 from torch import nn
 from transformers import default_data_collator
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
-from sparse_vlm.data.sources import augmentation, open_images
+from sparse_vlm.data.sources import PREFIXES, augmentation, open_images
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.files import new_directory, write_json, write_text
@@ -46,7 +45,7 @@ from train.bootstrap_arguments import (
 )
 from train.log import LOG_NAME, read_log
 from train.monitor import open_zero_shot_task
-from train.stage import Part, prepare, publish, run, what_trains
+from train.stage import Part, prepare, publish, refuse_zero3, run, what_trains
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +115,8 @@ def make_trainer(
     """
     if args.eval_strategy != "no" and images.eval_data_path is None:
         raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
+    if images.zero_shot_data_path is not None and images.eval_data_path is None:
+        raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
     parts = parts_of(task.student, report, args)
     table = what_trains(task, parts)
     if args.process_index == 0:
@@ -163,7 +164,16 @@ def held_out_images(images: ImageArguments, transform: Any) -> ImageSource | Non
     """The images of --eval_data_path, always in the same order."""
     if images.eval_data_path is None:
         return None
-    return open_images(images.eval_data_path, transform, on_bad_image=images.on_bad_image, shuffle_buffer=0)
+    has_columns = (
+        images.eval_data_path.partition(":")[0] in PREFIXES
+    )  # training images may be in a table, these in a folder
+    return open_images(
+        images.eval_data_path,
+        transform,
+        on_bad_image=images.on_bad_image,
+        image_column=images.image_column if has_columns else None,
+        shuffle_buffer=0,
+    )
 
 
 def bootstrap(
@@ -171,8 +181,7 @@ def bootstrap(
 ) -> None:
     """Runs the stage."""
     prepare(args)
-    if is_deepspeed_zero3_enabled():
-        raise UserError("Bootstrapping saves the student from one process: use train/zero2.json, not ZeRO-3.")
+    refuse_zero3()
     task, report = make_task(arguments, objective)
     trainer = make_trainer(task, report, images, args)
     run(trainer)

@@ -35,7 +35,7 @@ from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
 from train.arguments import parse_arguments
 from train.classification import auroc_of, top_1
-from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
+from train.stage import Part, StageArguments, StageTrainer, prepare, publish, refuse_zero3, run, what_trains
 
 logger = logging.getLogger(__name__)
 CLASSES_FILE, METRICS_FILE = "classes.json", "metrics.json"
@@ -194,6 +194,7 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
 def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
     """Runs the stage."""
     prepare(args)
+    refuse_zero3()
     trainer: Any = make_trainer(arguments, args)
     run(trainer)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else None

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -206,6 +207,16 @@ def prepare(args: StageArguments) -> None:
 
         deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
     set_seed(args.seed)
+
+
+def refuse_zero3() -> None:
+    """For stages whose process 0 alone saves the model; to be called after `prepare`.
+
+    Raises:
+        UserError: each process would hold a share of the weights only.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise UserError("This stage saves its model from one process: use train/zero2.json, not ZeRO-3.")
 
 
 def run(trainer: Trainer) -> None:

@@ -1,12 +1,15 @@
 """A tiny real VLM and a tiny data set in LLaVA's format, for the stages."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.vlm.build import build_vlm
@@ -56,3 +59,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (folder / f"{name}.json").write_text(json.dumps(samples))
     return folder
+
+
+@pytest.fixture
+def zero3() -> Iterator[None]:
+    """As transformers has it after --deepspeed train/zero3.json."""
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    yield
+    del config
+    unset_hf_deepspeed_config()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import HfDeepSpeedConfig
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.encoder import SparseFormer
@@ -362,15 +359,6 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.splitlines()[-1].startswith("error: ")
-
-
-@pytest.fixture
-def zero3() -> Iterator[None]:
-    """As transformers has it after --deepspeed train/zero3.json."""
-    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
-    yield
-    del config
-    unset_hf_deepspeed_config()
 
 
 @pytest.mark.usefixtures("zero3")

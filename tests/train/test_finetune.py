@@ -172,3 +172,9 @@ def test_other_classes_held_out(
         Image.new("RGB", (9, 9), colour).save(tmp_path / "other" / colour / "a.png")
     assert main(words(encoder_dir, folders, tmp_path / "out", eval_data_path=tmp_path / "other")) == 2
     assert "The held-out images have the classes green, red, those to train on black, blue" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("zero3")
+def test_zero3_is_refused(encoder_dir: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(encoder_dir, folders, tmp_path / "out")) == 2
+    assert "use train/zero2.json, not ZeRO-3" in capsys.readouterr().err
