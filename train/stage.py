@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -125,6 +126,15 @@ class StageTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, opt_model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **options: Any) -> DataLoader:
+        # transformers applies --dataloader_drop_last to held-out images too; they are all measured.
+        asked = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = asked and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **options)
+        finally:
+            self.args.dataloader_drop_last = asked
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # transformers' own compares the file's names with the model's although save_pretrained may have renamed them

@@ -125,6 +125,14 @@ def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names:
     assert not list(out.glob(".*"))
 
 
+def test_drop_last_is_for_training_only(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+    """Eight images in batches of 3."""
+    options = {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3, "dataloader_drop_last": True}
+    trainer = make(arguments(clip_dir, images, tmp_path, eval_data_path=images, **options))
+    assert trainer.measure()["images"] == 8
+    assert [len(batch["pixel_values"]) for batch in trainer.get_train_dataloader()] == [3, 3]
+
+
 def test_frozen_weights_stay_and_the_others_move(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     assert main(arguments(clip_dir, images, tmp_path / "out")) == 0
     student, teacher = SparseFormer.from_pretrained(tmp_path / "out"), open_teacher(str(clip_dir))

@@ -64,6 +64,13 @@ def curve(output_dir: Path) -> list[tuple[float, float, float]]:
     return [(line["step"], line["loss"], line["lr"]) for line in read_log(output_dir / "log.jsonl")]
 
 
+def test_evaluation_never_drops_the_last_batch(tmp_path: Path) -> None:
+    sizes = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 5}
+    stage = trainer(tmp_path, dataloader_drop_last=True, **sizes)
+    assert [len(batch["labels"]) for batch in stage.get_eval_dataloader(stage.train_dataset)] == [5, 5, 5, 5, 4]
+    assert [len(batch["labels"]) for batch in stage.get_train_dataloader()] == [5, 5, 5, 5]
+
+
 def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
     stage = trainer(tmp_path)
     groups = stage.create_optimizer().param_groups
