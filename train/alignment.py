@@ -1,9 +1,8 @@
-"""The trainer of the bootstrapping stage: named losses, moving average of the student, evaluation, variant check."""
+"""The trainer of the bootstrapping stage: named losses, moving average of the student, evaluation, variant."""
 
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from sparse_vlm.data.image_streams import ImageStream
 from sparse_vlm.data.loader import train_loader
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
-from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 from train.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 from train.stage import Part, StageTrainer
 
 logger = logging.getLogger(__name__)
 ImageSource = IndexedImages | ImageStream
-EMA_FILE, VARIANT_FILE = "ema.safetensors", "variant.json"
+EMA_FILE = "ema.safetensors"
 
 
 class BootstrapTrainer(StageTrainer):
@@ -148,33 +145,18 @@ class BootstrapTrainer(StageTrainer):
         return metrics
 
     def variant(self) -> dict[str, Any]:
-        """What a checkpoint and a run that goes on from it must have in common, as JSON values."""
         parts = {part.name: sum(p.numel() for p in part.parameters) for part in self.parts}
         return {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
-        if isinstance(resume_from_checkpoint, str):
-            self._require_same_variant(Path(resume_from_checkpoint))
-            self._load_ema(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **options)
-
-    def _require_same_variant(self, checkpoint: Path) -> None:
-        earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
-        present = _flatten(json.loads(json.dumps(self.variant())))
-        for name in present | earlier:
-            if earlier.get(name) != present.get(name):
-                raise UserError(
-                    f"{checkpoint} is of another variant: its {name} is {earlier.get(name)}, this run's "
-                    f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
-                )
+    def restore(self, checkpoint: Path) -> None:
+        super().restore(checkpoint)
+        self._load_ema(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and output_dir is not None:
-            write_json(Path(output_dir) / VARIANT_FILE, self.variant())
-            if self.ema is not None:
-                weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
-                save_file(weights, Path(output_dir) / EMA_FILE, metadata={"format": "pt"})
+        if self.args.should_save and output_dir is not None and self.ema is not None:
+            weights = {name: value.contiguous() for name, value in self.ema.module.state_dict().items()}
+            save_file(weights, Path(output_dir) / EMA_FILE, metadata={"format": "pt"})
 
     def _load_ema(self, checkpoint: Path) -> None:
         if self.ema is not None:
@@ -196,11 +178,3 @@ class EmaUpdate(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.ema.update(self.student, step=state.global_step)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

@@ -92,11 +92,16 @@ class FinetuneTask(nn.Module):
 
 
 class FinetuneTrainer(StageTrainer):
-    """StageTrainer whose order and augmentation a resumed run continues."""
+    """StageTrainer whose order and augmentation a resumed run continues, with the same classes and encoder."""
 
     def get_train_dataloader(self) -> DataLoader:
         assert isinstance(self.train_dataset, LabelledImages)
         return train_loader(self.train_dataset, self.args, self.data_collator, self._train_batch_size)
+
+    def variant(self) -> dict[str, Any]:
+        task: Any = self.model
+        labels: Labels = self.train_dataset.labels
+        return {"classes": labels.classes, "several_per_image": labels.several, "encoder": task.model.config.to_dict()}
 
 
 def parts_of(model: TimmSparseFormer, learning_rate: float, layer_decay: float) -> list[Part]:

@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sparse_vlm.errors import UserError
 from train.log import LOG_NAME, JsonlLog
 from train.precision import with_autocast
+from train.variant import require_same_variant, write_variant
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ def decayed_weights(model: nn.Module) -> set[int]:
 
 
 class StageTrainer(Trainer):
-    """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), and which restores a
-    checkpoint in full or not at all.
+    """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), which restores a
+    checkpoint in full or not at all, and only one of the same `variant`.
 
     Args:
         parts: as given to `what_trains`.
@@ -109,6 +110,25 @@ class StageTrainer(Trainer):
     def __init__(self, parts: Sequence[Part], **trainer: Any) -> None:
         super().__init__(**trainer)
         self.parts = parts
+
+    def variant(self) -> dict[str, Any] | None:
+        """What a checkpoint and a run that goes on from it must have in common, as JSON values; None: not compared."""
+        return None
+
+    def restore(self, checkpoint: Path) -> None:
+        """What a checkpoint has beside transformers' files: compares its variant with this run's.
+
+        Raises:
+            UserError: they differ, or the checkpoint holds none.
+        """
+        variant = self.variant()
+        if variant is not None:
+            require_same_variant(checkpoint, variant)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            self.restore(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **options)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -152,6 +172,9 @@ class StageTrainer(Trainer):
                 if tied in state_dict and source in state_dict:
                     state_dict[tied] = state_dict[source]
         super()._save(output_dir, state_dict)
+        variant = self.variant()
+        if variant is not None and self.args.should_save and output_dir is not None:
+            write_variant(Path(output_dir), variant)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The state that marks a checkpoint as complete is written next, by one process: all others must be done.

@@ -292,6 +292,15 @@ def test_a_checkpoint_of_another_variant_is_a_sentence(
     assert f"checkpoint-2 is of another variant: {sentence}" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_no_variant_is_a_sentence(
+    clip_dir: Path, images: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2/variant.json").unlink()
+    assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE)) == 2
+    assert "checkpoint-2 has no readable variant.json" in capsys.readouterr().err
+
+
 def test_collapsed_rois_are_reported(
     clip_dir: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """train/finetune.py: an encoder learns classes and opens again; one label and several; resume; errors are sentences."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,27 @@ def test_a_resumed_run_has_the_same_curve(encoder_dir: Path, folders: Path, tmp_
         curves.append(curve(out))
     assert curves[0] == curves[1]
     assert [step for step, _ in curves[0]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("change", ["added", "swapped"])
+def test_other_classes_than_the_checkpoints_are_a_sentence(
+    change: str, encoder_dir: Path, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A swapped one would fit the head, and its images would be learnt as those of another class."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folders, data)
+    classes = (FinetuneArguments, StageArguments)
+    trainer = make_trainer(*parse_arguments(classes, words(encoder_dir, data, out, save_steps=1)))
+    trainer.add_callback(StopAt(1))
+    run(trainer)
+    if change == "added":
+        shutil.copytree(data / "red", data / "green")
+    else:
+        (data / "white").rename(data / "green")
+    assert main(words(encoder_dir, data, out)) == 2
+    found = "'black', 'blue', 'green', 'red'"
+    sentence = f"another variant: its classes is ['black', 'blue', 'red', 'white'], this run's [{found}"
+    assert sentence in capsys.readouterr().err
 
 
 def test_layers_have_falling_rates(encoder_dir: Path) -> None:

@@ -1,0 +1,46 @@
+"""What a checkpoint and a run that goes on from it must have in common: variant.json in the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
+
+VARIANT_FILE = "variant.json"
+
+
+def write_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
+    """Writes a run's variant, JSON values, into its checkpoint."""
+    write_json(checkpoint / VARIANT_FILE, variant)
+
+
+def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
+    """Compares the variant of a run with that of the checkpoint it is to go on from.
+
+    Raises:
+        UserError: they differ (the first such value is named), or the checkpoint holds none.
+    """
+    try:
+        earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint} has no readable {VARIANT_FILE}, so it is not known whether this run can go on from it "
+            "(another program or an older version wrote it?). Choose another --output_dir, or remove the checkpoint."
+        ) from error
+    present = _flatten(json.loads(json.dumps(variant)))
+    for name in present | earlier:
+        if earlier.get(name) != present.get(name):
+            raise UserError(
+                f"{checkpoint} is of another variant: its {name} is {earlier.get(name)}, this run's "
+                f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
+            )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
