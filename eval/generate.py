@@ -20,7 +20,7 @@ from eval.answers import Answer, open_log
 from eval.benchmarks import BENCHMARKS, find_benchmark
 from eval.protocol import Question
 from sparse_vlm.data.images import open_image
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence, one_line
 from sparse_vlm.vlm.build import load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         model.to(arguments.device)
     except RuntimeError as error:
-        raise UserError(f"Cannot use the device {arguments.device!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"Cannot use the device {arguments.device!r}: {one_line(error)}") from None
     answerer = Answerer(model, processor, benchmark.MAX_NEW_TOKENS, arguments.batch_rows)
     generate_answers(
         questions,

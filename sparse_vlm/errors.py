@@ -24,6 +24,12 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
 
 
+def one_line(error: Exception) -> str:
+    """The message of another library's error on one line, cut where it goes on and on."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500]} …"
+
+
 def exit_with_sentence(main: Callable[[], int | None]) -> int:
     """Runs an entry point; a UserError becomes one line on stderr and exit status 2."""
     try:

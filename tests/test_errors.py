@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
 
 
 def test_unknown_choices_name_the_nearest_and_all() -> None:
@@ -34,3 +34,9 @@ def test_success_keeps_its_status(result: int | None, status: int) -> None:
 def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_with_sentence(lambda: 1 // 0)
+
+
+def test_another_librarys_error_is_one_line() -> None:
+    assert one_line(OSError("first\n  second")) == "first second"
+    assert one_line(OSError()) == "OSError"
+    assert one_line(OSError("x" * 501)) == "x" * 500 + " …"

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.open_clip_teachers import weights_options
-from sparse_vlm.bootstrap.teacher import one_line
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.preprocessing import Transform
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.timm_models import timm_name
 

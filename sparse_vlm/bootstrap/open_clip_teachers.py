@@ -15,12 +15,12 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from sparse_vlm.bootstrap.teacher import Teacher, TextSide, one_line, square_side
+from sparse_vlm.bootstrap.teacher import Teacher, TextSide, square_side
 from sparse_vlm.bootstrap.timm_teachers import cortex_of, require_inheritable
 from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.cortex import build_trunk
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 logger = logging.getLogger(__name__)
 

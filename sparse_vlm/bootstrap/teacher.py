@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import CortexConfig, Preprocessing
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 
 
 class TextSide(nn.Module):
@@ -101,12 +101,6 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """A teacher stays in eval mode: no dropout, no drop path."""
         return super().train(False)
-
-
-def one_line(error: Exception) -> str:
-    """The message of another library's error on one line, cut where it goes on and on."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else f"{text[:500]} …"
 
 
 def square_side(size: int | tuple[int, int], source: str) -> int:

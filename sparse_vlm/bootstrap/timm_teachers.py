@@ -12,10 +12,10 @@ from timm.models import get_model_args
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from sparse_vlm.bootstrap.teacher import Teacher, one_line, square_side
+from sparse_vlm.bootstrap.teacher import Teacher, square_side
 from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 RESIZE_MODES = {"center": "shortest"}  # timm's name -> ours, where they differ
@@ -28,7 +28,8 @@ def open_timm(name: str, file: Path | None, pretrained: bool, image_size: int | 
 
     Args:
         name: of the model.
-        file: weights instead of timm's own, loaded strictly.
+        file: weights instead of timm's own, loaded strictly. Mean, std and licence are those of the tag; without a tag
+            mean and std are those of timm's default tag, and the licence is unknown.
         pretrained, image_size: see `open_teacher`.
 
     Raises:
@@ -41,7 +42,10 @@ def open_timm(name: str, file: Path | None, pretrained: bool, image_size: int | 
     if tag and tag not in tags:
         raise unknown_choice(f"pretrained tag of timm's {architecture}", tag, tags)
     shown = f"timm:{name}@{file.name}" if file else f"timm:{name}"
-    return _teacher(shown, name, file, pretrained, image_size)
+    teacher = _teacher(shown, name, file, pretrained, image_size)
+    if file and not tag:
+        teacher.licence = ""  # timm's default tag says nothing about these weights
+    return teacher
 
 
 def open_timm_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:

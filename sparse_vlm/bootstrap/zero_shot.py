@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_vlm.bootstrap.teachers import TextSide
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 
 
 def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str], Sequence[Callable[[str], str]]]:
@@ -26,11 +26,16 @@ def read_class_names(file: str | Path) -> list[str]:
     """The lines of a text file, one class name each.
 
     Raises:
-        UserError: the file is missing, or a line is empty or stands twice.
+        UserError: the file is missing or not UTF-8, or a line is empty or stands twice.
     """
     if not Path(file).is_file():
         raise UserError(f"There is no file of class names {file}.")
-    names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    try:
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The class names {file} are no text in UTF-8: {one_line(error)}. Save them as such."
+        ) from error
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
             raise UserError(f"Line {number} of the class names {file} is {'empty' if not name else 'a repetition'}.")

@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 DEFAULT_SPLIT = "train"
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes, of one split or of several
@@ -57,7 +57,7 @@ def _open(name: str, *, streaming: bool) -> tuple[Any, int | None]:
     except UserError:
         raise
     except Exception as error:  # no connection, unknown name, damaged files of a dozen formats
-        raise UserError(f"The data set {name} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The data set {name} cannot be opened: {one_line(error)}") from error
     known = (rows.info.splits or {}).get(split or DEFAULT_SPLIT)
     return rows, known.num_examples or None if known else None
 

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import new_directory
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
@@ -120,7 +120,7 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
             llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The LLM {llm} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The LLM {llm} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
@@ -226,7 +226,7 @@ def load_vlm(
         )
         processor = SparseVLMProcessor.from_pretrained(model_dir)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"The model directory {model_dir} is incomplete: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The model directory {model_dir} is incomplete: {one_line(error)}") from error
     model, report = loaded
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.vlm.modeling import SparseFormerVisionModel
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -71,7 +71,7 @@ def _open_clip_visual(directory: Path) -> tuple[Any, Preprocessing]:
     try:
         clip = open_clip.create_model(f"local-dir:{directory}", require_pretrained=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"open_clip cannot open {directory}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"open_clip cannot open {directory}: {one_line(error)}") from error
     if not isinstance(clip.visual, open_clip.transformer.VisionTransformer):
         raise UserError(
             f"The image side of {directory} is a {type(clip.visual).__name__}: only open_clip's own "

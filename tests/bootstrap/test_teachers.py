@@ -135,6 +135,9 @@ def test_a_timm_file_is_loaded_strictly(suffix: str, tmp_path: Path) -> None:
     images = torch.randn(2, 3, teacher.preprocessing.crop, teacher.preprocessing.crop)
     assert torch.equal(teacher(images), original(images))
     assert teacher.name == f"timm:test_vit@weights{suffix}"
+    assert teacher.licence == "", "timm's default tag says nothing about this file"
+    tagged = open_teacher(f"timm:test_vit.r160_in1k@{file}")
+    assert (tagged.licence, tagged.preprocessing) == ("apache-2.0", teacher.preprocessing)
     with pytest.raises(UserError, match=r"Is it another variant\?"):
         open_teacher(f"timm:test_vit2@{file}")
     save({"norm.weight": torch.ones(64)}, file)
@@ -196,7 +199,7 @@ def test_incomplete_directories(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not DINOV2.is_dir(), reason="needs ../shared/data with the DINOv2 weights")
 def test_dinov2_from_a_file_gives_the_golden_features() -> None:
-    teacher = open_teacher(f"timm:vit_small_patch14_dinov2@{DINOV2 / 'model_fp16.safetensors'}", image_size=224)
+    teacher = open_teacher(f"timm:vit_small_patch14_dinov2.lvd142m@{DINOV2 / 'model_fp16.safetensors'}", image_size=224)
     golden = np.load(DINOV2 / "golden_onnx_features.npz")
     images = torch.from_numpy(golden["input"]).float()
     expected = torch.from_numpy(golden["last_hidden_state"]).float()

@@ -44,5 +44,8 @@ def test_class_names_are_lines(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=sentence):
             read_class_names(file)
+    file.write_bytes("Bär\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"The class names .*names\.txt are no text in UTF-8: 'utf-8' codec"):
+        read_class_names(file)
     with pytest.raises(UserError, match=r"no file of class names .*absent"):
         read_class_names(tmp_path / "absent")
