@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.images import decode_image, open_image
+from sparse_vlm.data.images import decode_image, open_image, readable_endings
 from sparse_vlm.data.seeded import SeededImages
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 
 
 class IndexedImages(SeededImages, Dataset):
@@ -118,7 +118,7 @@ def image_paths(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no image folder {folder}.")
-    endings = Image.registered_extensions()
+    endings = readable_endings()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not paths:
         raise UserError(f"The folder {folder} holds no image files.")
@@ -138,5 +138,5 @@ def cell_bytes(cell: dict[str, Any] | None, name: str) -> bytes:
     try:
         with fsspec.open(cell["path"], "rb") as file:
             return file.read()
-    except (OSError, ValueError) as error:
-        raise UserError(f"The image {cell['path']} ({name}) cannot be read ({error}).") from error
+    except Exception as error:  # httpx, aiohttp … each has its own
+        raise UserError(f"The image {cell['path']} ({name}) cannot be read ({one_line(error)}).") from error

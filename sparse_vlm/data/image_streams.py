@@ -4,7 +4,7 @@ import copy
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import NamedTuple, Protocol
 
 from PIL import Image
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
     data: bytes
 
 
-Item = tuple[Encoded | UserError, int]  # and which visit to the shards it comes from
+Item = tuple[Encoded | UserError, int]  # and a number that tells visits to the same shard apart
 
 
 class Shards(Protocol):
@@ -51,7 +51,7 @@ class ImageStream(SeededImages, IterableDataset):
         shards: what is read.
         transform, seed, on_bad_image: see `SeededImages`. A shard that breaks off counts as one bad image.
         images: images of an epoch, over all processes.
-        resampled: each reader draws its shards with replacement from all.
+        resampled: each reader draws its shards with replacement from all; a visit is as many draws as there are shards.
         shuffle_buffer: (encoded) images that a reader shuffles among; 0: everything in the order of the shards.
 
     Raises:
@@ -102,36 +102,38 @@ class ImageStream(SeededImages, IterableDataset):
         position, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         batches = len(range(position, len(self) // self.batch_size, workers))
         reader, readers = self.rank * workers + position, self.world_size * workers
-        return islice(self._decoded(self._endless(reader, readers)), batches * self.batch_size)
+        return islice(self._decoded(reader, readers), batches * self.batch_size)
 
-    def _decoded(self, stream: Iterator[Item]) -> Iterator[dict[str, Tensor]]:
-        failures = 0
-        for encoded, visit in stream:
-            try:
-                if isinstance(encoded, UserError):
-                    raise encoded
-                image = decode_image(encoded.data, encoded.name)
-            except UserError as error:
-                self.bad.handle(error)
-                failures += 1
-                if failures > self.images:
-                    raise UserError(f"{failures} images in a row cannot be read; the last: {error}") from error
-                continue
-            failures = 0
-            yield {"pixel_values": self.augmented(image, visit, len(encoded.data), zlib.crc32(encoded.data))}
+    def _decoded(self, reader: int, readers: int) -> Iterator[dict[str, Tensor]]:
+        """One reader's images over and over: another visit to its shards, another order and other crops.
 
-    def _endless(self, reader: int, readers: int) -> Iterator[Item]:
-        """One reader's images over and over, each with the number of the visit: another visit, another crop."""
-        if self.resampled:
-            drawn = ((encoded, visit) for visit in count() for encoded in self._read(self._drawn_shard(visit, reader)))
-            return self._shuffled(drawn, reader, "resampled")
-        visits = (self._visit(visit, reader, readers) for visit in count())
-        return chain.from_iterable(visits)
+        Raises:
+            UserError: it has tried as many shards as there are, and read no image in between.
+        """
+        shards = len(self.shards.names)
+        patience = (
+            readers if shards >= readers and not self.resampled else 1
+        )  # a visit is all shards, or a deal of them
+        barren = 0
+        for visit in count():
+            barren += 1
+            for encoded, number in self._visit(visit, reader, readers):
+                try:
+                    if isinstance(encoded, UserError):
+                        raise encoded
+                    image = decode_image(encoded.data, encoded.name)
+                except UserError as error:
+                    self.bad.handle(error)
+                    last = error
+                    continue
+                barren = 0
+                yield {"pixel_values": self.augmented(image, number, len(encoded.data), zlib.crc32(encoded.data))}
+            if barren == patience:
+                raise UserError(f"Reader {reader} of {readers} can read no image of {shards} shards; the last: {last}")
 
     def _visit(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
-        own = ((encoded, visit) for encoded in self._dealt(visit, reader, readers))
         found = 0
-        for item in self._shuffled(own, reader, visit):
+        for item in self._shuffled(self._unshuffled(visit, reader, readers), reader, visit):
             found += 1
             yield item
         if not found:
@@ -140,8 +142,15 @@ class ImageStream(SeededImages, IterableDataset):
                 "and the other shards: they hold fewer images than there are readers."
             )
 
-    def _drawn_shard(self, visit: int, reader: int) -> int:
-        rng = random.Random(seed_of(self.seed, self.epoch, "draw", reader, visit))
+    def _unshuffled(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
+        if not self.resampled:
+            return ((encoded, visit) for encoded in self._dealt(visit, reader, readers))
+        shards = len(self.shards.names)
+        draws = range(visit * shards, (visit + 1) * shards)  # a shard that is drawn again has other crops
+        return ((encoded, draw) for draw in draws for encoded in self._read(self._drawn_shard(draw, reader)))
+
+    def _drawn_shard(self, draw: int, reader: int) -> int:
+        rng = random.Random(seed_of(self.seed, self.epoch, "draw", reader, draw))
         return rng.randrange(len(self.shards.names))
 
     def _dealt(self, visit: int, reader: int, readers: int) -> Iterator[Encoded | UserError]:
@@ -152,12 +161,12 @@ class ImageStream(SeededImages, IterableDataset):
             return (encoded for index in order[reader::readers] for encoded in self._read(index))
         return islice((encoded for index in order for encoded in self._read(index)), reader, None, readers)
 
-    def _shuffled(self, stream: Iterator[Item], reader: int, part: int | str) -> Iterator[Item]:
+    def _shuffled(self, stream: Iterator[Item], reader: int, visit: int) -> Iterator[Item]:
         if self.shuffle_buffer < 2:
             return stream
         import webdataset  # slow to import
 
-        rng = random.Random(seed_of(self.seed, self.epoch, "buffer", reader, part))
+        rng = random.Random(seed_of(self.seed, self.epoch, "buffer", reader, visit))
         return webdataset.filters.shuffle(self.shuffle_buffer, rng=rng)(stream)
 
     def _read(self, index: int) -> Iterator[Encoded | UserError]:

@@ -1,6 +1,7 @@
 """Image files -> PIL images, with errors that name the file."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -10,6 +11,13 @@ from sparse_vlm.errors import UserError
 
 # PIL's decoders raise all of these for damaged files
 _DAMAGED = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+
+
+@cache
+def readable_endings() -> frozenset[str]:
+    """File endings, ".png" …, of the formats that PIL reads: it registers those that it only writes (.pdf) as well."""
+    known = Image.registered_extensions()  # also fills Image.OPEN
+    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_vlm.data.image_sets import IndexedImages, image_paths
 from sparse_vlm.data.images import open_image
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,13 @@ def read_label_table(file: str | Path, image_folder: str | Path) -> Labels:
     """
     if not Path(file).is_file():
         raise UserError(f"There is no table of labels {file}.")
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.reader(stream))
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"The table of labels {file} is no CSV file in UTF-8: {one_line(error)}. Save it as one."
+        ) from error
     if len(rows) < 2 or len(rows[0]) < 2:
         raise UserError(f"{file} needs a header (image, then the classes) and a row per image.")
     classes = rows[0][1:]

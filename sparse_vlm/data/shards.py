@@ -9,12 +9,12 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import webdataset
-from PIL import Image
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from sparse_vlm.data.image_sets import cell_bytes
 from sparse_vlm.data.image_streams import Encoded
-from sparse_vlm.errors import UserError
+from sparse_vlm.data.images import readable_endings
+from sparse_vlm.errors import UserError, one_line
 
 
 class WebShards:
@@ -62,7 +62,7 @@ class WebShards:
                 raise
             stream.close()  # raises when the program behind it failed
         except Exception as error:  # tarfile, zlib, gopen's subprocess … each has its own
-            raise UserError(f"The shard {url} cannot be read to its end ({str(error).splitlines()[0]}).") from error
+            raise UserError(f"The shard {url} cannot be read to its end ({one_line(error)}).") from error
 
     def _image(self, sample: dict[str, Any]) -> Encoded | UserError:
         name = f"{sample['__key__']} of {sample['__url__']}"
@@ -77,14 +77,14 @@ class WebShards:
     def _is_image(self, key: str) -> bool:
         if self.image_key is not None:
             return key == self.image_key
-        return f".{key}" in Image.registered_extensions()
+        return f".{key}" in readable_endings()
 
     def _count(self, path: Path) -> int:
         try:
             with tarfile.open(path) as tar:
                 names = [base_plus_ext(member.name) for member in tar if member.isreg()]
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"The shard {path} cannot be read ({error}).") from error
+            raise UserError(f"The shard {path} cannot be read ({one_line(error)}).") from error
         images = {key for key, ending in names if key is not None and self._is_image(ending.lower())}
         if not images:
             raise UserError(f"The shard {path} holds no images.")
@@ -112,8 +112,8 @@ class TableShards:
                 for cell in batch[self.column]:
                     yield _encoded(cell, f"row {position} of {self.names[index]}")
                     position += 1
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.names[index]} cannot be read to its end ({error}).") from error
+        except Exception as error:  # httpx, aiohttp, pyarrow … each has its own
+            raise UserError(f"{self.names[index]} cannot be read to its end ({one_line(error)}).") from error
 
 
 def _encoded(cell: dict[str, Any] | None, name: str) -> Encoded | UserError:

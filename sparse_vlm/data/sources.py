@@ -105,7 +105,12 @@ def augmentation(
         rand_augment_ops: random operations on colours and shape after that (arXiv 1909.13719); 0: none.
         rand_augment_magnitude: their strength, 0 … 30.
         random_erasing: share of the pictures in which a rectangle is erased (arXiv 1708.04896).
+
+    Raises:
+        UserError: `min_area` is no such share.
     """
+    if not 0 < min_area <= 1:
+        raise UserError(f"The smallest share of a picture that a crop keeps must be in (0, 1], got {min_area}.")
     size, interpolation = preprocessing.crop, INTERPOLATIONS[preprocessing.interpolation]
     steps: list[v2.Transform] = [
         v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=interpolation, antialias=True),

@@ -126,11 +126,54 @@ def test_bad_images_stop_or_are_counted_and_named(image_files: list[bytes], capl
 
 
 def test_nothing_but_bad_images_ends(caplog: pytest.LogCaptureFixture) -> None:
-    stream = ImageStream(NamedShards([[b"no image"] * 3]), first_pixels, 20, on_bad_image="skip")
-    with pytest.raises(UserError, match="21 images in a row cannot be read; the last: The image 0/"):
+    stream = ImageStream(NamedShards([[b"no image"] * 6] * 2), first_pixels, 10**6, on_bad_image="skip")
+    with pytest.raises(UserError, match=r"Reader 0 of 1 can read no image of 2 shards; the last: The image [01]/"):
         seen(stream)
-    assert stream.unreadable == 21
+    assert stream.unreadable == 12
     assert "Data worker 0 has skipped 10 unreadable images" in caplog.text
+
+
+class UnreachableShards(NamedShards):
+    """As if no host answered for those that are named."""
+
+    def __init__(self, shards: list[list[bytes]], unreachable: set[int]) -> None:
+        super().__init__(shards)
+        self.unreachable = unreachable
+
+    def read(self, index: int) -> Iterator[Encoded | UserError]:
+        if index in self.unreachable:
+            raise UserError(f"Shard {index} is out of reach.")
+        yield from super().read(index)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "resampled", "attempts"),
+    [
+        (1, False, 4),
+        (1, True, 4),
+        (2, False, 4),
+        (4, False, 4),
+        (8, False, 1),
+    ],  # of 8 readers each takes every 8th entry
+)
+def test_a_reader_gives_up_after_as_many_unreachable_shards_as_there_are(
+    world_size: int, resampled: bool, attempts: int
+) -> None:
+    shards = UnreachableShards([[]] * 4, {0, 1, 2, 3})
+    stream = ImageStream(shards, first_pixels, 10**6, on_bad_image="skip", resampled=resampled)
+    with pytest.raises(UserError, match=rf"Reader 0 of {world_size} can read no image of 4 shards; .* out of reach"):
+        seen(stream.share(1, 0, world_size))
+    assert stream.unreadable == attempts
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_one_unreachable_shard_stops_no_reader(world_size: int, image_files: list[bytes]) -> None:
+    """Not even the reader that it is dealt to alone: the next visit deals anew."""
+    shards = UnreachableShards([[data] for data in image_files[:4]], {2})
+    stream = ImageStream(shards, first_pixels, 12 * world_size, on_bad_image="skip")
+    for rank in range(world_size):
+        assert len(seen(stream.share(1, rank, world_size))) == 12
+    assert stream.unreadable > 0
 
 
 def test_too_few_images_for_the_readers(image_files: list[bytes]) -> None:

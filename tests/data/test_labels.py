@@ -54,6 +54,12 @@ def test_a_wrong_table_is_one_sentence(text: str, sentence: str, image_folder: P
         read_label_table(tmp_path / "a.csv", image_folder)
 
 
+def test_a_table_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("image,Bär\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"The table of labels .*a\.csv is no CSV file in UTF-8: 'utf-8' codec"):
+        read_label_table(tmp_path / "a.csv", tmp_path)
+
+
 def test_wrong_folders_are_one_sentence(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no table of labels"):
         read_label_table(tmp_path / "none.csv", tmp_path)

@@ -1,14 +1,21 @@
 """`open_images`: the same pictures from every kind of source; bad specs are one sentence each."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
+import fsspec
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from sparse_vlm.data.image_sets import cell_bytes
 from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.shards import TableShards
 from sparse_vlm.data.sources import augmentation, open_images
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.errors import UserError
@@ -104,3 +111,52 @@ def test_augmentation_crops_flips_and_normalises() -> None:
     assert all(view.shape == (3, 16, 16) and view.dtype == torch.float32 for view in views)
     assert all(-1 <= view.min() < view.max() <= 1 for view in views)
     assert not torch.equal(views[0], views[1])
+
+
+@pytest.mark.parametrize("min_area", [0.0, -0.1, 1.5, float("nan")])
+def test_a_crops_smallest_share_is_a_share(min_area: float) -> None:
+    with pytest.raises(UserError, match=rf"must be in \(0, 1\], got {min_area}"):
+        augmentation(Preprocessing(resize=16, crop=16, mean=(0.5,) * 3, std=(0.5,) * 3), min_area)
+
+
+def test_endings_that_pil_only_writes_are_no_images(image_files: list[bytes], tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image_files[0])
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
+    assert len(pictures(str(tmp_path))) == 1
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", "pdf": b"%PDF-1.4", "png": image_files[0]})
+    assert pictures(f"wds:{tmp_path / 'a.tar'}") == pictures(str(tmp_path))
+
+
+class BrokenConnectionError(Exception):
+    """As httpx's errors: neither OSError nor ValueError, and here without a message."""
+
+
+def test_a_connection_that_breaks_off_is_a_sentence(image_files: list[bytes]) -> None:
+    def rows(fails: bool) -> Iterator[dict[str, Any]]:
+        for data in image_files[:2]:
+            yield {"image": {"bytes": data, "path": None}}
+        if fails:
+            raise BrokenConnectionError
+
+    table = datasets.IterableDataset.from_generator(rows, gen_kwargs={"fails": True})
+    shards = TableShards(table, "image")
+    with pytest.raises(UserError, match=r"part 0 of 'image' cannot be read to its end \(BrokenConnectionError\)"):
+        list(shards.read(0))
+
+
+class BrokenFile(fsspec.AbstractFileSystem):
+    """A host that hangs up."""
+
+    protocol = "brokenhost"
+
+    def _open(self, path: str, *args: object, **options: object) -> None:
+        raise BrokenConnectionError
+
+
+def test_a_remote_file_that_breaks_off_is_a_sentence() -> None:
+    fsspec.register_implementation("brokenhost", BrokenFile, clobber=True)
+    with pytest.raises(
+        UserError, match=r"The image brokenhost://a.png \(row 3\) cannot be read \(BrokenConnectionError\)"
+    ):
+        cell_bytes({"bytes": None, "path": "brokenhost://a.png"}, "row 3")
