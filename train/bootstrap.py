@@ -164,9 +164,8 @@ def held_out_images(images: ImageArguments, transform: Any) -> ImageSource | Non
     """The images of --eval_data_path, always in the same order."""
     if images.eval_data_path is None:
         return None
-    has_columns = (
-        images.eval_data_path.partition(":")[0] in PREFIXES
-    )  # training images may be in a table, these in a folder
+    # the training images may lie in a table while these lie in a folder, which has no columns
+    has_columns = images.eval_data_path.partition(":")[0] in PREFIXES
     return open_images(
         images.eval_data_path,
         transform,

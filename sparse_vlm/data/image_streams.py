@@ -111,9 +111,8 @@ class ImageStream(SeededImages, IterableDataset):
             UserError: it has tried as many shards as there are, and read no image in between.
         """
         shards = len(self.shards.names)
-        patience = (
-            readers if shards >= readers and not self.resampled else 1
-        )  # a visit is all shards, or a deal of them
+        # in visits: each is all shards, or what this reader is dealt of them
+        patience = readers if shards >= readers and not self.resampled else 1
         barren = 0
         for visit in count():
             barren += 1
