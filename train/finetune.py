@@ -99,8 +99,9 @@ class FinetuneTrainer(StageTrainer):
         return train_loader(self.train_dataset, self.args, self.data_collator, self._train_batch_size)
 
     def variant(self) -> dict[str, Any]:
+        assert isinstance(self.train_dataset, LabelledImages)
         task: Any = self.model
-        labels: Labels = self.train_dataset.labels
+        labels = self.train_dataset.labels
         return {"classes": labels.classes, "several_per_image": labels.several, "encoder": task.model.config.to_dict()}
 
 

@@ -147,12 +147,12 @@ class StageTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **options: Any) -> DataLoader:
+    def _get_dataloader(self, *args: Any, **options: Any) -> DataLoader:
         # transformers applies --dataloader_drop_last to held-out images too; they are all measured.
         asked = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = asked and is_training
+        self.args.dataloader_drop_last = asked and options.get("is_training", False)
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **options)
+            return super()._get_dataloader(*args, **options)
         finally:
             self.args.dataloader_drop_last = asked
 
