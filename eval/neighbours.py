@@ -57,8 +57,10 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
         image_size: input side of the teacher in pixels, as it was bootstrapped with.
 
     Returns:
-        "cosine" of the representations, "same_nearest" and "five_nearest_shared" (shares of images, of neighbours),
-        "closest_tokens" (mean over images of the largest cosine between two tokens; 1: two coincide), "images".
+        "cosine" of the representations; "cosine_of_mean", what a student that always gives the teacher's mean would
+        reach (a cosine near it means that nothing about images was learnt); "same_nearest" and "five_nearest_shared"
+        (shares of images, of neighbours); "closest_tokens" (mean over images of the largest cosine between two tokens;
+        1: two coincide); "images".
 
     Raises:
         UserError: something cannot be opened, or there are fewer than 6 images.
@@ -79,6 +81,7 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
     near = [nearest(seen, 5) for seen in (seen_by_teacher, seen_by_student)]
     return {
         "cosine": F.cosine_similarity(seen_by_teacher, seen_by_student).mean().item(),
+        "cosine_of_mean": F.cosine_similarity(seen_by_teacher, seen_by_teacher.mean(0, keepdim=True)).mean().item(),
         "same_nearest": overlap(near[0][:, :1], near[1][:, :1]),
         "five_nearest_shared": overlap(*near),
         "closest_tokens": torch.cat(latent).mean().item(),

@@ -44,6 +44,7 @@ def test_a_new_student_is_compared_with_its_teacher(clip_dir: Path, images: Path
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["images"] == 7
     assert -1 <= result["cosine"] < 0.9  # nothing was trained
+    assert result["cosine"] < result["cosine_of_mean"] < 1
     assert 0 <= result["same_nearest"] <= 1
     assert result["closest_tokens"] < 1 - 1e-6
 
