@@ -11,7 +11,6 @@ what_trains.txt and, with --eval_data_path, alignment.json. Docs: docs/bootstrap
 """
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,13 +63,12 @@ def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTr
         if fates[name] in (NEW, FROZEN):
             (new if fates[name] == NEW else frozen).append(parameter)
         else:
-            block = re.search(r"blocks\.(\d+)\.", name)
-            tuned.setdefault(int(block[1]) if block else -1, []).append(parameter)
+            index = int(name.removeprefix("cortex.trunk.blocks.").partition(".")[0])  # nothing else is tuned
+            tuned.setdefault(index, []).append(parameter)
     top, rate = max(tuned, default=0), args.learning_rate * args.tuned_lr_scale
     parts = [Part("new", tuple(new), args.learning_rate)]
     for index, parameters in sorted(tuned.items()):
-        name, depth = ("head", 0) if index < 0 else (f"block {index}", top - index)
-        parts.append(Part(f"inherited {name}", tuple(parameters), rate * args.layer_decay**depth))
+        parts.append(Part(f"inherited block {index}", tuple(parameters), rate * args.layer_decay ** (top - index)))
     parts.append(Part("inherited, frozen", tuple(frozen), None))
     return [part for part in parts if part.parameters]
 

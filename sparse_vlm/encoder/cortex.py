@@ -72,7 +72,12 @@ class Cortex(nn.Module):
         self.register_embeddings = nn.Parameter(torch.zeros(registers, config.width)) if registers else None
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Latent tokens float[B, n, C] -> pooled float[B, D] and the hidden states.
+        """Latent tokens float[B, n, C] -> pooled float[B, D] and the hidden states, see `run_blocks`."""
+        states = self.run_blocks(tokens)
+        return self.trunk.forward_head(self.trunk.norm(states[-1])), states
+
+    def run_blocks(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Latent tokens float[B, n, C] -> the hidden states, without norm, pooling and head.
 
         Hidden states are the input and what leaves each block, float[B, prefix + n, C] each: CLS, registers, latent.
         """
@@ -83,4 +88,4 @@ class Cortex(nn.Module):
         for block in self.trunk.blocks:
             recompute = self.trunk.grad_checkpointing and torch.is_grad_enabled()
             states.append(checkpoint(block, states[-1], use_reentrant=False) if recompute else block(states[-1]))
-        return self.trunk.forward_head(self.trunk.norm(states[-1])), tuple(states)
+        return tuple(states)
