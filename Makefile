@@ -4,8 +4,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Threads that wait sleep: spinning ones make a busy machine ten times slower.
-export OMP_WAIT_POLICY := PASSIVE
+# Threads that wait look for work a few microseconds, then sleep: 13 % faster than sleeping at once, while threads that
+# spin for long make a busy machine ten times slower.
+export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
