@@ -82,6 +82,7 @@ def build_vlm(
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
+        language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
     model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
@@ -150,8 +151,8 @@ def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
     language_model.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
     with torch.no_grad():
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-            weight = _weight(layer)
-            weight[old:] = weight[:old].mean(dim=0)
+            for rows in layer.parameters():  # the weight, and the bias of a head that has one
+                rows[old:] = rows[:old].mean(dim=0)
 
 
 def _weight(layer: nn.Module) -> Tensor:
@@ -164,23 +165,36 @@ def _assemble(
 ) -> SparseVLMForConditionalGeneration:
     """The model with the given parts inside; no weight is copied."""
     head = language_model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise UserError(f"{type(language_model).__name__} has an output layer with bias, which Llava does not support.")
     with torch.device("meta"):
         model = SparseVLMForConditionalGeneration(config)
     body: Any = model.model
     body.vision_tower = vision_tower
-    body.multi_modal_projector = _new_projector(config, _weight(language_model.get_input_embeddings()), seed)
+    body.multi_modal_projector = _new_projector(config, language_model.get_input_embeddings(), seed)
     body.language_model = language_model.base_model
-    model.lm_head = head
+    model.lm_head.load_state_dict(head.state_dict(keep_vars=True), assign=True)
     model.tie_weights()
     model.generation_config = language_model.generation_config
-    return model.eval()
+    _check_same_logits(model.eval(), language_model)
+    return model
 
 
 @torch.no_grad()
-def _new_projector(config: SparseVLMConfig, embeddings: Tensor, seed: int) -> nn.Sequential:
-    """A random projector whose outputs have the rms of the LLM's embeddings, so that visual tokens start in range.
+def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model: PreTrainedModel) -> None:
+    """Some causal LMs do more than one linear layer behind their last hidden state (Granite, Cohere: a factor)."""
+    ids = torch.arange(1, 9)[None]
+    expected = language_model(ids).logits
+    difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    if not difference < 1e-3:
+        raise UserError(
+            f"A {type(language_model).__name__} computes its logits in a way that is not known here: the VLM's differ from "
+            f"them by {difference:.2g} of the largest one. Choose another LLM."
+        )
+
+
+@torch.no_grad()
+def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.Sequential:
+    """A random projector whose outputs have the rms of what `embed` gives, the LLM's (with Gemma's factor), so that
+    visual tokens start in range.
 
     Its inputs behind the LayerNorm have unit rms whatever the encoder; normal vectors stand for them here.
     """
@@ -193,6 +207,7 @@ def _new_projector(config: SparseVLMConfig, embeddings: Tensor, seed: int) -> nn
             nn.init.zeros_(linear.bias)
         inputs = torch.randn(256, linears[0].in_features)
     rms = projector(inputs).square().mean().sqrt()
+    embeddings = embed(torch.arange(_weight(embed).shape[0]))
     linears[-1].weight *= embeddings.float().square().mean().sqrt() / rms
     return projector
 

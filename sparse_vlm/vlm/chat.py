@@ -1,6 +1,6 @@
 """Answers to questions about a picture, at once or as they are generated. Greedy, so that they repeat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,12 +15,16 @@ from sparse_vlm.vlm.processing import IMAGE_TOKEN, SparseVLMProcessor
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def encode_prompt(processor: SparseVLMProcessor, image: Image.Image | None, question: str) -> BatchFeature:
+# What a question may be about: nothing, a picture, or several, which stand before the question in their order.
+Pictures = Image.Image | Sequence[Image.Image] | None
+
+
+def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str) -> BatchFeature:
     """One question as the model's inputs, up to where the answer begins.
 
     Args:
         processor: of the model directory.
-        image: None: a question about no picture.
+        image: of any size and mode; see `Pictures`.
         question: plain text.
 
     Raises:
@@ -32,17 +36,18 @@ def encode_prompt(processor: SparseVLMProcessor, image: Image.Image | None, ques
         raise UserError(
             f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
         )
-    parts = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": question}]
+    images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+    parts = [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]
     messages: Any = [{"role": "user", "content": parts}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
-    return processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
+    return processor(text=text, images=images or None, add_special_tokens=False, return_tensors="pt")
 
 
 def answer(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
-    image: Image.Image | None,
+    image: Pictures,
     question: str,
     max_new_tokens: int = 256,
 ) -> str:
@@ -50,7 +55,7 @@ def answer(
 
     Args:
         model, processor: of `load_vlm`.
-        image: of any size and mode; None: no picture.
+        image: see `Pictures`.
         question: plain text.
         max_new_tokens: where an answer that does not end is cut.
 
@@ -66,7 +71,7 @@ def answer(
 def stream(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
-    image: Image.Image | None,
+    image: Pictures,
     question: str,
     max_new_tokens: int = 256,
 ) -> Iterator[str]:

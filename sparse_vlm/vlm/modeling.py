@@ -84,6 +84,7 @@ class SparseVLMConfig(LlavaConfig):
 
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
+        language_head_bias: whether the LLM's output layer has a bias (Phi's has).
 
     Raises:
         UserError: unknown projector, or strategy "default" (drop CLS) with an encoder that has no CLS.
@@ -97,6 +98,7 @@ class SparseVLMConfig(LlavaConfig):
     }
 
     projector_type: str = "mlp2x_gelu"
+    language_head_bias: bool = False
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
@@ -211,6 +213,20 @@ class SparseVLMModel(LlavaModel):
         self.post_init()
 
 
+class LanguageHead(nn.Linear):
+    """Hidden states float[..., D] -> logits float[..., vocabulary], as the causal LM itself computes them: Llava's head
+    is a bare matrix, but Phi's has a bias, and Gemma 2 bounds its logits (`final_logit_softcapping`)."""
+
+    def __init__(self, config: SparseVLMConfig) -> None:
+        text: Any = config.text_config
+        super().__init__(text.hidden_size, text.vocab_size, bias=config.language_head_bias)
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        logits = super().forward(input)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
 class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
 
@@ -219,8 +235,7 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
-        text: Any = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config)
         self.post_init()
 
 

@@ -1,0 +1,148 @@
+"""Any causal LM of transformers behind the projector: the same logits, loss, batches, several pictures, save and load."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+
+# Each with what sets it apart: tied or own output layer, a window shorter than the prompts, biases, soft caps.
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": False}),
+    "smollm2": (
+        LlamaConfig,
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
+    ),
+    "mistral": (MistralConfig, {"sliding_window": 12}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3Config, {}),
+    "phi": (PhiConfig, {}),
+    "phi3": (Phi3Config, {}),
+    "gemma": (GemmaConfig, {}),
+    "gemma2": (Gemma2Config, {"final_logit_softcapping": 0.5, "sliding_window": 12}),
+    "gemma3": (Gemma3TextConfig, {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}),
+}
+SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "initializer_range": 0.1}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of the big red cube?", "Is it red?"]
+
+
+def random_llm(folder: Path, family: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+    kind, special = FAMILIES[family]
+    head_dim = {"head_dim": 12} if "head_dim" in kind.__dataclass_fields__ else {}
+    torch.manual_seed(0)
+    config = kind(vocab_size=len(tokenizer), **SIZES, **HEADS, **head_dim, **special)
+    llm = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in llm.parameters():  # biases too: nothing at its exact initial zero
+            parameter += 0.05 * torch.randn_like(parameter)
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def parts(
+    request: pytest.FixtureRequest,
+    encoder_dir: Path,
+    smollm2_tokenizer: PreTrainedTokenizerBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:
+    """A random LLM of the family, and the model directory built with it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    llm = random_llm(folder / "llm", request.param, smollm2_tokenizer)
+    build_vlm(encoder_dir, llm, folder / "vlm")
+    return llm, folder / "vlm"
+
+
+def new_tokens(model: Any, inputs: Any) -> list[list[int]]:
+    ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **GREEDY)
+    return ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def batch(processor: Any, images: list[list[Image.Image]]) -> Any:
+    """A question about each list of pictures, padded on the left."""
+    texts = []
+    for question, pictures in zip(QUESTIONS, images, strict=True):
+        content = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]
+        message = [{"role": "user", "content": content}]
+        texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    flat = [picture for pictures in images for picture in pictures]
+    return processor(text=texts, images=flat, padding=True, add_special_tokens=False, return_tensors="pt")
+
+
+def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_path: Path) -> None:
+    llm_dir, vlm_dir = parts
+    model: Any
+    model, processor = load_vlm(vlm_dir)
+
+    # text alone: the LLM's own logits
+    llm = AutoModelForCausalLM.from_pretrained(llm_dir)
+    text = encode_prompt(processor, None, QUESTIONS[1])
+    with torch.no_grad():
+        expected = llm(**text).logits
+        torch.testing.assert_close(model(**text).logits[..., : expected.shape[-1]], expected)
+
+    # no picture, one and three in one batch: as one by one
+    pictures = [images[:1], [], images]
+    inputs = batch(processor, pictures)
+    assert (inputs["attention_mask"] == 0).any(), "the prompts must differ in length"
+    one_by_one = [
+        new_tokens(model, encode_prompt(processor, mine, question))[0]
+        for mine, question in zip(pictures, QUESTIONS, strict=True)
+    ]
+    assert new_tokens(model, inputs) == one_by_one
+
+    # the loss reaches the projector and the LLM
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    for part in (model.model.multi_modal_projector, model.model.language_model):
+        assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
+        assert any(parameter.grad.any() for parameter in part.parameters())
+
+    # save and load
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, _ = load_vlm(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_the_order_of_several_pictures_matters(vlm: Any, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    with torch.no_grad():
+        logits = [
+            model(**encode_prompt(processor, pictures, "Which is red?")).logits[0, -1]
+            for pictures in (images[:2], images[1::-1])
+        ]
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    assert isinstance(answer(model, processor, images[:2], "Which is red?", max_new_tokens=2), str)
+
+
+def test_an_llm_whose_logits_llava_cannot_give_is_refused(
+    encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, "granite", (GraniteConfig, {"logits_scaling": 8.0}))
+    llm = random_llm(tmp_path / "llm", "granite", smollm2_tokenizer)
+    with pytest.raises(UserError, match=r"A GraniteForCausalLM computes its logits .* differ from them by"):
+        build_vlm(encoder_dir, llm, tmp_path / "vlm")
+    assert not (tmp_path / "vlm").exists()
