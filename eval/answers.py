@@ -1,15 +1,13 @@
-"""Answers on disk, in LLaVA's format: one JSON object a line with at least "question_id" and "text"."""
+"""Answers in LLaVA's format: one JSON object a line with at least "question_id" and "text"."""
 
-import fcntl
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from eval.protocol import Question, QuestionId
+from eval.records import parse_line, read_text, split_lines
 from sparse_vlm.errors import UserError
 
 
@@ -30,99 +28,94 @@ def read_answers(path: Path) -> list[Answer]:
     Raises:
         UserError: no such file, or a malformed line (its number is named).
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot read the answers {path}: {error.strerror}.") from None
-    lines = content.removesuffix("\n").split("\n") if content else []  # splitlines would cut at U+2028 too
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = split_lines(read_text(path))
+    return [parse_answer(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
-def _parse(line: str, place: str) -> Answer:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON ({error}).") from None
-    if not isinstance(record, dict):
-        raise UserError(f'{place} must be an object with "question_id" and "text", not {record!r}.')
+def parse_answer(line: str, place: str) -> Answer:
+    """One line of an answers file; `place` says where it stands.
+
+    Raises:
+        UserError: it is malformed.
+    """
+    record = parse_line(line, place)
     types: dict[str, type | tuple[type, ...]] = {
         "question_id": (int, str), "prompt": str, "text": str, "model_id": str, "metadata": dict
     }  # fmt: skip
     values = {"prompt": "", "model_id": "", "metadata": {}} | {key: record[key] for key in types if key in record}
     for key, kind in types.items():
-        if not isinstance(values.get(key), kind):
+        if not isinstance(values.get(key), kind) or isinstance(values.get(key), bool):
             raise UserError(f'{place}: "{key}" is {"missing" if key not in values else repr(values[key])}.')
     return Answer(**values)
 
 
-def match_answers(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> dict[QuestionId, str]:
-    """question id -> answered text, if there is exactly one answer to every question.
+class Places:
+    """Which question an answer is to.
+
+    By its id, whether written as number or string. Where several questions have one id (TextVQA's and MME's are those
+    of the picture) also by the first line of its prompt: behind it follow hints and instructions. Of equal questions
+    about the same picture the first answer is to the first one, and so on.
+    """
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self._ids = [str(question.id) for question in questions]
+        self._shared = {id_ for id_, count in Counter(self._ids).items() if count > 1}
+        self._places: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for index, question in enumerate(questions):
+            self._places[self._key(question.id, question.text)].append(index)
+
+    def _key(self, id_: QuestionId, prompt: str) -> tuple[str, str]:
+        return str(id_), prompt.strip().split("\n")[0].strip() if str(id_) in self._shared else ""
+
+    def find(self, answers: Sequence[Answer], path: Path) -> list[int]:
+        """The index of each answer's question, all different.
+
+        Raises:
+            UserError: unknown or duplicate answers; the sentence names the first and says how many.
+        """
+        if self._in_order(answers):
+            return list(range(len(answers)))
+        keys = [self._key(answer.question_id, answer.prompt) for answer in answers]
+        unknown = [answer for answer, key in zip(answers, keys, strict=True) if key not in self._places]
+        if unknown and str(unknown[0].question_id) in self._shared:
+            raise UserError(
+                f"{path}: question id {unknown[0].question_id!r} is several questions', and the prompt "
+                f"{unknown[0].prompt!r:.120} is none of them ({len(unknown)} such answers in all)."
+            )
+        _reject("is not among the benchmark's questions", [answer.question_id for answer in unknown], path)
+        seen: Counter[tuple[str, str]] = Counter()
+        indices, surplus = [], []
+        for answer, key in zip(answers, keys, strict=True):
+            if seen[key] < len(self._places[key]):
+                indices.append(self._places[key][seen[key]])
+            else:
+                surplus.append(answer.question_id)
+            seen[key] += 1
+        _reject("is answered more than once", list(dict.fromkeys(surplus)), path)
+        return indices
+
+    def _in_order(self, answers: Sequence[Answer]) -> bool:
+        """Answers without prompts to questions with shared ids: told apart if complete and in the questions' order."""
+        return (
+            bool(self._shared)
+            and not any(answer.prompt for answer in answers)
+            and [str(answer.question_id) for answer in answers] == self._ids
+        )
+
+
+def match_answers(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> list[str]:
+    """The answered text to each question, if there is exactly one answer to every question.
 
     Raises:
         UserError: duplicate, unknown or missing question ids; the sentence names the first and says how many.
     """
-    _check_ids(answers, questions, path)
-    texts = {answer.question_id: answer.text for answer in answers}
-    _reject("has no answer", [question.id for question in questions if question.id not in texts], path)
-    return texts
-
-
-def _check_ids(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> None:
-    asked = {question.id for question in questions}
-    counts = Counter(answer.question_id for answer in answers)
-    _reject("is answered more than once", [id_ for id_, count in counts.items() if count > 1], path)
-    _reject("is not among the benchmark's questions", [id_ for id_ in counts if id_ not in asked], path)
+    texts: dict[int, str] = dict(
+        zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True)
+    )
+    _reject("has no answer", [question.id for index, question in enumerate(questions) if index not in texts], path)
+    return [texts[index] for index in range(len(questions))]
 
 
 def _reject(fault: str, ids: Sequence[QuestionId], path: Path) -> None:
     if ids:
         raise UserError(f"{path}: question id {ids[0]!r} {fault} ({len(ids)} such ids in all).")
-
-
-class AnswerLog:
-    """An answers file being written. `done` holds the question ids that it has."""
-
-    def __init__(self, file: IO[str], answers: Iterable[Answer]) -> None:
-        self._file = file
-        self.done = {answer.question_id for answer in answers}
-
-    def append(self, answers: Sequence[Answer]) -> None:
-        """Adds the lines and hands them to the system, so that they survive the death of this process."""
-        self._file.write("".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
-        self._file.flush()
-        self.done.update(answer.question_id for answer in answers)
-
-
-@contextmanager
-def open_log(path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> Iterator[AnswerLog]:
-    """Opens an answers file to go on where it was left, or a new one. A last line that was cut off is dropped.
-
-    Raises:
-        UserError: another process is writing it; a malformed, duplicate or unknown line; answers of another model
-            or under other conditions than `model_id` and `metadata` say.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is writing {path}. Wait for it or choose another file.") from None
-        _drop_torn_line(path)
-        answers = read_answers(path)
-        _check_ids(answers, questions, path)
-        for answer in answers:
-            if (answer.model_id, answer.metadata) != (model_id, metadata):
-                raise UserError(
-                    f"{path} holds answers of {answer.model_id} {answer.metadata}, now asked is {model_id} {metadata}. "
-                    "Delete the file to start afresh, or choose another one."
-                )
-        yield AnswerLog(file, answers)
-
-
-def _drop_torn_line(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        print(f"{path}: the last line was cut off and is dropped; its question is asked again.")
-        with path.open("r+b") as file:
-            file.truncate(whole)

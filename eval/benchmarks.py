@@ -1,10 +1,24 @@
 """The table of benchmarks."""
 
-from eval import easy_vqa
+from eval import easy_vqa, gqa, llava_bench, mm_vet, mmbench, mme, pope, scienceqa, seed_bench, textvqa, vizwiz, vqav2
 from eval.protocol import Benchmark
 from sparse_vlm.errors import unknown_choice
 
-BENCHMARKS: dict[str, Benchmark] = {"easy_vqa": easy_vqa}
+BENCHMARKS: dict[str, Benchmark] = {
+    "easy_vqa": easy_vqa.BENCHMARK,
+    "gqa": gqa.BENCHMARK,
+    "llava_bench": llava_bench.BENCHMARK,
+    "mm_vet": mm_vet.BENCHMARK,
+    "mmbench": mmbench.MMBENCH,
+    "mmbench_cn": mmbench.MMBENCH_CN,
+    "mme": mme.BENCHMARK,
+    "pope": pope.BENCHMARK,
+    "scienceqa": scienceqa.BENCHMARK,
+    "seed_bench": seed_bench.BENCHMARK,
+    "textvqa": textvqa.BENCHMARK,
+    "vizwiz": vizwiz.BENCHMARK,
+    "vqav2": vqav2.BENCHMARK,
+}
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -7,8 +7,9 @@ default of all paths is the test split of the installed package `easy-vqa`.
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.metrics import bootstrap_interval, exact_match, most_frequent, question_only_lookup
-from eval.protocol import Predictions, Question, Score, Scores
+from eval.intervals import mean_score, mean_scores_by
+from eval.metrics import exact_match, most_frequent, question_only_lookup
+from eval.protocol import Benchmark, Predictions, Question, Scores
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
 
@@ -16,7 +17,6 @@ PROTOCOL = (
     "easy-VQA, the plain question, greedy generation, exact match (case, white space and a final full stop do not "
     "count); 95% intervals by bootstrap over images"
 )
-MAX_NEW_TOKENS = 8
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
@@ -49,17 +49,10 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
             f"The {len(annotated)} annotations ({annotations or 'the installed test split'}) do not belong to the "
             f"{len(questions)} questions that were asked. Give the same file as --questions."
         )
-    right = [exact_match(predictions[known.id], known.answer) for known in annotated]
+    right = [exact_match(text, known.answer) for text, known in zip(predictions, annotated, strict=True)]
     images = [known.image_id for known in annotated]
-    scores: Scores = {("accuracy",): _accuracy(right, images)}
-    for kind in sorted({known.kind for known in annotated}):
-        members = [i for i, known in enumerate(annotated) if known.kind == kind]
-        scores["accuracy_by_type", kind] = _accuracy([right[i] for i in members], [images[i] for i in members])
-    return scores
-
-
-def _accuracy(right: Sequence[bool], images: Sequence[int]) -> Score:
-    return Score(sum(right) / len(right), len(right), bootstrap_interval(right, images))
+    by_kind = mean_scores_by("accuracy_by_type", [known.kind for known in annotated], right, images)
+    return {("accuracy",): mean_score(right, images)} | by_kind
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
@@ -71,7 +64,13 @@ def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str,
     majority = most_frequent(known.answer for known in training)
     pairs = [(easy_vqa.prompt(known.text), known.answer) for known in training]
     lookup = question_only_lookup(pairs, [question.text for question in questions])
-    return {
-        "majority": dict.fromkeys([question.id for question in questions], majority),
-        "question_only": dict(zip([question.id for question in questions], lookup, strict=True)),
-    }
+    return {"majority": [majority] * len(questions), "question_only": lookup}
+
+
+BENCHMARK = Benchmark(
+    protocol=lambda questions: PROTOCOL,
+    max_new_tokens=8,
+    load_questions=load_questions,
+    score=score,
+    floors=floors,
+)

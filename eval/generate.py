@@ -1,30 +1,33 @@
 """`python -m eval.generate BENCHMARK --model DIR --answers out.jsonl`: a model's answers to a benchmark.
 
 Every question is answered by greedy generation until the model ends its turn. The answers file is in LLaVA's format; a
-run that was killed goes on where it was when started again.
+run that was killed goes on where it was when started again. Several processes, on several devices, share the work when
+the same command is started several times: they claim parts of the questions and write one file.
 """
 
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from eval.answer_log import AnswerLog, open_log
 from eval.answering import Answerer
-from eval.answers import Answer, open_log
 from eval.benchmarks import BENCHMARKS, find_benchmark
-from eval.protocol import Question
-from sparse_vlm.data.images import open_image
+from eval.protocol import EncodedImage, Question
+from sparse_vlm.data.images import decode_image, open_image
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line
 from sparse_vlm.vlm.build import load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-IMAGES_PER_CHUNK = 48  # whose prefixes are held in memory together
+IMAGES_PER_PART = 48  # whose prefixes are held in memory together
+TEXTS_PER_PART = 480  # different questions about no picture
+Part = dict[Path | EncodedImage | None, list[int]]  # picture -> indices of the questions about it
 
 
 def generate_answers(
@@ -37,7 +40,8 @@ def generate_answers(
 ) -> None:
     """Answers all questions into an answers file, or those that the file does not answer yet.
 
-    Equal questions about the same picture are asked once and the answer counts for each.
+    Equal questions about the same picture are asked once and the answer counts for each. Several processes may do this
+    with the same file at the same time.
 
     Args:
         questions: of the benchmark.
@@ -49,41 +53,66 @@ def generate_answers(
     Raises:
         UserError: an image is missing or damaged, or the file holds answers that do not belong here (`open_log`).
     """
-    metadata = {"image": with_images, "weights": fingerprint(answerer.model)}
-    with open_log(answers, questions, model_id, metadata) as log:
-        pending = [question for question in questions if question.id not in log.done]
-        with tqdm(total=len(questions), initial=len(log.done), desc=answers.stem, unit="question") as progress:
-            for chunk in _chunks(pending, with_images):
-                for batch in _answer_chunk(chunk, answerer):
-                    log.append(
-                        [Answer(question.id, question.text, text, model_id, metadata) for question, text in batch]
-                    )
-                    progress.update(len(batch))
+    tokens = answerer.model.config.image_seq_length if with_images else 0
+    metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(answerer.model)}
+    parts = list(_parts(questions, with_images))
+    with (
+        open_log(answers, questions, model_id, metadata) as log,
+        tqdm(total=len(questions), initial=len(log.done), desc=answers.stem, unit="question") as progress,
+    ):
+        went_on = True
+        while went_on:  # then once more, for parts that another process had claimed and left
+            went_on = False
+            for number, part in enumerate(parts):
+                went_on |= _answer_part(number, part, questions, answerer, log, progress)
+        if len(log.done) < len(questions):
+            print(f"{answers}: other processes are answering the last {len(questions) - len(log.done)} questions.")
 
 
-def _chunks(questions: Iterable[Question], with_images: bool) -> Iterator[dict[Path | None, list[Question]]]:
-    """Questions by picture, some pictures at a time; those about no picture together."""
-    by_image: dict[Path | None, list[Question]] = {}
-    for question in questions:
-        by_image.setdefault(question.image if with_images else None, []).append(question)
-    without = by_image.pop(None, None)
-    if without is not None:
-        yield {None: without}
-    items = iter(by_image.items())
-    while chunk := dict(islice(items, IMAGES_PER_CHUNK)):
-        yield chunk
+def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
+    """The questions by picture, some pictures at a time; of those about no picture equal ones are together."""
+    by_image: Part = {}
+    by_text: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        if with_images and question.image is not None:
+            by_image.setdefault(question.image, []).append(index)
+        else:
+            by_text.setdefault(question.text, []).append(index)
+    texts, images = list(by_text.values()), list(by_image.items())
+    for start in range(0, len(texts), TEXTS_PER_PART):
+        yield {None: [index for same in texts[start : start + TEXTS_PER_PART] for index in same]}
+    for start in range(0, len(images), IMAGES_PER_PART):
+        yield dict(images[start : start + IMAGES_PER_PART])
 
 
-def _answer_chunk(chunk: dict[Path | None, list[Question]], answerer: Answerer) -> Iterator[list[tuple[Question, str]]]:
-    """(question, answer) pairs, batch by batch."""
-    images: list[Image.Image] = [open_image(path) for path in chunk if path is not None]
-    same: dict[tuple[int, str], list[Question]] = {}
-    for index, questions in enumerate(chunk.values()):
-        for question in questions:
-            same.setdefault((index, question.text), []).append(question)
+def _answer_part(
+    number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog, progress: "tqdm[Any]"
+) -> bool:
+    """Answers what is pending in a part; False if there is nothing, or another process is at it."""
+    with log.claim(number, [index for members in part.values() for index in members]) as pending:
+        if pending:
+            left = {image: [i for i in members if i in set(pending)] for image, members in part.items()}
+            left = {image: members for image, members in left.items() if members}
+            for batch in _answer_batches(left, questions, answerer):
+                log.append(batch)
+                progress.update(len(log.done) - progress.n)
+    return bool(pending)
+
+
+def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
+    """(index of the question, answer) pairs, batch by batch."""
+    images = [_open(image) for image in part if image is not None]
+    same: dict[tuple[int, str], list[int]] = {}
+    for place, members in enumerate(part.values()):
+        for index in members:
+            same.setdefault((place, questions[index].text), []).append(index)
     groups = list(same.values())
     for batch in answerer.answer(images, list(same)):
-        yield [(question, text) for index, text in batch for question in groups[index]]
+        yield [(index, text) for row, text in batch for index in groups[row]]
+
+
+def _open(image: Path | EncodedImage) -> Image.Image:
+    return decode_image(image.data, image.name) if isinstance(image, EncodedImage) else open_image(image)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -119,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> None:
         model.to(arguments.device)
     except RuntimeError as error:
         raise UserError(f"Cannot use the device {arguments.device!r}: {one_line(error)}") from None
-    answerer = Answerer(model, processor, benchmark.MAX_NEW_TOKENS, arguments.batch_rows)
+    answerer = Answerer(model, processor, benchmark.max_new_tokens, arguments.batch_rows)
     generate_answers(
         questions,
         arguments.answers,

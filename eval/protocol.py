@@ -1,11 +1,19 @@
-"""What a benchmark is: one module with the names below, listed in eval/benchmarks.py."""
+"""What a benchmark is: a module of eval/ with a `Benchmark`, listed in eval/benchmarks.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 QuestionId = int | str
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A picture that lies inside a benchmark's file: the bytes of an image file, and a name for messages."""
+
+    name: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -13,16 +21,23 @@ class Question:
     """One question of a benchmark, ready to be asked.
 
     Attributes:
-        id: unique in the benchmark, as in its official file.
+        id: as in its official file. TextVQA's and MME's are those of the picture and do not tell questions apart.
         text: the whole prompt of the user's turn, without the image placeholder.
-        image: the image's file, or None for a question about no image.
+        image: the picture, or None for a question about no picture.
         category: the benchmark's own kind of question.
     """
 
     id: QuestionId
     text: str
-    image: Path | None
+    image: Path | EncodedImage | None
     category: str = "default"
+
+    @property
+    def image_name(self) -> str:
+        """What questions about the same picture have in common; "" without a picture."""
+        if isinstance(self.image, EncodedImage):
+            return self.image.name
+        return str(self.image or "")
 
 
 @dataclass(frozen=True)
@@ -42,27 +57,39 @@ class Score:
 
 # path of names in report.json's "scores", e.g. ("accuracy_by_type", "shape"), -> number
 Scores = dict[tuple[str, ...], Score]
-# question id -> what was answered
-Predictions = Mapping[QuestionId, str]
+# what was answered to each question, in the order of the questions
+Predictions = Sequence[str]
 
 
-class Benchmark(Protocol):
-    """The names that a benchmark's module defines."""
+def no_floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """For benchmarks that nothing answers without a model."""
+    return {}
 
-    @property
-    def PROTOCOL(self) -> str:  # noqa: N802
-        """One line: what is asked how, and how an answer counts."""
 
-    @property
-    def MAX_NEW_TOKENS(self) -> int:  # noqa: N802
-        """Where an answer that does not end by itself is cut."""
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
 
-    def load_questions(self, file: Path | None, images: Path | None) -> list[Question]:
-        """The questions of the official `file` about the pictures in the folder `images`; None: the benchmark's
-        own default, or a UserError where there is none."""
+    Attributes:
+        protocol: the line of the report that says what is asked how, and how an answer counts.
+        max_new_tokens: where an answer that does not end by itself is cut.
+        load_questions: (file, folder of pictures) -> the questions of the official or LLaVA's file. The file may be
+            None where the benchmark has a default; scoring gives no folder.
+        score: (questions, predictions, annotations) -> scores. For a benchmark with a judge, "predictions" are the
+            judge's verdicts.
+        floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
+        scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
+        write_submission: (question file, questions, predictions, output) writes what the official server takes.
+        judge_inputs: (questions, predictions, annotations) -> what the judge is asked about each prediction.
+        published: column of eval/published.csv and our number in it; None where its part was not asked.
+    """
 
-    def score(self, questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-        """Scores complete predictions against the official annotations; None: the default, as above."""
-
-    def floors(self, questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-        """What answers without any model: name of the floor -> its predictions for all questions."""
+    protocol: Callable[[Sequence[Question]], str]
+    max_new_tokens: int
+    load_questions: Callable[[Path | None, Path | None], list[Question]]
+    score: Callable[[Sequence[Question], Predictions, Path | None], Scores]
+    floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
+    scale: Literal["share", "points"] = "share"
+    write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
+    judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], list[str]] | None = None
+    published: tuple[str, Callable[[Scores], float | None]] | None = None

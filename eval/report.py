@@ -1,14 +1,14 @@
-"""A benchmark's report: scores with confidence intervals, and the floors beside them."""
+"""A benchmark's report: scores with confidence intervals, floors and published scores beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from eval.answers import Answer, match_answers, read_answers
+from eval.answers import match_answers, read_answers
 from eval.benchmarks import find_benchmark
-from eval.protocol import Scores
+from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.published import NOTES, published_scores
 from sparse_vlm.errors import UserError
 
 
@@ -19,6 +19,7 @@ def make_report(
     questions: Path | None = None,
     annotations: Path | None = None,
     no_image_answers: Path | None = None,
+    judgements: Path | None = None,
 ) -> dict[str, Any]:
     """Scores an answers file.
 
@@ -27,11 +28,13 @@ def make_report(
         answers: LLaVA's format, complete, of any model.
         questions, annotations: official files; None: the benchmark's default, where it has one.
         no_image_answers: the same model's answers of `generate --no-image`.
+        judgements: a judge's replies, where the benchmark has a judge, in the format of answers.
 
     Returns:
         the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
-        "questions" (their number), "scores" (nested names), and with the same names inside "counts" (questions behind
-        a score), "confidence_95" ([low, high]) and each of "floors".
+        "visual_tokens" (of a picture; None: not recorded), "questions" (their number), "scale" ("share" or "points"),
+        "scores" (nested names), and with the same names inside "counts" (questions behind a score), "confidence_95"
+        ([low, high]) and each of "floors"; "published" (see `_published`).
 
     Raises:
         UserError: unknown benchmark, answers that do not fit its questions, annotations that do not fit.
@@ -39,33 +42,73 @@ def make_report(
     benchmark = find_benchmark(benchmark_name)
     asked = benchmark.load_questions(questions, None)
     given = read_answers(answers)
-    scores = benchmark.score(asked, match_answers(given, asked, answers), annotations)
+    texts: Predictions = match_answers(given, asked, answers)
+    if benchmark.judge_inputs is not None:
+        texts = _judged(asked, judgements, no_image_answers)
+    elif judgements is not None:
+        raise UserError(f"{benchmark_name} has no judge; leave out --judgements.")
+    scores = benchmark.score(asked, texts, annotations)
     floors = dict(benchmark.floors(asked, annotations))
     if no_image_answers is not None:
-        blind = read_answers(no_image_answers)
-        if any(answer.metadata.get("image") is not False for answer in blind):
-            raise UserError(f"{no_image_answers} was not made by `python -m eval.generate --no-image`.")
-        floors["no_image"] = match_answers(blind, asked, no_image_answers)
+        floors["no_image"] = _blind(asked, no_image_answers)
     return {
         "benchmark": benchmark_name,
-        "protocol": benchmark.PROTOCOL,
-        "model_id": _model_id(given, answers),
-        "image": all(answer.metadata.get("image", True) for answer in given),
+        "protocol": benchmark.protocol(asked),
+        "model_id": _one_value("model_id", [answer.model_id for answer in given], answers),
+        "image": _one_value("image", [answer.metadata.get("image", True) for answer in given], answers),
+        "visual_tokens": _one_value("visual_tokens", [a.metadata.get("visual_tokens") for a in given], answers),
         "questions": len(asked),
-        "scores": _nest({path: score.value for path, score in scores.items()}),
+        "scale": benchmark.scale,
+        "scores": _values(scores),
         "counts": _nest({path: score.count for path, score in scores.items()}),
         "confidence_95": _nest({path: list(score.interval) for path, score in scores.items()}),
         "floors": {
             name: _values(benchmark.score(asked, predictions, annotations)) for name, predictions in floors.items()
         },
+        "published": _published(benchmark, scores),
     }
 
 
-def _model_id(answers: list[Answer], path: Path) -> str:
-    ids = sorted({answer.model_id for answer in answers})
-    if len(ids) > 1:
-        raise UserError(f"{path} holds answers of several models: {', '.join(ids)}.")
-    return ids[0]
+def _judged(asked: Sequence[Question], judgements: Path | None, no_image_answers: Path | None) -> list[str]:
+    """The judge's reply to each question."""
+    if judgements is None:
+        raise UserError(
+            "This benchmark needs a judge: write its inputs with --judge-inputs FILE, and give its replies, lines of "
+            '{"question_id", "text"}, with --judgements FILE.'
+        )
+    if no_image_answers is not None:
+        raise UserError(
+            "Answers without images need a judge of their own: score them alone, without --no-image-answers."
+        )
+    return match_answers(read_answers(judgements), asked, judgements)
+
+
+def _blind(asked: Sequence[Question], path: Path) -> list[str]:
+    answers = read_answers(path)
+    if any(answer.metadata.get("image") is not False for answer in answers):
+        raise UserError(f"{path} was not made by `python -m eval.generate --no-image`.")
+    return match_answers(answers, asked, path)
+
+
+def _one_value(name: str, values: Sequence[Any], path: Path) -> Any:
+    """What all lines of an answers file have in common."""
+    different = list(dict.fromkeys(values))
+    if len(different) > 1:
+        raise UserError(f'{path} holds answers with different "{name}": {", ".join(map(str, different))}.')
+    return different[0]
+
+
+def _published(benchmark: Benchmark, scores: Scores) -> dict[str, Any] | None:
+    """The published column with our number in it: "column", "note", "ours" (None: its part was not asked), "rows"."""
+    if benchmark.published is None:
+        return None
+    column, ours = benchmark.published
+    return {
+        "column": column,
+        "note": NOTES[column],
+        "ours": ours(scores),
+        "rows": [asdict(row) for row in published_scores(column)],
+    }
 
 
 def _values(scores: Scores) -> dict[str, Any]:
@@ -81,51 +124,3 @@ def _nest(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
             inner = inner.setdefault(name, {})
         inner[path[-1]] = value
     return nested
-
-
-def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a: b": 1}"""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}: {inner}": leaf for inner, leaf in _flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The report as rows of text, the first one the heading: score, questions, value, interval, each floor."""
-    counts, intervals = _flatten(report["counts"]), _flatten(report["confidence_95"])
-    floors = {name: _flatten(values) for name, values in report["floors"].items()}
-    heading = ["score", "questions", "model" if report["image"] else "model without images", "95% interval"]
-    rows = [[*heading, *(f"floor: {name}" for name in floors)]]
-    for name, value in _flatten(report["scores"]).items():
-        low, high = intervals[name]
-        row = [name, str(counts[name]), _number(value), f"{_number(low)} – {_number(high)}"]
-        rows.append(row + [_number(floor[name]) for floor in floors.values()])
-    return rows
-
-
-def _number(value: float) -> str:
-    """Shares as percentages; scores on a scale of their own as they are."""
-    return f"{value:.2%}" if value <= 1 else f"{value:.2f}"
-
-
-def as_markdown(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table under its protocol line."""
-    heading, *rows = table_rows(report)
-    ruler = ["---", *["---:"] * (len(heading) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (heading, ruler, *rows)]
-    return f"{report['protocol']}.\n\n" + "\n".join(lines) + "\n"
-
-
-def as_table(report: Mapping[str, Any]) -> Table:
-    """The report for a terminal."""
-    heading, *rows = table_rows(report)
-    table = Table(title=f"{report['benchmark']}: {report['model_id']}", caption=report["protocol"])
-    for column, name in enumerate(heading):
-        table.add_column(name, justify="right" if column else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.report import as_markdown, make_report, table_rows
+from eval.report import make_report
 from eval.score import main
+from eval.tables import as_markdown, table_rows
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.errors import UserError
 
@@ -95,7 +96,7 @@ def test_a_run_without_images_says_so(blind: Path) -> None:
         (lambda lines: [*lines, '{"question_id": "x", "text": ""}'], "question id 'x' is not among"),
         (lambda lines: [*lines[:-1], lines[-1][:20]], "line 9673 is not JSON"),
         (lambda lines: [], "question id 0 has no answer"),
-        (lambda lines: [lines[0].replace('"test"', '"other"'), *lines[1:]], "several models: other, test"),
+        (lambda lines: [lines[0].replace('"test"', '"other"'), *lines[1:]], 'different "model_id": other, test'),
     ],
 )
 def test_unfit_answers_are_refused(

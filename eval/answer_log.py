@@ -1,0 +1,162 @@
+"""An answers file that one or several processes write, each of which may be killed at any time.
+
+The questions are divided into parts. A process claims one, answers what the file does not answer yet, and appends it.
+Claims and appends are locks of the operating system on the file `.NAME.locks` beside it, one byte for each, so they end
+with their process. A line is in the file whole or it is cut off where its writer died; the next process drops such a
+rest. Who finds everything answered sorts the lines into the order of the questions.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.answers import Answer, Places, parse_answer
+from eval.protocol import Question
+from eval.records import split_lines
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_text
+
+
+class AnswerLog:
+    """The answers file of a run. `done` holds the indices of the questions that it answers, by whichever process.
+
+    Args:
+        path: the file, .jsonl; its folder is made.
+        questions: of the benchmark.
+        model_id, metadata: of all its lines.
+
+    Raises:
+        UserError: a malformed, duplicate or unknown line; answers of another model or under other conditions.
+    """
+
+    def __init__(self, path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> None:
+        self.path, self.model_id, self.metadata = path, model_id, metadata
+        self._questions, self._places = questions, Places(questions)
+        self._answers: list[Answer] = []
+        self._read_bytes, self._inode = 0, 0
+        self.done: set[int] = set()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._locks = (path.parent / f".{path.name}.locks").open("wb")
+        try:
+            with self._appending():
+                pass
+        except UserError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives up all claims."""
+        self._locks.close()
+
+    @contextmanager
+    def claim(self, number: int, part: Sequence[int]) -> Iterator[list[int]]:
+        """Claims a part of the questions until the end of the block.
+
+        Args:
+            number: of the part, the same in all processes.
+            part: indices of its questions.
+
+        Yields:
+            those that are not answered yet; none if another process has claimed the part.
+        """
+        byte = number + 1  # byte 0 is for appending
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except BlockingIOError:
+            yield []
+            return
+        try:
+            with self._appending():
+                pending = [index for index in part if index not in self.done]
+            yield pending
+        finally:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+
+    def append(self, texts: Sequence[tuple[int, str]]) -> None:
+        """Adds (index of the question, answer) pairs and hands them to the system: they survive this process."""
+        answers = [self._answer(index, text) for index, text in texts]
+        lines = "".join(_line(answer) for answer in answers).encode()
+        with self._appending(), self.path.open("ab") as file:
+            file.write(lines)
+            self._answers += answers
+            self._read_bytes += len(lines)
+        self.done.update(index for index, _ in texts)
+
+    def sort(self) -> None:
+        """Puts the lines into the questions' order, as official scorers want them, once all questions are answered."""
+        with self._appending():
+            if len(self.done) < len(self._questions):
+                return
+            order = self._places.find(self._answers, self.path)
+            if order != sorted(order):
+                by_place = dict(zip(order, self._answers, strict=True))
+                write_text(self.path, "".join(_line(by_place[place]) for place in sorted(by_place)))
+            (self.path.parent / f".{self.path.name}.locks").unlink(missing_ok=True)
+
+    def _answer(self, index: int, text: str) -> Answer:
+        question = self._questions[index]
+        return Answer(question.id, question.text, text, self.model_id, self.metadata)
+
+    @contextmanager
+    def _appending(self) -> Iterator[None]:
+        """Alone with the file, which has been read to its end and ends with a whole line."""
+        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, 0)
+        try:
+            self._read_on()
+            yield
+        finally:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, 0)
+
+    def _read_on(self) -> None:
+        with self.path.open("rb+") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:  # opened for the first time, or sorted by another process
+                self._answers, self._read_bytes, self._inode = [], 0, inode
+            file.seek(self._read_bytes)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                print(f"{self.path}: the last line was cut off and is dropped; its question is asked again.")
+                file.truncate(self._read_bytes + whole)
+        for line in split_lines(_text(content[:whole], self.path)):
+            answer = parse_answer(line, f"{self.path}, line {len(self._answers) + 1}")
+            self._check(answer)
+            self._answers.append(answer)
+        if whole:
+            self.done = set(self._places.find(self._answers, self.path))
+            self._read_bytes += whole
+
+    def _check(self, answer: Answer) -> None:
+        if (answer.model_id, answer.metadata) != (self.model_id, self.metadata):
+            raise UserError(
+                f"{self.path} holds answers of {answer.model_id} {answer.metadata}, now asked is {self.model_id} "
+                f"{self.metadata}. Delete the file to start afresh, or choose another one."
+            )
+
+
+def _text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}).") from None
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(asdict(answer), ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def open_log(path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> Iterator[AnswerLog]:
+    """An `AnswerLog` that is sorted, if complete, and closed at the end of the block."""
+    log = AnswerLog(path, questions, model_id, metadata)
+    try:
+        yield log
+        log.sort()
+    finally:
+        log.close()

@@ -1,0 +1,65 @@
+"""95% confidence intervals of scores, by bootstrap over whole pictures.
+
+Questions about one picture are right or wrong together, so single questions are no independent draws.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.protocol import Score, Scores
+
+RESAMPLES = 2000
+Groups = Sequence[int | str]  # what questions about one picture have in common
+
+
+def bootstrap_sums(columns: ArrayLike, groups: Groups, seed: int = 0) -> NDArray[np.float64]:
+    """Sums over random draws of whole groups with replacement.
+
+    Args:
+        columns: float[questions, k], what is summed.
+        groups: the group each question belongs to.
+        seed: of the draws.
+
+    Returns:
+        float[2000, k], the k sums of each draw.
+    """
+    values = np.asarray(columns, dtype=np.float64)
+    _, member_of = np.unique(np.asarray(groups), return_inverse=True)
+    count = int(member_of.max()) + 1
+    sums = np.stack([np.bincount(member_of, weights=column, minlength=count) for column in values.T], axis=1)
+    generator = np.random.default_rng(seed)
+    return np.stack([sums[generator.integers(count, size=count)].sum(axis=0) for _ in range(RESAMPLES)])
+
+
+def middle_95(draws: ArrayLike) -> tuple[float, float]:
+    """The 2.5% and 97.5% quantiles."""
+    low, high = np.quantile(np.asarray(draws), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_interval(values: Sequence[float], groups: Groups, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean. Where all values are equal it has no width.
+
+    Args:
+        values: a score for each question.
+        groups: the group each question belongs to.
+        seed: of the draws.
+    """
+    sums = bootstrap_sums(np.stack([values, np.ones(len(values))], axis=1), groups, seed)
+    return middle_95(sums[:, 0] / sums[:, 1])
+
+
+def mean_score(values: Sequence[float], groups: Groups) -> Score:
+    """The mean of the questions' scores."""
+    return Score(sum(values) / len(values), len(values), bootstrap_interval(values, groups))
+
+
+def mean_scores_by(name: str, kinds: Sequence[str], values: Sequence[float], groups: Groups) -> Scores:
+    """A mean for each kind of question, in alphabetical order, as (`name`, kind)."""
+    scores: Scores = {}
+    for kind in sorted(set(kinds)):
+        members = [index for index, other in enumerate(kinds) if other == kind]
+        scores[name, kind] = mean_score([values[i] for i in members], [groups[i] for i in members])
+    return scores

@@ -1,0 +1,187 @@
+"""MMBench and MMBench-CN: two to four options, asked in every rotation; right is who is right in all of them.
+
+The official table (.tsv) has the pictures in base64 and a row for each rotation: index, index + 1,000,000, ... Where
+the official server asks GPT which option a wordy answer means, here it must be told from the words, otherwise the
+answer is wrong; the report says how many those are. `--submission` writes the table for the server.
+"""
+
+import base64
+import binascii
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.intervals import mean_score, mean_scores_by
+from eval.llava_format import OPTION_LETTER
+from eval.metrics import matched_option, most_frequent
+from eval.protocol import Benchmark, EncodedImage, Predictions, Question, Scores
+from eval.records import align, require
+from sparse_vlm.errors import UserError
+
+LETTER_INSTRUCTION_CN = "请直接回答选项字母。"
+LETTERS = "ABCD"
+ROUND = 1_000_000  # between the indices of a question's rotations
+NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")  # LLaVA's converter drops these
+PREDICTION_COLUMN = 6
+Row = dict[str, str]
+
+
+def _protocol(language: str) -> str:
+    return (
+        f"MMBench ({language}), asked for the option's letter, greedy generation; right is a question that is answered "
+        "right in every rotation of its options; an answer that names no option is wrong"
+    )
+
+
+def _read_table(path: Path) -> list[Row]:
+    """The official table's rows, by column.
+
+    Raises:
+        UserError: no such file, or not that table.
+    """
+    csv.field_size_limit(sys.maxsize)  # a picture is one cell
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", restval=""))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table of tab-separated values ({error}).") from None
+    missing = {"index", "question", "image", "A", "B"} - set(rows[0] if rows else ())
+    if missing:
+        raise UserError(f"{path} has no column {sorted(missing)[0]!r}. Expected MMBench's official .tsv.")
+    for row in rows:
+        if not row["index"].isdigit():
+            raise UserError(f"{path}: an index is {row['index']!r}, expected a number.")
+    return rows
+
+
+def _cell(row: Row, column: str) -> str:
+    """A cell's text; "" where it is absent or the table's way of saying so."""
+    text = row.get(column) or ""
+    return "" if text.lower() in ("nan", "none") else text
+
+
+def _options(row: Row) -> dict[str, str]:
+    """Letter -> option, up to the first one that is missing."""
+    options = {}
+    for letter in LETTERS:
+        if not _cell(row, letter):
+            break
+        options[letter] = _cell(row, letter)
+    return options
+
+
+def _load_questions(file: Path | None, instruction: str) -> list[Question]:
+    path = require(file, "--questions", "the official mmbench_*.tsv")
+    rows = _read_table(path)
+    by_index = {int(row["index"]): row for row in rows}
+    questions = []
+    for row in rows:
+        index = int(row["index"])
+        lines = [_cell(row, "hint"), row["question"], *(f"{key}. {text}" for key, text in _options(row).items())]
+        text = "\n".join([*(line for line in lines if line), instruction])
+        questions.append(Question(index, text, _image(index, by_index, path), _cell(row, "category") or "default"))
+    return questions
+
+
+def _image(index: int, by_index: dict[int, Row], path: Path) -> EncodedImage:
+    """A row's picture; a rotation may name the row that holds it instead."""
+    cell = by_index[index]["image"]
+    if cell.isdigit() and int(cell) in by_index:
+        index, cell = int(cell), by_index[int(cell)]["image"]
+    try:
+        return EncodedImage(f"{path.name} {index % ROUND}", base64.b64decode(cell, validate=True))
+    except binascii.Error as error:
+        raise UserError(f"{path}: the picture of index {index} is not base64 ({error}).") from None
+
+
+def load_english(file: Path | None, images: Path | None) -> list[Question]:
+    """The questions of mmbench_dev_*.tsv; the pictures are in it."""
+    return _load_questions(file, OPTION_LETTER)
+
+
+def load_chinese(file: Path | None, images: Path | None) -> list[Question]:
+    """The questions of mmbench_dev_cn_*.tsv; the pictures are in it."""
+    return _load_questions(file, LETTER_INSTRUCTION_CN)
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Row]:
+    path = require(annotations, "--annotations", "the official dev .tsv, which has the answers (test has none)")
+    rows = {row["index"]: row for row in _read_table(path)}
+    known = align(questions, [str(question.id) for question in questions], rows, path)
+    for row in known:
+        if _cell(row, "answer") not in _options(row):
+            raise UserError(
+                f"{path}: index {row['index']} has {_cell(row, 'answer')!r} as its answer, not one of its options. "
+                "Answers to the test questions are the server's; write them with --submission."
+            )
+    return known
+
+
+def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+    """Accuracy over questions in all rotations, by ability and category, over single rows; unreadable answers."""
+    rows = _read(annotations, questions)
+    chosen = [matched_option(text, _options(row)) for text, row in zip(predictions, rows, strict=True)]
+    hits = [letter == _cell(row, "answer") for letter, row in zip(chosen, rows, strict=True)]
+    rounds: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        rounds.setdefault(int(row["index"]) % ROUND, []).append(place)
+    if max(map(len, rounds.values())) == 1:
+        raise UserError(f"{annotations} has no rotations of its questions, so it cannot be scored as MMBench is.")
+    circular = [float(all(hits[place] for place in places)) for places in rounds.values()]
+    first = [rows[places[0]] for places in rounds.values()]
+    scores: Scores = {("accuracy",): mean_score(circular, list(rounds))}
+    for name, column in (("accuracy_by_ability", "l2-category"), ("accuracy_by_category", "category")):
+        kinds = [_cell(row, column) for row in first]
+        if all(kinds):
+            scores |= mean_scores_by(name, kinds, circular, list(rounds))
+    groups = [int(row["index"]) % ROUND for row in rows]
+    scores["accuracy_single_rows",] = mean_score([float(hit) for hit in hits], groups)
+    scores["answers_that_name_no_option",] = mean_score([float(letter is None) for letter in chosen], groups)
+    return scores
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """One letter to everything: rotations leave it nothing."""
+    letter = most_frequent(_cell(row, "answer") for row in _read(annotations, questions))
+    return {f"always {letter}": [letter] * len(questions)}
+
+
+def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
+    """The server's .xlsx: the table without pictures and abilities, with a column "prediction", as LLaVA makes it."""
+    try:
+        from openpyxl import Workbook
+    except ImportError:
+        raise UserError("Writing MMBench's .xlsx needs openpyxl: pip install openpyxl.") from None
+    rows = _read_table(require(file, "--questions", "the official mmbench_*.tsv"))
+    columns = [name for name in rows[0] if name not in NOT_SUBMITTED]
+    columns.insert(PREDICTION_COLUMN, "prediction")
+    book = Workbook()
+    sheet = book.worksheets[0]
+    sheet.append(columns)
+    for row, text in zip(rows, predictions, strict=True):
+        cells: dict[str, str | int] = {**row, "index": int(row["index"]), "prediction": text}
+        sheet.append([cells[name] if name in ("index", "prediction") else _cell(row, name) for name in columns])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    book.save(output)
+
+
+MMBENCH = Benchmark(
+    protocol=lambda questions: _protocol("English"),
+    max_new_tokens=128,
+    load_questions=load_english,
+    score=score,
+    floors=floors,
+    write_submission=write_submission,
+    published=("MMB", lambda scores: 100 * scores["accuracy",].value),
+)
+MMBENCH_CN = Benchmark(
+    protocol=lambda questions: _protocol("Chinese"),
+    max_new_tokens=128,
+    load_questions=load_chinese,
+    score=score,
+    floors=floors,
+    write_submission=write_submission,
+)

@@ -1,0 +1,122 @@
+"""ScienceQA: school questions with two to five options, half of them with a picture.
+
+LLaVA's question file, llava_test_CQM-A.json, is questions and answers in one. Published numbers are of the questions
+with a picture ("SQA-I"); they hardly measure vision: without any picture 63.5% are answered (see the published rows).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.intervals import mean_score
+from eval.llava_format import OPTION_LETTER, image_file
+from eval.metrics import most_frequent, scienceqa_letter
+from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.records import Record, align, field, read_json, require
+from sparse_vlm.errors import UserError
+
+PROTOCOL = (
+    "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter, greedy generation; "
+    "the letter as LLaVA's scorer reads it, unreadable answers are wrong"
+)
+LLAVA_FILE = "llava_test_CQM-A.json"
+LETTERS = "ABCDE"
+
+
+def load_questions(file: Path | None, images: Path | None) -> list[Question]:
+    """The questions of llava_test_CQM-A.json."""
+    path = require(file, "--questions", f"LLaVA's {LLAVA_FILE}")
+    questions = []
+    for index, record in enumerate(_read_llava(path)):
+        place = f"{path}, entry {index}"
+        text = _turn(record, 0, place).replace("<image>", "").strip()
+        image = image_file(images, field(record, "image", str, place)) if "image" in record else None
+        questions.append(Question(field(record, "id", str, place), f"{text}\n{OPTION_LETTER}", image))
+    return questions
+
+
+def _read_llava(path: Path) -> list[Record]:
+    content = read_json(path)
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path} must be a list of conversations, as LLaVA's {LLAVA_FILE} is.")
+    return content
+
+
+def _turn(record: Record, index: int, place: str) -> str:
+    turns = field(record, "conversations", list, place)
+    if len(turns) != 2:
+        raise UserError(f"{place}: a question and its answer are expected, got {len(turns)} turns.")
+    return field(turns[index], "value", str, place)
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> list[str]:
+    """The right letter of each question, from LLaVA's file, the official problems.json, or the folder of either."""
+    what = f"the folder of problems.json or {LLAVA_FILE}, or one of these files"
+    path = require(annotations, "--annotations", what)
+    if path.is_dir():
+        found = [path / name for name in ("problems.json", LLAVA_FILE) if (path / name).is_file()]
+        if not found:
+            raise UserError(f"{path} has no problems.json and no {LLAVA_FILE}.")
+        path = found[0]
+    content = read_json(path)
+    letters = _from_problems(content, path) if isinstance(content, dict) else _from_llava(path)
+    return align(questions, [str(question.id) for question in questions], letters, path)
+
+
+def _from_llava(path: Path) -> dict[str, str]:
+    letters = {}
+    for index, record in enumerate(_read_llava(path)):
+        place = f"{path}, entry {index}"
+        letters[field(record, "id", str, place)] = _turn(record, 1, place)
+    _check(letters, path)
+    return letters
+
+
+def _from_problems(content: dict[str, Record], path: Path) -> dict[str, str]:
+    """problems.json has all splits; the test questions are wanted."""
+    letters = {}
+    for id_, record in content.items():
+        if field(record, "split", str, f"{path}, {id_}") == "test":
+            letters[id_] = chr(ord("A") + field(record, "answer", int, f"{path}, {id_}"))
+    _check(letters, path)
+    return letters
+
+
+def _check(letters: dict[str, str], path: Path) -> None:
+    wrong = [id_ for id_, letter in letters.items() if letter not in set(LETTERS)]
+    if wrong:
+        raise UserError(f"{path}: the answer to question {wrong[0]!r} is {letters[wrong[0]]!r}, not one of {LETTERS}.")
+
+
+def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+    """Accuracy over all questions, over those with and those without a picture."""
+    known = _read(annotations, questions)
+    right = [float(scienceqa_letter(text) == letter) for text, letter in zip(predictions, known, strict=True)]
+    # questions without a picture have nothing in common
+    groups = [question.image_name or str(question.id) for question in questions]
+    with_image = [index for index, question in enumerate(questions) if question.image is not None]
+    without = [index for index, question in enumerate(questions) if question.image is None]
+    scores: Scores = {("accuracy",): mean_score(right, groups)}
+    for name, members in (("accuracy_image", with_image), ("accuracy_text", without)):
+        if members:
+            scores[name,] = mean_score([right[i] for i in members], [groups[i] for i in members])
+    return scores
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """The letter that is right most often in these very questions."""
+    letter = most_frequent(_read(annotations, questions))
+    return {f"always {letter}": [letter] * len(questions)}
+
+
+def _with_image(scores: Scores) -> float | None:
+    return 100 * scores["accuracy_image",].value if ("accuracy_image",) in scores else None
+
+
+BENCHMARK = Benchmark(
+    protocol=lambda questions: PROTOCOL,
+    max_new_tokens=128,
+    load_questions=load_questions,
+    score=score,
+    floors=floors,
+    published=("SQA-I", _with_image),
+)

@@ -1,0 +1,103 @@
+"""TextVQA: questions about text in pictures, ten answers each; with or without LLaVA's OCR hints in the prompt.
+
+With LLaVA's question file the prompts have "Reference OCR token: …", read from the picture by an OCR system; with the
+official one they do not. The two protocols differ by points, so the report says which one it is.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.intervals import mean_score
+from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.metrics import most_frequent, textvqa_accuracy
+from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.records import Record, align, field, read_json, require
+from eval.vqa_text import simplify_evalai
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
+
+OCR_HINT = "Reference OCR token:"
+
+
+def protocol(questions: Sequence[Question]) -> str:
+    """Says with or without OCR hints."""
+    hints = sum(OCR_HINT in question.text for question in questions)
+    how = "without OCR hints" if not hints else f"OCR hints in {hints} of {len(questions)} prompts"
+    return f"TextVQA, {how}, asked for a single word or phrase, greedy generation; EvalAI's accuracy, ten answers each"
+
+
+def load_questions(file: Path | None, images: Path | None) -> list[Question]:
+    """LLaVA's llava_textvqa_val_v051_ocr.jsonl, or the official TextVQA_0.5.1_val.json (without hints)."""
+    path = require(file, "--questions", "LLaVA's llava_textvqa_val_v051_ocr.jsonl or TextVQA_0.5.1_*.json")
+    if is_llava_file(path):
+        return read_llava_questions(path, images)
+    questions = []
+    for index, record in enumerate(field(read_json(path), "data", list, str(path))):
+        place = f"{path}, entry {index}"
+        image = image_file(images, f"{field(record, 'image_id', str, place)}.jpg")
+        text = f"{field(record, 'question', str, place)}\n{SHORT_ANSWER}"
+        questions.append(Question(field(record, "question_id", int, place), text, image))
+    return questions
+
+
+def _words(prompt: str) -> str:
+    """The question in a prompt of either kind, as it is compared: hints and instruction stand on their own lines."""
+    lines = (line for line in prompt.split("\n") if not line.startswith(OCR_HINT))
+    return next(lines, "").lower()
+
+
+def _image_id(question: Question) -> str:
+    return Path(question.image_name).stem
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> list[list[str]]:
+    """The ten answers to each question."""
+    path = require(annotations, "--annotations", "the official TextVQA_0.5.1_val.json")
+    records = field(read_json(path), "data", list, str(path))
+    by_key = {_annotation_key(record, path): record for record in records}
+    known = align(questions, [(_image_id(question), _words(question.text)) for question in questions], by_key, path)
+    answers = [field(record, "answers", list, str(path)) for record in known]
+    for question, ten in zip(questions, answers, strict=True):
+        if len(ten) != 10:
+            raise UserError(f"{path}: question id {question.id!r} has {len(ten)} answers, not ten.")
+    return answers
+
+
+def _annotation_key(record: Record, path: Path) -> tuple[str, str]:
+    return field(record, "image_id", str, str(path)), field(record, "question", str, str(path)).lower()
+
+
+def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+    """Accuracy over all questions."""
+    known = _read(annotations, questions)
+    values = [textvqa_accuracy(text, answers) for text, answers in zip(predictions, known, strict=True)]
+    return {("accuracy",): mean_score(values, [question.image_name for question in questions])}
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """The answer given most often to these very questions."""
+    answer = most_frequent(answer for answers in _read(annotations, questions) for answer in answers)
+    return {"most frequent answer": [answer] * len(questions)}
+
+
+def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
+    """EvalAI's result file: a list of {"question_id", "answer"}.
+
+    Raises:
+        UserError: LLaVA's question file, whose ids are those of the pictures.
+    """
+    if not all(isinstance(question.id, int) for question in questions):
+        raise UserError(f"{file} has no question ids, only those of pictures; the server needs the official file's.")
+    answers = zip(questions, predictions, strict=True)
+    write_json(output, [{"question_id": question.id, "answer": simplify_evalai(text)} for question, text in answers])
+
+
+BENCHMARK = Benchmark(
+    protocol=protocol,
+    max_new_tokens=128,
+    load_questions=load_questions,
+    score=score,
+    floors=floors,
+    write_submission=write_submission,
+    published=("TextVQA", lambda scores: 100 * scores["accuracy",].value),
+)
