@@ -106,20 +106,6 @@ def _rounds(images: set[int], count: int, order: random.Random) -> list[int]:
     return drawn
 
 
-def group_lengths(records: Sequence[Record], window: int = 32) -> list[Record]:
-    """Sorts each `window` of records by words: batches of neighbours then hold little padding, in an order that is
-    still random from window to window (6 % padding instead of 14 %)."""
-
-    def words(record: Record) -> int:
-        return sum(len(turn["value"].split()) for turn in record["conversations"])
-
-    return [
-        record
-        for start in range(0, len(records), window)
-        for record in sorted(records[start : start + window], key=words)
-    ]
-
-
 def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> Record:
     conversation = [
         {"from": role, "value": value}
@@ -168,12 +154,10 @@ def write_data(
     for question in everything:
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
-    lessons = [
-        text_records(attributes, questions, texts, order),
-        image_records(questions, by_answer, images_by_answer, order),
-        image_records(questions, by_colour, images_by_colour, order),
-    ]
-    write_json(output_dir / "instruct.json", [record for lesson in lessons for record in group_lengths(lesson)])
+    instruct = text_records(attributes, questions, texts, order)
+    instruct += image_records(questions, by_answer, images_by_answer, order)
+    instruct += image_records(questions, by_colour, images_by_colour, order)
+    write_json(output_dir / "instruct.json", instruct)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

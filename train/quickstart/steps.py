@@ -27,7 +27,7 @@ class Recipe:
 FULL = Recipe(
     teacher_steps=1500,
     bootstrap_steps=800,
-    align_steps=40,
+    align_steps=50,
     texts=200,
     images_by_answer=720,
     images_by_colour=720,

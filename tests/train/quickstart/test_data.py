@@ -10,7 +10,7 @@ pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations import parse_sample
 from sparse_vlm.data.easy_vqa import VqaQuestion, load_questions
-from train.quickstart.data import Sort, balanced, by_answer, by_colour, group_lengths, main, usable_images
+from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
 
 SORTED = [
     ("is there a red shape?", "yes"),
@@ -98,13 +98,3 @@ def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
     assert len(set(images)) == 1911  # the others have no question about the colour shown, or about no other
-
-
-def test_neighbours_have_like_lengths_and_nothing_is_lost() -> None:
-    order = random.Random(0)
-    lengths = [order.randint(1, 50) for _ in range(70)]
-    records = [{"id": str(i), "conversations": [{"value": "word " * length}]} for i, length in enumerate(lengths)]
-    grouped = group_lengths(records, window=32)
-    found = [lengths[int(record["id"])] for record in grouped]
-    assert found == sorted(lengths[:32]) + sorted(lengths[32:64]) + sorted(lengths[64:])
-    assert {record["id"] for record in grouped} == {record["id"] for record in records}
