@@ -18,6 +18,7 @@ from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_directory, load_strictly, save_directory
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError
+from sparse_vlm.weight_decay import decayed_weights
 
 NAMES = {
     "sparseformer_v1_tiny": "sparseformer-v1-t",
@@ -113,10 +114,9 @@ class TimmSparseFormer(nn.Module):
         self.cortex.trunk.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Everything that is no matrix of a Linear or a convolution: RoIs, embeddings, norms, biases."""
-        linear = (nn.Linear, nn.Conv2d)
-        matrices = {id(module.weight) for module in self.modules() if isinstance(module, linear)}
-        return {name for name, parameter in self.named_parameters() if id(parameter) not in matrices}
+        """The names of all parameters but those of `decayed_weights`: RoIs, embeddings, norms, biases …"""
+        decayed = decayed_weights(self)
+        return {name for name, parameter in self.named_parameters() if id(parameter) not in decayed}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for layer-wise rates: convolution and repeated unit, last unit, each block, head.

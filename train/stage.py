@@ -3,63 +3,30 @@
 Knows nothing of the model. A stage makes its model, data and parts, and calls `run`.
 """
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_text
+from sparse_vlm.weight_decay import decayed_weights
+from train.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
 from train.log import LOG_NAME, JsonlLog
-from train.precision import with_autocast
+from train.stage_arguments import StageArguments
 from train.variant import require_same_variant, write_variant
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class StageArguments(TrainingArguments):
-    """transformers' TrainingArguments with this project's defaults. --bf16 is autocast, with DeepSpeed as without."""
-
-    output_dir: str = field(kw_only=True, metadata={"help": "the stage's result, its log, its checkpoints"})
-    optim: str = field(default="adamw_torch", metadata={"help": "any of transformers' optimizers"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "as in LLaVA"})
-    logging_steps: float = field(default=1, metadata={"help": f"how often a line goes to {LOG_NAME}"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "our collators use every field"})
-    report_to: str = field(default="none", metadata={"help": "e.g. tensorboard"})
-    keep_checkpoints: bool = field(default=False, metadata={"help": "keep checkpoint-N after the stage's end"})
-    num_processes: int | None = field(
-        default=None, metadata={"help": "stop unless exactly so many processes train (some launchers start fewer)"}
-    )
-    warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
-
-    def __post_init__(self) -> None:
-        if self.bf16 and self.deepspeed:
-            self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
-        try:
-            super().__post_init__()
-        except ValueError as error:  # transformers' checks of values that do not go together
-            raise UserError(str(error)) from error
-        if self.warmup_ratio is not None:
-            self.warmup_steps = self.warmup_ratio
 
 
 @dataclass(frozen=True)
@@ -90,12 +57,12 @@ def what_trains(model: nn.Module, parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def decayed_weights(model: nn.Module) -> set[int]:
-    """The ids of the parameters that weight decay acts on: the weight matrices of linear layers and convolutions that
-    no embedding shares. So never norms, biases, RoIs, embeddings, CLS tokens or layer scales, whatever their names."""
-    linear = (nn.Linear, Conv1D, nn.modules.conv._ConvNd)
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, linear)}
-    return matrices - {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+def say_what_trains(model: nn.Module, parts: Sequence[Part], args: StageArguments) -> None:
+    """`what_trains`; the main process logs the table and writes it to output_dir/what_trains.txt."""
+    table = what_trains(model, parts)
+    if args.process_index == 0:
+        logger.warning("What trains:\n%s", table)
+        write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
 
 
 class StageTrainer(Trainer):
@@ -111,9 +78,10 @@ class StageTrainer(Trainer):
         super().__init__(**trainer)
         self.parts = parts
 
-    def variant(self) -> dict[str, Any] | None:
-        """What a checkpoint and a run that goes on from it must have in common, as JSON values; None: not compared."""
-        return None
+    def variant(self) -> dict[str, Any]:
+        """What a checkpoint and a run that goes on from it must have in common, as JSON values."""
+        # transformers would go on with a new optimizer where it finds none in the form that it looks for
+        return {"deepspeed_processes": self.args.world_size if self.is_deepspeed_enabled else 0}
 
     def restore(self, checkpoint: Path) -> None:
         """What a checkpoint has beside transformers' files: compares its variant with this run's.
@@ -121,9 +89,7 @@ class StageTrainer(Trainer):
         Raises:
             UserError: they differ, or the checkpoint holds none.
         """
-        variant = self.variant()
-        if variant is not None:
-            require_same_variant(checkpoint, variant)
+        require_same_variant(checkpoint, self.variant())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
         if isinstance(resume_from_checkpoint, str):
@@ -133,7 +99,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             opt_model: Any = self.model if model is None else model
-            decayed = decayed_weights(opt_model)
+            decayed = decayed_weights(opt_model, also=(Conv1D,))
             groups = []
             for part in self.parts:
                 if part.learning_rate is None:
@@ -147,14 +113,21 @@ class StageTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def _get_dataloader(self, *args: Any, **options: Any) -> DataLoader:
-        # transformers applies --dataloader_drop_last to held-out images too; they are all measured.
-        asked = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = asked and options.get("is_training", False)
+    def _get_dataloader(self, dataset: Dataset, *args: Any, **options: Any) -> DataLoader:
+        if options.get("is_training", False):
+            return super()._get_dataloader(dataset, *args, **options)
+        # transformers would apply these to held-out data too. All of it is measured; persistent workers would be those
+        # of the first held-out set for the second as well; several readers of a stream would each read other shards,
+        # some of it twice and some of it never.
+        settings: dict[str, Any] = {"dataloader_drop_last": False, "dataloader_persistent_workers": False}
+        if isinstance(dataset, IterableDataset):
+            settings["dataloader_num_workers"] = min(1, self.args.dataloader_num_workers)
+        asked = {name: getattr(self.args, name) for name in settings}
         try:
-            return super()._get_dataloader(*args, **options)
+            vars(self.args).update(settings)
+            return super()._get_dataloader(dataset, *args, **options)
         finally:
-            self.args.dataloader_drop_last = asked
+            vars(self.args).update(asked)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # transformers' own compares the file's names with the model's although save_pretrained may have renamed them
@@ -172,13 +145,12 @@ class StageTrainer(Trainer):
                 if tied in state_dict and source in state_dict:
                     state_dict[tied] = state_dict[source]
         super()._save(output_dir, state_dict)
-        variant = self.variant()
-        if variant is not None and self.args.should_save and output_dir is not None:
-            write_variant(Path(output_dir), variant)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        # The state that marks a checkpoint as complete is written next, by one process: all others must be done.
         super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            write_variant(Path(output_dir), self.variant())
+        # The state that marks a checkpoint as complete is written next, by one process: all others must be done.
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
@@ -191,29 +163,6 @@ class StageTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
             raise RuntimeError(f"The checkpoint does not fit the model: {load_result}")
-
-
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete `checkpoint-N` (the trainer's state is written last), or None."""
-    found = [(_step_of(path), path) for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
-    complete = [(step, path) for step, path in found if step is not None]
-    return max(complete)[1] if complete else None
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    """The step of a complete checkpoint; None if it was cut short."""
-    try:
-        return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
-    except (OSError, ValueError):
-        return None
-
-
-def remove_incomplete(output_dir: str | Path) -> None:
-    """Removes each `checkpoint-N` that a crash cut short: the trainer would count it as one of those to keep."""
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if _step_of(path) is None:
-            logger.warning("Removing the incomplete checkpoint %s", path)
-            shutil.rmtree(path)
 
 
 def prepare(args: StageArguments) -> None:
@@ -280,5 +229,5 @@ def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:
         os.replace(path, output_dir / path.name)
     source.rmdir()
     if not keep_checkpoints:
-        for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for path in all_checkpoints(output_dir):
             shutil.rmtree(path)

@@ -6,23 +6,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
+from train.checkpoints import last_checkpoint
 from train.log import read_log
 from train.stage import (
     Part,
     StageArguments,
     StageTrainer,
-    decayed_weights,
-    last_checkpoint,
     prepare,
     run,
     what_trains,
@@ -71,6 +69,25 @@ def test_evaluation_never_drops_the_last_batch(tmp_path: Path) -> None:
     assert [len(batch["labels"]) for batch in stage.get_train_dataloader()] == [5, 5, 5, 5]
 
 
+class Numbers(IterableDataset):
+    """A stream of which every reader would give everything."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return ({"labels": torch.tensor([number])} for number in range(6))
+
+
+def test_held_out_data_is_read_once_whatever_the_training_loaders_are(tmp_path: Path) -> None:
+    stage = trainer(tmp_path, dataloader_num_workers=2, dataloader_persistent_workers=True)
+    for held_out in (Numbers(), [{"labels": torch.tensor([number])} for number in range(3)]):
+        loader = stage.get_eval_dataloader(held_out)
+        assert [row for batch in loader for row in batch["labels"].flatten().tolist()] == list(range(len(held_out)))
+        assert not loader.persistent_workers  # transformers would return the first set's loader for the second
+    assert (stage.args.dataloader_num_workers, stage.args.dataloader_persistent_workers) == (2, True)
+
+
 def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
     stage = trainer(tmp_path)
     groups = stage.create_optimizer().param_groups
@@ -78,21 +95,6 @@ def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
     assert all(parameter.ndim == 1 for parameter in groups[2]["params"])  # the RMS norms
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for p in stage.model.parameters() if p.requires_grad}
-
-
-def test_only_the_matrices_of_linear_layers_and_convolutions_decay(tiny_encoder: SparseFormer) -> None:
-    """By the type of the module: none of these vectors, RoIs and embeddings is told by its name or its dimensions."""
-    block = timm.create_model("vit_small_patch14_dinov2", depth=1, img_size=28).blocks[0]  # with layer scale
-    model = nn.ModuleDict({"encoder": tiny_encoder, "block": block, "words": nn.Embedding(50, 16)})
-    model["tied"] = nn.Linear(16, 50, bias=False)
-    model["tied"].weight = model["words"].weight
-    ids = decayed_weights(model)
-    decayed = {name for name, parameter in model.named_parameters() if id(parameter) in ids}
-    left = {name.removeprefix("encoder.") for name, parameter in model.named_parameters() if id(parameter) not in ids}
-    assert {"encoder.stem.conv.weight", "block.attn.qkv.weight", "encoder.cortex.trunk.head.weight"} < decayed
-    assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
-    assert {"focus.initial_rois.weight", "focus.initial_embedding", "cortex.cls_embedding", "words.weight"} < left
-    assert {"block.ls1.gamma", "focus.repeated_unit.stage_embedding", "focus.last_unit.glance.points.base"} < left
 
 
 def test_what_trains_counts_every_parameter_once() -> None:
@@ -150,6 +152,16 @@ def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Pa
     assert curve(tmp_path) == before
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_deepspeed_is_refused_without_it(tmp_path: Path) -> None:
+    """transformers would go on with a new optimizer, without a word."""
+    run(trainer(tmp_path, max_steps=4))
+    variant = tmp_path / "checkpoint-4/variant.json"
+    assert json.loads(variant.read_text()) == {"deepspeed_processes": 0}
+    variant.write_text('{"deepspeed_processes": 8}')
+    with pytest.raises(UserError, match="its deepspeed_processes is 8, this run's 0"):
+        run(trainer(tmp_path, max_steps=6))
 
 
 def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: Path) -> None:
