@@ -1,7 +1,8 @@
 """The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.rois import sample_features, to_center_size
 from sparse_vlm.errors import UserError
+from sparse_vlm.recompute import recompute_blocks
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class BootstrapTask(nn.Module):
     def target(self, images: Tensor) -> Tensor:
         """What the student is to give: the teacher's final representation, float32[B, D] of float[B, 3, H, W]."""
         return self._run(self.teacher, self.teacher, images).float()
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """What transformers' Trainer calls, see `recompute_blocks`."""
+        recompute_blocks(self.student.cortex, activation_checkpointing_kwargs, every_n_layers, offload)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Losses of a batch.

@@ -108,6 +108,23 @@ def test_the_teacher_is_neither_saved_nor_trained(clip_dir: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
 
 
+def test_checkpointing_gives_the_same_gradients(clip_dir: Path) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for enabled in (False, True):
+        task, calls = _task(clip_dir).train(), []
+        if enabled:
+            task.activation_checkpointing_enable()
+        blocks = task.student.cortex.trunk.blocks
+        for block in blocks:
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        task(images)["loss"].backward()
+        assert len(calls) == len(blocks) * (1 + enabled)  # computed again in the backward pass
+        gradients.append({name: p.grad for name, p in task.student.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
 def test_the_crops_must_serve_the_larger_view(clip_dir: Path) -> None:
     assert _task(clip_dir).image_size == 32
     for size, expected in ((48, 48), (24, 32)):
