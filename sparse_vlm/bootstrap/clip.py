@@ -13,11 +13,12 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparse_vlm.bootstrap.open_clip_teachers import weights_options
+from sparse_vlm.bootstrap.open_clip_teachers import create_clip, open_tokenizer
+from sparse_vlm.bootstrap.teachers import open_teacher, parse_spec
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.preprocessing import Transform
-from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.timm_models import timm_name
 
@@ -60,11 +61,13 @@ class SparseClip:
         Raises:
             UserError: the teacher is not open_clip's or cannot be opened, or its embeddings have another width.
         """
-        name, options = _location(source)
-        model = _create(source, name, **options)
-        config: Any = open_clip.get_model_config(name)
-        if options.get("force_quick_gelu"):
-            config["quick_gelu"] = True
+        text = open_teacher(source).text if parse_spec(source).library == "open_clip" else None
+        if text is None:
+            raise UserError(
+                f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME@FILE, or a directory of "
+                "open_clip."
+            )
+        model, config = text.clip.requires_grad_(), text.config  # a teacher is frozen, a model of the user's is not
         cortex = student.config.cortex
         width = cortex.head_dim or cortex.width
         if width != config["embed_dim"]:
@@ -75,7 +78,7 @@ class SparseClip:
         config["vision_cfg"] = _vision_config(student)
         model.visual = _visual(student, config["embed_dim"], config["vision_cfg"])
         open_clip.model.set_model_preprocess_cfg(model, _preprocess_config(student.config))
-        tokenizer = _tokenizer(name)
+        tokenizer = text.tokenizer
         if not isinstance(tokenizer, SimpleTokenizer | HFTokenizer):
             raise UserError(f"The tokenizer of {source}, a {type(tokenizer).__name__}, cannot be saved by open_clip.")
         return cls(model.eval(), tokenizer, student.config, config)
@@ -110,40 +113,8 @@ class SparseClip:
         config = _read_json(directory / CONFIG_FILE).get("model_cfg", {})
         timm_name(encoder_config)  # registers it: open_clip asks timm for the architecture by name
         name = f"local-dir:{directory}"
-        model = _create(str(directory), name, require_pretrained=True)
-        return cls(model.eval(), _tokenizer(name), encoder_config, config)
-
-
-def _location(source: str) -> tuple[str, dict[str, Any]]:
-    """open_clip's name of a teacher, and the options of `create_model` that bring its weights."""
-    if Path(source).is_dir():
-        if not (Path(source) / CONFIG_FILE).is_file():
-            raise UserError(
-                f"{source} is no directory of open_clip: it has no {CONFIG_FILE}. Only CLIPs have a text side."
-            )
-        return f"local-dir:{source}", {"require_pretrained": True}
-    library, _, rest = source.partition(":")
-    if library != "open_clip" or not rest:
-        raise UserError(
-            f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME@FILE, or a directory of open_clip."
-        )
-    rest, _, file = rest.partition("@")
-    name, _, tag = rest.partition("/")
-    if name not in open_clip.list_models():
-        raise unknown_choice("open_clip model", name, open_clip.list_models())
-    if file:
-        return name, {"pretrained": file, "require_pretrained": True}
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise unknown_choice(f"pretrained tag of open_clip's {name}", tag, tags)
-    return name, weights_options(name, tag) | {"require_pretrained": True}
-
-
-def _create(shown: str, name: str, **options: Any) -> Any:
-    try:
-        return open_clip.create_model(name, pretrained_text=False, **options)
-    except Exception as error:  # damaged weights make torch's unpickler raise nearly anything
-        raise UserError(f"open_clip cannot open {shown}: {one_line(error)}") from error
+        model = create_clip(str(directory), name, require_pretrained=True)
+        return cls(model.eval(), open_tokenizer(str(directory), name), encoder_config, config)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -151,13 +122,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is no valid JSON: {error}.") from error
-
-
-def _tokenizer(name: str) -> Any:
-    try:
-        return open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise UserError(f"The tokenizer of {name} cannot be opened: {one_line(error)}") from error
 
 
 def _vision_config(student: SparseFormer) -> dict[str, Any]:

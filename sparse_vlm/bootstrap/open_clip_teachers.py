@@ -1,6 +1,8 @@
 """Teachers of open_clip: its own VisionTransformer, converted to timm's, and its towers that are timm's already."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +73,10 @@ def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int 
 
 
 def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path = "", **options: Any) -> Teacher:
-    clip = _create(shown, name, force_image_size=image_size, **options)
+    config = _model_config(shown, name)
+    if options.get("force_quick_gelu"):
+        config["quick_gelu"] = True
+    clip = create_clip(shown, name, force_image_size=image_size, **options)
     _require_inheritable(clip.visual, shown)
     trunk, cortex = _trunk_of(clip.visual, shown)
     values = open_clip.get_model_preprocess_cfg(clip)
@@ -80,19 +85,53 @@ def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path =
         crop, crop, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
     )
     clip.visual = nn.Identity()  # the trunk is the image side
-    text = TextSide(clip, partial(open_clip.get_tokenizer, name))
+    text = TextSide(clip, config, partial(open_tokenizer, shown, name))
     return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
 
 
-def _create(shown: str, name: str, **options: Any) -> Any:
-    try:
-        if architecture := open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name"):
-            with torch.device("meta"):  # what cannot be inherited is refused before its weights are fetched
+def _model_config(shown: str, name: str) -> dict[str, Any]:
+    """open_clip's model_cfg of a model. What cannot be inherited is refused here, before its weights are fetched."""
+    with sentences(shown):
+        config: Any = open_clip.get_model_config(name)
+        if architecture := config["vision_cfg"].get("timm_model_name"):
+            with torch.device("meta"):
                 require_inheritable(timm.create_model(architecture), shown)
+    return config
+
+
+def create_clip(shown: str, name: str, **options: Any) -> Any:
+    """`open_clip.create_model`, with a sentence for whatever goes wrong.
+
+    Args:
+        shown: the model's name for people.
+        name: open_clip's name, or "local-dir:DIRECTORY".
+        **options: which weights.
+
+    Raises:
+        UserError: the model cannot be opened.
+    """
+    with sentences(shown):
         return open_clip.create_model(name, pretrained_text=False, **options)
+
+
+def open_tokenizer(shown: str, name: str) -> Any:
+    """The tokenizer of open_clip's model `name`; `shown` stands for it in the error.
+
+    Raises:
+        UserError: it cannot be opened, e.g. because the hub is out of reach.
+    """
+    with sentences(f"the tokenizer of {shown}"):
+        return open_clip.get_tokenizer(name)
+
+
+@contextmanager
+def sentences(shown: str) -> Iterator[None]:
+    """Turns what open_clip raises into a UserError: damaged weights make torch's unpickler raise nearly anything."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # damaged weights make torch's unpickler raise nearly anything
+    except Exception as error:
         raise UserError(f"open_clip cannot open {shown}: {one_line(error)}") from error
 
 

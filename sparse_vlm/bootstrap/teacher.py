@@ -10,20 +10,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import CortexConfig, Preprocessing
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.errors import UserError
 
 
 class TextSide(nn.Module):
     """The text encoder of an open_clip model, for zero-shot classification.
 
     Args:
-        clip: the model; only its `encode_text` is used.
+        clip: the model; its image side may be anything.
+        config: what open_clip calls its model_cfg, as JSON values.
         make_tokenizer: opens its tokenizer, which for some models lies on the hub: at the first use, not before.
     """
 
-    def __init__(self, clip: nn.Module, make_tokenizer: Callable[[], Any]) -> None:
+    def __init__(self, clip: nn.Module, config: dict[str, Any], make_tokenizer: Callable[[], Any]) -> None:
         super().__init__()
         self.clip: Any = clip  # its encode_text is what nn.Module does not declare
+        self.config = config
         self._make_tokenizer = make_tokenizer
 
     @cached_property
@@ -33,10 +35,7 @@ class TextSide(nn.Module):
         Raises:
             UserError: it cannot be opened, e.g. because the hub is out of reach.
         """
-        try:
-            return self._make_tokenizer()
-        except (OSError, RuntimeError, ValueError, ImportError) as error:
-            raise UserError(f"The tokenizer of the teacher's text side cannot be opened: {one_line(error)}") from error
+        return self._make_tokenizer()
 
     @torch.no_grad()
     def forward(self, captions: list[str]) -> Tensor:

@@ -1,12 +1,58 @@
 """Opens a teacher: any pre-trained VisionTransformer of timm or open_clip, by name, from a local file or directory."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sparse_vlm.bootstrap.teacher import Teacher, TextSide
 from sparse_vlm.bootstrap.timm_teachers import open_timm, open_timm_directory
 from sparse_vlm.errors import UserError
 
-__all__ = ["Teacher", "TextSide", "open_teacher"]
+__all__ = ["Teacher", "TeacherSource", "TextSide", "open_teacher", "parse_spec"]
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher comes from.
+
+    Attributes:
+        library: whose model it is.
+        name: NAME or NAME.TAG of timm, NAME or NAME/TAG of open_clip; "" where a directory says it.
+        file: local weights instead of the library's own.
+        directory: which holds configuration and weights.
+    """
+
+    library: Literal["timm", "open_clip"]
+    name: str = ""
+    file: Path | None = None
+    directory: Path | None = None
+
+
+def parse_spec(spec: str) -> TeacherSource:
+    """What the specification of a teacher says, see `open_teacher`.
+
+    Raises:
+        UserError: it is malformed, or a file or directory in it does not exist or holds no teacher.
+    """
+    directory = Path(spec)
+    if directory.is_dir():
+        if (directory / "open_clip_config.json").is_file():
+            return TeacherSource("open_clip", directory=directory)
+        if (directory / "config.json").is_file():
+            return TeacherSource("timm", directory=directory)
+        raise UserError(
+            f"{directory} holds no teacher: neither open_clip's open_clip_config.json nor timm's config.json is there."
+        )
+    library, _, name = spec.partition(":")
+    if library not in ("timm", "open_clip") or not name:
+        raise UserError(
+            f"Cannot open the teacher {spec!r}: it is no directory. Write timm:NAME, timm:NAME@FILE, "
+            "open_clip:NAME/TAG, open_clip:NAME@FILE, or the path of a directory that timm or open_clip wrote."
+        )
+    name, _, file = name.partition("@")
+    if file and not Path(file).is_file():
+        raise UserError(f"There is no weights file {file} (from the teacher {spec!r}).")
+    return TeacherSource("timm" if library == "timm" else "open_clip", name, Path(file) if file else None)
 
 
 def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = None) -> Teacher:
@@ -25,32 +71,16 @@ def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = No
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size must be positive, got {image_size}.")
-    if Path(spec).is_dir():
-        return _open_directory(Path(spec), pretrained, image_size)
-    library, _, name = spec.partition(":")
-    if library not in ("timm", "open_clip") or not name:
-        raise UserError(
-            f"Cannot open the teacher {spec!r}: it is no directory. Write timm:NAME, timm:NAME@FILE, "
-            "open_clip:NAME/TAG, open_clip:NAME@FILE, or the path of a directory that timm or open_clip wrote."
-        )
-    name, _, file = name.partition("@")
-    if file and not Path(file).is_file():
-        raise UserError(f"There is no weights file {file} (from the teacher {spec!r}).")
-    weights = Path(file) if file else None
-    if library == "timm":
-        return open_timm(name, weights, pretrained, image_size)
-    from sparse_vlm.bootstrap.open_clip_teachers import open_open_clip  # an extra, and slow to import
-
-    return open_open_clip(name, weights, pretrained, image_size)
-
-
-def _open_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
-    if (directory / "open_clip_config.json").is_file():
-        from sparse_vlm.bootstrap.open_clip_teachers import open_open_clip_directory
-
-        return open_open_clip_directory(directory, pretrained, image_size)
-    if (directory / "config.json").is_file():
-        return open_timm_directory(directory, pretrained, image_size)
-    raise UserError(
-        f"{directory} holds no teacher: neither open_clip's open_clip_config.json nor timm's config.json is there."
+    source = parse_spec(spec)
+    if source.library == "timm":
+        if source.directory is not None:
+            return open_timm_directory(source.directory, pretrained, image_size)
+        return open_timm(source.name, source.file, pretrained, image_size)
+    from sparse_vlm.bootstrap.open_clip_teachers import (  # an extra, and slow to import
+        open_open_clip,
+        open_open_clip_directory,
     )
+
+    if source.directory is not None:
+        return open_open_clip_directory(source.directory, pretrained, image_size)
+    return open_open_clip(source.name, source.file, pretrained, image_size)
