@@ -17,11 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.answering import Answerer
 from eval.benchmarks import BENCHMARKS, find_benchmark
 from eval.protocol import EncodedImage, Question
 from sparse_vlm.data.images import decode_image, open_image
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eval.answering import Answerer
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 
 TEMPLATE = (

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from eval import easy_vqa
-from eval.answering import Answerer
 from eval.protocol import Question
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
 
 Asked = tuple[list[Image.Image], list[tuple[int, str]]]

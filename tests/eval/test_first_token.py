@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.answering import Answerer
 from eval.first_token import main, time_first_token
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 
 

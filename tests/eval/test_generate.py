@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from eval import easy_vqa
-from eval.answering import Answerer
 from eval.answers import read_answers
 from eval.generate import fingerprint, generate_answers, main
 from eval.protocol import Question
 from sparse_vlm.data import easy_vqa as dataset
+from sparse_vlm.vlm.answering import Answerer
 
 QUESTIONS = 400
 

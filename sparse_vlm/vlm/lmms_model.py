@@ -1,0 +1,140 @@
+"""Model directories in lmms-eval: `lmms-eval --model sparse_vlm --model_args pretrained=DIR --tasks …`.
+
+lmms-eval finds `manifest` through the entry point "sparse_vlm" of the group "lmms_eval.models".
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+from tqdm import tqdm
+
+from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.answering import Answerer
+from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.processing import IMAGE_TOKEN
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_NEW_TOKENS = 1024  # of tasks that do not say
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval registers."""
+    return ModelManifest(model_id="sparse_vlm", simple_class_path=f"{__name__}.SparseVLM")
+
+
+class SparseVLM(lmms):  # type: ignore[misc]  # lmms-eval has no type annotations
+    """A model directory that answers greedily. `accelerate launch` spreads the work over several devices.
+
+    Args:
+        pretrained: the model directory.
+        batch_size: questions generated for together.
+        device: e.g. "cuda" or "cpu"; None: what accelerate finds.
+        dtype: "float32", "bfloat16" or "float16".
+        max_batch_size: lmms-eval passes it to every model; ours does not search for a batch size.
+
+    Raises:
+        UserError: no such directory or dtype.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str = "float32",
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise unknown_choice("dtype", dtype, DTYPES)
+        if not str(batch_size).isdigit() or max_batch_size is not None:
+            raise UserError(f"The batch size must be a number, without --max_batch_size; got {batch_size!r}.")
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
+        self.batch_size = int(batch_size)
+        self._model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
+        self._model.to(self.device)
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Answers to the requests, each cut before the first of its stop strings.
+
+        Raises:
+            UserError: a task wants sampling or beams, or asks about something else than pictures.
+        """
+        by_limit: dict[int, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            by_limit[_max_new_tokens(request)].append(index)
+        answers: dict[int, str] = {}
+        with tqdm(total=len(requests), disable=self.rank != 0, desc="sparse_vlm", unit="question") as progress:
+            for limit, members in by_limit.items():
+                for start in range(0, len(members), self.batch_size):
+                    batch = members[start : start + self.batch_size]
+                    texts = self._answer([requests[index] for index in batch], limit)
+                    answers |= {index: _cut(text, requests[index]) for index, text in zip(batch, texts, strict=True)}
+                    progress.update(len(batch))
+        return [answers[index] for index in range(len(requests))]
+
+    def _answer(self, requests: Sequence[Instance], limit: int) -> list[str]:
+        """Answers to a batch: together those about one picture and those about none; about several one by one."""
+        prompts = [request.args[0].replace(IMAGE_TOKEN, "").strip() for request in requests]
+        pictures = [self._pictures(request) for request in requests]
+        texts: dict[int, str] = {}
+        for count in (0, 1):
+            rows = [row for row, images in enumerate(pictures) if len(images) == count]
+            questions = [(place * count, prompts[row]) for place, row in enumerate(rows)]
+            images = [image for row in rows for image in pictures[row]]
+            answerer = Answerer(self._model, self._processor, limit, self.batch_size)
+            for batch in answerer.answer(images, questions) if rows else ():
+                texts |= {rows[place]: text for place, text in batch}
+        for row in range(len(requests)):
+            if row not in texts:
+                texts[row] = answer(self._model, self._processor, pictures[row], prompts[row], limit)
+        return [texts[row] for row in range(len(requests))]
+
+    def _pictures(self, request: Instance) -> list[Image.Image]:
+        _, _, doc_to_visual, doc_id, task, split = request.args
+        visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
+        if not all(isinstance(visual, Image.Image) for visual in visuals):
+            raise UserError(f"The task {task} asks about something else than pictures; sparse_vlm sees pictures only.")
+        return [visual.convert("RGB") for visual in visuals]
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Not what this model does."""
+        raise NotImplementedError("sparse_vlm generates its answers; choose a task with output_type generate_until.")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
+        """Not what this model does."""
+        raise NotImplementedError("sparse_vlm answers in one round; choose a task with output_type generate_until.")
+
+
+def _max_new_tokens(request: Instance) -> int:
+    """Where an answer is cut.
+
+    Raises:
+        UserError: the task's options are not those of greedy generation.
+    """
+    options: dict[str, Any] = request.args[1]
+    sampled = options.get("do_sample", True) and float(options.get("temperature") or 0) > 0
+    if sampled or int(options.get("num_beams") or 1) > 1:
+        raise UserError(
+            f"The task {request.args[4]} wants {options}, but sparse_vlm answers greedily: "
+            "give --gen_kwargs temperature=0,num_beams=1."
+        )
+    return int(options.get("max_new_tokens", MAX_NEW_TOKENS))
+
+
+def _cut(text: str, request: Instance) -> str:
+    stops = request.args[1].get("until") or []
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.split(stop)[0] if stop else text
+    return text.strip()
