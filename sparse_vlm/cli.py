@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 from sparse_vlm.errors import exit_with_sentence
 
@@ -94,6 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("name", nargs="?", help="a variant or an encoder directory")
     info.set_defaults(run=_info)
     _add_vlm_commands(commands)
+    for command in entry_points(group="sparse_vlm.commands"):  # of the packages above this one, e.g. llava_patch
+        command.load()(commands)
     return parser
 
 

@@ -26,6 +26,11 @@ class _Hook(MetaPathFinder):
                 return spec
         return None
 
+    def cancel(self) -> None:
+        """Waits no longer; nothing if it does not wait."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
 
 class _HookedLoader(Loader):
     """Does what `loader` does, then calls back. The module itself only ever sees `loader`."""
@@ -40,21 +45,26 @@ class _HookedLoader(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        sys.meta_path.remove(self.hook)
+        self.hook.cancel()
         self.hook.callback()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)  # get_source, get_resource_reader … for who only asks for the spec
 
 
-def after_import(module: str, callback: Callable[[], None]) -> None:
+def after_import(module: str, callback: Callable[[], None]) -> Callable[[], None]:
     """Calls `callback` once: at once if `module` is imported already, else right after its first import.
 
     Args:
         module: dotted name.
         callback: what to do. An exception in it makes the import fail.
+
+    Returns:
+        what gives up waiting for the import; it does nothing after it.
     """
+    hook = _Hook(module, callback)
     if module in sys.modules:
         callback()
     else:
-        sys.meta_path.insert(0, _Hook(module, callback))
+        sys.meta_path.insert(0, hook)
+    return hook.cancel

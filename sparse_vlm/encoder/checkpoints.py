@@ -165,18 +165,17 @@ def save_directory(directory: str | Path, config: SparseFormerConfig, weights: W
         save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
-    """Configuration and weights of an encoder directory.
+def load_config(directory: str | Path) -> SparseFormerConfig:
+    """Configuration of an encoder directory, whose weights are not looked at.
 
     Raises:
-        UserError: no such directory, or a file of it is missing or unreadable.
+        UserError: no such directory, or its config.json is missing, unreadable or another model's.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"There is no encoder directory {directory}.")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
-            raise UserError(f"{directory} is no encoder directory: it has no {name}.")
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(f"{directory} is no encoder directory: it has no {CONFIG_FILE}.")
     try:
         values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -184,4 +183,16 @@ def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str,
     kind = values.pop("model_type", None)
     if kind != "sparseformer":
         raise UserError(f"{directory} holds a model of type {kind!r}, not a SparseFormer encoder.")
-    return SparseFormerConfig.from_dict(values), read_weights(directory / WEIGHTS_FILE)
+    return SparseFormerConfig.from_dict(values)
+
+
+def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
+    """Configuration and weights of an encoder directory.
+
+    Raises:
+        UserError: no such directory, or a file of it is missing or unreadable.
+    """
+    config = load_config(directory)
+    if not (Path(directory) / WEIGHTS_FILE).is_file():
+        raise UserError(f"{directory} is no encoder directory: it has no {WEIGHTS_FILE}.")
+    return config, read_weights(Path(directory) / WEIGHTS_FILE)

@@ -1,0 +1,76 @@
+"""`sparse-vlm llava enable | disable | status`."""
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+from importlib.util import find_spec
+
+import llava_patch
+from llava_patch import startup
+
+TESTED = "1.2.2.post1"
+MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral", "llava.train.train")
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds `llava` to the parser of `sparse-vlm`."""
+    llava = commands.add_parser("llava", help="use SparseFormer towers in haotian-liu/LLaVA's own commands")
+    actions = llava.add_subparsers(required=True, metavar="ACTION")
+    for name, run, text in (
+        ("enable", _enable, "LLaVA's own command lines in this Python take --vision_tower sparseformer-…"),
+        ("disable", _disable, "takes that back"),
+        ("status", _status, "versions, whether it is enabled, and which shims are needed here"),
+    ):
+        actions.add_parser(name, help=text).set_defaults(run=run)
+
+
+def _enable(arguments: argparse.Namespace) -> None:
+    print(f"Enabled: {startup.enable()}")
+    print(f"Off for one run: {startup.OFF_SWITCH}=0 in the environment; for good: sparse-vlm llava disable")
+
+
+def _disable(arguments: argparse.Namespace) -> None:
+    print("Disabled." if startup.disable() else "It was not enabled.")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    print(describe())
+
+
+def describe() -> str:
+    """The text of `sparse-vlm llava status`; imports LLaVA, if there is one, to see what it needs."""
+    enabled = startup.startup_file().exists()
+    switch = f" (switched off by {startup.OFF_SWITCH}=0)" if os.environ.get(startup.OFF_SWITCH) == "0" else ""
+    lines = [
+        f"enabled       {'yes, ' + str(startup.startup_file()) if enabled else 'no'}{switch}",
+        f"transformers  {_version('transformers')}",
+        f"llava         {_version('llava-torch')} (tested: {TESTED})",
+    ]
+    if find_spec("llava") is None:
+        return "\n".join([*lines, "LLaVA is not installed here: pip install --no-deps llava-torch==" + TESTED])
+    from llava_patch.compat import SHIMS
+    from llava_patch.patches import TOWERS, is_made
+
+    llava_patch.install()
+    failed = [sentence for sentence in map(_import, MODULES) if sentence]
+    for patch in (*TOWERS, *SHIMS):
+        state = "in effect" if is_made(patch) else "not needed"
+        lines.append(f"{state:<13} {patch.module}.{patch.attribute} ({patch.serves}): {patch.purpose}")
+    return "\n".join(lines + failed)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _import(module: str) -> str:
+    """Imports a module of LLaVA; the sentence about it if that fails, else nothing."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever LLaVA's own imports raise is what the user wants to read
+        return f"cannot import {module}: {type(error).__name__}: {error}"
+    return ""

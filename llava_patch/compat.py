@@ -1,0 +1,161 @@
+"""Shims with which LLaVA 1.2.2, written for transformers 4.36, runs on the versions that came after it.
+
+Each replaces one attribute of a module right after that module's import, and only where it is needed.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MISSING = object()  # what stands for an attribute that a module no longer has
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute of a module, replaced.
+
+    Attributes:
+        module: dotted name; the patch is made right after its import.
+        attribute: what is replaced, dotted below the module, e.g. "LLaVATrainer.__init__".
+        replace: the original (or MISSING) -> the replacement.
+        needed: the original (or MISSING) -> whether to replace it here.
+        serves: for which versions, for people.
+        purpose: what goes wrong without it, for people.
+    """
+
+    module: str
+    attribute: str
+    replace: Callable[[Any], Any]
+    needed: Callable[[Any], bool]
+    serves: str
+    purpose: str
+
+
+# Arguments that generate() hands to forward() in later versions; LLaVA's forward takes none it does not know.
+GENERATION_ARGUMENTS = ("cache_position", "logits_to_keep", "num_logits_to_keep")
+
+
+def _dropping_generation_arguments(forward: Function) -> Function:
+    @functools.wraps(forward)
+    def dropping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for name in GENERATION_ARGUMENTS:
+            kwargs.pop(name, None)
+        return forward(self, *args, **kwargs)
+
+    return dropping
+
+
+def _generation_passes_more(forward: Function) -> bool:
+    from transformers import LlamaForCausalLM
+
+    takes = inspect.signature(forward).parameters
+    offered = inspect.signature(LlamaForCausalLM.forward).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in offered.values())
+    return any((anything or name in offered) and name not in takes for name in GENERATION_ARGUMENTS)
+
+
+def _taking_a_dataset(get_train_sampler: Function) -> Function:
+    @functools.wraps(get_train_sampler)
+    def taking(self: Any, train_dataset: Any = None) -> Any:
+        return get_train_sampler(self)
+
+    return taking
+
+
+def _trainer_passes_a_dataset(get_train_sampler: Function) -> bool:
+    from transformers import Trainer
+
+    return len(inspect.signature(Trainer._get_train_sampler).parameters) > len(
+        inspect.signature(get_train_sampler).parameters
+    )
+
+
+def _layer_norms(original: object) -> list[type]:
+    import torch
+
+    return [torch.nn.LayerNorm]
+
+
+def _with_processing_class(init: Function) -> Function:
+    @functools.wraps(init)
+    def renaming(self: Any, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
+        if tokenizer is not None:
+            kwargs["processing_class"] = tokenizer
+        init(self, *args, **kwargs)
+
+    return renaming
+
+
+def _trainer_takes_no_tokenizer(init: Function) -> bool:
+    from transformers import Trainer
+
+    return "tokenizer" not in inspect.signature(Trainer.__init__).parameters
+
+
+def _saving_without_metrics(save_checkpoint: Function) -> Function:
+    @functools.wraps(save_checkpoint)
+    def saving(self: Any, model: Any, trial: Any, metrics: Any = None) -> None:
+        from transformers import Trainer
+
+        if getattr(self.args, "tune_mm_mlp_adapter", False):  # LLaVA writes the projector itself
+            save_checkpoint(self, model, trial, metrics)
+        else:
+            Trainer._save_checkpoint(self, model, trial)
+
+    return saving
+
+
+def _trainer_saves_without_metrics(save_checkpoint: Function) -> bool:
+    from transformers import Trainer
+
+    return "metrics" not in inspect.signature(Trainer._save_checkpoint).parameters
+
+
+SHIMS = [
+    *(
+        Patch(
+            module=f"llava.model.language_model.llava_{family.lower()}",
+            attribute=f"Llava{family}ForCausalLM.forward",
+            replace=_dropping_generation_arguments,
+            needed=_generation_passes_more,
+            serves="transformers >= 4.38",
+            purpose="generate() passes arguments that LLaVA's forward does not take",
+        )
+        for family in ("Llama", "Mistral")
+    ),
+    Patch(
+        module="transformers.trainer",
+        attribute="ALL_LAYERNORM_LAYERS",
+        replace=_layer_norms,
+        needed=lambda original: original is MISSING,
+        serves="transformers >= 4.54",
+        purpose="llava.train.llava_trainer imports a name that is gone",
+    ),
+    Patch(
+        module="llava.train.llava_trainer",
+        attribute="LLaVATrainer._get_train_sampler",
+        replace=_taking_a_dataset,
+        needed=_trainer_passes_a_dataset,
+        serves="transformers >= 4.52",
+        purpose="the Trainer passes the dataset to a method that takes none",
+    ),
+    Patch(
+        module="llava.train.llava_trainer",
+        attribute="LLaVATrainer.__init__",
+        replace=_with_processing_class,
+        needed=_trainer_takes_no_tokenizer,
+        serves="transformers >= 5.0",
+        purpose="the Trainer's argument tokenizer is called processing_class",
+    ),
+    Patch(
+        module="llava.train.llava_trainer",
+        attribute="LLaVATrainer._save_checkpoint",
+        replace=_saving_without_metrics,
+        needed=_trainer_saves_without_metrics,
+        serves="transformers >= 4.46",
+        purpose="the Trainer's method takes no metrics",
+    ),
+]

@@ -1,0 +1,30 @@
+"""`--cpu`: for LLaVA's scripts that have 'cuda' written in their code, on a machine without it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class CudaIsCpu(TorchFunctionMode):
+    """While it is entered, a device 'cuda' in a call of torch means the CPU."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if "device" in given:
+            given["device"] = _here(given["device"])
+        return func(*map(_here, args), **given)
+
+
+def _here(value: Any) -> Any:
+    is_cuda = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cuda"
+    return torch.device("cpu") if is_cuda else value
+
+
+def cuda_is_cpu() -> None:
+    """Enters `CudaIsCpu` for the rest of the process, and makes torch.cuda.synchronize do nothing."""
+    CudaIsCpu().__enter__()
+    torch.cuda.synchronize = lambda device=None: None  # a CPU has nothing to wait for

@@ -1,0 +1,80 @@
+"""LLaVA's image processor for a SparseFormer: CLIP's interface, the encoder's own mean, std and interpolation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from transformers import BatchFeature
+
+from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, Transform, to_rgb
+from sparse_vlm.errors import UserError
+
+Picture = Image.Image | Tensor | np.ndarray
+
+
+class TowerImageProcessor:
+    """PIL images -> float32[3, size, size] each, as LLaVA calls CLIP's processor.
+
+    Args:
+        preprocessing: the encoder's own; its resize is replaced by the crop, as in CLIP's processor, so that a square
+            picture (`--image_aspect_ratio pad`) is seen whole.
+        image_size: side in pixels.
+        aspect: "crop": the middle square; "native": the whole picture, its longer side `image_size`, in the upper left
+            of a canvas whose rest is NaN: LLaVA stacks pictures, so all need one shape; `on_canvas` finds them again.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, image_size: int, aspect: str) -> None:
+        self.preprocessing = replace(preprocessing, resize=image_size, crop=image_size)
+        self.aspect = aspect
+        self.image_mean, self.image_std = list(preprocessing.mean), list(preprocessing.std)
+        self.size = {"shortest_edge": image_size}
+        self.crop_size = {"height": image_size, "width": image_size}
+        self._transform = Transform(self.preprocessing)
+
+    def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str = "pt") -> BatchFeature:
+        """One picture or several -> {"pixel_values": float32[B, 3, size, size]}.
+
+        Args:
+            images: PIL images of any mode and size, uint8[H, W, 3] arrays or uint8[3, H, W] tensors.
+            return_tensors: "pt".
+
+        Raises:
+            UserError: another return_tensors, or no image.
+        """
+        if return_tensors != "pt":
+            raise UserError(f"The SparseFormer image processor returns torch tensors ('pt'), not {return_tensors!r}.")
+        one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+        pictures: list[Any] = [images] if one else list(images)
+        if not pictures:
+            raise UserError("The SparseFormer image processor got no image.")
+        prepare = self._native if self.aspect == "native" else self._transform
+        return BatchFeature({"pixel_values": torch.stack([prepare(_to_pil(picture)) for picture in pictures])})
+
+    __call__ = preprocess
+
+    def _native(self, image: Image.Image) -> Tensor:
+        side = self.crop_size["height"]
+        scale = side / max(image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        resized = v2.functional.resize(
+            to_rgb(image), [height, width], INTERPOLATIONS[self.preprocessing.interpolation], antialias=True
+        )
+        pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True)
+        canvas = torch.full((3, side, side), torch.nan)
+        canvas[:, :height, :width] = v2.functional.normalize(pixels, self.image_mean, self.image_std)
+        return canvas
+
+
+def on_canvas(canvas: Tensor) -> Tensor:
+    """float[3, S, S], NaN outside the picture -> the picture, float[3, H, W]; all of it where there is no NaN."""
+    there = ~canvas[0].isnan()
+    return canvas[:, : int(there[:, 0].sum()), : int(there[0].sum())]
+
+
+def _to_pil(picture: Picture) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else v2.functional.to_pil_image(picture)

@@ -1,0 +1,82 @@
+"""What stands behind `--vision_tower`: a name, and options that LLaVA keeps with it in a checkpoint's config.json."""
+
+from dataclasses import dataclass
+
+from sparse_vlm.encoder.variants import VARIANTS
+from sparse_vlm.errors import UserError, unknown_choice
+
+VARIANT_PREFIX, ENCODER_PREFIX = "sparseformer-", "sparseformer:"
+OPTIONS = ("image_size", "weights", "aspect")
+ASPECTS = ("crop", "native")
+
+
+def is_ours(name: object) -> bool:
+    """Whether a value of `--vision_tower` is for us; all others are LLaVA's own."""
+    return isinstance(name, str) and name.startswith((VARIANT_PREFIX, ENCODER_PREFIX))
+
+
+@dataclass(frozen=True)
+class TowerName:
+    """A parsed `--vision_tower`.
+
+    Attributes:
+        variant: a row of the table of variants, or None for an encoder of one's own.
+        encoder: directory or hub id of that encoder, or None for a variant.
+        image_size: side of the picture in pixels; None: the crop that the encoder was made for.
+        weights: of a variant: a released file, an encoder directory, a hub id, or "random" (seeded); None: the
+            authors' released file.
+        aspect: "crop": the middle square; "native": the whole picture in its own aspect ratio.
+    """
+
+    variant: str | None
+    encoder: str | None
+    image_size: int | None = None
+    weights: str | None = None
+    aspect: str = "crop"
+
+
+def parse_tower_name(name: str) -> TowerName:
+    """E.g. "sparseformer-clip-l?image_size=336&weights=PATH" or "sparseformer:PATH_OR_ID?aspect=native".
+
+    Raises:
+        UserError: unknown variant or option (the nearest are named), an option given twice or without a value, or a
+            value out of range.
+    """
+    source, mark, query = name.partition("?")
+    if mark and not query:
+        raise UserError(f"The vision tower {name!r} names options behind '?', but there are none.")
+    options = _options(name, query)
+    image_size = _image_size(name, options["image_size"]) if "image_size" in options else None
+    aspect = options.get("aspect", "crop")
+    if aspect not in ASPECTS:
+        raise unknown_choice(f"aspect in the vision tower {name!r}:", aspect, ASPECTS)
+    if source.startswith(ENCODER_PREFIX):
+        encoder = source.removeprefix(ENCODER_PREFIX)
+        if not encoder:
+            raise UserError(f"The vision tower {name!r} names no encoder: write sparseformer:DIRECTORY or :HUB_ID.")
+        if "weights" in options:
+            raise UserError(f"The vision tower {name!r} has its weights in {encoder}; weights= belongs to a variant.")
+        return TowerName(None, encoder, image_size, None, aspect)
+    if source not in VARIANTS:
+        raise unknown_choice("vision tower", source, VARIANTS)
+    return TowerName(source, None, image_size, options.get("weights"), aspect)
+
+
+def _options(name: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for pair in query.split("&") if query else []:
+        key, _, value = pair.partition("=")
+        if key not in OPTIONS:
+            raise unknown_choice(f"option of the vision tower {name!r}:", key, OPTIONS)
+        if key in options:
+            raise UserError(f"The vision tower {name!r} has {key} twice.")
+        if not value:
+            raise UserError(f"The vision tower {name!r} has {key} without a value: write {key}=VALUE.")
+        options[key] = value
+    return options
+
+
+def _image_size(name: str, text: str) -> int:
+    if not text.isdecimal() or not 16 <= int(text) <= 8192:
+        raise UserError(f"The vision tower {name!r} has image_size={text}: a whole number from 16 to 8192 is needed.")
+    return int(text)

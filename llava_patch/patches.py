@@ -1,0 +1,113 @@
+"""What is changed in LLaVA, when, and how it is taken back."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from llava_patch.compat import MISSING, SHIMS, Function, Patch
+from llava_patch.names import is_ours
+from sparse_vlm.import_hook import after_import
+
+BUILDER = "llava.model.multimodal_encoder.builder"
+ARCH = "llava.model.llava_arch"
+
+
+def _with_our_towers(build_vision_tower: Function) -> Function:
+    @functools.wraps(build_vision_tower)
+    def build(vision_tower_cfg: Any, **kwargs: Any) -> Any:
+        name = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
+        if name is None or not is_ours(name):
+            return build_vision_tower(vision_tower_cfg, **kwargs)
+        from llava_patch.tower import SparseFormerTower
+
+        return SparseFormerTower(name, vision_tower_cfg, **kwargs)
+
+    return build
+
+
+def _recording_the_encoder(initialize_vision_modules: Function) -> Function:
+    @functools.wraps(initialize_vision_modules)
+    def initialize(self: Any, model_args: Any, *args: Any, **kwargs: Any) -> Any:
+        result = initialize_vision_modules(self, model_args, *args, **kwargs)
+        from llava_patch.tower import RECORD, SparseFormerTower
+
+        tower = self.get_vision_tower()
+        if isinstance(tower, SparseFormerTower):
+            setattr(self.config, RECORD, tower.encoder_config.to_dict())
+        return result
+
+    return initialize
+
+
+def _always(original: object) -> bool:
+    return True
+
+
+TOWERS = [
+    Patch(BUILDER, "build_vision_tower", _with_our_towers, _always, "all", "builds our towers, and LLaVA's own"),
+    Patch(ARCH, "build_vision_tower", _with_our_towers, _always, "all", "the same function, held by name"),
+    Patch(
+        ARCH,
+        "LlavaMetaModel.initialize_vision_modules",
+        _recording_the_encoder,
+        _always,
+        "all",
+        "writes the encoder's numbers into the checkpoint's config.json",
+    ),
+]
+
+# State of the process, as what is patched is: what gives up waiting; the original and the replacement of each patch.
+_waiting: list[Callable[[], None]] = []
+_made: dict[Patch, tuple[Any, Any]] = {}
+
+
+def install() -> None:
+    """See `llava_patch.install`. Modules of other packages are left alone until LLaVA is imported."""
+    if _waiting:
+        return
+    for patch in (*TOWERS, *SHIMS):
+        if patch.module.startswith("llava."):
+            _wait_for(patch)
+        else:
+            _waiting.append(after_import(BUILDER, functools.partial(_wait_for, patch)))
+
+
+def _wait_for(patch: Patch) -> None:
+    _waiting.append(after_import(patch.module, functools.partial(_make, patch)))
+
+
+def uninstall() -> None:
+    """See `llava_patch.uninstall`."""
+    for cancel in _waiting:
+        cancel()
+    _waiting.clear()
+    for patch, (original, _) in _made.items():
+        owner, name = _owner(patch)
+        if original is MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+    _made.clear()
+
+
+def is_made(patch: Patch) -> bool:
+    """Whether a patch is in effect in this process."""
+    return patch in _made
+
+
+def _make(patch: Patch) -> None:
+    owner, name = _owner(patch)
+    found = getattr(owner, name, MISSING)
+    # llava_arch imports the builder's function by name, mostly after it has been replaced.
+    original = next((original for original, replacement in _made.values() if replacement is found), found)
+    if patch not in _made and patch.needed(original):
+        replacement = patch.replace(original)
+        setattr(owner, name, replacement)
+        _made[patch] = original, replacement
+
+
+def _owner(patch: Patch) -> tuple[Any, str]:
+    """The object that has the attribute, and the attribute's own name."""
+    *path, name = patch.attribute.split(".")
+    return functools.reduce(getattr, path, sys.modules[patch.module]), name

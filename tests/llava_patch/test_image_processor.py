@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llava_patch.image_processor import TowerImageProcessor, on_canvas
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from sparse_vlm.errors import UserError
+
+CLIP = Preprocessing(mean=CLIP_MEAN, std=CLIP_STD)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """100 wide, 60 high: noise."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8))
+
+
+def test_equals_llavas_clip_processor(picture: Image.Image) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    clip = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    ours = TowerImageProcessor(CLIP, 224, "crop")
+    expected = clip.preprocess(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(ours.preprocess(picture)["pixel_values"], expected, atol=2e-2, rtol=0)
+    assert ours.crop_size == {"height": 224, "width": 224}
+    assert ours.size == {"shortest_edge": 224}
+    assert ours.image_mean == list(CLIP_MEAN)
+
+
+def test_a_square_picture_is_seen_whole() -> None:
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    out = TowerImageProcessor(CLIP, 64, "crop").preprocess(Image.fromarray(pixels))["pixel_values"][0]
+    assert out[0].argmax() == 0
+
+
+def test_takes_one_or_several_of_any_kind(picture: Image.Image) -> None:
+    processor = TowerImageProcessor(CLIP, 32, "crop")
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    one = processor(picture)["pixel_values"]
+    for same in (array, tensor, [picture], array[None]):
+        assert torch.equal(processor(same).pixel_values, one)
+    assert processor([picture, array])["pixel_values"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (50, 50), (1000, 1), (3, 700)])
+def test_native_aspect_keeps_the_whole_picture(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "red")
+    canvas = TowerImageProcessor(CLIP, 64, "native").preprocess(image)["pixel_values"][0]
+    assert canvas.shape == (3, 64, 64)
+    width, height = (max(1, round(64 * side / max(size))) for side in size)
+    found = on_canvas(canvas)
+    assert found.shape == (3, height, width)
+    assert not found.isnan().any()
+    red = (torch.tensor([1.0, 0, 0]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(found, red[:, None, None].expand_as(found))
+    assert on_canvas(canvas.half()).shape == found.shape
+
+
+def test_a_picture_without_a_canvas_stays(picture: Image.Image) -> None:
+    pixels = TowerImageProcessor(CLIP, 32, "crop").preprocess(picture)["pixel_values"][0]
+    assert torch.equal(on_canvas(pixels), pixels)
+
+
+def test_bad_calls_are_sentences(picture: Image.Image) -> None:
+    processor = TowerImageProcessor(CLIP, 32, "crop")
+    with pytest.raises(UserError, match="'np'"):
+        processor.preprocess(picture, return_tensors="np")
+    with pytest.raises(UserError, match="no image"):
+        processor.preprocess([])

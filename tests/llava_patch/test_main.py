@@ -1,0 +1,99 @@
+"""`python -m llava_patch`, alone and behind launchers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_patch.__main__ import split_arguments
+from llava_patch.cpu import CudaIsCpu
+from sparse_vlm.errors import UserError
+from tests.llava_patch.tiny import ROOT, run, training_arguments
+
+
+def test_arguments_behind_the_module_are_its_own() -> None:
+    assert split_arguments(["llava.train.train", "--cpu", "x"]) == (False, "llava.train.train", ["--cpu", "x"])
+
+
+def test_leading_options_go_behind_the_module() -> None:
+    """deepspeed --module starts `-m llava_patch --local_rank=3 llava.train.train …`."""
+    arguments = ["--local_rank=3", "--cpu", "llava.train.train", "--bf16", "True"]
+    assert split_arguments(arguments) == (True, "llava.train.train", ["--local_rank=3", "--bf16", "True"])
+
+
+def test_no_module_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="Usage: python -m llava_patch"):
+        split_arguments(["--local_rank=0"])
+
+
+def test_cuda_means_the_cpu_under_the_mode_alone() -> None:
+    with CudaIsCpu():
+        assert torch.zeros(2).to(device="cuda", non_blocking=True).device.type == "cpu"
+        assert torch.ones(1, device=torch.device("cuda", 0)).to("cuda").device.type == "cpu"
+        assert torch.zeros(2).to(torch.float64).dtype == torch.float64
+    with pytest.raises((RuntimeError, AssertionError)):
+        torch.zeros(2).to(device="cuda:99")
+
+
+@pytest.mark.slow
+def test_without_llava_it_is_a_sentence(tmp_path: Path) -> None:
+    """A path on which no llava is found: this environment's packages but that one."""
+    program = (
+        "import sys, importlib.util, runpy\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'llava' else find(name, *rest)\n"
+        "sys.argv = ['llava_patch', 'llava.train.train']\n"
+        "runpy.run_module('llava_patch', run_name='__main__')\n"
+    )
+    result = run("-c", program, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        "error: LLaVA is not installed here: pip install --no-deps llava-torch==1.2.2.post1"
+    )
+
+
+@pytest.mark.slow
+def test_an_unknown_tower_is_a_sentence(llava: None, llama: Path, data: Path, tmp_path: Path) -> None:
+    command = training_arguments(llama, "sparseformer-clip-xl", data, "plain.json", tmp_path / "llava", version="plain")
+    result = run("-m", "llava_patch", "llava.train.train", *command, check=False)
+    assert result.returncode == 2
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: Unknown vision tower 'sparseformer-clip-xl'. Did you mean 'sparseformer-clip-l'")
+    )
+
+
+def losses(directory: Path) -> list[float]:
+    """Of every step."""
+    history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.slow
+def test_torchrun_with_two_processes(
+    llava: None, pretrained: Path, llama: Path, tower: str, data: Path, tmp_path: Path
+) -> None:
+    """Two processes of two samples: the loss of one process with four."""
+    out = tmp_path / "llava-two"
+    options = {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
+    command = training_arguments(llama, tower, data, "plain.json", out, **options)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29871", "-m", "llava_patch"]
+    run(*launch, "llava.train.train", *command)
+    assert losses(out) == pytest.approx(losses(pretrained), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_deepspeed_zero2_with_two_processes(
+    llava: None, pretrained: Path, llama: Path, tower: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "llava-zero2"
+    options = {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
+    options |= {"deepspeed": ROOT / "train" / "zero2.json"}
+    command = training_arguments(llama, tower, data, "plain.json", out, **options)
+    launch = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2", "--master_port", "29872", "--module"]
+    run(*launch, "llava_patch", "--cpu", "llava.train.train", *command, DS_ACCELERATOR="cpu")
+    assert losses(out) == pytest.approx(losses(pretrained), rel=1e-3)
+    assert (out / "mm_projector.bin").is_file()

@@ -1,0 +1,43 @@
+import pytest
+
+from llava_patch.names import TowerName, is_ours, parse_tower_name
+from sparse_vlm.encoder import list_encoders
+from sparse_vlm.errors import UserError
+
+
+@pytest.mark.parametrize("name", list_encoders())
+def test_every_variant_is_a_tower(name: str) -> None:
+    assert is_ours(name)
+    assert parse_tower_name(name) == TowerName(name, None)
+
+
+def test_options_stand_behind_the_name() -> None:
+    parsed = parse_tower_name("sparseformer-clip-l?image_size=336&weights=/a b/c+d=e.pth&aspect=native")
+    assert parsed == TowerName("sparseformer-clip-l", None, 336, "/a b/c+d=e.pth", "native")
+    assert parse_tower_name("sparseformer:some/id?image_size=448") == TowerName(None, "some/id", 448)
+
+
+@pytest.mark.parametrize("name", ["openai/clip-vit-large-patch14-336", "laion/CLIP", "/a/sparseformer-clip-l", None, 3])
+def test_other_towers_are_not_ours(name: object) -> None:
+    assert not is_ours(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("sparseformer-clip-x", "Did you mean 'sparseformer-clip-l'"),
+        ("sparseformer-clip-l?image_sise=3", "Did you mean 'image_size'"),
+        ("sparseformer-clip-l?image_size=336&image_size=224", "image_size twice"),
+        ("sparseformer-clip-l?image_size=", "image_size without a value"),
+        ("sparseformer-clip-l?image_size=3e2", "image_size=3e2"),
+        ("sparseformer-clip-l?image_size=8", "from 16 to 8192"),
+        ("sparseformer-clip-l?aspect=naive", "Did you mean 'native'"),
+        ("sparseformer-clip-l?", "options behind"),
+        ("sparseformer:", "names no encoder"),
+        ("sparseformer:a/b?weights=random", "weights= belongs to a variant"),
+    ],
+)
+def test_bad_names_are_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as error:
+        parse_tower_name(name)
+    assert "\n" not in str(error.value)

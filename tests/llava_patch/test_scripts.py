@@ -1,0 +1,63 @@
+"""The stage scripts: bash runs them, LLaVA's own parser reads what they hand to deepspeed."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.llava_patch.tiny import ROOT, run
+
+SCRIPTS = ROOT / "llava_patch" / "scripts"
+PARSE = """
+import json, sys, llava_patch
+llava_patch.install()
+import transformers
+from llava.train.train import DataArguments, ModelArguments, TrainingArguments
+arguments = [word for word in sys.argv[1:]]
+arguments[arguments.index("--bf16") + 1] = arguments[arguments.index("--tf32") + 1] = "False"  # there is no GPU here
+arguments[arguments.index("--deepspeed") : arguments.index("--deepspeed") + 2] = ["--use_cpu", "True"]
+model, data, training = transformers.HfArgumentParser(
+    (ModelArguments, DataArguments, TrainingArguments)
+).parse_args_into_dataclasses(arguments)
+print(json.dumps({**vars(model), **vars(data), **{key: str(value) for key, value in vars(training).items()}}))
+"""
+
+
+def arguments_of(script: str, folder: Path) -> list[str]:
+    """What a script hands to `deepspeed`."""
+    echo = folder / "deepspeed"
+    echo.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    echo.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [SCRIPTS / script], env=environment, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def parsed(script: str, folder: Path) -> dict[str, Any]:
+    """The same as LLaVA's dataclasses."""
+    words = arguments_of(script, folder)
+    assert words[:3] == ["--module", "llava_patch", "llava.train.train_mem"]
+    return json.loads(run("-c", PARSE, *words[3:]).stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_numbers_are_llava_1_5s(llava: None, tmp_path: Path) -> None:
+    pretrain = parsed("pretrain.sh", tmp_path)
+    assert pretrain["vision_tower"] == "sparseformer-clip-l"
+    assert pretrain["tune_mm_mlp_adapter"]
+    assert (pretrain["learning_rate"], pretrain["per_device_train_batch_size"]) == ("0.001", "32")
+    assert pretrain["warmup_steps"] == "0.03"
+
+
+@pytest.mark.slow
+def test_the_lora_script_is_the_other_with_other_numbers(llava: None, tmp_path: Path) -> None:
+    full, lora = parsed("finetune.sh", tmp_path), parsed("finetune_lora.sh", tmp_path)
+    assert {key for key in full if full[key] != lora[key]} <= {
+        "lora_enable", "lora_r", "lora_alpha", "mm_projector_lr", "learning_rate", "output_dir", "logging_dir"
+    }  # fmt: skip
+    assert (full["learning_rate"], lora["learning_rate"]) == ("2e-05", "0.0002")
+    assert full["image_aspect_ratio"] == "pad"

@@ -1,0 +1,28 @@
+import json
+
+import pytest
+
+from tests.llava_patch.tiny import run
+
+
+@pytest.mark.slow
+def test_counts_and_times_llavas_models(llava: None) -> None:
+    program = """
+import json, dataclasses, llava_patch
+llava_patch.install()
+from llava_patch.step_time import measure
+towers = [f"sparseformer-clip-b?weights=random&image_size={size}" for size in (64, 128)]
+print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "tiny", 1)]))
+"""
+    small, large = json.loads(run("-c", program).stdout.strip().splitlines()[-1])
+    assert (small["visual_tokens"], large["visual_tokens"]) == (48, 48)
+    assert small["prefill_gmacs"] == large["prefill_gmacs"] > 0
+    assert 0 < small["tower_gmacs"] < large["tower_gmacs"]
+    assert len(small["step_seconds"]) == len(large["tower_seconds"]) == 1
+
+
+@pytest.mark.slow
+def test_an_unknown_llm_is_a_sentence(llava: None) -> None:
+    result = run("-m", "llava_patch.step_time", "--llm", "2b", check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: Unknown --llm '2b'. Did you mean '1b'?")

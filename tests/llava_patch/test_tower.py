@@ -1,0 +1,202 @@
+"""The tower's contract (spec/llava.md), without LLaVA."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from llava_patch.tower import RECORD, SparseFormerTower
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.errors import UserError
+
+
+def arguments(**changes: Any) -> SimpleNamespace:
+    """LLaVA's model arguments at training."""
+    return SimpleNamespace(mm_vision_select_layer=-2, mm_vision_select_feature="patch", **changes)
+
+
+def reload_config(directory: Path | None = None, **changes: Any) -> LlamaConfig:
+    """LLaVA's model configuration at reload, of a checkpoint in `directory`."""
+    config = LlamaConfig(mm_vision_select_layer=-2, mm_hidden_size=128, **changes)
+    config._name_or_path = str(directory or "")
+    return config
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Two pictures as the tower gets them."""
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def loaded(tower: str) -> SparseFormerTower:
+    """Built as training builds it."""
+    return SparseFormerTower(tower, arguments())
+
+
+def test_training_loads_at_once_and_freezes(loaded: SparseFormerTower, encoder_dir: Path, images: Tensor) -> None:
+    assert loaded.is_loaded
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    out = loaded(images)
+    expected = SparseFormer.from_pretrained(encoder_dir)(images).hidden_states[-2]
+    assert torch.equal(out, expected[:, 1:])  # without CLS
+    assert (loaded.hidden_size, loaded.num_patches, loaded.config.image_size) == (128, 6, 64)
+    assert loaded.dummy_feature.shape == (1, 128)
+
+
+@pytest.mark.parametrize(("layer", "feature", "tokens"), [(-1, "patch", 6), (-2, "cls_patch", 7), (-3, "patch", 6)])
+def test_layers_and_features(
+    tower: str, encoder_dir: Path, images: Tensor, layer: int, feature: str, tokens: int
+) -> None:
+    args = SimpleNamespace(mm_vision_select_layer=layer, mm_vision_select_feature=feature)
+    out = SparseFormerTower(tower, args)(images)
+    expected = SparseFormer.from_pretrained(encoder_dir)(images).hidden_states[layer]
+    assert torch.equal(out, expected[:, -tokens:])
+
+
+def test_a_list_is_encoded_one_by_one(loaded: SparseFormerTower, images: Tensor) -> None:
+    out = loaded([images[0], images[1, :, :40]])
+    assert [features.shape for features in out] == [(1, 6, 128)] * 2
+    torch.testing.assert_close(out[0], loaded(images)[:1])
+
+
+def test_reload_waits_for_load_model(tower: str, images: Tensor) -> None:
+    with torch.device("meta"):  # as from_pretrained builds
+        late = SparseFormerTower(tower, reload_config(), delay_load=False)
+    assert not late.is_loaded
+    assert not list(late.parameters())
+    assert (late.hidden_size, late.num_patches, late.config.image_size) == (128, 6, 64)
+    assert late.image_processor.crop_size == {"height": 64, "width": 64}
+    late.load_model(device_map="auto")
+    first = late.vision_tower
+    late.load_model(device_map={"": "cpu"})
+    assert late.vision_tower is first
+    assert not late(images).isnan().any()
+    assert torch.equal(late(images), SparseFormerTower(tower, arguments())(images))
+
+
+def test_random_weights_are_the_same_again(images: Tensor) -> None:
+    name = "sparseformer-clip-b?weights=random&image_size=64"
+    torch.manual_seed(5)
+    one = SparseFormerTower(name, arguments())
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)  # the seed of the training is left alone
+    two = SparseFormerTower(name, arguments())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert one.num_patches == 48
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_casts_keep_coordinates_float32(loaded: SparseFormerTower, images: Tensor, dtype: torch.dtype) -> None:
+    reference = loaded(images)
+    cast = copy.deepcopy(loaded).to(dtype=dtype)
+    assert cast.dtype == dtype
+    assert cast.vision_tower.focus.initial_rois.weight.dtype == torch.float32
+    out = cast(images)
+    assert out.dtype == torch.float32  # as the pictures
+    assert (out - reference).norm() < 0.05 * reference.norm()
+
+
+def test_gradients_follow_requires_grad(loaded: SparseFormerTower, images: Tensor) -> None:
+    assert not loaded(images).requires_grad
+    loaded.vision_tower.focus.requires_grad_(True)
+    loaded(images).square().mean().backward()
+    assert loaded.vision_tower.focus.transition[0].weight.grad is not None
+    assert loaded.vision_tower.stem.conv.weight.grad is None
+    with torch.no_grad():
+        assert not loaded(images).requires_grad
+
+
+def test_native_aspect_equals_the_encoder_on_the_picture(tower: str, encoder_dir: Path) -> None:
+    native = SparseFormerTower(f"{tower}?aspect=native", arguments())
+    picture = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0))
+    canvas = torch.full((3, 64, 64), torch.nan)
+    canvas[:, :40] = picture
+    out = native(torch.stack([canvas, torch.zeros(3, 64, 64)]))  # LLaVA gives zeros to a sample without a picture
+    expected = SparseFormer.from_pretrained(encoder_dir)(picture[None]).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(out[:1], expected)
+    assert out.shape == (2, 6, 128)
+
+
+def checkpoint(directory: Path, encoder: SparseFormer) -> Path:
+    """The tower's part of what LLaVA saves after full fine-tuning, beside something else."""
+    weights = {f"model.vision_tower.vision_tower.{key}": value for key, value in encoder.state_dict().items()}
+    directory.mkdir()
+    save_file({**weights, "lm_head.weight": torch.zeros(2, 2)}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture
+def tuned(tiny_config: SparseFormerConfig) -> SparseFormer:
+    """Other weights than the encoder directory's."""
+    torch.manual_seed(1)
+    return SparseFormer(tiny_config).eval()
+
+
+def test_tuned_weights_win_on_reload(tower: str, tuned: SparseFormer, tmp_path: Path, images: Tensor) -> None:
+    late = SparseFormerTower(tower, reload_config(checkpoint(tmp_path / "llava", tuned)), delay_load=True)
+    late.load_model()
+    assert torch.equal(late(images), tuned(images).hidden_states[-2][:, 1:])
+
+
+def test_a_full_checkpoint_needs_nothing_else(tuned: SparseFormer, tmp_path: Path) -> None:
+    config = reload_config(checkpoint(tmp_path / "llava", tuned), **{RECORD: tuned.config.to_dict()})
+    late = SparseFormerTower("sparseformer:/gone", config, delay_load=True)
+    late.load_model()
+    assert torch.equal(late.vision_tower.stem.conv.weight, tuned.stem.conv.weight)
+
+
+def test_tuned_weights_come_with_a_state_dict(tower: str, tuned: SparseFormer, images: Tensor) -> None:
+    """As LLaVA's LoRA reload does it, before load_model, with what was trained only."""
+    late = SparseFormerTower(tower, reload_config(), delay_load=True)
+    trained = {f"vision_tower.focus.{key}": value for key, value in tuned.focus.state_dict().items()}
+    late.load_state_dict(trained, strict=False)
+    late.load_model()
+    assert late.is_loaded
+    assert torch.equal(late.vision_tower.focus.transition[0].weight, tuned.focus.transition[0].weight)
+    assert not torch.equal(late.vision_tower.stem.conv.weight, tuned.stem.conv.weight)
+
+
+def test_no_layer_has_a_name_that_lora_enters(loaded: SparseFormerTower) -> None:
+    leaves = {name.rpartition(".")[2] for name, _ in loaded.named_modules()}
+    assert leaves.isdisjoint({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mm_vision_select_layer": -4}, "2 inherited blocks"),
+        ({"mm_vision_select_layer": 3}, "2 inherited blocks"),
+        ({"mm_vision_select_feature": "cls"}, "Did you mean 'cls_patch'"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "lie on no grid"),
+    ],
+)
+def test_what_does_not_exist_is_refused(tower: str, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        SparseFormerTower(tower, SimpleNamespace(**{"mm_vision_select_layer": -2, **changes}))
+
+
+def test_a_side_of_a_grid_is_refused(loaded: SparseFormerTower) -> None:
+    with pytest.raises(UserError, match="lie on no grid"):
+        _ = loaded.num_patches_per_side
+
+
+def test_another_width_than_the_checkpoints_is_refused(tower: str) -> None:
+    config = LlamaConfig(mm_vision_select_layer=-2, mm_hidden_size=1024)
+    with pytest.raises(UserError, match="1024 channels"):
+        SparseFormerTower(tower, config, delay_load=True)
+
+
+def test_another_token_count_than_the_checkpoints_is_refused(tower: str, tiny_config: SparseFormerConfig) -> None:
+    recorded = tiny_config.to_dict()
+    recorded["focus"]["tokens"] = 9
+    late = SparseFormerTower(tower, reload_config(**{RECORD: recorded}), delay_load=True)
+    with pytest.raises(UserError, match=r"focus\.tokens was 9, is 6"):
+        late.load_model()
