@@ -31,7 +31,7 @@ def manifest() -> ModelManifest:
     return ModelManifest(model_id="sparse_vlm", simple_class_path=f"{__name__}.SparseVLM")
 
 
-class SparseVLM(lmms):  # type: ignore[misc]  # lmms-eval has no type annotations
+class SparseVLM(lmms):
     """A model directory that answers greedily. `accelerate launch` spreads the work over several devices.
 
     Args:
@@ -62,7 +62,8 @@ class SparseVLM(lmms):  # type: ignore[misc]  # lmms-eval has no type annotation
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
         self.batch_size = int(batch_size)
-        self._model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
+        model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
+        self._model: Any = model  # transformers' own annotation of `to` fits no device
         self._model.to(self.device)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:

@@ -85,8 +85,8 @@ def test_lmms_eval_gives_our_answers(vlm_dir: Path, task: Path, answerer: Answer
     for sample in logged:
         row = rows[sample["doc_id"]]
         images = [open_image(path) for path in row["images"]]
-        assert sample["filtered_resps"][0] == answer(answerer.model, answerer.processor, images, row["question"], 6)
+        assert sample["filtered_resps"] == answer(answerer.model, answerer.processor, images, row["question"], 6)
     (results,) = (tmp_path / "out").rglob("*results.json")
     value = json.loads(results.read_text())["results"]["easy_vqa_local"]["exact_match,none"]
-    right = [exact_match(sample["filtered_resps"][0], rows[sample["doc_id"]]["answer"]) for sample in logged]
+    right = [exact_match(sample["filtered_resps"], rows[sample["doc_id"]]["answer"]) for sample in logged]
     assert value == pytest.approx(sum(right) / QUESTIONS)
