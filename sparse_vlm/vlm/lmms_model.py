@@ -62,9 +62,8 @@ class SparseVLM(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
         self.batch_size = int(batch_size)
-        model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
-        self._model: Any = model  # transformers' own annotation of `to` fits no device
-        self._model.to(self.device)
+        self._model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
+        self._model.to(self.device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Answers to the requests, each cut before the first of its stop strings.
