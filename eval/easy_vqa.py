@@ -73,4 +73,5 @@ BENCHMARK = Benchmark(
     load_questions=load_questions,
     score=score,
     floors=floors,
+    annotated=True,
 )

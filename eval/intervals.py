@@ -30,7 +30,8 @@ def bootstrap_sums(columns: ArrayLike, groups: Groups, seed: int = 0) -> NDArray
     count = int(member_of.max()) + 1
     sums = np.stack([np.bincount(member_of, weights=column, minlength=count) for column in values.T], axis=1)
     generator = np.random.default_rng(seed)
-    return np.stack([sums[generator.integers(count, size=count)].sum(axis=0) for _ in range(RESAMPLES)])
+    draws = (generator.integers(count, size=count) for _ in range(RESAMPLES))
+    return np.stack([np.bincount(drawn, minlength=count) @ sums for drawn in draws])
 
 
 def middle_95(draws: ArrayLike) -> tuple[float, float]:

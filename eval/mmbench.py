@@ -174,6 +174,7 @@ MMBENCH = Benchmark(
     load_questions=load_english,
     score=score,
     floors=floors,
+    annotated=True,
     write_submission=write_submission,
     published=("MMB", lambda scores: 100 * scores["accuracy",].value),
 )
@@ -183,5 +184,6 @@ MMBENCH_CN = Benchmark(
     load_questions=load_chinese,
     score=score,
     floors=floors,
+    annotated=True,
     write_submission=write_submission,
 )

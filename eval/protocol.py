@@ -78,6 +78,7 @@ class Benchmark:
         score: (questions, predictions, annotations) -> scores. For a benchmark with a judge, "predictions" are the
             judge's verdicts.
         floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
+        annotated: whether the question file has the answers too, so that it is the default of the annotations.
         scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
         write_submission: (question file, questions, predictions, output) writes what the official server takes.
         judge_inputs: (questions, predictions, annotations) -> what the judge is asked about each prediction.
@@ -89,6 +90,7 @@ class Benchmark:
     load_questions: Callable[[Path | None, Path | None], list[Question]]
     score: Callable[[Sequence[Question], Predictions, Path | None], Scores]
     floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
+    annotated: bool = False
     scale: Literal["share", "points"] = "share"
     write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
     judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], list[str]] | None = None

@@ -26,7 +26,8 @@ def make_report(
     Args:
         benchmark_name: see eval/benchmarks.py.
         answers: LLaVA's format, complete, of any model.
-        questions, annotations: official files; None: the benchmark's default, where it has one.
+        questions: the official file; None: the benchmark's default, where it has one.
+        annotations: the official file or folder; None: the questions' file, where it has the answers.
         no_image_answers: the same model's answers of `generate --no-image`.
         judgements: a judge's replies, where the benchmark has a judge, in the format of answers.
 
@@ -41,6 +42,8 @@ def make_report(
     """
     benchmark = find_benchmark(benchmark_name)
     asked = benchmark.load_questions(questions, None)
+    if annotations is None and benchmark.annotated:
+        annotations = questions
     given = read_answers(answers)
     texts: Predictions = match_answers(given, asked, answers)
     if benchmark.judge_inputs is not None:

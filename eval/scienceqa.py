@@ -118,5 +118,6 @@ BENCHMARK = Benchmark(
     load_questions=load_questions,
     score=score,
     floors=floors,
+    annotated=True,
     published=("SQA-I", _with_image),
 )

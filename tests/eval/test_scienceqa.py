@@ -16,8 +16,8 @@ LLAVA_FILE = FOLDER / "llava_test_CQM-A.json"
 
 
 @needs_shared
-@pytest.mark.parametrize("annotations", [FOLDER, LLAVA_FILE])
-def test_official_scores_of_llava(annotations: Path) -> None:
+@pytest.mark.parametrize("annotations", [FOLDER, LLAVA_FILE, None])
+def test_official_scores_of_llava(annotations: Path | None) -> None:
     answers = FOLDER / "answers.llava-v1.5-13b.jsonl"
     report = make_report("scienceqa", answers, questions=LLAVA_FILE, annotations=annotations)
     scores = report["scores"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import mme
 from eval.report import make_report
 from eval.score import main
 from eval.tables import as_markdown, table_rows
@@ -121,3 +122,46 @@ def test_annotations_of_other_questions_are_refused(
     train = dataset.split_folder("train") / "questions.json"
     assert main(["easy_vqa", "--answers", str(answers), "--annotations", str(train)]) == 2
     assert "do not belong" in capsys.readouterr().err
+
+
+def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
+    """On the benchmark's own scale, with what they are of."""
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    answers = []
+    for task in (*mme.PERCEPTION, *mme.COGNITION):
+        questions = [(f"Is it {word}?", label) for word, label in (("one", "Yes"), ("two", "No"))]
+        rows = [f"1.jpg\t{text} Please answer yes or no.\t{label}" for text, label in questions]
+        (folder / f"{task}.txt").write_text("\n".join(rows) + "\n")
+        for text, label in questions:
+            line = {"question_id": f"{task}/1.jpg", "prompt": text, "text": label, "model_id": "ours"}
+            answers.append(json.dumps(line | {"metadata": {"visual_tokens": 49}}))
+    (tmp_path / "answers.jsonl").write_text("\n".join(answers) + "\n")
+    arguments = ["--questions", str(folder), "--annotations", str(folder), "--answers", str(tmp_path / "answers.jsonl")]
+    assert main(["mme", *arguments, "--output", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["scores"]["perception"], report["scores"]["cognition"]) == (2000, 800)
+    assert (report["visual_tokens"], report["scale"]) == (49, "points")
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "| perception | 20 | 2000.00 | 2000.00 – 2000.00 | 500.00 |" in lines
+    assert "Published, MME: perception." in lines
+    assert "| **ours** | 49 | 2000.0 | this report |" in lines
+    assert "| LLaVA-1.5 (CLIP-L/14-336) | 576 | 1510.7 | LLaVA docs/MODEL_ZOO.md |" in lines
+
+
+def test_options_that_a_benchmark_has_not(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--judge-inputs", "--judgements", "--submission"):
+        assert (
+            main(
+                [
+                    "easy_vqa",
+                    "--answers",
+                    str(answers),
+                    option,
+                    str(answers if option == "--judgements" else tmp_path / "x"),
+                ]
+            )
+            == 2
+        )
+        assert f"leave out {option}" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
