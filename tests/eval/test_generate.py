@@ -17,8 +17,9 @@ from PIL import Image
 from eval import easy_vqa
 from eval.answers import read_answers
 from eval.generate import fingerprint, generate_answers, main
-from eval.protocol import Question
+from eval.protocol import EncodedImage, Question
 from sparse_vlm.data import easy_vqa as dataset
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
 
 QUESTIONS = 400
@@ -148,6 +149,23 @@ def test_questions_with_and_without_pictures_in_one_benchmark(answerer: Answerer
     generate_answers(questions[1:], tmp_path / "alone.jsonl", answerer, model_id="tiny")
     assert texts(tmp_path / "mixed.jsonl")["text only"] == texts(tmp_path / "alone.jsonl")["text only"]
     assert len(texts(tmp_path / "mixed.jsonl")) == 2
+
+
+def test_pictures_inside_the_question_file_are_the_same_pictures(answerer: Answerer, tmp_path: Path) -> None:
+    """As in MMBench, whose table has them in base64."""
+    questions = easy_vqa.load_questions(None, None)[:8]
+    encoded = [
+        replace(question, image=EncodedImage(question.image.name, question.image.read_bytes()))
+        for question in questions
+        if isinstance(question.image, Path)
+    ]
+    generate_answers(questions, tmp_path / "files.jsonl", answerer, model_id="tiny")
+    generate_answers(encoded, tmp_path / "encoded.jsonl", answerer, model_id="tiny")
+    assert texts(tmp_path / "encoded.jsonl") == texts(tmp_path / "files.jsonl")
+    assert len(set(texts(tmp_path / "files.jsonl").values())) > 1
+    damaged = [replace(encoded[0], image=EncodedImage("table.tsv 7", b"GIF89a"))]
+    with pytest.raises(UserError, match=r"table\.tsv 7 cannot be read"):
+        generate_answers(damaged, tmp_path / "damaged.jsonl", answerer, model_id="tiny")
 
 
 def test_answers_of_other_weights_are_not_mixed(
