@@ -101,7 +101,7 @@ def _answer_part(
 
 def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
     """(index of the question, answer) pairs, batch by batch."""
-    images = [_open(image) for image in part if image is not None]
+    images = None if None in part else (_open(image) for image in part if image is not None)
     same: dict[tuple[int, str], list[int]] = {}
     for place, members in enumerate(part.values()):
         for index in members:

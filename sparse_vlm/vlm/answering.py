@@ -6,11 +6,13 @@ prompts, sorted by length, is generated from in large batches by transformers' o
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from sparse_vlm.errors import UserError
@@ -20,6 +22,7 @@ from sparse_vlm.vlm.processing import SparseVLMProcessor
 
 # for the prompt's tokens any picture does: each takes the same number of them
 ANY_IMAGE = Image.new("RGB", (8, 8))
+PROMPTS_KEPT = 4096  # benchmarks repeat their questions
 
 
 class Answerer:
@@ -42,17 +45,17 @@ class Answerer:
             raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
-        self._prompts: dict[tuple[bool, str], list[int]] = {}
+        self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
 
     @torch.inference_mode()
     def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[tuple[int, str]]
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
     ) -> Iterator[list[tuple[int, str]]]:
         """Answers batch by batch, in an order of its own.
 
         Args:
-            images: pictures, or none for questions about no picture.
-            questions: (index into `images`, text); without images the index is 0.
+            images: pictures, taken and let go one by one; None: the questions are about no picture.
+            questions: (place in `images`, text); without images the place is 0.
 
         Yields:
             (index into `questions`, answer) pairs of one batch.
@@ -60,7 +63,7 @@ class Answerer:
         Raises:
             UserError: see `encode_prompt`, or the chat template does not put the image before the question.
         """
-        prompts = [self._prompt(bool(images), text) for _, text in questions]
+        prompts = [self._prompt(images is not None, text) for _, text in questions]
         shared = self._shared_length(prompts)
         prefix = self._prefill(images, prompts[0][:shared])
         order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
@@ -70,12 +73,10 @@ class Answerer:
             cache.batch_select_indices(torch.tensor([questions[index][0] for index in batch], device=self.model.device))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
-    def _prompt(self, with_image: bool, text: str) -> list[int]:
-        """Token ids of a whole prompt; benchmarks repeat their questions, so they are kept."""
-        if (with_image, text) not in self._prompts:
-            inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
-            self._prompts[with_image, text] = inputs["input_ids"][0].tolist()
-        return self._prompts[with_image, text]
+    def _encode(self, with_image: bool, text: str) -> list[int]:
+        """Token ids of a whole prompt."""
+        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
+        return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
         """Tokens that all prompts begin with; at least one token of each prompt is left to be generated from."""
@@ -85,17 +86,19 @@ class Answerer:
             raise UserError("The chat template must put the image before the question's words; it does not.")
         return shared
 
-    def _prefill(self, images: Sequence[Image.Image], prefix: list[int]) -> Cache:
+    def _prefill(self, images: Iterable[Image.Image] | None, prefix: list[int]) -> Cache:
         """Keys and values of the shared beginning, a row for each picture."""
         device, pixels = self.model.device, None
         if not prefix:  # no picture, and a template without a head
             return DynamicCache(config=self.model.config)
-        if images:
-            pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-            pixels = pixels.to(device, self.model.dtype)
-        input_ids = torch.tensor([prefix], device=device).repeat(max(1, len(images)), 1)
+        if images is not None:
+            pixels = torch.cat([self._preprocess(image) for image in images]).to(device, self.model.dtype)
+        input_ids = torch.tensor([prefix], device=device).repeat(1 if pixels is None else len(pixels), 1)
         out = self.model(input_ids=input_ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
         return out.past_key_values
+
+    def _preprocess(self, image: Image.Image) -> Tensor:
+        return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def _generate(self, prompts: Sequence[list[int]], shared: int, cache: Cache) -> list[str]:
         """Answers to prompts of one batch; padding goes between the shared beginning and the rest."""

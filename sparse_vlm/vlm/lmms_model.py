@@ -94,7 +94,7 @@ class SparseVLM(lmms):
             questions = [(place * count, prompts[row]) for place, row in enumerate(rows)]
             images = [image for row in rows for image in pictures[row]]
             answerer = Answerer(self._model, self._processor, limit, self.batch_size)
-            for batch in answerer.answer(images, questions) if rows else ():
+            for batch in answerer.answer(images or None, questions) if rows else ():
                 texts |= {rows[place]: text for place, text in batch}
         for row in range(len(requests)):
             if row not in texts:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +125,7 @@ class CountingAnswerer(Answerer):
     asked = 0
 
     def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[tuple[int, str]]
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
     ) -> Iterator[list[tuple[int, str]]]:
         self.asked += len(questions)
         return super().answer(images, questions)
