@@ -48,8 +48,7 @@ class TowerImageProcessor:
         """
         if return_tensors != "pt":
             raise UserError(f"The SparseFormer image processor returns torch tensors ('pt'), not {return_tensors!r}.")
-        one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
-        pictures: list[Any] = [images] if one else list(images)
+        pictures = _as_list(images)
         if not pictures:
             raise UserError("The SparseFormer image processor got no image.")
         prepare = self._native if self.aspect == "native" else self._transform
@@ -74,6 +73,11 @@ def on_canvas(canvas: Tensor) -> Tensor:
     """float[3, S, S], NaN outside the picture -> the picture, float[3, H, W]; all of it where there is no NaN."""
     there = ~canvas[0].isnan()
     return canvas[:, : int(there[:, 0].sum()), : int(there[0].sum())]
+
+
+def _as_list(images: Any) -> list[Picture]:
+    one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+    return [images] if one else list(images)
 
 
 def _to_pil(picture: Picture) -> Image.Image:
