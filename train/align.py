@@ -4,36 +4,58 @@
         --output_dir OUT --learning_rate 1e-3 --per_device_train_batch_size 32 --num_train_epochs 1
     deepspeed --num_gpus 8 train/align.py --deepspeed train/zero2.json --bf16 True ...
 
+A YAML or JSON file of these arguments may stand before the flags, which win over it.
 Input: a directory of `sparse-vlm build`. Output: OUT is a directory of the same kind, plus log.jsonl.
 Docs: docs/training.md.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file, as deepspeed does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from transformers import HfArgumentParser
-
-from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train import vlm
-from train.stage import StageArguments
+from train.arguments import parse_arguments
+from train.stage import Part, StageArguments
 
 
-def align(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: StageArguments) -> None:
-    """Runs the stage; `args.learning_rate` is the projector's."""
+@dataclass
+class AlignArguments(StageArguments):
+    """What is of this stage alone; `learning_rate` is the projector's."""
+
+    version: str | None = field(
+        default=None,
+        metadata={"help": "plain: LLaVA's format for captions (image, caption, newline); default: the chat template"},
+    )
+
+
+def trained_parts(model: SparseVLMForConditionalGeneration, args: AlignArguments) -> list[Part]:
+    """What trains in this stage: the projector alone."""
+    return vlm.vlm_parts(model, tower=None, projector=args.learning_rate, language=None)
+
+
+def align(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: AlignArguments) -> None:
+    """Runs the stage."""
+    if args.version not in (None, "plain"):
+        raise unknown_choice("--version", args.version, ["plain"])
+    if args.version == "plain" and data_args.independent_turns:
+        raise UserError("--version plain knows no turns: leave out --independent_turns.")
     model, processor = vlm.load(model_args, args)
-    dataset, collator = vlm.make_data(data_args, args, model, processor, language=False)
-    parts = vlm.vlm_parts(model, tower=None, projector=args.learning_rate, language=None)
-    vlm.finish(vlm.train(model, parts, args, dataset, collator, processor), args)
+    data = vlm.make_data(data_args, args, model, processor, language=False, plain=args.version == "plain")
+    vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([vlm.ModelArguments, vlm.DataArguments, StageArguments])  # type: ignore[list-item]
-    return exit_with_sentence(lambda: align(*parser.parse_args_into_dataclasses(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(
+        lambda: align(*parse_arguments((vlm.ModelArguments, vlm.DataArguments, AlignArguments), words))
+    )
 
 
 if __name__ == "__main__":

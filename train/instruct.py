@@ -1,15 +1,15 @@
-"""Instruction tuning: the projector and the language model, in full or by LoRA, on conversations.
+"""Instruction tuning: the projector and the language model, in full, by LoRA or by QLoRA, on conversations.
 
     python -m train.instruct --model_name_or_path ALIGNED --data_path chats.json --image_folder IMAGES \\
         --output_dir OUT --learning_rate 2e-5 --mm_projector_lr 2e-5 --per_device_train_batch_size 16
     deepspeed --num_gpus 8 train/instruct.py --deepspeed train/zero3.json --bf16 True --lora_enable True ...
 
+A YAML or JSON file of these arguments may stand before the flags, which win over it.
 Input: a directory of `train/align.py`. Output: OUT is a directory of the same kind (LoRA merged), plus log.jsonl.
 Docs: docs/training.md.
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, as deepspeed does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from sparse_vlm.errors import exit_with_sentence
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from train import vlm
+from train import qlora, vlm
+from train.arguments import parse_arguments
+from train.merge_lora import merge_lora
 from train.stage import Part, StageArguments
 
 
@@ -38,10 +38,27 @@ class InstructArguments(StageArguments):
     mm_projector_lr: float | None = field(default=None, metadata={"help": "default: learning_rate"})
     unfreeze_mm_vision_tower: bool = field(default=False, metadata={"help": "tune the vision encoder too"})
     mm_vision_tower_lr: float | None = field(default=None, metadata={"help": "default: learning_rate"})
+    tune_focusing: bool = field(
+        default=False,
+        metadata={"help": "tune the encoder's stem and focusing transformer; alone, or with a rate apart"},
+    )
+    mm_focusing_lr: float | None = field(default=None, metadata={"help": "default: mm_vision_tower_lr"})
     lora_enable: bool = field(default=False, metadata={"help": "LoRA on the language model's linear layers"})
     lora_r: int = field(default=64, metadata={"help": "rank"})
     lora_alpha: int = field(default=16, metadata={"help": "scale is lora_alpha / lora_r"})
     lora_dropout: float = field(default=0.05, metadata={"help": "on the adapters' inputs"})
+    bits: int = field(default=16, metadata={"help": "4: QLoRA, the frozen language model in 4 bits; 16: it is not"})
+    quant_type: str = field(default="nf4", metadata={"help": f"with --bits 4: {' | '.join(qlora.KINDS)}"})
+    double_quant: bool = field(default=True, metadata={"help": "with --bits 4: quantise the scales as well"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (4, 16):
+            raise UserError(f"--bits must be 4 or 16, got {self.bits}.")
+        if self.bits == 4 and not self.lora_enable:
+            raise UserError("--bits 4 freezes the language model: add --lora_enable True.")
+        if self.mm_focusing_lr is not None and not self.tune_focusing:
+            raise UserError("--mm_focusing_lr needs --tune_focusing True.")
 
     @property
     def projector_rate(self) -> float:
@@ -51,68 +68,102 @@ class InstructArguments(StageArguments):
     @property
     def tower_rate(self) -> float | None:
         """The vision tower's learning rate, None when it is frozen."""
-        if not self.unfreeze_mm_vision_tower:
+        return self._vision_rate if self.unfreeze_mm_vision_tower else None
+
+    @property
+    def focusing_rate(self) -> float | None:
+        """The focusing part's own learning rate, None when it is treated like the rest of the tower."""
+        if not self.tune_focusing:
             return None
+        return self._vision_rate if self.mm_focusing_lr is None else self.mm_focusing_lr
+
+    @property
+    def _vision_rate(self) -> float:
         return self.learning_rate if self.mm_vision_tower_lr is None else self.mm_vision_tower_lr
 
 
-def add_lora(model: SparseVLMForConditionalGeneration, args: InstructArguments) -> tuple[PeftModel, list[Part]]:
-    """LoRA on every linear layer of the language model (never in the vision tower); the projector, and the tower if it
-    is unfrozen, train in full and travel with the adapter's checkpoints."""
+def trained_parts(model: SparseVLMForConditionalGeneration, args: InstructArguments) -> list[Part]:
+    """What trains in this stage: the language model and the projector; parts of the tower if they are asked for."""
+    return vlm.vlm_parts(
+        model,
+        tower=args.tower_rate,
+        focusing=args.focusing_rate,
+        projector=args.projector_rate,
+        language=args.learning_rate,
+    )
+
+
+def trained_parts_with_lora(
+    model: SparseVLMForConditionalGeneration, args: InstructArguments
+) -> tuple[PeftModel, list[Part]]:
+    """The same with LoRA on every linear layer of the language model (never in the vision tower) in the place of its
+    own weights. What else trains, trains in full and travels with the adapter's checkpoints."""
     language = model.model.language_model
     leaves = sorted({name.rpartition(".")[2] for name, m in language.named_modules() if isinstance(m, nn.Linear)})
-    whole = ["multi_modal_projector"] + ["vision_tower"] * args.unfreeze_mm_vision_tower
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=rf".*\.language_model\..*\.({'|'.join(map(re.escape, leaves))})",
-        modules_to_save=whole,
+        modules_to_save=_trained_in_full(model, args),
         task_type="CAUSAL_LM",
     )
     set_seed(args.seed)  # the adapter's start is the same whatever random numbers loading took
     wrapped = get_peft_model(model, config)
-    groups: dict[str, list[nn.Parameter]] = {"lora": [], "projector": [], "vision tower": [], "frozen": []}
+    groups: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("lora", "projector", "focusing", "vision tower", "frozen")
+    }
     for name, parameter in wrapped.named_parameters():
         if not parameter.requires_grad:
             groups["frozen"].append(parameter)
         elif ".multi_modal_projector." in name:
             groups["projector"].append(parameter)
+        elif ".vision_tower." not in name:
+            groups["lora"].append(parameter)
         else:
-            groups["vision tower" if ".vision_tower." in name else "lora"].append(parameter)
-    rates = {"lora": args.learning_rate, "projector": args.projector_rate, "vision tower": args.tower_rate}
+            focusing = args.tune_focusing and re.search(r"\.vision_tower\..*\b(stem|focus)\.", name)
+            groups["focusing" if focusing else "vision tower"].append(parameter)
+    rates = {
+        "lora": args.learning_rate,
+        "projector": args.projector_rate,
+        "focusing": args.focusing_rate,
+        "vision tower": args.tower_rate,
+    }
     return wrapped, [Part(name, tuple(group), rates.get(name)) for name, group in groups.items() if group]
 
 
-def merge_lora(adapter: Path, model_args: vlm.ModelArguments) -> None:
-    """Replaces the adapter directory by the complete model: the starting model with the adapter merged into it."""
-    unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
-    base, processor = load_vlm(model_args.model_name_or_path, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    shutil.rmtree(adapter)
-    merged.save_pretrained(adapter)
-    processor.save_pretrained(adapter)
+def _trained_in_full(model: SparseVLMForConditionalGeneration, args: InstructArguments) -> list[str]:
+    """peft's `modules_to_save`."""
+    if args.tune_focusing:
+        vlm.focusing_parameters(model)  # raises where there are none
+    if args.unfreeze_mm_vision_tower:
+        return ["multi_modal_projector", "vision_tower"]
+    return ["multi_modal_projector"] + ["encoder.stem", "encoder.focus"] * args.tune_focusing
 
 
 def instruct(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: InstructArguments) -> None:
     """Runs the stage."""
-    model, processor = vlm.load(model_args, args)
-    dataset, collator = vlm.make_data(data_args, args, model, processor, language=True)
-    if args.lora_enable:
-        wrapped, parts = add_lora(model, args)
-        saved = vlm.train(wrapped, parts, args, dataset, collator, processor)
-        if args.process_index == 0:
-            merge_lora(saved, model_args)
-    else:
-        parts = vlm.vlm_parts(model, tower=args.tower_rate, projector=args.projector_rate, language=args.learning_rate)
-        saved = vlm.train(model, parts, args, dataset, collator, processor)
+    quantization = qlora.four_bits(args.quant_type, args.double_quant, args) if args.bits == 4 else None
+    model, processor = vlm.load(model_args, args, quantization)
+    data = vlm.make_data(data_args, args, model, processor, language=True)
+    if not args.lora_enable:
+        vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
+        return
+    qlora.keep_gradients_right(model)
+    wrapped, parts = trained_parts_with_lora(model, args)
+    saved = vlm.train(wrapped, parts, args, data, processor)
+    if args.process_index == 0:
+        unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
+        merge_lora(model_args.model_name_or_path, saved, saved, provenance=wrapped.config.provenance)
     vlm.finish(saved, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([vlm.ModelArguments, vlm.DataArguments, InstructArguments])  # type: ignore[list-item]
-    return exit_with_sentence(lambda: instruct(*parser.parse_args_into_dataclasses(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(
+        lambda: instruct(*parse_arguments((vlm.ModelArguments, vlm.DataArguments, InstructArguments), words))
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from sparse_vlm.data.conversations import IGNORE, Row
 
 
 class ConversationCollator:
-    """Pads rows on the right and stacks the images of the samples that have one.
+    """Pads rows on the right and stacks the images of the samples that have any, in their order.
 
     The batch holds `input_ids` int64[B,L]; `logits_to_keep` bool[B,L], true at the P predicting positions, so that
     the vocabulary is scored there and nowhere else; `labels` = `shift_labels` int64[P] (transformers' loss takes the
@@ -37,7 +37,7 @@ class ConversationCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows: list[Row] = [example["row"] for example in examples]
-        images = [example["pixel_values"] for example in examples if example["pixel_values"] is not None]
+        images = [image for example in examples for image in example["images"]]
         placeholders: list[int] = []  # of the blank image, after row 0
         if not images and self.blank_image is not None:
             image_token_id, width, shape = self.blank_image

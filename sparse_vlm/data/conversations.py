@@ -1,16 +1,14 @@
 """LLaVA's JSON -> token ids with targets at the assistant's words.
 
-A sample is `{"id", "image": "rel/path" (absent: text only), "conversations": [{"from": "human", "value":
-"<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}`. The targets are already shifted: `targets[p]` is the token
-that position p has to predict, or IGNORE. They cover exactly what the model has to generate: each answer and the
-token that ends its turn, nothing of the template after it.
+A sample is `{"id", "image": "rel/path" (a list: several; absent: text only), "conversations": [{"from": "human",
+"value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}`. The targets are already shifted: `targets[p]` is the
+token that position p has to predict, or IGNORE. They cover exactly what the model has to generate: each answer and
+the token that ends its turn, nothing of the template after it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,23 +22,25 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: `image` is a path relative to the image folder or None; `turns` are (role, text) with
-    the chat template's role names; the placeholder stands at the start of the first user turn."""
+    """One conversation: `images` are the names of its pictures in the order of their placeholders; `turns` are
+    (role, text) with the chat template's role names. One placeholder stands at the start of the first user turn."""
 
     id: str
-    image: str | None
+    images: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class ChatFormat:
     """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
-    takes in the place of the one placeholder token."""
+    takes in the place of the one placeholder token. `plain`: LLaVA's format for alignment, one answer that ends as
+    the text does, without a special token."""
 
     tokenizer: PreTrainedTokenizerBase
     chat_template: str
     image_token_id: int
     tokens_per_image: int
+    plain: bool = False
 
     @cached_property
     def control_tokens(self) -> dict[int, str]:
@@ -81,30 +81,9 @@ class Row:
     segments: list[int]
 
 
-def read_samples(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a LLaVA JSON (one list) or JSONL file, unchecked; `parse_sample` checks each.
-
-    Raises:
-        UserError: no such file, not JSON, or not a list of objects.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"The data file {path} does not exist. Check --data_path.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
-    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
-    return records
-
-
 def parse_sample(record: dict[str, Any], index: int) -> Sample:
-    """Checks one LLaVA record and brings its placeholder to the start of the user's first turn, as LLaVA does.
+    """Checks one LLaVA record and brings a single placeholder to the start of the user's first turn, as LLaVA does;
+    several stay where they are, in any human turn.
 
     Args:
         record: as in the file.
@@ -114,22 +93,29 @@ def parse_sample(record: dict[str, Any], index: int) -> Sample:
         UserError: with the sample's id: unknown role, roles out of order, no answer, wrong number of <image>.
     """
     name = str(record.get("id", f"number {index}"))
-    image = record.get("image")
-    if image is not None and not isinstance(image, str):
-        raise UserError(f'Sample {name}: "image" must be one relative path, not {image!r}.')
+    images = _images(name, record.get("image"))
     turns = _turns(name, record.get("conversations"))
-    expected = 0 if image is None else 1
     count = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
-    if count != expected:
-        has = "one image" if expected else "no image"
-        raise UserError(f"Sample {name} has {has} but {count} {IMAGE_PLACEHOLDER} in its text; it needs {expected}.")
-    if expected:
+    if count != len(images):
+        has = {0: "no image", 1: "one image"}.get(len(images), f"{len(images)} images")
+        raise UserError(f"Sample {name} has {has} but {count} {IMAGE_PLACEHOLDER} in its text; it needs {len(images)}.")
+    if any(IMAGE_PLACEHOLDER in text for role, text in turns if role != "user"):
+        raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in a human turn.")
+    if len(images) == 1:
         first = next(i for i, (role, _) in enumerate(turns) if role == "user")
         if IMAGE_PLACEHOLDER not in turns[first][1]:
             raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in the first human turn.")
         text = turns[first][1].replace(IMAGE_PLACEHOLDER, "").strip()
         turns[first] = ("user", _with_image(text))
-    return Sample(name, image, tuple(turns))
+    return Sample(name, images, tuple(turns))
+
+
+def _images(name: str, value: Any) -> tuple[str, ...]:
+    """The pictures' names, of LLaVA's "image": nothing, a name, or a list of names."""
+    names = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) and item for item in names):
+        raise UserError(f'Sample {name}: "image" must be a relative path or a list of them, not {value!r}.')
+    return tuple(names)
 
 
 def _with_image(text: str) -> str:
@@ -161,10 +147,15 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
 
     Raises:
         UserError: the text holds a control token of the template, or the template does not allow the
-            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow, or
-            no special token ends the assistant's turn).
+            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow,
+            nothing stands before the answer, or no special token ends the assistant's turn).
     """
     _reject_control_tokens(sample, chat)
+    if chat.plain and (len(sample.turns) != 2 or not sample.images):
+        raise UserError(
+            f"Sample {sample.id} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is "
+            "for captions, one human turn with an image and one answer. Leave out --version plain."
+        )
     full = chat.tokens(sample.turns)
     targets = [IGNORE] * len(full)
     last = 0
@@ -178,7 +169,10 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
                 f"Sample {sample.id}: the chat template or tokenizer writes the prompt before turn {turn} differently "
                 "once the answer follows, so training would not match inference. Use another chat template."
             )
-        end = next((i for i in range(start, len(full)) if full[i] in chat.control_tokens), None)
+        if start == 0:
+            raise UserError(f"Sample {sample.id}: the chat template writes nothing before the answer of turn {turn}.")
+        ends = (i for i in range(start, len(full)) if full[i] in chat.control_tokens)
+        end = len(full) - 1 if chat.plain else next(ends, None)
         if end is None:
             raise UserError(
                 "The chat template puts no special token after the assistant's answer, so the model could not learn "
@@ -196,13 +190,17 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
     The prefix is the longest common beginning of these conversations' tokens that predicts nothing.
 
     Raises:
-        UserError: as `encode`.
+        UserError: as `encode`, and several images.
     """
+    if len(sample.images) > 1:
+        raise UserError(
+            f"Sample {sample.id} has {len(sample.images)} images: --independent_turns gives every turn the one image."
+        )
     system = tuple(turn for turn in sample.turns if turn[0] == "system")
     dialogue = sample.turns[len(system) :]
     rows = []
     for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
-        if sample.image is not None:
+        if sample.images:
             question = _with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
         rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
     shared = _common_beginning(rows)

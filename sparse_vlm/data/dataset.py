@@ -1,35 +1,50 @@
-"""A LLaVA data file and its image folder as a map-style dataset of tokenised rows and pixel values."""
+"""Conversations and their images as a map-style dataset of tokenised rows and pixel values."""
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import os
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from sparse_vlm.data.conversation_sources import Source
 from sparse_vlm.data.conversations import ChatFormat, Row, Sample, encode, encode_independent, parse_sample
-from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError, unknown_choice
 
 logger = logging.getLogger(__name__)
 BAD_SAMPLE_CHOICES = ("error", "skip")
+REASONS_SHOWN = 20
+
+
+class Entry(NamedTuple):
+    """A checked sample and where it comes from."""
+
+    source: Source
+    sample: Sample
 
 
 class ConversationDataset(Dataset):
-    """Items: `{"row": Row, "pixel_values": float[3,H,W] or None}`, in the order of the file.
+    """Items: `{"row": Row, "images": list of float[3,H,W]}`, in the order of the sources and their records, a weight
+    above 1 as rounds of its source one after the other.
 
     Args:
-        records: LLaVA samples, see `read_samples`.
-        image_folder: what "image" is relative to.
+        sources: see `open_sources`.
         chat: tokenizer, template and image width.
         preprocess: PIL image -> float[3,H,W], the vision encoder's own preprocessing.
         independent_turns: the turns of a sample do not see each other (VQA on one image).
         max_length: longer rows are bad samples; nothing is ever cut.
         on_bad_sample: "error" stops at the first bad sample; the text and the existence of all images are checked
-            here, damaged image files when they are read. "skip" reads everything once here, leaves the bad
+            here, lengths and damaged image files when they are read. "skip" reads everything once here, leaves the bad
             samples out, and reports how many and why.
+        seed: draws the part of a source that a broken weight asks for.
+
+    Attributes:
+        entries: one per item.
+        skipped: a sentence per sample that was left out.
 
     Raises:
         UserError: with the sample's name, and when no good sample is left.
@@ -37,69 +52,92 @@ class ConversationDataset(Dataset):
 
     def __init__(
         self,
-        records: list[dict[str, Any]],
-        image_folder: str | Path,
+        sources: Sequence[Source],
         chat: ChatFormat,
         preprocess: Callable[[Image.Image], torch.Tensor],
         *,
         independent_turns: bool = False,
         max_length: int = 2048,
         on_bad_sample: str = "error",
+        seed: int = 0,
     ) -> None:
         if on_bad_sample not in BAD_SAMPLE_CHOICES:
             raise unknown_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
-        self.image_folder, self.chat, self.preprocess = Path(image_folder), chat, preprocess
+        self.chat, self.preprocess = chat, preprocess
         self.encode = encode_independent if independent_turns else encode
         self.max_length = max_length
-        self.samples: list[Sample] = []
+        self.entries: list[Entry] = []
         self.skipped: list[str] = []
-        for index, record in enumerate(records):
-            try:
-                sample = parse_sample(record, index)
-                self._check_files(sample)
-                if on_bad_sample == "skip":
-                    self._load(sample)
-            except UserError as error:
-                if on_bad_sample == "error":
-                    raise
-                self.skipped.append(str(error))
-            else:
-                self.samples.append(sample)
+        for source in sources:
+            good = self._checked(source, skip=on_bad_sample == "skip")
+            self.entries += _weighted(good, source.weight, random.Random(seed))
         if self.skipped:
-            logger.warning("Skipped %d of %d samples:", len(self.skipped), len(records))
-            for reason in self.skipped:
+            logger.warning("Skipped %d of %d samples:", len(self.skipped), sum(len(s.records) for s in sources))
+            for reason in self.skipped[:REASONS_SHOWN]:
                 logger.warning("  %s", reason)
-        if not self.samples:
-            raise UserError(f"None of the {len(records)} samples is usable; the first reason: {self.skipped[0]}")
+        if not self.entries:
+            first = f"; the first reason: {self.skipped[0]}" if self.skipped else ""
+            raise UserError(f"None of the {sum(len(s.records) for s in sources)} samples is usable{first}")
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, pixel_values = self._load(self.samples[index])
-        return {"row": row, "pixel_values": pixel_values}
+        row, images = self._load(self.entries[index])
+        return {"row": row, "images": images}
 
     def lengths(self) -> list[int]:
         """Tokens of each row, without reading any image."""
-        return [len(self.encode(sample, self.chat).input_ids) for sample in self.samples]
+        return [len(self.encode(entry.sample, self.chat).input_ids) for entry in self.entries]
 
-    def _load(self, sample: Sample) -> tuple[Row, torch.Tensor | None]:
+    def _checked(self, source: Source, skip: bool) -> list[Entry]:
+        """The source's good samples; each bad one raises, or is added to `skipped`."""
+
+        def check(index: int) -> Entry | UserError:
+            try:
+                sample = parse_sample(source.records[index], index)
+                for image in sample.images:
+                    self._named(sample, source.images.check, image)
+                if skip:
+                    self._load(Entry(source, sample))
+            except UserError as error:
+                return error
+            return Entry(source, sample)
+
+        good = []
+        with ThreadPoolExecutor(max_workers=os.cpu_count() if skip else 1) as pool:  # decoding lets other threads run
+            for outcome in pool.map(check, range(len(source.records))):
+                if isinstance(outcome, Entry):
+                    good.append(outcome)
+                elif skip:
+                    self.skipped.append(str(outcome))
+                else:
+                    pool.shutdown(cancel_futures=True)
+                    raise outcome
+        return good
+
+    def _load(self, entry: Entry) -> tuple[Row, list[torch.Tensor]]:
+        sample = entry.sample
         row = self.encode(sample, self.chat)
         if len(row.input_ids) > self.max_length:
             raise UserError(
                 f"Sample {sample.id} has {len(row.input_ids)} tokens, more than --model_max_length {self.max_length}. "
                 "Raise the limit, shorten the sample, or use --on_bad_sample skip."
             )
-        if sample.image is None:
-            return row, None
+        opened = [self._named(sample, entry.source.images.open, image) for image in sample.images]
+        return row, [self.preprocess(image) for image in opened]
+
+    @staticmethod
+    def _named(sample: Sample, action: Callable[[str], Any], image: str) -> Any:
+        """What `action` makes of the image; its error names the sample."""
         try:
-            return row, self.preprocess(open_image(self.image_folder / sample.image))
+            return action(image)
         except UserError as error:
             raise UserError(f"Sample {sample.id}: {error}") from error
 
-    def _check_files(self, sample: Sample) -> None:
-        if sample.image is not None and not (self.image_folder / sample.image).is_file():
-            raise UserError(
-                f"Sample {sample.id}: the image {self.image_folder / sample.image} does not exist. "
-                "Check --image_folder, or use --on_bad_sample skip."
-            )
+
+def _weighted(entries: list[Entry], weight: float, order: random.Random) -> list[Entry]:
+    """Each entry as often as the weight says: all of them in whole rounds, then a random part in their order."""
+    rounds, rest = divmod(round(weight * len(entries)), max(1, len(entries)))
+    part = sorted(order.sample(range(len(entries)), rest))
+    return entries * rounds + [entries[index] for index in part]

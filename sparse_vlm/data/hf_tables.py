@@ -28,6 +28,22 @@ def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, s
     return _undecoded(rows, column), column
 
 
+def open_rows(name: str) -> datasets.Dataset:
+    """A whole data set by index, its images not decoded.
+
+    Args:
+        name: NAME[:SPLIT] of the hub or a directory.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    rows, _ = _open(name, streaming=False)
+    images = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    for column in images:
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
 def open_stream(name: str, image_column: str | None) -> tuple[datasets.IterableDataset, str, int | None]:
     """The same in sequence, and the number of rows where it is known.
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import new_directory
@@ -52,7 +53,7 @@ def build_vlm(
         llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
         out_dir: the new directory.
         gguf_file: name of the GGUF file in the directory `llm`.
-        chat_template: a Jinja file or text; None: the LLM's own.
+        chat_template: a Jinja file or text, or "llava_v1"; None: the LLM's own.
         projector: "mlp2x_gelu" or "linear".
         vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
         vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
@@ -82,6 +83,7 @@ def build_vlm(
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
+        provenance={"language_model": _public_name(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
     model = _assemble(config, tower.model, language_model, seed)
@@ -127,6 +129,11 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval(), tokenizer
+
+
+def _public_name(llm: str | Path) -> str:
+    """The LLM's name for the model card: of the hub as it is, of a directory or file the last part of its path."""
+    return Path(llm).name if Path(llm).exists() else str(llm)
 
 
 def _check_llm(directory: Path, gguf_file: str | None) -> None:
@@ -186,8 +193,8 @@ def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model:
     difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
     if not difference < 1e-3:
         raise UserError(
-            f"A {type(language_model).__name__} computes its logits in a way that is not known here: the VLM's differ from "
-            f"them by {difference:.2g} of the largest one. Choose another LLM."
+            f"A {type(language_model).__name__} computes its logits in a way that is not known here: the VLM's "
+            f"differ from them by {difference:.2g} of the largest one. Choose another LLM."
         )
 
 
@@ -220,16 +227,24 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -
 
 
 def load_vlm(
-    model_dir: str | Path, dtype: torch.dtype = torch.float32
+    model_dir: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    attn_implementation: str | None = None,
+    quantization: QuantizationConfigMixin | None = None,
+    device: torch.device | None = None,
 ) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Opens a model directory of ours, strictly; the model is in eval mode, on the CPU.
+    """Opens a model directory of ours, strictly; the model is in eval mode.
 
     Args:
         model_dir: what `build_vlm` or a training stage wrote.
         dtype: of the weights; coordinates inside the encoder stay float32.
+        attn_implementation: of the language model, in transformers' names; None: transformers' choice.
+        quantization: transformers' settings; its `llm_int8_skip_modules` must name what stays as it is.
+        device: where to; None: the CPU.
 
     Raises:
-        UserError: no such directory, not one of ours, or its weights are incomplete.
+        UserError: no such directory, not one of ours, its weights are incomplete, or the attention is not available.
     """
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
@@ -237,11 +252,20 @@ def load_vlm(
     _check_model_type(model_dir)
     try:
         loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
-            model_dir, dtype=dtype, output_loading_info=True
+            model_dir,
+            dtype=dtype,
+            output_loading_info=True,
+            attn_implementation=None if attn_implementation is None else {"text_config": attn_implementation},
+            quantization_config=quantization,
+            device_map=None if device is None else {"": device},
         )
         processor = SparseVLMProcessor.from_pretrained(model_dir)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model directory {model_dir} is incomplete: {one_line(error)}") from error
+    except (ImportError, ValueError) as error:
+        if attn_implementation is None:
+            raise
+        raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
     model, report = loaded
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,9 @@ from transformers.utils.generic import can_return_tuple
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.files import write_text
+from sparse_vlm.vlm.model_card import model_card
+from sparse_vlm.vlm.portable import auto_map, write_code
 
 PROJECTORS = ("linear", "mlp2x_gelu")
 
@@ -85,6 +89,7 @@ class SparseVLMConfig(LlavaConfig):
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
         language_head_bias: whether the LLM's output layer has a bias (Phi's has).
+        provenance: {"language_model": its name, "stages": [{"stage": its name, "data": [names]}]}; for the model card.
 
     Raises:
         UserError: unknown projector, or strategy "default" (drop CLS) with an encoder that has no CLS.
@@ -99,6 +104,7 @@ class SparseVLMConfig(LlavaConfig):
 
     projector_type: str = "mlp2x_gelu"
     language_head_bias: bool = False
+    provenance: dict | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
@@ -141,6 +147,7 @@ class SparseFormerVisionModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SparseFormerVisionConfig) -> None:
         super().__init__(config)
@@ -158,6 +165,15 @@ class SparseFormerVisionModel(PreTrainedModel):
             model = cls(SparseFormerVisionConfig.from_encoder(encoder))
         model.encoder = encoder
         return model
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes the cortex' blocks again; transformers sets it for a whole model."""
+        return self.encoder.cortex.trunk.grad_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool) -> None:
+        self.encoder.cortex.trunk.set_grad_checkpointing(enable)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: a SparseFormer initialises itself, and transformers' normal(0.02) would destroy that."""
@@ -237,6 +253,20 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = SparseVLMModel(config)
         self.lm_head = LanguageHead(config)
         self.post_init()
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+    ) -> None:
+        """As transformers', `options` included, with a model card and the code for `trust_remote_code`."""
+        if is_main_process:
+            vision: Any = self.config.vision_config
+            card = model_card(
+                getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
+            )
+            write_text(Path(save_directory) / "README.md", card)
+            write_code(save_directory)
+        self.config.auto_map = auto_map("model")
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 
 AutoConfig.register("sparseformer", SparseFormerVisionConfig)

@@ -16,6 +16,8 @@ from transformers.processing_utils import MultiModalData
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Transform
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig
+from sparse_vlm.vlm.portable import auto_map
+from sparse_vlm.vlm.templates import CHAT_TEMPLATES
 
 IMAGE_TOKEN = "<image>"
 RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
@@ -128,6 +130,7 @@ class SparseVLMProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.auto_map = auto_map("processor")
         tokenizer.padding_side = "left"  # a batch of prompts ends where generation begins; not saved with a tokenizer
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -159,14 +162,17 @@ def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str
 
     Args:
         tokenizer: the LLM's; its own template is the default.
-        chat_template: a Jinja file, or Jinja text.
+        chat_template: a Jinja file, Jinja text, or a name of CHAT_TEMPLATES.
 
     Raises:
         UserError: there is no template, no such file, or it cannot place an image.
     """
     template = _read_template(chat_template) if chat_template is not None else tokenizer.chat_template
     if not isinstance(template, str):
-        raise UserError("The LLM's tokenizer has no chat template: give one, a Jinja file, with --chat_template.")
+        raise UserError(
+            "The LLM's tokenizer has no chat template: give one with --chat_template, a Jinja file or "
+            f"{' or '.join(CHAT_TEMPLATES)} (Vicuna's)."
+        )
     for candidate in (template, PARTS_TO_TEXT + template):
         if _places_image(tokenizer, candidate):
             return candidate
@@ -179,8 +185,10 @@ def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str
 def _read_template(chat_template: str | Path) -> str:
     if isinstance(chat_template, str) and ("{{" in chat_template or "{%" in chat_template):
         return chat_template
+    if chat_template in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[str(chat_template)]
     if not Path(chat_template).is_file():
-        raise UserError(f"There is no chat template file {chat_template}.")
+        raise UserError(f"There is no chat template file {chat_template}; known names: {', '.join(CHAT_TEMPLATES)}.")
     return Path(chat_template).read_text(encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ def llama(chat: ChatFormat) -> LlamaForCausalLM:
 
 
 def example(row: Row, pixel_values: torch.Tensor | None = None) -> dict:
-    return {"row": row, "pixel_values": pixel_values}
+    return {"row": row, "images": [] if pixel_values is None else [pixel_values]}
 
 
 def alone(llama: LlamaForCausalLM, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +88,15 @@ def test_images_of_mixed_batches_and_the_blank_one(chat: ChatFormat, independent
     from_elsewhere = seen & where[:, None, :] & ~where[:, :, None]
     assert not from_elsewhere.any()
     assert not text["logits_to_keep"][where].any()
+
+
+def test_several_images_come_in_the_order_of_their_placeholders(chat: ChatFormat) -> None:
+    several = record("<image> or <image>?", "the first", image=["a", "b"])
+    rows = [encode(parse_sample(r, 0), chat) for r in (several, TEXT, VQA)]
+    images = list(torch.rand(3, 3, 8, 8))
+    batch = ConversationCollator(0)(
+        [{"row": rows[0], "images": images[:2]}, example(rows[1]), example(rows[2], images[2])]
+    )
+    assert torch.equal(batch["pixel_values"], torch.stack(images))
+    placeholders = (batch["input_ids"] == chat.image_token_id).sum(1)
+    assert placeholders.tolist() == [2 * chat.tokens_per_image, 0, chat.tokens_per_image]

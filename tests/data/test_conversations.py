@@ -1,9 +1,7 @@
 """The label mask token by token on several templates, independent turns, and bad LLaVA JSON."""
 
 import copy
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +13,9 @@ from sparse_vlm.data.conversations import (
     encode,
     encode_independent,
     parse_sample,
-    read_samples,
 )
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.templates import LLAVA_PLAIN, LLAVA_V1
 
 VICUNA = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% elif m.role == 'assistant' %}"
@@ -28,13 +26,35 @@ LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
+LLAMA3 = (  # with one newline: Llama 3's tokenizer keeps two together, SmolLM2's does not
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n' }}"
+    "{{ m.content | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+    " + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+QWEN = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PHI3 = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
+OTHER_CONTROL_TOKENS = [
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+]
 
 
-def record(*turns: str, image: str | None = "a.png", **fields: Any) -> dict[str, Any]:
+def record(*turns: str, image: str | list[Any] | None = "a.png", **fields: Any) -> dict[str, Any]:
     roles = ("human", "gpt") * len(turns)
     conversation = [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)]
     return {"id": "s1", "conversations": conversation, **({"image": image} if image else {}), **fields}
@@ -73,17 +93,63 @@ def test_every_token_of_smollm2s_own_template(chat: ChatFormat) -> None:
         (VICUNA, [[" A", " red", " circle", ".", "<E>"], [" Yes", "<E>"]]),
         (LLAMA2, [[" A", " red", " circle", ".", " ", "<E>"], [" Yes", " ", "<E>"]]),
         (PHI3, [["A", " red", " circle", ".", "<|end|>"], ["Yes", "<|end|>"]]),
+        (LLAMA3, [["A", " red", " circle", ".", "<|eot_id|>"], ["Yes", "<|eot_id|>"]]),
+        (GEMMA, [["A", " red", " circle", ".", "<end_of_turn>"], ["Yes", "<end_of_turn>"]]),
+        (QWEN, [["A", " red", " circle", ".", "<|im_end|>"], ["Yes", "<|im_end|>"]]),
+        (LLAVA_V1, [[" A", " red", " circle", ".", "<E>"], [" Yes", "<E>"]]),
     ],
 )
 def test_answer_and_its_end_are_the_only_targets(chat: ChatFormat, template: str, expected: list[list[str]]) -> None:
     tokenizer = copy.deepcopy(chat.tokenizer)
-    tokenizer.add_tokens(["<|user|>", "<|assistant|>", "<|end|>"], special_tokens=True)
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>", "<|end|>", *OTHER_CONTROL_TOKENS], special_tokens=True)
     other = replace(chat, tokenizer=tokenizer, chat_template=template)
     row = encode(parse_sample(record("<image>\nWhat is it?", "A red circle.", "Sure?", "Yes"), 0), other)
     eos = tokenizer.eos_token
     assert labelled(row, other) == [[eos if token == "<E>" else token for token in run] for run in expected]
     shifted = [(token, target) for token, target in zip(row.input_ids[1:], row.targets, strict=False)]
     assert all(token == target for token, target in shifted if target != IGNORE)
+
+
+def test_every_token_of_llavas_v1(chat: ChatFormat) -> None:
+    tokens = replace(chat, chat_template=LLAVA_V1)
+    row = encode(parse_sample(record("<image>\nWhat is it?", "A red circle.", "Sure?", "Yes"), 0), tokens)
+    shown = ["-" if target == IGNORE else chat.tokenizer.decode([target]) for target in row.targets]
+    eos, bos = chat.tokenizer.eos_token, chat.tokenizer.bos_token
+    text = chat.tokenizer.decode(row.input_ids)
+    assert text.startswith(f"{bos}A chat between a curious user and an artificial intelligence assistant.")
+    end = f"USER: {'<image>' * 5}\nWhat is it? ASSISTANT: A red circle.{eos}USER: Sure? ASSISTANT: Yes"
+    assert text.endswith(end)
+    answers = [" A", " red", " circle", ".", eos], [" Yes", eos]
+    between = len(chat.tokenizer("USER: Sure? ASSISTANT:")["input_ids"]) - 1
+    expected = [*answers[0], "-", *["-"] * between, *answers[1]]
+    assert shown[-len(expected) :] == expected
+    assert set(shown[: -len(expected)]) == {"-"}
+
+
+def test_every_token_of_llavas_plain_format(chat: ChatFormat) -> None:
+    plain = replace(chat, chat_template=LLAVA_PLAIN, plain=True)
+    row = encode(parse_sample(record("<image>\nDescribe it.", "A red circle."), 0), plain)
+    tokens = [chat.tokenizer.decode([token]) for token in row.input_ids]
+    targets = ["-" if target == IGNORE else chat.tokenizer.decode([target]) for target in row.targets]
+    assert tokens == [chat.tokenizer.bos_token, *["<image>"] * 5, "A", " red", " circle", "."]
+    assert targets == ["-"] * 5 + ["A", " red", " circle", ".", "\n"]
+    for bad in (record("<image>\nQ", "A", "Q", "A"), record("Q", "A", image=None)):
+        with pytest.raises(UserError, match=r"Sample s1 has .* the plain format is for captions"):
+            encode(parse_sample(bad, 0), plain)
+
+
+def test_several_images_stay_where_they_are(chat: ChatFormat) -> None:
+    turns = ["First <image> then <image>: which is red?", "the second", "And <image>?", "no"]
+    sample = parse_sample(record(*turns, image=["a", "b", "c"]), 0)
+    assert sample.images == ("a", "b", "c")
+    assert sample.turns[0] == ("user", turns[0])
+    row = encode(sample, chat)
+    assert row.input_ids.count(chat.image_token_id) == 15
+    text = chat.tokenizer.decode(row.input_ids)
+    assert f"First {'<image>' * 5} then {'<image>' * 5}: which" in text
+    assert labelled(row, chat) == [["the", " second", "<|im_end|>"], ["no", "<|im_end|>"]]
+    with pytest.raises(UserError, match="has 3 images: --independent_turns"):
+        encode_independent(sample, chat)
 
 
 def test_template_without_an_end_of_turn_is_refused(chat: ChatFormat) -> None:
@@ -140,32 +206,16 @@ def test_placeholder_is_brought_to_the_front() -> None:
         (record("no placeholder", "A"), "Sample s1 has one image but 0 <image> in its text; it needs 1"),
         (record("<image><image>\nQ", "A"), "Sample s1 has one image but 2 <image>"),
         (record("<image>\nQ", "A", image=None), "Sample s1 has no image but 1 <image>"),
-        (record("Q", "see <image>"), "must stand in the first human turn"),
+        (record("Q", "see <image>"), "must stand in a human turn"),
+        (record("Q", "A", "<image>\nQ", "A"), "must stand in the first human turn"),
+        (record("<image>\nQ", "A", image=["a", "b"]), "Sample s1 has 2 images but 1 <image>"),
         (record("<image>\nQ", "A", "B"), r"roles must be .* they are: human, gpt, human\."),
         (record("<image>\nQ", "A", conversations=[{"from": "gtp", "value": "x"}]), "'gtp'. Did you mean 'gpt'"),
         (record("<image>\nQ", ""), "gpt turn has no text"),
-        (record("<image>\nQ", "A", image=["a", "b"]), '"image" must be one relative path'),
+        (record("<image>\nQ", "A", image=["a", 3]), '"image" must be a relative path or a list of them'),
         ({"image": "a.png"}, 'Sample number 7 has no "conversations"'),
     ],
 )
 def test_bad_samples_are_named(bad: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse_sample(bad, 7)
-
-
-def test_json_and_jsonl_hold_the_same(tmp_path: Path) -> None:
-    records = [record("<image>\nQ", "A"), record("Q", "A", image=None)]
-    (tmp_path / "a.json").write_text(json.dumps(records))
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert read_samples(tmp_path / "a.json") == read_samples(tmp_path / "a.jsonl") == records
-
-
-def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"missing\.json does not exist"):
-        read_samples(tmp_path / "missing.json")
-    (tmp_path / "b.json").write_text("[{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        read_samples(tmp_path / "b.json")
-    (tmp_path / "c.json").write_text("[]")
-    with pytest.raises(UserError, match="non-empty list"):
-        read_samples(tmp_path / "c.json")

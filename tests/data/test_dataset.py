@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from sparse_vlm.data.conversation_sources import FolderImages, Source
 from sparse_vlm.data.conversations import ChatFormat
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def dataset(folder: Path, chat: ChatFormat, *records: dict[str, Any], **options: Any) -> ConversationDataset:
-    return ConversationDataset(list(records), folder, chat, to_tensor, **options)
+    return ConversationDataset([Source("test", records, FolderImages(folder))], chat, to_tensor, **options)
 
 
 GOOD = record("<image>\nQ", "A")
@@ -32,8 +33,8 @@ GOOD = record("<image>\nQ", "A")
 def test_items_in_the_order_of_the_file(folder: Path, chat: ChatFormat) -> None:
     data = dataset(folder, chat, GOOD, record("Q", "A", image=None))
     assert len(data) == 2
-    assert torch.equal(data[0]["pixel_values"], to_tensor(Image.open(folder / "a.png")))
-    assert data[1]["pixel_values"] is None
+    assert torch.equal(data[0]["images"][0], to_tensor(Image.open(folder / "a.png")))
+    assert data[1]["images"] == []
 
 
 def test_errors_name_the_sample(folder: Path, chat: ChatFormat) -> None:
@@ -57,3 +58,20 @@ def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog
     assert "has one image but 0 <image>" in caplog.text
     with pytest.raises(UserError, match="None of the 2 samples is usable"):
         dataset(folder, chat, *bad, on_bad_sample="skip")
+
+
+def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
+    def source(name: str, weight: float) -> Source:
+        records = [record("Q", "A", image=None, id=f"{name}{index}") for index in range(4)]
+        return Source(name, records, FolderImages(folder), weight)
+
+    sources = [source("a", 2), source("b", 0.5), source("c", 1.25)]
+    datasets = [ConversationDataset(sources, chat, to_tensor, seed=seed) for seed in (0, 0, 1)]
+    names = [[entry.sample.id for entry in data.entries] for data in datasets]
+    assert names[0] == names[1] != names[2]
+    assert names[0][:8] == ["a0", "a1", "a2", "a3"] * 2
+    half, more = names[0][8:10], names[0][10:]
+    assert len(set(half)) == 2
+    assert half == sorted(half)
+    assert more[:4] == ["c0", "c1", "c2", "c3"]
+    assert len(more) == 5

@@ -1,6 +1,6 @@
 """The alignment stage end to end on a tiny VLM."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_vlm.vlm.build import load_vlm
+from tests.train.launch import ROOT, deepspeed
 from train import align
 from train.log import read_log
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def flags(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> list[str]:
@@ -34,7 +33,7 @@ def flags(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> list[s
 
 
 def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in read_log(out / "log.jsonl")]
+    return [line["loss"] for line in read_log(out / "log.jsonl") if "loss" in line]
 
 
 def changed(before: Path, after: Path) -> set[str]:
@@ -43,18 +42,6 @@ def changed(before: Path, after: Path) -> set[str]:
     assert old.keys() == new.keys()
     names = {part for name in old if not torch.equal(old[name], new[name]) for part in name.split(".")}
     return names & {"vision_tower", "multi_modal_projector", "language_model"}
-
-
-def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
-    """Processes on the CPU, as docs/training.md says."""
-    environment = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes), script, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -70,7 +57,9 @@ def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: 
         assert (tmp_path / "out" / name).read_text() == (vlm_dir / name).read_text()
     assert "frozen" in (tmp_path / "out" / "what_trains.txt").read_text()
     start, result = (load_vlm(folder)[0].config.to_dict() for folder in (vlm_dir, tmp_path / "out"))
-    assert result | {"_name_or_path": start["_name_or_path"]} == start
+    assert result["provenance"] == start["provenance"] | {"stages": [{"stage": "align", "data": ["captions.json"]}]}
+    assert result | {name: start[name] for name in ("_name_or_path", "provenance")} == start
+    assert "- align: captions.json" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_text_only_batches_neither_fail_nor_move_the_projector(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -86,6 +75,68 @@ def test_a_second_run_into_a_finished_directory_is_refused(
     (tmp_path / "config.json").write_text("{}")
     assert align.main(flags(vlm_dir, data_dir, tmp_path)) == 2
     assert "already holds a finished model" in capsys.readouterr().err
+
+
+def test_plain_captions_train(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", version="plain", max_steps=2)) == 0
+    template = "chat_template.jinja"
+    assert (tmp_path / "out" / template).read_text() == (vlm_dir / template).read_text(), "the model's own stays"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"version": "plane"}, "Unknown --version 'plane'. Did you mean 'plain'"),
+        ({"version": "plain", "independent_turns": True}, "--version plain knows no turns"),
+        ({"eval_strategy": "steps"}, "--eval_strategy steps needs held-out data: give --eval_data_path"),
+        ({"eval_data_path": "x.json"}, "--eval_data_path x.json is measured with --eval_strategy"),
+        ({"model_max_lenght": 3}, "Unknown argument 'model_max_lenght'. Did you mean 'model_max_length'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_a_sentence(
+    vlm_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    options: dict[str, object],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_checkpoints_hold_what_trains_and_tensorboard_the_curves(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an evaluation every second step, on images and text-only samples."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2, "eval_data_path": data_dir / "chats.json"}
+    options = {"max_steps": 4, "save_steps": 2, "keep_checkpoints": True, "report_to": "tensorboard", **evaluation}
+    assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 0
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    names = load_file(checkpoint / "trained.safetensors").keys()
+    assert names
+    assert all(name.startswith("model.multi_modal_projector.") for name in names)
+    assert not (checkpoint / "model.safetensors").exists()
+    bytes_of = {folder: sum(f.stat().st_size for f in folder.iterdir()) for folder in (checkpoint, vlm_dir)}
+    assert bytes_of[checkpoint] < 0.05 * bytes_of[vlm_dir]
+    evaluations = [line["eval_loss"] for line in read_log(tmp_path / "out" / "log.jsonl") if "eval_loss" in line]
+    assert len(evaluations) == 2
+    assert evaluations[1] != evaluations[0]
+    assert list((tmp_path / "curves").rglob("events.out.tfevents.*"))
+
+
+def test_a_mixture_trains_and_what_it_skips_is_written_down(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    bad = [{"id": "lost", "image": "lost.png", "conversations": []}]
+    (tmp_path / "bad.json").write_text(json.dumps(bad))
+    entries = [{"data_path": f"{data_dir}/{name}.json", "image_folder": str(data_dir)} for name in ("captions", "text")]
+    entries[1]["weight"] = 0.5  # type: ignore[assignment]
+    (tmp_path / "mixture.yaml").write_text(json.dumps([*entries, {"data_path": "bad.json"}]))
+    options = {"data_path": tmp_path / "mixture.yaml", "on_bad_sample": "skip", "per_device_train_batch_size": 1}
+    arguments = flags(vlm_dir, data_dir, tmp_path / "out", max_steps=-1, num_train_epochs=1, **options)
+    assert align.main(arguments) == 0
+    assert len(losses(tmp_path / "out")) == 6 + 3
+    assert (tmp_path / "out" / "skipped_samples.txt").read_text() == 'Sample lost has no "conversations" list.\n'
 
 
 @pytest.mark.slow

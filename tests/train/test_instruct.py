@@ -1,17 +1,22 @@
 """The instruction stage end to end on a tiny VLM: full, LoRA, tower tuning, ZeRO."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sparse_vlm.vlm.build import load_vlm
-from tests.train.test_align import changed, deepspeed, flags, losses
-from train import instruct
+from tests.train.launch import deepspeed
+from tests.train.test_align import changed, flags, losses
+from train import instruct, merge_lora
 
 # peft 0.21 asks transformers 5.23 for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
+QLORA = {**LORA, "bits": 4}
+FOCUSING = {"tune_focusing": True, "mm_focusing_lr": 2e-4}
 
 
 def run(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> set[str]:
@@ -35,9 +40,50 @@ def test_tower_tuning_has_its_own_rate(vlm_dir: Path, data_dir: Path, tmp_path: 
     assert [line.split()[-1] for line in table.splitlines()[1:]] == ["0.0002", "0", "0.001"]
 
 
-def test_lora_is_merged_into_a_plain_directory(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [{}, LORA])
+def test_the_focusing_part_alone_can_be_tuned(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]
+) -> None:
     out = tmp_path / "out"
-    assert run(vlm_dir, data_dir, out, **LORA) == {"language_model", "multi_modal_projector"}
+    everything = {"language_model", "vision_tower", "multi_modal_projector"}
+    assert run(vlm_dir, data_dir, out, **FOCUSING, **lora) == everything
+    old, new = (load_file(folder / "model.safetensors") for folder in (vlm_dir, out))
+    tower = {name: torch.equal(old[name], new[name]) for name in old if ".vision_tower." in name}
+    assert all(same for name, same in tower.items() if ".cortex." in name)
+    assert not all(same for name, same in tower.items() if ".focus." in name)
+    assert not all(same for name, same in tower.items() if ".stem." in name)
+    assert "focusing" in (out / "what_trains.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"bits": 4}, "--bits 4 freezes the language model: add --lora_enable True"),
+        ({"bits": 8}, "--bits must be 4 or 16, got 8"),
+        ({**QLORA, "quant_type": "nf5"}, "Unknown --quant_type 'nf5'"),
+        ({"mm_focusing_lr": 1e-3}, "--mm_focusing_lr needs --tune_focusing True"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_a_sentence(
+    vlm_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    options: dict[str, object],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = flags(vlm_dir, data_dir, tmp_path / "out", data_path=data_dir / "chats.json", **options)
+    assert instruct.main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora", [LORA, QLORA])
+def test_lora_is_merged_into_a_plain_directory(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]
+) -> None:
+    out = tmp_path / "out"
+    assert run(vlm_dir, data_dir, out, **lora) == {"language_model", "multi_modal_projector"}
     assert not list(out.glob("adapter*"))
     assert {path.name for path in vlm_dir.iterdir()} <= {path.name for path in out.iterdir()}
 
@@ -48,7 +94,32 @@ def test_independent_turns_train(vlm_dir: Path, data_dir: Path, tmp_path: Path) 
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
-@pytest.mark.parametrize("options", [{}, LORA])
+def test_a_checkpoint_of_an_adapter_is_small_and_merges_to_the_same_model(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, merged = tmp_path / "out", tmp_path / "merged"
+    run(vlm_dir, data_dir, out, save_steps=6, keep_checkpoints=True, **QLORA)
+    adapter = out / "checkpoint-6"
+    size = sum(file.stat().st_size for file in adapter.iterdir() if file.suffix != ".json")
+    assert size < 0.2 * (vlm_dir / "model.safetensors").stat().st_size
+    words = ["--model_name_or_path", str(vlm_dir), "--adapter", str(adapter), "--output_dir", str(merged)]
+    assert merge_lora.main(words) == 0
+    assert changed(out, merged) == set()
+    assert merge_lora.main([*words, "--dtype", "bfloat16"]) == 0
+    weights = load_file(merged / "model.safetensors")
+    assert {weights[name].dtype for name in weights if ".language_model." in name} == {torch.bfloat16}
+    words[3] = str(vlm_dir)
+    assert merge_lora.main(words) == 2
+    assert "holds no LoRA adapter" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    run(vlm_dir, data_dir, tmp_path / "kept", lora_dropout=0.0, **LORA)
+    run(vlm_dir, data_dir, tmp_path / "again", lora_dropout=0.0, activation_checkpointing=True, **LORA)
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, LORA, QLORA, FOCUSING])
 def test_an_interrupted_run_goes_on_to_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +139,7 @@ def _interrupted_trainer() -> type:
     """The stage's trainer, stopped as by Ctrl-C after step 5."""
     from transformers import TrainerCallback
 
-    from train.vlm import ConversationTrainer
+    from train.vlm_trainer import ConversationTrainer
 
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
@@ -84,16 +155,33 @@ def _interrupted_trainer() -> type:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, LORA])
+@pytest.mark.parametrize(("config", "options"), [("zero3", {}), ("zero3", LORA), ("zero3_offload", {})])
 def test_two_processes_with_zero3_follow_one_process(
-    vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, config: str, options: dict[str, object]
 ) -> None:
     """Tolerances as in test_align. Text-only samples and images lie side by side: a global batch has both."""
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "lora_dropout": 0.0, **options}
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
-    more |= {"deepspeed": "train/zero3.json", "num_processes": 2}
+    more |= {"deepspeed": f"train/{config}.json", "num_processes": 2}
     deepspeed("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
     load_vlm(tmp_path / "two", dtype=torch.float32)
     assert changed(vlm_dir, tmp_path / "two") == changed(vlm_dir, tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "options"), [("zero2", QLORA), ("zero3", {}), ("zero3", LORA)])
+def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, config: str, options: dict[str, object]
+) -> None:
+    """From a checkpoint that holds what trains; the tower is frozen."""
+    more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 2}
+    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "keep_checkpoints": True, **options}
+    out, halves = tmp_path / "out", tmp_path / "halves"
+    deepspeed("train/instruct.py", flags(vlm_dir, data_dir, out, **more), processes=1)
+    shutil.copytree(out / "checkpoint-2", halves / "checkpoint-2")
+    shutil.copy(out / "log.jsonl", halves)
+    deepspeed("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), processes=1)
+    assert losses(halves) == pytest.approx(losses(out), abs=1e-5)
+    assert changed(out, halves) == set()

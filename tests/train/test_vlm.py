@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -12,7 +13,8 @@ from sparse_vlm.data.conversations import encode, parse_sample
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from train.stage import StageArguments, what_trains
-from train.vlm import ConversationTrainer, DataArguments, ModelArguments, load, make_data, vlm_parts
+from train.vlm import DataArguments, ModelArguments, load, make_data, vlm_parts
+from train.vlm_trainer import ConversationTrainer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,8 @@ def data(
 ) -> tuple[ConversationDataset, ConversationCollator]:
     args = StageArguments(output_dir="unused", use_cpu=True)
     data_args = DataArguments(str(folder / file), str(folder), **options)
-    return make_data(data_args, args, *loaded, language=language)
+    made = make_data(data_args, args, *loaded, language=language)
+    return made.training, made.collator
 
 
 @torch.no_grad()
@@ -46,14 +49,14 @@ def test_independent_turns_equal_one_conversation_per_turn(
     out = loaded[0](**collate([dataset[i] for i in range(8)]))
     single, logits, losses = ConversationCollator(0), [], []
     for i in range(8):
-        sample = dataset.samples[i]
+        sample = dataset.entries[i].sample
         for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=True):
             text = question[1].removeprefix("<image>\n")
-            image = {"image": sample.image} if sample.image else {}
+            image = {"image": sample.images[0]} if sample.images else {}
             turns = [{"from": "human", "value": ("<image>\n" if image else "") + text}]
             record = {"id": "x", **image, "conversations": [*turns, {"from": "gpt", "value": answer[1]}]}
             row = encode(parse_sample(record, 0), dataset.chat)
-            one = loaded[0](**single([{"row": row, "pixel_values": dataset[i]["pixel_values"]}]))
+            one = loaded[0](**single([{"row": row, "images": dataset[i]["images"]}]))
             logits.append(one.logits)
             losses += [one.loss] * len(one.logits)
     assert len(logits) == 14
@@ -101,12 +104,64 @@ def test_independent_turns_need_sdpa(loaded: tuple[PreTrainedModel, ProcessorMix
         model.set_attn_implementation({"text_config": "sdpa"})
 
 
+def test_independent_turns_and_a_sliding_window_do_not_go_together(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded[0].config.get_text_config(), "sliding_window", 1000, raising=False)
+    with pytest.raises(UserError, match="sliding window of 1000 tokens: lower --model_max_length 2048"):
+        data(loaded, data_dir, "captions.json", independent_turns=True)
+
+
+def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
+    model = loaded[0]
+    parts = {part.name: part for part in vlm_parts(model, tower=None, focusing=2.0, projector=1.0, language=None)}
+    what_trains(model, list(parts.values()))
+    encoder = model.model.vision_tower.encoder
+    assert {part.learning_rate for part in parts.values()} == {2.0, 1.0, None}
+    assert all(p.requires_grad for part in (encoder.stem, encoder.focus) for p in part.parameters())
+    assert not any(p.requires_grad for p in encoder.cortex.parameters())
+
+
+def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    logits = []
+    for attention in ("sdpa", "eager"):
+        model, processor = load(ModelArguments(str(vlm_dir), attention), args)
+        assert model.config.get_text_config()._attn_implementation == attention
+        dataset, collate = data((model.eval(), processor), data_dir, "chats.json")
+        with torch.no_grad():
+            logits.append(model(**collate([dataset[i] for i in range(4)])).logits)
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="No attention 'flash_attention_2'"):
+        load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
+
+
+def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    gradients, runs = [], []
+    for again in (False, True):
+        model, processor = load(ModelArguments(str(vlm_dir)), args)
+        what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+        if again:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        dataset, collate = data((model, processor), data_dir, "chats.json")
+        calls: list[nn.Module] = []
+        layers = (model.model.language_model.layers[0].mlp, model.model.vision_tower.encoder.cortex.trunk.blocks[0])
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda module, *_, calls=calls: calls.append(module))
+        model.train()(**collate([dataset[i] for i in range(4)])).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        runs.append([calls.count(layer) for layer in layers])
+    assert runs == [[1, 1], [2, 2]]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_grouping_by_length_reads_no_image(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, collate = data(loaded, data_dir, "chats.json")
     lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
-    monkeypatch.setattr(dataset, "image_folder", Path("nowhere"))
+    monkeypatch.setattr("sparse_vlm.data.conversation_sources.open_image", None)
     args = StageArguments(
         output_dir="unused", use_cpu=True, train_sampling_strategy="group_by_length", per_device_train_batch_size=2
     )

@@ -1,4 +1,4 @@
-"""Any causal LM of transformers behind the projector: the same logits, loss, batches, several pictures, save and load."""
+"""Any causal LM of transformers behind the projector: its logits, loss, batches, several pictures, save and load."""
 
 from pathlib import Path
 from typing import Any

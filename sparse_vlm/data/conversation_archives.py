@@ -1,0 +1,145 @@
+"""Conversations with their pictures in one place: webdataset's tar files, tables of Hugging Face data sets."""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from webdataset.shardlists import expand_urls
+
+from sparse_vlm.data.hf_tables import open_rows
+from sparse_vlm.data.image_sets import cell_bytes
+from sparse_vlm.data.images import decode_image, readable_endings
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+
+Record = dict[str, Any]
+
+
+class Member(NamedTuple):
+    """A file inside a tar file that is not compressed."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Its content."""
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class ShardImages:
+    """Pictures inside tar files, read where they lie."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+
+    def add(self, member: Member) -> str:
+        """The name of one more picture."""
+        name = f"{member.name} of {member.shard}"
+        self.members[name] = member
+        return name
+
+    def check(self, name: str) -> None:
+        """Nothing: the names come from the tar files."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture as RGB. Raises UserError if it is damaged."""
+        return decode_image(self.members[name].read(), name)
+
+
+def read_shards(spec: str) -> tuple[list[Record], ShardImages]:
+    """The samples of local tar files: KEY.json, a LLaVA sample, and the pictures beside it in the order of their names.
+
+    Args:
+        spec: paths in webdataset's notation.
+
+    Raises:
+        UserError: a shard is missing, damaged or compressed, or a sample has no sound JSON.
+    """
+    records: list[Record] = []
+    images = ShardImages()
+    for shard in map(Path, expand_urls(spec)):
+        for key, files in _samples(shard).items():
+            endings = sorted(ending for ending in files if Path(f"x.{ending}").suffix in readable_endings())
+            record = _record(shard, key, files)
+            records.append({"id": key, **record, "image": [images.add(files[ending]) for ending in endings]})
+    if not records:
+        raise UserError(f"There are no samples in the shards {spec}.")
+    return records, images
+
+
+def _samples(shard: Path) -> dict[str, dict[str, Member]]:
+    """{key: {ending: file}} of a tar file."""
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:  # not compressed: its files can be read alone
+            for info in filter(tarfile.TarInfo.isreg, tar):
+                folder, slash, file = info.name.rpartition("/")
+                key, _, ending = file.partition(".")
+                member = Member(shard, info.name, info.offset_data, info.size)
+                samples.setdefault(folder + slash + key, {})[ending.lower()] = member
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise UserError(f"The shard {shard} cannot be read ({one_line(error)}).") from error
+    return samples
+
+
+def _record(shard: Path, key: str, files: dict[str, Member]) -> Record:
+    if "json" not in files:
+        raise UserError(f"The sample {key} of {shard} has no {key}.json; its files end in {', '.join(files)}.")
+    try:
+        record = json.loads(files["json"].read())
+    except ValueError as error:
+        raise UserError(f"{key}.json of {shard} is not valid JSON: {error}.") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{key}.json of {shard} must hold a LLaVA sample (an object).")
+    return record
+
+
+class TableImages:
+    """Pictures in the column `image` of a data set; a name is the row's number."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def check(self, name: str) -> None:
+        """Nothing: the names are the table's rows."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture as RGB. Raises UserError if it is damaged."""
+        return decode_image(cell_bytes(self.rows[int(name)]["image"], f"of row {name}"), f"of row {name}")
+
+
+def read_table(name: str) -> tuple[list[Record], TableImages]:
+    """The samples of a data set with the columns `conversations` and, where there are pictures, `image`.
+
+    Args:
+        name: NAME[:SPLIT] of the hub or a directory.
+
+    Raises:
+        UserError: it cannot be opened, or has no column `conversations`.
+    """
+    rows = open_rows(name)
+    if "conversations" not in rows.column_names:
+        raise unknown_choice(f"column of {name}; a column is missing:", "conversations", rows.column_names)
+    texts = rows.select_columns([column for column in ("id", "conversations") if column in rows.column_names])
+    records: list[Record] = [
+        {"id": f"row {index}", **{key: value for key, value in row.items() if value is not None}}
+        for index, row in enumerate(texts)
+    ]
+    images = rows.select_columns(["image"]) if "image" in rows.column_names else None
+    for index in _filled(images):
+        records[index]["image"] = str(index)
+    return records, TableImages(images)
+
+
+def _filled(images: Any) -> list[int]:
+    """The rows that have a picture; none is decoded."""
+    if images is None:
+        return []
+    batches = images.with_format("arrow").iter(batch_size=1000)
+    valid = [item for batch in batches for item in batch.column("image").is_valid().to_pylist()]
+    return [index for index, has in enumerate(valid) if has]

@@ -1,0 +1,160 @@
+"""Where conversations come from: LLaVA's JSON beside an image folder, webdataset shards, Hugging Face data sets, and
+mixtures of them in a YAML file. All by index: an epoch's samples are known, counted and checked before it begins.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from PIL import Image
+
+from sparse_vlm.data.images import open_image
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+
+Record = dict[str, Any]
+
+
+class Images(Protocol):
+    """The pictures that records name."""
+
+    def check(self, name: str) -> None:
+        """Raises UserError if there is no such picture. Reads none."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture as RGB. Raises UserError if it is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records in LLaVA's form, unchecked (`parse_sample` checks each), and their pictures.
+
+    Attributes:
+        name: for messages.
+        records: see sparse_vlm/data/conversations.py.
+        images: what the records' "image" names.
+        weight: how often a sample comes in an epoch; see `open_sources`.
+    """
+
+    name: str
+    records: Sequence[Record]
+    images: Images
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """An entry of a mixture file; relative paths start at the file's folder."""
+
+    data_path: str
+    image_folder: str = "."
+    weight: float = 1.0
+
+
+def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source]:
+    """Conversations from anywhere.
+
+    | data_path            | what                                                                            |
+    |----------------------|---------------------------------------------------------------------------------|
+    | FILE.json, .jsonl    | LLaVA's samples; "image" is relative to `image_folder`                          |
+    | wds:SHARDS           | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,  |
+    |                      | whose own "image" does not count) beside its pictures, KEY.jpg, or KEY.0.jpg …  |
+    | hf:NAME[:SPLIT]      | a data set with a column `conversations` and, for pictures, `image`             |
+    | FILE.yaml            | a mixture: a list of {data_path, image_folder, weight} of the above             |
+
+    A weight says how often each sample comes in an epoch: 2 twice, 0.5 a half of them (drawn once, by the seed), 1.25
+    all and a quarter again.
+
+    Args:
+        data_path: see the table.
+        image_folder: for JSON and JSONL.
+
+    Raises:
+        UserError: something is missing, unreadable, or not of this form.
+    """
+    if Path(data_path).suffix not in (".yaml", ".yml"):
+        return [_open_source(str(data_path), Path(image_folder))]
+    sources = []
+    for entry in read_mixture(Path(data_path)):
+        source = _open_source(entry.data_path, Path(data_path).parent / entry.image_folder, Path(data_path).parent)
+        sources.append(Source(source.name, source.records, source.images, entry.weight))
+    return sources
+
+
+def read_mixture(file: Path) -> list[MixtureEntry]:
+    """The entries of a mixture file.
+
+    Raises:
+        UserError: the file is missing or no list of entries; an entry has an unknown key, no data_path, or a weight
+            that is no positive number.
+    """
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"The mixture {file} cannot be read: {one_line(error)}") from error
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"The mixture {file} must be a list of entries (- data_path: …).")
+    known = [field.name for field in fields(MixtureEntry)]
+    for number, entry in enumerate(entries, start=1):
+        for key in entry:
+            if key not in known:
+                raise unknown_choice(f"key of entry {number} of the mixture {file}", str(key), known)
+        if not isinstance(entry.get("data_path"), str):
+            raise UserError(f"Entry {number} of the mixture {file} has no data_path.")
+        weight = entry.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise UserError(f"Entry {number} of the mixture {file} has the weight {weight!r}: a positive number.")
+    return [MixtureEntry(**entry) for entry in entries]
+
+
+def _open_source(data_path: str, image_folder: Path, base: Path = Path()) -> Source:
+    prefix, colon, name = data_path.partition(":")
+    if colon and prefix == "wds":
+        from sparse_vlm.data.conversation_archives import read_shards
+
+        return Source(data_path, *read_shards("::".join(str(base / part) for part in name.split("::"))))
+    if colon and prefix == "hf":
+        from sparse_vlm.data.conversation_archives import read_table
+
+        return Source(data_path, *read_table(str(base / name) if (base / name).is_dir() else name))
+    return Source(data_path, read_samples(base / data_path), FolderImages(image_folder))
+
+
+def read_samples(path: str | Path) -> list[Record]:
+    """The records of a LLaVA JSON (one list) or JSONL file.
+
+    Raises:
+        UserError: no such file, not JSON, or not a list of objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"The data file {path} does not exist. Check --data_path.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            records = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
+    return records
+
+
+class FolderImages:
+    """Files below a folder; a name is a path relative to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def check(self, name: str) -> None:
+        if not (self.folder / name).is_file():
+            raise UserError(
+                f"the image {self.folder / name} does not exist. Check --image_folder, or use --on_bad_sample skip."
+            )
+
+    def open(self, name: str) -> Image.Image:
+        return open_image(self.folder / name)

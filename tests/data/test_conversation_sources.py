@@ -1,0 +1,153 @@
+"""The same conversations from JSON, shards, tables and mixtures; what is wrong with them is named."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from sparse_vlm.data.conversation_sources import Source, open_sources, read_mixture, read_samples
+from sparse_vlm.data.conversations import parse_sample
+from sparse_vlm.errors import UserError
+from tests.data.test_conversations import record
+
+ONE = record("<image>\nWhat is it?", "red", image="0.png", id="one")
+TWO = record("<image> or <image>?", "the first", image=["0.png", "1.png"], id="two")
+NONE = record("Q", "A", image=None, id="none")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, colour in enumerate(("red", "green")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{index}.png")
+    (tmp_path / "all.json").write_text(json.dumps([ONE, TWO, NONE]))
+    return tmp_path
+
+
+def colours(source: Source) -> list[list[Any]]:
+    """Of the pictures of each sample."""
+    samples = [parse_sample(one, index) for index, one in enumerate(source.records)]
+    for sample in samples:
+        for name in sample.images:
+            source.images.check(name)
+    return [[source.images.open(name).getpixel((0, 0)) for name in sample.images] for sample in samples]
+
+
+RED, GREEN = (255, 0, 0), (0, 128, 0)
+
+
+def test_json(folder: Path) -> None:
+    (source,) = open_sources(folder / "all.json", folder)
+    assert colours(source) == [[RED], [RED, GREEN], []]
+
+
+def test_json_and_jsonl_hold_the_same(tmp_path: Path) -> None:
+    records = [ONE, NONE]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert read_samples(tmp_path / "a.json") == read_samples(tmp_path / "a.jsonl") == records
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.json does not exist"):
+        read_samples(tmp_path / "missing.json")
+    (tmp_path / "b.json").write_text("[{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_samples(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text("[]")
+    with pytest.raises(UserError, match="non-empty list"):
+        read_samples(tmp_path / "c.json")
+
+
+def write_shard(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def shard_files(folder: Path) -> dict[str, bytes]:
+    red, green = ((folder / f"{index}.png").read_bytes() for index in range(2))
+    texts = {name: json.dumps(one).encode() for name, one in (("one", ONE), ("two", TWO), ("none", NONE))}
+    one = {"a/one.json": texts["one"], "a/one.png": red}
+    return one | {"two.json": texts["two"], "two.1.png": green, "two.0.png": red, "none.json": texts["none"]}
+
+
+def test_webdataset_shards(folder: Path) -> None:
+    files = list(shard_files(folder).items())
+    write_shard(folder / "0.tar", dict(files[:2]))
+    write_shard(folder / "1.tar", dict(files[2:]))
+    (source,) = open_sources(f"wds:{folder}/{{0..1}}.tar", "unused")
+    assert [one["id"] for one in source.records] == ["one", "two", "none"]
+    assert colours(source) == [[RED], [RED, GREEN], []]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"x.png": b""}, r"The sample x of .* has no x\.json; its files end in png"),
+        ({"x.json": b"["}, r"x\.json of .* is not valid JSON"),
+        ({"x.json": b"[]"}, r"x\.json of .* must hold a LLaVA sample"),
+        ({}, "There are no samples in the shards"),
+    ],
+)
+def test_bad_shards_are_named(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
+    write_shard(tmp_path / "s.tar", files)
+    with pytest.raises(UserError, match=sentence):
+        open_sources(f"wds:{tmp_path}/s.tar", "unused")
+
+
+def test_a_damaged_picture_in_a_shard_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", {"x.json": json.dumps(ONE).encode(), "x.png": b"\x89PNG no"})
+    (source,) = open_sources(f"wds:{tmp_path}/s.tar", "unused")
+    with pytest.raises(UserError, match=r"The image x\.png of .*s\.tar cannot be read"):
+        colours(source)
+    with pytest.raises(UserError, match=r"missing\.tar cannot be read"):
+        open_sources(f"wds:{tmp_path}/missing.tar", "unused")
+
+
+def test_hugging_face_table(folder: Path) -> None:
+    cells = [{"bytes": (folder / "1.png").read_bytes(), "path": None}, None]
+    turns = [one["conversations"] for one in (ONE, NONE)]
+    text = datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")})
+    features = datasets.Features({"image": datasets.Image(), "conversations": text})
+    table = datasets.Dataset.from_dict({"image": cells, "conversations": turns}, features=features)
+    table.save_to_disk(folder / "table")
+    (source,) = open_sources(f"hf:{folder}/table", "unused")
+    assert colours(source) == [[GREEN], []]
+    table.remove_columns("conversations").save_to_disk(folder / "other")
+    with pytest.raises(UserError, match="'conversations'"):
+        open_sources(f"hf:{folder}/other", "unused")
+
+
+def test_mixture(folder: Path) -> None:
+    write_shard(folder / "s.tar", shard_files(folder))
+    (folder / "lists").mkdir()
+    mixture = folder / "lists" / "mixture.yaml"
+    mixture.write_text(
+        "- data_path: ../all.json\n  image_folder: ..\n  weight: 0.5\n- data_path: wds:../s.tar\n  weight: 2\n"
+    )
+    sources = open_sources(mixture, "unused")
+    assert [source.weight for source in sources] == [0.5, 2]
+    assert colours(sources[0]) == colours(sources[1]) == [[RED], [RED, GREEN], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data_path: a.json", "must be a list of entries"),
+        ("- data_path: a.json\n  wieght: 2", "Unknown key of entry 1 of the mixture .*'wieght'. Did you mean 'weight'"),
+        ("- weight: 2", "Entry 1 of the mixture .* has no data_path"),
+        ("- data_path: a.json\n  weight: 0", "has the weight 0: a positive number"),
+        ("- {", "cannot be read"),
+    ],
+)
+def test_bad_mixtures_are_named(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_mixture(tmp_path / "m.yaml")

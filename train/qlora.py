@@ -1,0 +1,59 @@
+"""QLoRA: the language model's frozen weights in 4 bits (bitsandbytes), under LoRA."""
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from sparse_vlm.errors import UserError, unknown_choice
+from train.stage import StageArguments
+
+KINDS = ("nf4", "fp4")
+# The vision tower's coordinates and the projector need their precision; the head is small beside the rest.
+WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConfig:
+    """How the language model is loaded.
+
+    Args:
+        kind: "nf4" or "fp4".
+        double: quantise the blocks' scales as well.
+        args: says in what precision the stage computes.
+
+    Raises:
+        UserError: unknown kind, or ZeRO-3, which would have to split packed weights.
+    """
+    if kind not in KINDS:
+        raise unknown_choice("--quant_type", kind, KINDS)
+    if is_deepspeed_zero3_enabled():
+        raise UserError("--bits 4 does not go together with ZeRO-3: use train/zero2.json.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=_compute_dtype(args),
+        llm_int8_skip_modules=WHOLE,
+    )
+
+
+def _compute_dtype(args: StageArguments) -> torch.dtype:
+    deepspeed: Any = args.deepspeed  # under DeepSpeed --bf16 is its own autocast, see StageArguments
+    if args.bf16 or (isinstance(deepspeed, dict) and deepspeed.get("torch_autocast", {}).get("enabled")):
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else torch.float32
+
+
+def keep_gradients_right(model: nn.Module) -> int:
+    """Forbids every 4-bit layer to repack its weights; returns how many layers there are.
+
+    In evaluation on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks them for speed, for good, and the backward pass
+    of the training that follows reads them as if they were not (it warns, and the gradients are wrong).
+    """
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)

@@ -1,0 +1,27 @@
+#!/bin/bash
+# LLaVA-1.5's first stage, with its numbers: the projector, on 558k captions, one epoch, 256 pictures a step.
+#   sparse-vlm build ENCODER_DIR lmsys/vicuna-7b-v1.5 built --chat_template llava_v1     (Qwen2.5: its own template)
+#   MODEL=built DATA=blip_laion_cc_sbu_558k.json IMAGES=images OUT=aligned GPUS=8 train/scripts/align.sh
+# GPUS: 1, 2, 4 or 8. Any flag of train/align.py may follow. In float32, Vicuna-7B's frozen weights alone are 28 GB on each GPU: with less
+# memory add --deepspeed train/zero3.json.
+set -euo pipefail
+
+exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../align.py" \
+    --deepspeed "$(dirname "$0")/../zero2.json" \
+    --num_processes "${GPUS:-8}" \
+    --model_name_or_path "$MODEL" \
+    --data_path "$DATA" \
+    --image_folder "$IMAGES" \
+    --output_dir "$OUT" \
+    --version plain \
+    --bf16 True \
+    --num_train_epochs 1 \
+    --per_device_train_batch_size 32 \
+    --gradient_accumulation_steps "$((8 / ${GPUS:-8}))" \
+    --learning_rate 1e-3 \
+    --weight_decay 0 \
+    --warmup_ratio 0.03 \
+    --model_max_length 2048 \
+    --dataloader_num_workers 4 \
+    --save_steps 500 \
+    "$@"

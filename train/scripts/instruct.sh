@@ -1,0 +1,27 @@
+#!/bin/bash
+# LLaVA-1.5's second stage, with its numbers: projector and language model, on 665k conversations, one epoch, 128 a step.
+#   MODEL=aligned DATA=llava_v1_5_mix665k.json IMAGES=images OUT=tuned GPUS=8 train/scripts/instruct.sh
+# GPUS: 1, 2, 4 or 8. Any flag of train/instruct.py may follow. Weights, gradients and AdamW's two moments take 16 bytes a parameter, so 112 GB
+# for 7B, split over the GPUs by ZeRO-3; with too little add --deepspeed train/zero3_offload.json.
+set -euo pipefail
+
+exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../instruct.py" \
+    --deepspeed "$(dirname "$0")/../zero3.json" \
+    --num_processes "${GPUS:-8}" \
+    --model_name_or_path "$MODEL" \
+    --data_path "$DATA" \
+    --image_folder "$IMAGES" \
+    --output_dir "$OUT" \
+    --bf16 True \
+    --num_train_epochs 1 \
+    --per_device_train_batch_size 16 \
+    --gradient_accumulation_steps "$((8 / ${GPUS:-8}))" \
+    --learning_rate 2e-5 \
+    --weight_decay 0 \
+    --warmup_ratio 0.03 \
+    --model_max_length 2048 \
+    --train_sampling_strategy group_by_length \
+    --activation_checkpointing True \
+    --dataloader_num_workers 4 \
+    --save_steps 500 \
+    "$@"

@@ -1,0 +1,12 @@
+#!/bin/bash
+# LLaVA-1.5's second stage with LoRA: instruct.sh with LLaVA's own numbers for it. QLoRA: add
+# --bits 4 --deepspeed train/zero2.json.
+set -euo pipefail
+
+exec "$(dirname "$0")/instruct.sh" \
+    --lora_enable True \
+    --lora_r 128 \
+    --lora_alpha 256 \
+    --mm_projector_lr 2e-5 \
+    --learning_rate 2e-4 \
+    "$@"
