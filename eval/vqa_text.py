@@ -5,6 +5,7 @@ the same slips. Sources: the VQA challenge's vqaEval.py; EvalAIAnswerProcessor o
 """
 
 import re
+from functools import lru_cache
 
 # The official tables list every misspelling; each is one of these words without one of its apostrophes ...
 _WITH_APOSTROPHES = """
@@ -37,6 +38,7 @@ def on_one_line(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(1 << 16)  # annotators mostly give the same answers
 def simplify(answer: str) -> str:
     """The VQA challenge's form of an answer: without punctuation and articles, numbers as digits, small letters.
 
