@@ -111,7 +111,7 @@ def measure(model_dirs: Sequence[Path], pictures: int) -> list[Measurement]:
     questions = {question.image: question for question in easy_vqa.load_questions(None, None)}
     if not 1 <= pictures <= len(questions):
         raise UserError(f"--pictures must lie in 1…{len(questions)}, got {pictures}.")
-    asked = [(open_image(path), questions[path].text) for path in list(questions)[:pictures] if path is not None]
+    asked = [(open_image(path), questions[path].text) for path in list(questions)[:pictures] if isinstance(path, Path)]
     contestants = []
     for directory in model_dirs:
         model, processor = load_vlm(directory)

@@ -20,8 +20,9 @@ class CudaIsCpu(TorchFunctionMode):
 
 
 def _here(value: Any) -> Any:
-    is_cuda = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cuda"
-    return torch.device("cpu") if is_cuda else value
+    if isinstance(value, str):
+        return "cpu" if value == "cuda" else value
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "cuda" else value
 
 
 def cuda_is_cpu() -> None:

@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sparse_vlm.data.images import open_image
@@ -64,25 +62,16 @@ def collect(paths: Paths) -> dict[str, Any]:
 
 def _compare(paths: Paths) -> list[dict[str, Any]]:
     """Visual tokens, seconds of an instruction-tuning step and of the first token: SparseFormer, then dense."""
-    rows = []
-    for name, root, timed in zip(
-        ("SparseFormer", "dense teacher"),
-        (paths.root, paths.dense_scores.parent),
-        _read(paths.first_token)["results"],
-        strict=True,
-    ):
-        lines = read_log(root / "model" / "log.jsonl")
-        pauses = [after["seconds"] - before["seconds"] for before, after in pairwise(lines)]
-        # the median: the first steps have no pictures, and checkpoints are written between some
-        rows.append(
-            {
-                "tower": name,
-                "visual_tokens": timed["visual_tokens"],
-                "step_seconds": median(pauses),
-                "first_token_seconds": timed["median_seconds"]["first_token"],
-            }
-        )
-    return rows
+    first_tokens, steps = _read(paths.first_token)["results"], _read(paths.step_time)["results"]
+    return [
+        {
+            "tower": name,
+            "visual_tokens": first_token["visual_tokens"],
+            "step_seconds": step["median_seconds"],
+            "first_token_seconds": first_token["median_seconds"]["first_token"],
+        }
+        for name, first_token, step in zip(("SparseFormer", "dense teacher"), first_tokens, steps, strict=True)
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:

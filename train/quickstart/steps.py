@@ -22,6 +22,7 @@ class Recipe:
     images_by_colour: int
     test_images: int | None
     save_steps: int
+    timed_batches: int
 
 
 FULL = Recipe(
@@ -33,6 +34,7 @@ FULL = Recipe(
     images_by_colour=720,
     test_images=None,
     save_steps=50,
+    timed_batches=8,
 )
 FAST = Recipe(
     teacher_steps=4,
@@ -43,6 +45,7 @@ FAST = Recipe(
     images_by_colour=4,
     test_images=10,
     save_steps=2,
+    timed_batches=1,
 )
 
 
@@ -88,6 +91,11 @@ class Paths:
         return self.root / "first_token.json"
 
     @property
+    def step_time(self) -> Path:
+        """Seconds of a training step of both models, with --compare."""
+        return self.root / "step_time.json"
+
+    @property
     def zero_shot(self) -> Path:
         """Accuracies of teacher and student."""
         return self.root / "zero_shot.json"
@@ -129,7 +137,7 @@ def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
     if compare:
         dense = paths.root / "dense"
         steps += _language_steps(paths, recipe, vision=paths.teacher, root=dense, prefix="dense_")
-        steps.append(_first_token(paths, dense / "model"))
+        steps += [_step_time(paths, recipe, dense / "built"), _first_token(paths, dense / "model")]
     return steps
 
 
@@ -164,6 +172,13 @@ def _zero_shot(paths: Paths) -> Step:
     arguments = ["-m", "eval.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
     arguments += ["--output", str(paths.zero_shot)]
     return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
+
+
+def _step_time(paths: Paths, recipe: Recipe, dense_built: Path) -> Step:
+    arguments = ["-m", "train.quickstart.step_time", "--models", str(paths.root / "built"), str(dense_built)]
+    arguments += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
+    arguments += ["--batches", str(recipe.timed_batches), "--output", str(paths.step_time)]
+    return Step("step_time", "Seconds of a training step, side by side", tuple(arguments), paths.step_time)
 
 
 def _first_token(paths: Paths, dense_model: Path) -> Step:
