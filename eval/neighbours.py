@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from eval.embeddings import embed_images, move_to
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.data.sources import open_images
 from sparse_vlm.encoder import SparseFormer
@@ -46,8 +45,9 @@ def closest_tokens(tokens: Tensor) -> Tensor:
     return similarity.flatten(1).amax(1)
 
 
-@torch.no_grad()
-def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int | None = None) -> dict[str, Any]:
+def compare(
+    teacher_spec: str, encoder_dir: Path, images: str, image_size: int | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Student against teacher on unlabelled images.
 
     Args:
@@ -55,6 +55,7 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
         encoder_dir: of `SparseFormer.save_pretrained`.
         images: see `open_images`.
         image_size: input side of the teacher in pixels, as it was bootstrapped with.
+        device: where both compute.
 
     Returns:
         "cosine" of the representations; "cosine_of_mean", what a student that always gives the teacher's mean would
@@ -67,6 +68,7 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
     """
     teacher = open_teacher(teacher_spec, image_size=image_size)
     student = SparseFormer.from_pretrained(encoder_dir)
+    move_to(device, teacher, student)
     latent: list[Tensor] = []
 
     def embed(pixels: Tensor) -> Tensor:
@@ -74,8 +76,11 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
         latent.append(closest_tokens(output.tokens[:, student.num_prefix_tokens :]))
         return output.pooled
 
-    seen_by_teacher = _embed(teacher, images, Transform(teacher.preprocessing), "teacher")
-    seen_by_student = _embed(embed, images, student.transform, "student")
+    def seen_by(encode: Callable[[Tensor], Tensor], transform: Transform, name: str) -> Tensor:
+        return embed_images(encode, open_images(images, transform, shuffle_buffer=0), device=device, name=name)
+
+    seen_by_teacher = seen_by(teacher, Transform(teacher.preprocessing), "teacher")
+    seen_by_student = seen_by(embed, student.transform, "student")
     if len(seen_by_teacher) < 6:
         raise UserError(f"{images} holds {len(seen_by_teacher)} images; five neighbours need at least 6.")
     near = [nearest(seen, 5) for seen in (seen_by_teacher, seen_by_student)]
@@ -89,13 +94,8 @@ def compare(teacher_spec: str, encoder_dir: Path, images: str, image_size: int |
     }
 
 
-def _embed(encode: Callable[[Tensor], Tensor], images: str, transform: Transform, name: str) -> Tensor:
-    loader = DataLoader(open_images(images, transform, shuffle_buffer=0), batch_size=32)
-    return torch.cat([encode(batch["pixel_values"]) for batch in tqdm(loader, name)])
-
-
 def _run(arguments: argparse.Namespace) -> None:
-    result = compare(arguments.teacher, arguments.encoder, arguments.images, arguments.image_size)
+    result = compare(arguments.teacher, arguments.encoder, arguments.images, arguments.image_size, arguments.device)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
     if arguments.output is not None:
@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
     parser.add_argument("--images", required=True, help="unlabelled held-out images: a folder, wds:SHARDS, …")
     parser.add_argument("--image_size", type=int, help="input side of the teacher in pixels, if not its own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     return exit_with_sentence(lambda: _run(arguments))

@@ -1,28 +1,33 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several folders of tests share. Whatever is slow to import is imported where it is used."""
+
+from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from open_clip.model import CLIP
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """The models are so small that two threads mostly wait for each other (twenty times slower on a busy machine)."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_config() -> SparseFormerConfig:
     """Bootstrapped, 6 latent tokens + CLS, two CLIP blocks of width 128, 64-pixel crops."""
+    from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormerConfig, StemConfig
+
     return SparseFormerConfig(
         StemConfig(8),
         FocusConfig("bootstrapped", tokens=6, width=64, heads=1, repeats=2),
@@ -34,6 +39,10 @@ def tiny_config() -> SparseFormerConfig:
 @pytest.fixture
 def tiny_encoder(tiny_config: SparseFormerConfig) -> SparseFormer:
     """A SparseFormer of `tiny_config` with seeded weights."""
+    import torch
+
+    from sparse_vlm.encoder import SparseFormer
+
     torch.manual_seed(0)
     return SparseFormer(tiny_config).eval()
 
@@ -50,12 +59,18 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2_gguf: Path) -> PreTrainedTokenizerBase:
     """SmolLM2's own tokenizer with its own chat template (about ten seconds, once per session)."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
 
 
 @pytest.fixture(scope="session")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random CLIP with a QuickGELU ViT of 6 blocks, in the directory format of open_clip."""
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
     model: dict[str, Any] = {
         "embed_dim": 24,
         "quick_gelu": True,
@@ -68,4 +83,43 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(CLIP(**model).state_dict(), directory / "open_clip_model.safetensors")
     config = {"model_cfg": model, "preprocess_cfg": preprocess}
     (directory / "open_clip_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
+    """A directory of `SparseFormer.save_pretrained`, 6 latent tokens + CLS."""
+    import torch
+
+    from sparse_vlm.encoder import SparseFormer
+
+    torch.manual_seed(0)
+    encoder = SparseFormer(tiny_config)
+    for parameter in encoder.parameters():  # as after some training: nothing at its exact initial zero
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    directory = tmp_path_factory.mktemp("encoder") / "encoder"
+    encoder.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def llm_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A random two-layer Llama with tied embeddings and SmolLM2's tokenizer."""
+    from tests.random_llama import random_llama
+
+    directory = tmp_path_factory.mktemp("llm")
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    llama = random_llama(len(smollm2_tokenizer), initializer_range=0.1, tie_word_embeddings=True, **ends)
+    llama.save_pretrained(directory)
+    smollm2_tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path, llm_dir: Path) -> Path:
+    """What `build_vlm` makes of the two."""
+    from sparse_vlm.vlm.build import build_vlm
+
+    directory = tmp_path_factory.mktemp("vlm") / "vlm"
+    build_vlm(encoder_dir, llm_dir, directory)
     return directory

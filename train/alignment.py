@@ -10,35 +10,32 @@ import torch
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_vlm.bootstrap import BootstrapTask
-from sparse_vlm.data.image_sets import IndexedImages
-from sparse_vlm.data.image_streams import ImageStream
-from sparse_vlm.data.loader import train_loader
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
+from train.image_trainer import ImageSource, ImageTrainer
 from train.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
-from train.stage import Part, StageTrainer
+from train.stage import Part
 
 logger = logging.getLogger(__name__)
-ImageSource = IndexedImages | ImageStream
 EMA_FILE = "ema.safetensors"
 
 
-class BootstrapTrainer(StageTrainer):
-    """StageTrainer that knows what student, teacher and alignment are.
+class BootstrapTrainer(ImageTrainer):
+    """ImageTrainer that knows what student, teacher and alignment are.
 
     - Each log line has the terms of the loss, the cosine and the images per second beside the loss.
     - `evaluate` measures alignment and RoIs on `eval_dataset`, and zero-shot accuracy; the best checkpoint is Trainer's
       (`load_best_model_at_end` by `eval_cosine`).
-    - A checkpoint also holds ema.safetensors (float32) and variant.json, which a resumed run must equal.
+    - A checkpoint also holds ema.safetensors (float32).
 
     Args:
         parts: as given to `what_trains`.
         task: the model.
-        images: to train on; their loader is `train_loader`, whose order a resumed run continues.
+        images: to train on.
         ema_decay: of the moving average of the student's weights (it rises to this value, timm's warm-up); None: off.
         zero_shot: labelled images; None: no zero-shot accuracy.
         **trainer: transformers' Trainer arguments.
@@ -54,8 +51,8 @@ class BootstrapTrainer(StageTrainer):
         zero_shot: ZeroShotTask | None = None,
         **trainer: Any,
     ) -> None:
-        super().__init__(parts, model=task, train_dataset=images, **trainer)
-        self.task, self.images, self.zero_shot = task, images, zero_shot
+        super().__init__(parts, images=images, model=task, **trainer)
+        self.task, self.zero_shot = task, zero_shot
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(task.student, ema_decay, use_warmup=True, dtype=torch.float32)
@@ -76,9 +73,6 @@ class BootstrapTrainer(StageTrainer):
         step = self.state.best_global_step if best else self.state.global_step
         kind = "the trained weights" if self.ema is None else f"the moving average (decay {self.ema.decay:g})"
         return f"{kind} of step {step}" + (" (best alignment)" if best else "")
-
-    def get_train_dataloader(self) -> DataLoader:
-        return train_loader(self.images, self.args, self.data_collator, self._train_batch_size)
 
     def compute_loss(
         self,
@@ -102,9 +96,6 @@ class BootstrapTrainer(StageTrainer):
             images = self._seen * self.args.world_size
             logs["images_per_second"] = round(images / (time.monotonic() - self._since), 2)
             self._since, self._seen = time.monotonic(), 0
-            if self.images.bad.policy == "skip":
-                unreadable = torch.tensor(self.images.unreadable, device=self.args.device)
-                logs["unreadable_images"] = int(self.accelerator.reduce(unreadable, "sum"))
         super().log(logs, start_time)
 
     def measure(self) -> dict[str, float]:
@@ -146,7 +137,8 @@ class BootstrapTrainer(StageTrainer):
 
     def variant(self) -> dict[str, Any]:
         parts = {part.name: sum(p.numel() for p in part.parameters) for part in self.parts}
-        return {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
+        own = {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
+        return super().variant() | own
 
     def restore(self, checkpoint: Path) -> None:
         super().restore(checkpoint)

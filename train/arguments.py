@@ -1,6 +1,6 @@
 """Command lines of the training scripts: an optional recipe file, then flags that override it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,27 @@ def read_recipe(file: str | Path, classes: Sequence[type]) -> dict[str, Any]:
         if name not in _names(classes):
             raise unknown_choice(f"argument in the recipe {file}", str(name), _names(classes))
     return values
+
+
+def check_ranges(arguments: object, ranges: Mapping[str, str]) -> None:
+    """Whether numbers lie where they must; None, a value that is not given, lies anywhere.
+
+    Args:
+        arguments: an object of an argument class.
+        ranges: name -> interval as in mathematics, e.g. "(0, 1]" or "[0, inf)".
+
+    Raises:
+        UserError: one does not.
+    """
+    for name, interval in ranges.items():
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        low, high = map(float, interval[1:-1].split(","))
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise UserError(f"--{name} must lie in {interval}, got {value:g}.")
 
 
 def _names(classes: Sequence[type]) -> list[str]:

@@ -14,25 +14,22 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file, as deepspeed does
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from PIL import Image
 from torch import nn
 from transformers import default_data_collator
 
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
-from sparse_vlm.data.sources import PREFIXES, augmentation, open_images
+from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
-from sparse_vlm.files import new_directory, write_json, write_text
+from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
-from train.alignment import BootstrapTrainer, ImageSource
+from train.alignment import BootstrapTrainer
 from train.arguments import parse_arguments
 from train.bootstrap_arguments import (
     ARGUMENTS,
@@ -42,9 +39,10 @@ from train.bootstrap_arguments import (
     ObjectiveArguments,
     StudentArguments,
 )
+from train.bootstrap_images import held_out_images, some_pictures, training_images
 from train.log import LOG_NAME, read_log
 from train.monitor import open_zero_shot_task
-from train.stage import Part, prepare, publish, refuse_zero3, run, what_trains
+from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
 
 logger = logging.getLogger(__name__)
 
@@ -116,14 +114,12 @@ def make_trainer(
     if images.zero_shot_data_path is not None and images.eval_data_path is None:
         raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
     parts = parts_of(task.student, report, args)
-    table = what_trains(task, parts)
     if args.process_index == 0:
-        logger.warning("%s\nWhat trains:\n%s", report, table)
-        write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
-    seed = args.seed if args.data_seed is None else args.data_seed
+        logger.warning("%s", report)
+    say_what_trains(task, parts, args)
     preprocessing, size = task.teacher.preprocessing, task.image_size
     crops = replace(preprocessing, crop=size, resize=max(size, preprocessing.resize))
-    dataset = training_images(images, augmentation(crops, images.min_crop_area), seed, images.shuffle_buffer)
+    dataset = training_images(images, augmentation(crops, images.min_crop_area), args.order_seed, images.shuffle_buffer)
     zero_shot = None
     if images.zero_shot_data_path is not None:
         zero_shot = open_zero_shot_task(
@@ -142,34 +138,6 @@ def make_trainer(
         images=dataset,
         eval_dataset=held_out_images(images, task.student.transform),
         data_collator=default_data_collator,
-    )
-
-
-def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
-    """The images of --data_path."""
-    return open_images(
-        images.data_path,
-        transform,
-        seed=seed,
-        on_bad_image=images.on_bad_image,
-        samples_per_epoch=images.samples_per_epoch,
-        image_column=images.image_column,
-        shuffle_buffer=shuffle_buffer,
-    )
-
-
-def held_out_images(images: ImageArguments, transform: Any) -> ImageSource | None:
-    """The images of --eval_data_path, always in the same order."""
-    if images.eval_data_path is None:
-        return None
-    # the training images may lie in a table while these lie in a folder, which has no columns
-    has_columns = images.eval_data_path.partition(":")[0] in PREFIXES
-    return open_images(
-        images.eval_data_path,
-        transform,
-        on_bad_image=images.on_bad_image,
-        image_column=images.image_column if has_columns else None,
-        shuffle_buffer=0,
     )
 
 
@@ -196,16 +164,6 @@ def bootstrap(
             alignment = {"alignment_cosine": measured.pop("cosine"), **measured, "weights": trainer.published()}
             write_json(directory / "alignment.json", alignment)
     publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
-
-
-def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:
-    """The first held-out pictures, or the first of all."""
-
-    def unchanged(image: Image.Image) -> Image.Image:
-        return image
-
-    source = held_out_images(images, unchanged) or training_images(images, unchanged, seed=0, shuffle_buffer=0)
-    return [item["pixel_values"] for item in islice(iter(source), count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ import torch
 
 from sparse_vlm.bootstrap.task import LossWeights
 from sparse_vlm.errors import UserError
-from train.stage import StageArguments
+from train.arguments import check_ranges
+from train.stage_arguments import StageArguments
 
 TEACHER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,6 +56,9 @@ class ImageArguments:
 
     data_path: str = field(metadata={"help": "a folder, wds:SHARDS, hf:NAME, …; labels are not used"})
     eval_data_path: str | None = field(default=None, metadata={"help": "held-out images for the alignment, the same"})
+    eval_samples: int | None = field(
+        default=None, metadata={"help": "so many of them, spread evenly; of a stream: the first"}
+    )
     zero_shot_data_path: str | None = field(default=None, metadata={"help": "a folder with a folder per class"})
     class_names: str | None = field(default=None, metadata={"help": "file, a name per class folder; default: ImageNet"})
     min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
@@ -62,6 +66,12 @@ class ImageArguments:
     samples_per_epoch: int | None = field(default=None, metadata={"help": "of a stream: images of an epoch"})
     image_column: str | None = field(default=None, metadata={"help": "column (hf) or ending (wds) of the images"})
     shuffle_buffer: int = field(default=1000, metadata={"help": "images that a reader of a stream shuffles among"})
+
+    def __post_init__(self) -> None:
+        at_least_one = {"eval_samples": "[1, inf)", "samples_per_epoch": "[1, inf)"}
+        if self.eval_samples is not None and self.eval_data_path is None:
+            raise UserError("--eval_samples is a number of held-out images: give --eval_data_path too.")
+        check_ranges(self, {**at_least_one, "min_crop_area": "(0, 1]", "shuffle_buffer": "[0, inf)"})
 
 
 @dataclass
@@ -102,10 +112,7 @@ class BootstrapTraining(StageArguments):
                 f"--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps is {self.save_steps:g}, "
                 f"--eval_steps {self.eval_steps:g}. Make them equal."
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema_decay must lie in [0, 1), got {self.ema_decay:g}.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer_decay must lie in (0, 1], got {self.layer_decay:g}.")
+        check_ranges(self, {"ema_decay": "[0, 1)", "layer_decay": "(0, 1]", "tuned_lr_scale": "[0, inf)"})
 
 
 ARGUMENTS = (StudentArguments, ImageArguments, ObjectiveArguments, BootstrapTraining)

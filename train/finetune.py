@@ -11,8 +11,7 @@ Output: OUT is an encoder directory whose `pooled` are the logits, plus classes.
 
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +22,24 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from sparse_vlm.data.labels import LabelledImages, Labels, read_class_folders, read_label_table
-from sparse_vlm.data.loader import train_loader
 from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
+from sparse_vlm.recompute import recompute_blocks
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
 from train.arguments import parse_arguments
 from train.classification import auroc_of, top_1
-from train.stage import Part, StageArguments, StageTrainer, prepare, publish, refuse_zero3, run, what_trains
+from train.finetune_arguments import FinetuneArguments
+from train.image_trainer import ImageTrainer
+from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
+from train.stage_arguments import StageArguments
 
 logger = logging.getLogger(__name__)
 CLASSES_FILE, METRICS_FILE = "classes.json", "metrics.json"
-
-
-@dataclass
-class FinetuneArguments:
-    """Encoder, data and regularisation; the names are timm's where timm has one."""
-
-    encoder: str = field(metadata={"help": "encoder directory (`SparseFormer.save_pretrained`)"})
-    data_path: str = field(metadata={"help": "a folder with a folder per class; with --label_file: the image folder"})
-    label_file: str | None = field(default=None, metadata={"help": "CSV: image, then 0 or 1 per class (multi-label)"})
-    eval_data_path: str | None = field(default=None, metadata={"help": "the same for held-out images"})
-    eval_label_file: str | None = field(default=None, metadata={"help": "the same for held-out images"})
-    on_bad_image: str = field(default="error", metadata={"help": "error | skip (counted and reported)"})
-    layer_decay: float = field(default=0.75, metadata={"help": "a layer's learning rate, times that of the next"})
-    drop_path: float = field(default=0.1, metadata={"help": "stochastic depth of the last block"})
-    drop: float = field(default=0.0, metadata={"help": "dropout before the head"})
-    smoothing: float = field(default=0.1, metadata={"help": "label smoothing"})
-    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
-    rand_augment_ops: int = field(default=2, metadata={"help": "RandAugment's operations per image; 0: off"})
-    rand_augment_magnitude: int = field(default=9, metadata={"help": "their strength, 0 … 30"})
-    reprob: float = field(default=0.0, metadata={"help": "random erasing: share of the images"})
-    mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: off"})
-    cutmix: float = field(default=0.0, metadata={"help": "alpha of cutmix; 0: off"})
 
 
 class FinetuneTask(nn.Module):
@@ -77,6 +56,15 @@ class FinetuneTask(nn.Module):
         super().__init__()
         self.model, self.several, self.smoothing, self.mixup = model, several, smoothing, mixup
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """What transformers' Trainer calls, see `recompute_blocks`."""
+        recompute_blocks(self.model.cortex, activation_checkpointing_kwargs, every_n_layers, offload)
+
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """float[B, 3, H, W] and int64[B] or float[B, K] -> {"loss": float[], "logits": float[B, K]}."""
         smoothing = self.smoothing if self.training else 0.0
@@ -91,18 +79,32 @@ class FinetuneTask(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-class FinetuneTrainer(StageTrainer):
-    """StageTrainer whose order and augmentation a resumed run continues, with the same classes and encoder."""
+class FinetuneTrainer(ImageTrainer):
+    """ImageTrainer that goes on with the same classes and encoder only.
 
-    def get_train_dataloader(self) -> DataLoader:
-        assert isinstance(self.train_dataset, LabelledImages)
-        return train_loader(self.train_dataset, self.args, self.data_collator, self._train_batch_size)
+    Args:
+        parts: as given to `what_trains`.
+        task: the model.
+        images: to train on.
+        held_out: to measure with; None: nothing is measured.
+        **trainer: transformers' Trainer arguments.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        task: FinetuneTask,
+        images: LabelledImages,
+        held_out: LabelledImages | None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(parts, images=images, model=task, eval_dataset=held_out, **trainer)
+        self.task, self.labels, self.held_out = task, images.labels, held_out
 
     def variant(self) -> dict[str, Any]:
-        assert isinstance(self.train_dataset, LabelledImages)
-        task: Any = self.model
-        labels = self.train_dataset.labels
-        return {"classes": labels.classes, "several_per_image": labels.several, "encoder": task.model.config.to_dict()}
+        labels = {"classes": self.labels.classes, "several_per_image": self.labels.several}
+        return super().variant() | labels | {"encoder": self.task.model.config.to_dict()}
 
 
 def parts_of(model: TimmSparseFormer, learning_rate: float, layer_decay: float) -> list[Part]:
@@ -171,12 +173,14 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
         UserError: data, encoder or settings are wrong.
     """
     labels, held_out = read_labels(arguments)
+    if args.eval_strategy != "no" and held_out is None:
+        raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
     mixup = make_mixup(arguments, labels, args)
     model = create_from_directory(arguments.encoder, drop_rate=arguments.drop, drop_path_rate=arguments.drop_path)
     model.reset_classifier(len(labels.classes))
     task = FinetuneTask(model, several=labels.several, smoothing=arguments.smoothing, mixup=mixup)
     parts = parts_of(model, args.learning_rate, arguments.layer_decay)
-    logger.warning("What trains:\n%s", what_trains(task, parts))
+    say_what_trains(task, parts, args)
     preprocessing = model.config.preprocessing
     transform = augmentation(
         preprocessing,
@@ -188,10 +192,10 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
     bad = arguments.on_bad_image
     return FinetuneTrainer(
         parts,
-        model=task,
+        task=task,
         args=args,
-        train_dataset=LabelledImages(labels, transform, seed=args.seed, on_bad_image=bad),
-        eval_dataset=held_out and LabelledImages(held_out, Transform(preprocessing), on_bad_image=bad),
+        images=LabelledImages(labels, transform, seed=args.order_seed, on_bad_image=bad),
+        held_out=None if held_out is None else LabelledImages(held_out, Transform(preprocessing), on_bad_image=bad),
         data_collator=default_data_collator,
         compute_metrics=auroc_of(labels.classes) if labels.several else top_1,
     )
@@ -201,21 +205,21 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
     """Runs the stage."""
     prepare(args)
     refuse_zero3()
-    trainer: Any = make_trainer(arguments, args)
+    trainer = make_trainer(arguments, args)
     run(trainer)
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None else None
+    metrics = None if trainer.held_out is None else trainer.evaluate()
     if args.process_index != 0:
         return
-    labels = trainer.train_dataset.labels
+    labels = trainer.labels
     saved = Path(args.output_dir) / ".finished"
     with new_directory(saved) as directory:
-        trainer.model.model.save_pretrained(directory)
+        trainer.task.model.save_pretrained(directory)
         write_json(directory / CLASSES_FILE, {"classes": labels.classes, "several_per_image": labels.several})
-        if metrics is not None:
+        if trainer.held_out is not None and metrics is not None:
             chosen = {
                 name.removeprefix("eval_"): metrics[name] for name in metrics if "auroc" in name or "top1" in name
             }
-            write_json(directory / METRICS_FILE, chosen | {"images": len(trainer.eval_dataset)})
+            write_json(directory / METRICS_FILE, chosen | {"images": len(trainer.held_out)})
     publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -71,7 +72,8 @@ class ImageFolder(IndexedImages):
         on_bad_image: str = "error",
     ) -> None:
         super().__init__(transform, seed, on_bad_image)
-        self.paths = image_paths(folder)
+        # An array: of a million objects each data worker would get a copy, merely by counting references to them.
+        self.paths = np.array([str(path) for path in image_paths(folder)])
 
     def __len__(self) -> int:
         return len(self.paths)

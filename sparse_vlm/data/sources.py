@@ -16,7 +16,8 @@ from sparse_vlm.encoder.preprocessing import INTERPOLATIONS
 from sparse_vlm.errors import UserError, unknown_choice
 
 Transform = Callable[[Image.Image], Tensor]
-PREFIXES = ("hf", "hf-stream", "wds", "wds-resampled")
+STREAMS = ("hf-stream", "wds", "wds-resampled")
+PREFIXES = ("hf", *STREAMS)
 
 
 def open_images(
@@ -75,8 +76,8 @@ def open_images(
     images = samples_per_epoch or images
     if images is None:
         raise UserError(
-            f"{spec} does not say how many images it holds: give --samples_per_epoch. An epoch is how often the order "
-            "is drawn anew, and the most that a resumed run reads again."
+            f"{spec} does not say how many images it holds: give --samples_per_epoch (held-out images: --eval_samples)."
+            " An epoch is how often the order is drawn anew, and the most that a resumed run reads again."
         )
     return ImageStream(
         shards,
@@ -132,7 +133,7 @@ def augmentation(
 def _refuse_stream_settings(spec: str, samples_per_epoch: int | None) -> None:
     if samples_per_epoch is not None:
         raise UserError(
-            f"--samples_per_epoch {samples_per_epoch} is for streams ({', '.join(PREFIXES[1:])}): an epoch of {spec} "
+            f"--samples_per_epoch {samples_per_epoch} is for streams ({', '.join(STREAMS)}): an epoch of {spec} "
             "is all its images. Leave it out."
         )
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from sparse_vlm.data import easy_vqa
-from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm, load_vlm
+from tests.random_llama import random_llama
 
 TEMPLATE = (
     "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
@@ -19,31 +19,17 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
-def vlm_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
-    """A directory of `build_vlm`: a random Llama of width 48 and a tokenizer made from easy-VQA's questions."""
+def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
+    """A directory of `build_vlm`: a random Llama and a tokenizer made from easy-VQA's questions."""
     folder = tmp_path_factory.mktemp("vlm")
-    torch.manual_seed(0)
-    SparseFormer(tiny_config).save_pretrained(folder / "encoder")
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder / "llm")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    llama = LlamaForCausalLM(config)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, **ends)
     with torch.no_grad():  # so that about every third answer ends by itself
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder / "llm")
-    build_vlm(folder / "encoder", folder / "llm", folder / "tiny-vlm", chat_template=TEMPLATE)
+    build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=TEMPLATE)
     return folder / "tiny-vlm"
 
 

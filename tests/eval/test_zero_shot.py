@@ -1,7 +1,6 @@
 """Zero-shot classification with a real open_clip text side, a real teacher and its SparseFormer."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import open_clip
@@ -12,42 +11,29 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from eval.zero_shot import accuracy, easy_vqa_images, embed_images, main
+from eval.zero_shot import accuracy, easy_vqa_images, main
 from sparse_vlm.data.images import open_image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
 
 
 def test_the_classes_of_the_real_test_images() -> None:
-    paths, labels, captions = easy_vqa_images("test")
-    assert len(paths) == len(labels) == 888
-    assert len(set(captions)) == 24
-    assert set(Counter(labels)) == set(range(24))
-    assert all(path.is_file() for path in paths)
-    assert captions[0] == "a black circle"
-
-
-def test_embeddings_of_an_encoder(tiny_encoder: SparseFormer) -> None:
-    """In batches as one by one, of unit length, with the encoder's own preprocessing."""
-    paths = easy_vqa_images("test")[0][:5]
-    found = embed_images(
-        lambda images: tiny_encoder(images).pooled, paths, tiny_encoder.config.preprocessing, batch_size=2
-    )
-    with torch.inference_mode():
-        single = [tiny_encoder(tiny_encoder.transform(open_image(path))[None]).pooled[0] for path in paths]
-    torch.testing.assert_close(found, F.normalize(torch.stack(single), dim=-1), atol=1e-5, rtol=1e-4)
-    with pytest.raises(UserError, match=r"absent\.png does not exist"):
-        embed_images(lambda images: images, [Path("absent.png")], tiny_encoder.config.preprocessing)
+    labels = easy_vqa_images("test")
+    assert len(labels.paths) == len(labels.values) == 888
+    assert len(set(labels.classes)) == 24
+    assert set(labels.values.tolist()) == set(range(24))
+    assert all(path.is_file() for path in labels.paths)
+    assert labels.classes[0] == "a black circle"
 
 
 def test_accuracy_counts_the_nearest_class() -> None:
     classes = torch.eye(3)
-    images = F.normalize(torch.tensor([[2.0, 1, 0], [0, 1, 0.9], [0, 1, 2], [1, 0, 0]]), dim=-1)
-    score = accuracy(images, classes, [0, 1, 2, 1])
+    images, labels = torch.tensor([[2.0, 1, 0], [0, 1, 0.9], [0, 1, 2], [1, 0, 0]]), torch.tensor([0, 1, 2, 1])
+    score = accuracy(images, classes, labels)
     assert (score.value, score.count) == (0.75, 4)
     assert score.interval[0] < 0.75 < score.interval[1]
     with pytest.raises(UserError, match="3 channels, text embeddings 4"):
-        accuracy(images, torch.eye(4), [0, 1, 2, 1])
+        accuracy(images, torch.eye(4), labels)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +63,12 @@ def test_teacher_and_student_are_compared(
 
     clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_dir}")
     clip.eval()
-    paths, labels, captions = easy_vqa_images("test")
+    labels = easy_vqa_images("test")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{clip_dir}")
     with torch.inference_mode():
-        classes = F.normalize(clip.encode_text(open_clip.get_tokenizer(f"local-dir:{clip_dir}")(captions)), dim=-1)
-        images = F.normalize(clip.encode_image(torch.stack([preprocess(open_image(p)) for p in paths])), dim=-1)
-    assert result["teacher"] == pytest.approx(accuracy(images, classes, labels).value, abs=2 / 888)
+        classes = F.normalize(clip.encode_text(tokenize(list(labels.classes))), dim=-1)
+        images = clip.encode_image(torch.stack([preprocess(open_image(path)) for path in labels.paths]))
+    assert result["teacher"] == pytest.approx(accuracy(images, classes, labels.values).value, abs=2 / 888)
 
 
 def test_a_teacher_without_a_text_side_is_refused(

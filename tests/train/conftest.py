@@ -1,40 +1,15 @@
-"""A tiny real VLM and a tiny data set in LLaVA's format, for the stages."""
+"""Tiny data sets for the stages, and an uninterrupted bootstrap."""
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers.integrations import HfDeepSpeedConfig
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.vlm.build import build_vlm
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
-
-
-@pytest.fixture(scope="session")
-def vlm_dir(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_config: SparseFormerConfig,
-    smollm2_tokenizer: PreTrainedTokenizerBase,
-) -> Path:
-    """A directory of `build_vlm` with a random Llama of width 48 behind SmolLM2's tokenizer."""
-    folder = tmp_path_factory.mktemp("vlm")
-    torch.manual_seed(0)
-    SparseFormer(tiny_config).save_pretrained(folder / "encoder")
-    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "tie_word_embeddings": True}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(smollm2_tokenizer), **sizes, **heads, **ends))
-    llama.save_pretrained(folder / "llm")
-    smollm2_tokenizer.save_pretrained(folder / "llm")
-    build_vlm(folder / "encoder", folder / "llm", folder / "vlm", seed=0)
-    return folder / "vlm"
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +36,48 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of noise in two folders."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for index in range(8):
+        (folder / str(index % 2)).mkdir(exist_ok=True)
+        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / str(index % 2) / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_shards(tmp_path_factory: pytest.TempPathFactory, images: Path) -> str:
+    """The same pictures in three webdataset shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    files = sorted(images.rglob("*.png"))
+    for number in range(3):
+        with tarfile.open(folder / f"{number}.tar", "w") as shard:
+            for file in files[number::3]:
+                shard.add(file, file.name)
+    return f"wds:{folder}/{{0..2}}.tar"
+
+
+@pytest.fixture(scope="session")
+def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted bootstrap on them, with a checkpoint of each step."""
+    from tests.train.bootstrap_runs import RESUMABLE, arguments
+    from train.bootstrap import main
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    options = {**RESUMABLE, "save_steps": 1, "keep_checkpoints": True, "save_total_limit": 9}
+    assert main(arguments(clip_dir, images, out, eval_data_path=images, **options)) == 0
+    return out
+
+
 @pytest.fixture
 def zero3() -> Iterator[None]:
     """As transformers has it after --deepspeed train/zero3.json."""
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
     yield
     del config

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparse_vlm.errors import UserError
-from train.arguments import parse_arguments
+from train.arguments import check_ranges, parse_arguments
 
 
 @dataclass
@@ -95,3 +95,21 @@ def test_an_unknown_flag_is_a_sentence() -> None:
         parse("--dish", "soup", "--spoon=2")
     with pytest.raises(UserError, match=r"Unknown argument 'spoon'\. Did you mean 'spoons'"):
         parse("--dish", "soup", "--spoon", "2")
+
+
+@pytest.mark.parametrize("interval", ["[1, 2]", "(0.9, 2)", "[1, inf)", "(-inf, 1]"])
+def test_a_number_in_its_range_passes(interval: str) -> None:
+    check_ranges(Kitchen("soup", spoons=1.0), {"spoons": interval})
+
+
+@pytest.mark.parametrize("interval", ["(1, 2]", "[0, 1)", "[1.5, inf)", "(-inf, 0]"])
+def test_a_number_outside_its_range_is_a_sentence(interval: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_ranges(Kitchen("soup", spoons=1.0), {"spoons": interval})
+    assert str(caught.value) == f"--spoons must lie in {interval}, got 1."
+
+
+def test_a_number_that_is_not_given_lies_anywhere() -> None:
+    kitchen = Kitchen("soup")
+    kitchen.spoons = None  # type: ignore[assignment]
+    check_ranges(kitchen, {"spoons": "[1, 2]"})

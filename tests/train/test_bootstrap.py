@@ -1,47 +1,20 @@
-"""train/bootstrap.py: images and a teacher become an encoder directory; resume, processes, moving average, errors."""
+"""train/bootstrap.py: images and a teacher become an encoder directory; moving average, best checkpoint, errors."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import tarfile
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.encoder import SparseFormer
-from tests.train.test_align import ROOT, deepspeed
-from train.alignment import BootstrapTrainer
-from train.arguments import parse_arguments
-from train.bootstrap import main, make_task, make_trainer
-from train.bootstrap_arguments import ARGUMENTS
+from tests.train.bootstrap_runs import RESUMABLE, arguments, evaluated, flags, make, trained, weights
+from train.bootstrap import main
 from train.log import read_log
-
-Line = dict[str, float]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of noise in two folders."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for index in range(8):
-        (folder / str(index % 2)).mkdir(exist_ok=True)
-        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / str(index % 2) / f"{index}.png")
-    return folder
 
 
 @pytest.fixture
@@ -49,50 +22,6 @@ def names(tmp_path: Path) -> Path:
     file = tmp_path / "names.txt"
     file.write_text("cat\ndog\n")
     return file
-
-
-def arguments(teacher: Path, images: Path, out: Path, **options: Any) -> list[str]:
-    """The command line of a short run on the CPU."""
-    values = {
-        "teacher": teacher,
-        "data_path": images,
-        "output_dir": out,
-        "tokens": 4,
-        "focus_repeats": 2,
-        "stem_channels": 8,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_steps": 4,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return flags({**values, **options})
-
-
-def flags(values: dict[str, Any]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
-def trained(out: Path) -> list[Line]:
-    """The log's lines of training steps, without what differs from run to run."""
-    lines = [line for line in read_log(out / "log.jsonl") if "loss" in line]
-    return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
-
-
-def evaluated(out: Path) -> list[Line]:
-    lines = [line for line in read_log(out / "log.jsonl") if "eval_cosine" in line]
-    return [{name: line[name] for name in line if name != "seconds"} for line in lines]
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    return load_file(out / "model.safetensors")
-
-
-def make(command: list[str]) -> BootstrapTrainer:
-    """The trainer of a command line."""
-    student, sources, objective, args = parse_arguments(ARGUMENTS, command)
-    return make_trainer(*make_task(student, objective), sources, args)
 
 
 def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names: Path, tmp_path: Path) -> None:
@@ -132,6 +61,23 @@ def test_drop_last_is_for_training_only(clip_dir: Path, images: Path, tmp_path: 
     trainer = make(arguments(clip_dir, images, tmp_path, eval_data_path=images, **options))
     assert trainer.measure()["images"] == 8
     assert [len(batch["pixel_values"]) for batch in trainer.get_train_dataloader()] == [3, 3]
+
+
+def test_persistent_workers_measure_both_held_out_sets(
+    clip_dir: Path, images: Path, names: Path, tmp_path: Path
+) -> None:
+    options = {"eval_data_path": images, "zero_shot_data_path": images, "class_names": names}
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    measured = [make(arguments(clip_dir, images, tmp_path, **options, **more)).measure() for more in ({}, workers)]
+    assert measured[0] == pytest.approx(measured[1])
+
+
+def test_checkpointed_activations_give_the_same_curve(
+    clip_dir: Path, images: Path, whole: Path, tmp_path: Path
+) -> None:
+    options = {**RESUMABLE, "eval_data_path": images, "activation_checkpointing": True}
+    assert main(arguments(clip_dir, images, tmp_path, **options)) == 0
+    assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-5)
 
 
 def test_frozen_weights_stay_and_the_others_move(clip_dir: Path, images: Path, tmp_path: Path) -> None:
@@ -200,109 +146,12 @@ def test_the_best_checkpoint_is_published(clip_dir: Path, images: Path, tmp_path
     assert alignment["alignment_cosine"] == pytest.approx(cosines[best], abs=1e-5)
 
 
-RESUMABLE: dict[str, Any] = {"max_steps": 5, "save_steps": 2, "ema_decay": 0.9, "eval_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run; its epochs have two steps, so that checkpoint 3 would lie within one."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    options = {**RESUMABLE, "save_steps": 1, "keep_checkpoints": True, "save_total_limit": 9}
-    assert main(arguments(clip_dir, images, out, eval_data_path=images, **options)) == 0
-    return out
-
-
-def assert_same(out: Path, whole: Path) -> None:
-    """The same curve, evaluations and weights, bit by bit."""
-    assert trained(out) == trained(whole)
-    assert evaluated(out) == evaluated(whole)
-    expected = weights(whole)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(out).items())
-
-
-@pytest.mark.parametrize("step", [2, 3, 5])
-def test_any_checkpoint_goes_on_to_the_same_curve(
-    step: int, clip_dir: Path, images: Path, whole: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    shutil.copy(whole / "log.jsonl", tmp_path / "log.jsonl")
-    assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE)) == 0
-    assert_same(tmp_path, whole)
-
-
-def test_kill_9_while_a_checkpoint_is_written_loses_only_the_steps_since_the_last(
-    clip_dir: Path, images: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The process dies with half an optimizer.pt in checkpoint-4: the run goes on from checkpoint-2."""
-    script = textwrap.dedent("""
-        import os, signal, sys
-        from pathlib import Path
-        from train import bootstrap
-        from train.alignment import BootstrapTrainer
-
-        class Killed(BootstrapTrainer):
-            def _save_optimizer_and_scheduler(self, output_dir):
-                super()._save_optimizer_and_scheduler(output_dir)
-                if self.state.global_step == 4:
-                    file = Path(output_dir) / "optimizer.pt"
-                    os.truncate(file, file.stat().st_size // 2)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        bootstrap.BootstrapTrainer = Killed
-        bootstrap.main(sys.argv[1:])
-    """)
-    command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE)
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: two add up in another order
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *command], cwd=ROOT, env=one_thread, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (tmp_path / "checkpoint-4/optimizer.pt").exists()
-    assert not (tmp_path / "config.json").exists()
-    assert main(command) == 0
-    assert f"Going on from {tmp_path / 'checkpoint-2'}" in caplog.text
-    assert f"Removing the incomplete checkpoint {tmp_path / 'checkpoint-4'}" in caplog.text
-    assert_same(tmp_path, whole)
-
-
 def test_accumulated_batches_are_one_batch(clip_dir: Path, images: Path, whole: Path, tmp_path: Path) -> None:
     """Two batches of 2 for one of 4, with clipping; the sums run in another order."""
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)) == 0
     assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-4)
     assert all(line["grad_norm"] > 1 for line in trained(tmp_path))  # transformers clips to 1
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tokens": 9}, "its student.focus.tokens is 4, this run's 9"),
-        ({"tune_blocks": 1}, "its parts.inherited, frozen is 399872, this run's 598144"),
-        ({"ema_decay": None}, "its ema is True, this run's False"),
-    ],
-)
-def test_a_checkpoint_of_another_variant_is_a_sentence(
-    clip_dir: Path,
-    images: Path,
-    whole: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: dict[str, Any],
-    sentence: str,
-) -> None:
-    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
-    values = {name: value for name, value in {**RESUMABLE, **options}.items() if value is not None}
-    assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **values)) == 2
-    assert f"checkpoint-2 is of another variant: {sentence}" in capsys.readouterr().err
-
-
-def test_a_checkpoint_of_no_variant_is_a_sentence(
-    clip_dir: Path, images: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
-    (tmp_path / "checkpoint-2/variant.json").unlink()
-    assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE)) == 2
-    assert "checkpoint-2 has no readable variant.json" in capsys.readouterr().err
 
 
 def test_collapsed_rois_are_reported(
@@ -325,17 +174,6 @@ def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: P
     assert trained(tmp_path / "out")[-1]["unreadable_images"] == 1
 
 
-def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "0.tar", "w") as shard:
-        for file in sorted(images.rglob("*.png")):
-            shard.add(file, file.name)
-    spec = f"wds:{tmp_path / '0.tar'}"
-    options = {"eval_data_path": spec, "samples_per_epoch": 4, "eval_steps": 1, "max_steps": 3}
-    assert main(arguments(clip_dir, Path(spec), tmp_path / "out", **options)) == 0
-    assert [line["eval_images"] for line in evaluated(tmp_path / "out")] == [8, 8, 8]
-    assert (tmp_path / "out/rois.png").is_file()
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -352,6 +190,14 @@ def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, images:
         ({"view_weight": 1}, "there is no second view"),
         ({"ema_decay": 1}, "--ema_decay must lie in [0, 1), got 1"),
         ({"layer_decay": 0}, "--layer_decay must lie in (0, 1], got 0"),
+        ({"tuned_lr_scale": -1}, "--tuned_lr_scale must lie in [0, inf), got -1"),
+        ({"min_crop_area": 0}, "--min_crop_area must lie in (0, 1], got 0"),
+        ({"eval_samples": 3}, "--eval_samples is a number of held-out images: give --eval_data_path too"),
+        ({"eval_samples": 9, "eval_data_path": "{images}"}, "asks for 9 images, but"),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": '{{"offload": true}}'},
+            "--activation_checkpointing_kwargs asks for",
+        ),
         ({"eval_steps": 2}, "give --eval_data_path"),
         ({"eval_steps": 1, "save_steps": 2, "load_best_model_at_end": True}, "Make them equal"),
         (
@@ -380,50 +226,3 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.splitlines()[-1].startswith("error: ")
-
-
-@pytest.mark.usefixtures("zero3")
-def test_zero3_is_refused(clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(clip_dir, images, tmp_path)) == 2
-    assert "use train/zero2.json, not ZeRO-3" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_zero2_processes_follow_one_process(
-    processes: int, clip_dir: Path, images: Path, whole: Path, tmp_path: Path
-) -> None:
-    """The same global batches; gradients are summed in another order, and AdamW amplifies that where they are near
-    zero: losses agree to 1e-4 of about 1, cosines of the held-out images too."""
-    options = {"per_device_train_batch_size": 4 // processes, "deepspeed": "train/zero2.json"}
-    command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
-    deepspeed("train/bootstrap.py", [*command, "--num_processes", str(processes)], processes)
-    for name, lines in (("loss", trained), ("cosine", trained), ("eval_cosine", evaluated)):
-        found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
-        assert found == pytest.approx(expected, abs=1e-4)
-    assert [line["eval_images"] for line in evaluated(tmp_path)] == [8] * 5
-    for name, value in weights(whole).items():
-        torch.testing.assert_close(weights(tmp_path)[name], value, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """Float32 weights in either case, so that the coordinates keep theirs."""
-    options = {"max_steps": 2, "per_device_train_batch_size": 2, "teacher_dtype": "bfloat16", "bf16": True}
-    assert main(arguments(clip_dir, images, tmp_path / "alone", **options)) == 0
-    command = arguments(clip_dir, images, tmp_path / "zero2", deepspeed="train/zero2.json", **options)
-    deepspeed("train/bootstrap.py", command, 1)
-    losses = [[line["loss"] for line in trained(tmp_path / out)] for out in ("alone", "zero2")]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-2)
-    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "zero2").values())
-
-
-@pytest.mark.slow
-def test_a_compiled_task_gives_the_same_curve(clip_dir: Path, images: Path, whole: Path, tmp_path: Path) -> None:
-    """Captured and differentiated by torch.compile; inductor's own code would take minutes on two cores."""
-    options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
-    command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
-    program = [sys.executable, "-m", "train.bootstrap"]
-    done = subprocess.run([*program, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-4)

@@ -13,10 +13,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.timm_models import create_from_directory
+from tests.train.launch import deepspeed
 from train.arguments import parse_arguments
-from train.finetune import FinetuneArguments, FinetuneTask, main, make_trainer, parts_of
+from train.finetune import FinetuneTask, FinetuneTrainer, main, make_trainer, parts_of
+from train.finetune_arguments import FinetuneArguments
 from train.log import read_log
-from train.stage import StageArguments, run
+from train.stage import run
+from train.stage_arguments import StageArguments
 
 COLOURS = ("black", "blue", "red", "white")
 
@@ -85,6 +88,12 @@ def test_several_labels(encoder_dir: Path, folders: Path, tmp_path: Path) -> Non
     assert json.loads((out / "classes.json").read_text())["several_per_image"] is True
 
 
+def make(command: list[str]) -> FinetuneTrainer:
+    """The trainer of a command line."""
+    arguments, args = parse_arguments((FinetuneArguments, StageArguments), command)
+    return make_trainer(arguments, args)
+
+
 class StopAt(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -94,7 +103,7 @@ class StopAt(TrainerCallback):
 
 
 def curve(out: Path) -> list[tuple[float, float]]:
-    return [(line["step"], line["loss"]) for line in read_log(out / "log.jsonl")]
+    return [(line["step"], line["loss"]) for line in read_log(out / "log.jsonl") if "loss" in line]
 
 
 def test_a_resumed_run_has_the_same_curve(encoder_dir: Path, folders: Path, tmp_path: Path) -> None:
@@ -103,16 +112,56 @@ def test_a_resumed_run_has_the_same_curve(encoder_dir: Path, folders: Path, tmp_
     for name, steps in (("whole", ()), ("halves", (3,))):
         out = tmp_path / name
         for stop in (*steps, None):
-            classes = (FinetuneArguments, StageArguments)
-            arguments, args = parse_arguments(classes, words(encoder_dir, folders, out, max_steps=5, **extra))
             torch.manual_seed(0)
-            trainer = make_trainer(arguments, args)
+            trainer = make(words(encoder_dir, folders, out, max_steps=5, **extra))
             if stop is not None:
                 trainer.add_callback(StopAt(stop))
             run(trainer)
         curves.append(curve(out))
     assert curves[0] == curves[1]
     assert [step for step, _ in curves[0]] == [1, 2, 3, 4, 5]
+
+
+def test_data_seed_is_the_order_of_the_images_alone(encoder_dir: Path, folders: Path, tmp_path: Path) -> None:
+    def order(**seeds: int) -> list[list[int]]:
+        trainer = make(words(encoder_dir, folders, tmp_path, **seeds))
+        return [batch["labels"].tolist() for batch in trainer.get_train_dataloader()]
+
+    assert order(seed=1, data_seed=7) == order(seed=2, data_seed=7) == order(seed=7)
+    assert order(seed=1, data_seed=7) != order(seed=1, data_seed=8)
+
+
+def test_unreadable_images_are_counted(encoder_dir: Path, folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path / "data")
+    (tmp_path / "data/red/broken.png").write_bytes(b"\x89PNG nothing more")
+    command = words(encoder_dir, tmp_path / "data", tmp_path / "out", on_bad_image="skip", max_steps=3)
+    assert main(command) == 0
+    assert [line["unreadable_images"] for line in read_log(tmp_path / "out/log.jsonl")][-1] == 1  # of 9, in 3 batches
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("flag", ["activation_checkpointing", "gradient_checkpointing"])
+def test_checkpointed_activations_give_the_same_curve(
+    flag: str, encoder_dir: Path, folders: Path, tmp_path: Path
+) -> None:
+    """With dropped paths, which the second pass must drop again."""
+    curves = []
+    for name, more in (("kept", {}), ("again", {flag: True})):
+        assert main(words(encoder_dir, folders, tmp_path / name, drop_path=0.5, max_steps=2, **more)) == 0
+        curves.append([loss for _, loss in curve(tmp_path / name)])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_deepspeed_follows_a_plain_run(encoder_dir: Path, folders: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 3, "drop_path": 0.0, "eval_data_path": folders}
+    assert main(words(encoder_dir, folders, tmp_path / "plain", **options)) == 0
+    command = words(encoder_dir, folders, tmp_path / "zero2", deepspeed="train/zero2.json", **options)
+    deepspeed("train/finetune.py", command, 1)
+    curves = [[loss for _, loss in curve(tmp_path / name)] for name in ("plain", "zero2")]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "zero2")]
+    assert metrics[0] == metrics[1]
 
 
 @pytest.mark.parametrize("change", ["added", "swapped"])
@@ -122,8 +171,7 @@ def test_other_classes_than_the_checkpoints_are_a_sentence(
     """A swapped one would fit the head, and its images would be learnt as those of another class."""
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(folders, data)
-    classes = (FinetuneArguments, StageArguments)
-    trainer = make_trainer(*parse_arguments(classes, words(encoder_dir, data, out, save_steps=1)))
+    trainer = make(words(encoder_dir, data, out, save_steps=1))
     trainer.add_callback(StopAt(1))
     run(trainer)
     if change == "added":
@@ -170,6 +218,8 @@ def test_smoothing_and_mixing_are_for_training_only(encoder_dir: Path) -> None:
         ({"label_file": "{}/labels.csv", "mixup": 0.5}, "--mixup and --cutmix are for one class per image"),
         ({"mixup": 0.5}, "give an even --per_device_train_batch_size (it is 4) and --dataloader_drop_last True"),
         ({"on_bad_image": "ignore"}, "Unknown --on_bad_image 'ignore'"),
+        ({"eval_strategy": "epoch"}, "Evaluation while training needs held-out images: give --eval_data_path"),
+        ({"drop_path": 1}, "--drop_path must lie in [0, 1), got 1."),
         ({"layer_dekay": 0.5}, "Unknown argument 'layer_dekay'. Did you mean 'layer_decay'"),
     ],
 )

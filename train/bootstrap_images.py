@@ -1,0 +1,73 @@
+"""The images of a bootstrap: to train on, held out, for a picture at the end."""
+
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from sparse_vlm.data.image_sets import IndexedImages
+from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.sources import PREFIXES, STREAMS, open_images
+from sparse_vlm.errors import UserError
+from train.bootstrap_arguments import ImageArguments
+from train.image_trainer import ImageSource
+
+HeldOut = ImageStream | IndexedImages | Subset[dict[str, Tensor]]
+
+
+def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
+    """The images of --data_path."""
+    return open_images(
+        images.data_path,
+        transform,
+        seed=seed,
+        on_bad_image=images.on_bad_image,
+        samples_per_epoch=images.samples_per_epoch,
+        image_column=images.image_column,
+        shuffle_buffer=shuffle_buffer,
+    )
+
+
+def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
+    """The images of --eval_data_path, always the same in the same order.
+
+    Raises:
+        UserError: they cannot be opened, or are fewer than --eval_samples.
+    """
+    if images.eval_data_path is None:
+        return None
+    prefix = images.eval_data_path.partition(":")[0]
+    found = open_images(
+        images.eval_data_path,
+        transform,
+        on_bad_image=images.on_bad_image,
+        samples_per_epoch=images.eval_samples if prefix in STREAMS else None,
+        # the training images may lie in a table while these lie in a folder, which has no columns
+        image_column=images.image_column if prefix in PREFIXES else None,
+        shuffle_buffer=0,
+    )
+    if images.eval_samples is None or isinstance(found, ImageStream):
+        return found
+    if images.eval_samples > len(found):
+        raise UserError(
+            f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} holds {len(found)}. "
+            "Leave it out for all of them."
+        )
+    return _spread(found, images.eval_samples)
+
+
+def _spread(images: IndexedImages, count: int) -> Subset:
+    """So many of the images, at equal distances: a folder is often sorted by class."""
+    return Subset(images, [index * len(images) // count for index in range(count)])
+
+
+def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:
+    """The first held-out pictures, or the first of all."""
+
+    def unchanged(image: Image.Image) -> Image.Image:
+        return image
+
+    source = held_out_images(images, unchanged) or training_images(images, unchanged, seed=0, shuffle_buffer=0)
+    return [item["pixel_values"] for item in islice(iter(source), count)]
