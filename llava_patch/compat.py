@@ -114,6 +114,26 @@ def _trainer_saves_without_metrics(save_checkpoint: Function) -> bool:
     return "metrics" not in inspect.signature(Trainer._save_checkpoint).parameters
 
 
+def _allowing_numpys_state(load_rng_state: Function) -> Function:
+    @functools.wraps(load_rng_state)
+    def loading(self: Any, checkpoint: str | None) -> None:
+        import numpy as np
+        import torch
+
+        # what numpy's random state is pickled from, and nothing else
+        harmless = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        with torch.serialization.safe_globals(harmless):
+            load_rng_state(self, checkpoint)
+
+    return loading
+
+
+def _torch_refuses_numpys_state(load_rng_state: Function) -> bool:
+    import torch
+
+    return hasattr(torch.serialization, "safe_globals") and "safe_globals" not in inspect.getsource(load_rng_state)
+
+
 SHIMS = [
     *(
         Patch(
@@ -157,5 +177,13 @@ SHIMS = [
         needed=_trainer_saves_without_metrics,
         serves="transformers >= 4.46",
         purpose="the Trainer's method takes no metrics",
+    ),
+    Patch(
+        module="transformers.trainer",
+        attribute="Trainer._load_rng_state",
+        replace=_allowing_numpys_state,
+        needed=_torch_refuses_numpys_state,
+        serves="transformers < 4.48 with torch >= 2.6",
+        purpose="resuming stops: torch does not unpickle numpy's random state",
     ),
 ]

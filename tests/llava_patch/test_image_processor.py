@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from llava_patch.image_processor import TowerImageProcessor, on_canvas
@@ -17,9 +18,9 @@ def picture() -> Image.Image:
 
 
 def test_equals_llavas_clip_processor(picture: Image.Image) -> None:
-    from transformers import CLIPImageProcessorPil
-
-    clip = CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    # transformers 5 has two; before it the one there was took PIL's way
+    processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    clip = processor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
     ours = TowerImageProcessor(CLIP, 224, "crop")
     expected = clip.preprocess(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours.preprocess(picture)["pixel_values"], expected, atol=2e-2, rtol=0)
