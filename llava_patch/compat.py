@@ -121,8 +121,8 @@ def _allowing_numpys_state(load_rng_state: Function) -> Function:
         import torch
 
         # what numpy's random state is pickled from, and nothing else
-        reconstruct = np.zeros(0).__reduce__()[0]  # its module's name differs between versions of numpy
-        harmless = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        reconstruct: Any = np.zeros(0).__reduce__()[0]  # its module's name differs between versions of numpy
+        harmless: list[Any] = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
         with torch.serialization.safe_globals(harmless):
             load_rng_state(self, checkpoint)
 
