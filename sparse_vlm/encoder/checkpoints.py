@@ -165,6 +165,14 @@ def save_directory(directory: str | Path, config: SparseFormerConfig, weights: W
         save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
+def _require_files(directory: Path, *names: str) -> None:
+    if not directory.is_dir():
+        raise UserError(f"There is no encoder directory {directory}.")
+    for name in names:
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} is no encoder directory: it has no {name}.")
+
+
 def load_config(directory: str | Path) -> SparseFormerConfig:
     """Configuration of an encoder directory, whose weights are not looked at.
 
@@ -172,10 +180,7 @@ def load_config(directory: str | Path) -> SparseFormerConfig:
         UserError: no such directory, or its config.json is missing, unreadable or another model's.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"There is no encoder directory {directory}.")
-    if not (directory / CONFIG_FILE).is_file():
-        raise UserError(f"{directory} is no encoder directory: it has no {CONFIG_FILE}.")
+    _require_files(directory, CONFIG_FILE)
     try:
         values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -192,7 +197,6 @@ def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str,
     Raises:
         UserError: no such directory, or a file of it is missing or unreadable.
     """
-    config = load_config(directory)
-    if not (Path(directory) / WEIGHTS_FILE).is_file():
-        raise UserError(f"{directory} is no encoder directory: it has no {WEIGHTS_FILE}.")
-    return config, read_weights(Path(directory) / WEIGHTS_FILE)
+    directory = Path(directory)
+    _require_files(directory, CONFIG_FILE, WEIGHTS_FILE)
+    return load_config(directory), read_weights(directory / WEIGHTS_FILE)
