@@ -129,7 +129,8 @@ def test_llavas_chat(finetuned: Path, data: Path) -> None:
     options = ["--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
     result = run("-m", "llava_patch", *command, *options, stdin="Which colour is it?\n")
     said = result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]
-    assert said.strip()
+    assert len(said) > 1  # four tokens of a model that learnt nothing; they may all be spaces
+    assert result.stdout.rstrip().endswith("exit...")
 
 
 def test_without_the_plugin_llava_says_what_it_does_not_know(finetuned: Path) -> None:
