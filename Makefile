@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-llava-4.37 check bench clean
+.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -21,8 +21,14 @@ quickstart: .venv/quickstart.installed ## a working vision-language model and it
 quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on the dense teacher's tokens beside it
 	$(BIN)/python -m train.quickstart --compare
 
-test: check ## check, then every test; the last line is the summary
-	$(BIN)/python -m pytest
+test: check ## check, then every test, a half on each of two cores; both halves end in a summary line
+	$(MAKE) --jobs 2 --output-sync --no-print-directory test-stages test-rest
+
+test-stages: .venv/test.installed
+	$(BIN)/python -m pytest tests/train
+
+test-rest: .venv/test.installed
+	$(BIN)/python -m pytest tests --ignore tests/train
 
 test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transformers of LLaVA's own time, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch

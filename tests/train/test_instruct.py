@@ -177,7 +177,8 @@ def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
 ) -> None:
     """From a checkpoint that holds what trains; the tower is frozen."""
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 2}
-    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "keep_checkpoints": True, **options}
+    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "save_total_limit": 2}
+    more |= {"keep_checkpoints": True, **options}
     out, halves = tmp_path / "out", tmp_path / "halves"
     deepspeed("train/instruct.py", flags(vlm_dir, data_dir, out, **more), processes=1)
     shutil.copytree(out / "checkpoint-2", halves / "checkpoint-2")
