@@ -10,7 +10,7 @@ import torch
 from llava_patch.__main__ import split_arguments
 from llava_patch.cpu import CudaIsCpu
 from sparse_vlm.errors import UserError
-from tests.llava_patch.tiny import ROOT, run, training_arguments
+from tests.llava_patch.tiny import ROOT, losses, run, training_arguments
 
 
 def test_arguments_behind_the_module_are_its_own() -> None:
@@ -64,12 +64,6 @@ def test_an_unknown_tower_is_a_sentence(llava: None, llama: Path, data: Path, tm
         .splitlines()[-1]
         .startswith("error: Unknown vision tower 'sparseformer-clip-xl'. Did you mean 'sparseformer-clip-l'")
     )
-
-
-def losses(directory: Path) -> list[float]:
-    """Of every step."""
-    history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def two_processes(llama: Path, tower: str, data: Path, start: Path, out: Path, **options: object) -> list[str]:

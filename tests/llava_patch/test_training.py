@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer
 from tests.llava_patch.conftest import TRAIN
-from tests.llava_patch.tiny import run, training_arguments
+from tests.llava_patch.tiny import losses, run, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
 TOWER = "model.vision_tower.vision_tower."
@@ -20,12 +20,6 @@ TOWER = "model.vision_tower.vision_tower."
 def tower_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's part of a checkpoint."""
     return {key.removeprefix(TOWER): value for key, value in weights.items() if key.startswith(TOWER)}
-
-
-def losses(directory: Path) -> list[float]:
-    """Of every step, as the Trainer logged them."""
-    history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def test_alignment_trains_the_projector_alone(pretrained: Path) -> None:

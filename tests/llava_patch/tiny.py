@@ -101,6 +101,12 @@ def training_arguments(llama: Path, tower: str, data: Path, file: str, out: Path
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
+def losses(directory: Path) -> list[float]:
+    """Of every step, as the Trainer logged them."""
+    history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
 def run(*command: str, check: bool = True, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `python …` from the project's root on one thread, offline."""
     result = subprocess.run(
