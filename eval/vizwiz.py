@@ -6,13 +6,12 @@ Scored here on val, by the server on test; published numbers are the server's.
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import most_frequent, textvqa_accuracy
 from eval.protocol import Benchmark, Predictions, Question, Scores
 from eval.records import Record, align, field, read_json, require
 from eval.vqa_text import simplify_evalai
-from eval.vqav2 import answers_of
+from eval.vqav2 import answers_of, scores_by_type
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
@@ -51,13 +50,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
     """Accuracy over all questions and by the type of the answer, "unanswerable" among them."""
-    known, place = _read(annotations, questions), str(annotations)
-    values = [
-        textvqa_accuracy(text, answers_of(record, place)) for text, record in zip(predictions, known, strict=True)
-    ]
-    images = [question.image_name for question in questions]
-    kinds = [field(record, "answer_type", str, place) for record in known]
-    return {("accuracy",): mean_score(values, images)} | mean_scores_by("accuracy_by_type", kinds, values, images)
+    return scores_by_type(textvqa_accuracy, questions, predictions, _read(annotations, questions), str(annotations))
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:

@@ -1,6 +1,6 @@
 """VQAv2: open questions about COCO pictures with ten answers each. Scored here on val, by the server on test-dev."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
@@ -49,9 +49,25 @@ def answers_of(record: Record, place: str) -> list[str]:
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
     """Accuracy over all questions and by the type of the answer: "yes/no", "number", "other"."""
-    known = _read(annotations, questions)
-    place = str(annotations)
-    values = [vqa_accuracy(text, answers_of(record, place)) for text, record in zip(predictions, known, strict=True)]
+    return scores_by_type(vqa_accuracy, questions, predictions, _read(annotations, questions), str(annotations))
+
+
+def scores_by_type(
+    accuracy: Callable[[str, Sequence[str]], float],
+    questions: Sequence[Question],
+    predictions: Predictions,
+    known: Sequence[Record],
+    place: str,
+) -> Scores:
+    """Mean `accuracy` of the predictions against ten answers each, over all and by the records' "answer_type".
+
+    Args:
+        accuracy: (prediction, answers) -> 0–1.
+        questions, predictions: in the same order.
+        known: the questions' records.
+        place: the file they are from, for errors.
+    """
+    values = [accuracy(text, answers_of(record, place)) for text, record in zip(predictions, known, strict=True)]
     images = [question.image_name for question in questions]
     kinds = [field(record, "answer_type", str, place) for record in known]
     return {("accuracy",): mean_score(values, images)} | mean_scores_by("accuracy_by_type", kinds, values, images)
