@@ -41,6 +41,15 @@ def command(recipe: Path) -> list[str]:
     return shlex.split(comment[comment.index("deepspeed --num_gpus") :].split("\n\n")[0].replace("\\\n", " "))
 
 
+def stated_cost(recipe: Path) -> tuple[float, float, float]:
+    """GMACs of student and teacher, and hours, of a recipe's comments."""
+    pattern = r"Cost: ([\d.]+) GMACs an image \(teacher: ([\d.]+)\)\. Estimate on 8 A100: ([\d.]+) hours"
+    found = re.search(pattern, recipe.read_text())
+    assert found is not None
+    student, teacher, hours = map(float, found.groups())
+    return student, teacher, hours
+
+
 def test_there_is_a_recipe_for_each_family() -> None:
     teachers = {parse(recipe, "--data_path", "x", "--output_dir", "y")[0].teacher for recipe in RECIPES}
     for part in ("16_224.augreg", "16_384.augreg", "B-16/openai", "L-14/openai", "L-14/datacomp", "SigLIP2"):
@@ -85,7 +94,14 @@ def test_the_cost_in_the_comments_is_counted(recipe: Path) -> None:
     with torch.device("meta"):
         teacher = open_teacher(arguments.teacher, pretrained=False, image_size=arguments.image_size)
         student, _ = bootstrap_from(teacher, arguments.tokens)
-    found = re.search(r"Cost: ([\d.]+) GMACs an image \(teacher: ([\d.]+)\)", recipe.read_text())
-    assert found is not None
     size = teacher.preprocessing.crop
-    assert found.groups() == (f"{count_gmacs(student, size):.2f}", f"{count_gmacs(teacher, size):.2f}")
+    assert stated_cost(recipe)[:2] == (round(count_gmacs(student, size), 2), round(count_gmacs(teacher, size), 2))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
+def test_the_hours_in_the_comments_follow_from_the_cost(recipe: Path) -> None:
+    """docs/bootstrapping.md: the teacher once and the student three times an image, at 30 % of 8 · 312 TFLOP/s."""
+    student_gmacs, teacher_gmacs, hours = stated_cost(recipe)
+    images = 1024 * parse(recipe, "--data_path", "x", "--output_dir", "y")[3].max_steps
+    seconds = images * (teacher_gmacs + 3 * student_gmacs) * 2e9 / (GPUS * 312e12 * 0.3)
+    assert hours == round(seconds / 3600, 1)
