@@ -54,17 +54,18 @@ def _number(value: float, scale: str) -> str:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown tables under its protocol line."""
-    parts = [f"{report['protocol']}.\n", _markdown_table(table_rows(report))]
+    parts = [f"{report['protocol']}.\n", markdown_table(table_rows(report))]
     published = published_rows(report)
     if published:
         parts += [
             f"Published, {report['published']['column']}: {report['published']['note']}.\n",
-            _markdown_table(published),
+            markdown_table(published),
         ]
     return "\n".join(parts)
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first one the heading, as a table in Markdown; all columns but the first stand to the right."""
     heading, *body = rows
     ruler = ["---", *["---:"] * (len(heading) - 1)]
     return "".join("| " + " | ".join(row) + " |\n" for row in (heading, ruler, *body))
@@ -73,15 +74,16 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def as_tables(report: Mapping[str, Any]) -> list[Table]:
     """The report for a terminal."""
     title = f"{report['benchmark']}: {report['model_id']}"
-    tables = [_table(table_rows(report), title, report["protocol"])]
+    tables = [rich_table(table_rows(report), title, report["protocol"])]
     published = published_rows(report)
     if published:
         note = f"{report['published']['column']}: {report['published']['note']}"
-        tables.append(_table([[cell.strip("*") for cell in row] for row in published], "published", note))
+        tables.append(rich_table([[cell.strip("*") for cell in row] for row in published], "published", note))
     return tables
 
 
-def _table(rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
+def rich_table(rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
+    """The same rows for a terminal."""
     heading, *body = rows
     table = Table(title=title, caption=caption)
     for column, name in enumerate(heading):
