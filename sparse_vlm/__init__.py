@@ -1,10 +1,28 @@
-"""SparseFormer vision encoders for multimodal LLMs."""
+"""SparseFormer vision encoders for multimodal LLMs.
 
-import sparse_vlm.timm_models  # noqa: F401  (registers with timm, which the encoder has imported anyway)
-from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder, list_encoders
+Importing it costs nothing: torch and timm come with the first name that is taken from it, so that command lines can
+show their help at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sparse_vlm.import_hook import after_import
 
+if TYPE_CHECKING:
+    from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder, list_encoders
+
 __all__ = ["EncoderOutput", "SparseFormer", "SparseFormerConfig", "create_encoder", "list_encoders"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("sparse_vlm.encoder"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
 
 
 def _register_with_transformers() -> None:
@@ -14,6 +32,9 @@ def _register_with_transformers() -> None:
         import sparse_vlm.vlm  # noqa: F401
 
 
-# Model directories of ours open with transformers' Auto classes as soon as both packages are imported, in either
-# order. transformers itself takes seconds to import and is not needed for the encoder: so not before the user does.
+# Our encoders are timm models, and model directories of ours open with transformers' Auto classes, as soon as both
+# packages are imported, in either order. The encoder imports timm itself, and timm_models needs the whole encoder: so
+# it follows the encoder, and the encoder follows timm.
+after_import("sparse_vlm.encoder", lambda: import_module("sparse_vlm.timm_models"))
+after_import("timm", lambda: import_module("sparse_vlm.encoder"))
 after_import("transformers", _register_with_transformers)

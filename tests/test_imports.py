@@ -100,10 +100,51 @@ def test_a_wrong_import_would_be_found(
     assert wrong_imports(tmp_path / file) == wrong
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", ["sparse_vlm", "sparse_vlm.encoder", "sparse_vlm.cli"])
-def test_the_encoder_alone_is_light(module: str) -> None:
-    heavy = ("transformers", "deepspeed", "gradio", "llava", "open_clip", "peft", "datasets", "matplotlib")
-    program = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
+def loaded_by(program: str, names: tuple[str, ...]) -> list[str]:
+    """Which of `names` a fresh Python has imported behind `program`."""
+    program = f"import sys\n{program}\nprint([name for name in {names} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return ast.literal_eval(result.stdout.splitlines()[-1])
+
+
+HEAVY = ("transformers", "deepspeed", "gradio", "llava", "open_clip", "peft", "datasets", "matplotlib")
+
+
+@pytest.mark.slow
+def test_the_encoder_alone_is_light() -> None:
+    assert loaded_by("import sparse_vlm.encoder", HEAVY) == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from sparse_vlm.cli import build_parser; build_parser().format_help()",  # import sparse_vlm, as well
+        "from eval.score import build_parser; build_parser().format_help()",
+    ],
+)
+def test_help_is_shown_without_torch(program: str) -> None:
+    assert loaded_by(program, ("torch", "timm", *HEAVY)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import sparse_vlm\nassert 'torch' not in sys.modules\nimport timm",
+        "import timm\nimport sparse_vlm",
+        "from sparse_vlm import SparseFormer\nimport timm",  # the encoder imports timm before it is whole itself
+    ],
+)
+def test_timm_knows_our_models_whatever_is_imported_first(imports: str) -> None:
+    program = f"{imports}\nassert timm.is_model('sparseformer_clip_large')"
+    assert loaded_by(program, ("sparse_vlm.timm_models",)) == ["sparse_vlm.timm_models"]
+
+
+def test_the_names_of_the_package_are_those_of_the_encoder() -> None:
+    import sparse_vlm
+    from sparse_vlm import encoder
+
+    assert set(sparse_vlm.__all__) <= set(dir(sparse_vlm))
+    assert all(getattr(sparse_vlm, name) is getattr(encoder, name) for name in sparse_vlm.__all__)
+    with pytest.raises(AttributeError, match="'sparse_vlm' has no attribute 'Sparseformer'"):
+        sparse_vlm.Sparseformer  # noqa: B018
