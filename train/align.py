@@ -22,6 +22,7 @@ from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train import vlm
 from train.arguments import parse_arguments
 from train.stage import Part, StageArguments
+from train.vlm_data import DataArguments, make_data
 
 
 @dataclass
@@ -39,14 +40,14 @@ def trained_parts(model: SparseVLMForConditionalGeneration, args: AlignArguments
     return vlm.vlm_parts(model, tower=None, projector=args.learning_rate, language=None)
 
 
-def align(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: AlignArguments) -> None:
+def align(model_args: vlm.ModelArguments, data_args: DataArguments, args: AlignArguments) -> None:
     """Runs the stage."""
     if args.version not in (None, "plain"):
         raise unknown_choice("--version", args.version, ["plain"])
     if args.version == "plain" and data_args.independent_turns:
         raise UserError("--version plain knows no turns: leave out --independent_turns.")
     model, processor = vlm.load(model_args, args)
-    data = vlm.make_data(data_args, args, model, processor, language=False, plain=args.version == "plain")
+    data = make_data(data_args, args, model, processor, language=False, plain=args.version == "plain")
     vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
 
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     return exit_with_sentence(
-        lambda: align(*parse_arguments((vlm.ModelArguments, vlm.DataArguments, AlignArguments), words))
+        lambda: align(*parse_arguments((vlm.ModelArguments, DataArguments, AlignArguments), words))
     )
 
 

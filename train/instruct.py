@@ -29,6 +29,7 @@ from train import qlora, vlm
 from train.arguments import parse_arguments
 from train.merge_lora import merge_lora
 from train.stage import Part, StageArguments
+from train.vlm_data import DataArguments, make_data
 
 
 @dataclass
@@ -141,11 +142,12 @@ def _trained_in_full(model: SparseVLMForConditionalGeneration, args: InstructArg
     return ["multi_modal_projector"] + ["encoder.stem", "encoder.focus"] * args.tune_focusing
 
 
-def instruct(model_args: vlm.ModelArguments, data_args: vlm.DataArguments, args: InstructArguments) -> None:
+def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: InstructArguments) -> None:
     """Runs the stage."""
     quantization = qlora.four_bits(args.quant_type, args.double_quant, args) if args.bits == 4 else None
     model, processor = vlm.load(model_args, args, quantization)
-    data = vlm.make_data(data_args, args, model, processor, language=True)
+    tower = args.tower_rate is not None or args.focusing_rate is not None
+    data = make_data(data_args, args, model, processor, language=True, tower=tower)
     if not args.lora_enable:
         vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
         return
@@ -162,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     return exit_with_sentence(
-        lambda: instruct(*parse_arguments((vlm.ModelArguments, vlm.DataArguments, InstructArguments), words))
+        lambda: instruct(*parse_arguments((vlm.ModelArguments, DataArguments, InstructArguments), words))
     )
 
 

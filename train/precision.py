@@ -1,8 +1,11 @@
-"""bf16 with DeepSpeed: autocast over float32 weights, as without DeepSpeed."""
+"""Precision of a stage: bf16 with DeepSpeed is autocast over float32 weights, as without DeepSpeed."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import TrainingArguments
 
 from sparse_vlm.errors import UserError
 
@@ -27,3 +30,11 @@ def with_autocast(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed {deepspeed} does not hold a JSON object.")
     return config | {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+
+
+def compute_dtype(args: TrainingArguments) -> torch.dtype:
+    """In what a stage's matrix products are computed; `args` are after `with_autocast`."""
+    deepspeed: Any = args.deepspeed
+    if args.bf16 or (isinstance(deepspeed, dict) and deepspeed.get("torch_autocast", {}).get("enabled")):
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else torch.float32

@@ -1,14 +1,12 @@
 """QLoRA: the language model's frozen weights in 4 bits (bitsandbytes), under LoRA."""
 
-from typing import Any
-
-import torch
 from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sparse_vlm.errors import UserError, unknown_choice
+from train.precision import compute_dtype
 from train.stage import StageArguments
 
 KINDS = ("nf4", "fp4")
@@ -35,16 +33,9 @@ def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConf
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=_compute_dtype(args),
+        bnb_4bit_compute_dtype=compute_dtype(args),
         llm_int8_skip_modules=WHOLE,
     )
-
-
-def _compute_dtype(args: StageArguments) -> torch.dtype:
-    deepspeed: Any = args.deepspeed  # under DeepSpeed --bf16 is its own autocast, see StageArguments
-    if args.bf16 or (isinstance(deepspeed, dict) and deepspeed.get("torch_autocast", {}).get("enabled")):
-        return torch.bfloat16
-    return torch.float16 if args.fp16 else torch.float32
 
 
 def keep_gradients_right(model: nn.Module) -> int:

@@ -6,7 +6,8 @@ Knows nothing of the model. A stage makes its model, data and parts, and calls `
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,9 +216,16 @@ def run(trainer: Trainer) -> None:
         remove_incomplete(output_dir)
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
-    try:
+    with workers_sentences():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except UserError as error:  # torch wraps a worker's error: its whole traceback is the message
+
+
+@contextmanager
+def workers_sentences() -> Iterator[None]:
+    """A UserError of a data loader's worker process comes through as its sentence: torch adds the whole traceback."""
+    try:
+        yield
+    except UserError as error:
         raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 

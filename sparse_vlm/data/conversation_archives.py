@@ -46,9 +46,13 @@ class ShardImages:
     def check(self, name: str) -> None:
         """Nothing: the names come from the tar files."""
 
+    def read(self, name: str) -> bytes:
+        """The picture's file."""
+        return self.members[name].read()
+
     def open(self, name: str) -> Image.Image:
         """The picture as RGB. Raises UserError if it is damaged."""
-        return decode_image(self.members[name].read(), name)
+        return decode_image(self.read(name), name)
 
 
 def read_shards(spec: str) -> tuple[list[Record], ShardImages]:
@@ -108,9 +112,13 @@ class TableImages:
     def check(self, name: str) -> None:
         """Nothing: the names are the table's rows."""
 
+    def read(self, name: str) -> bytes:
+        """The picture's file. Raises UserError if the cell is empty."""
+        return cell_bytes(self.rows[int(name)]["image"], f"of row {name}")
+
     def open(self, name: str) -> Image.Image:
         """The picture as RGB. Raises UserError if it is damaged."""
-        return decode_image(cell_bytes(self.rows[int(name)]["image"], f"of row {name}"), f"of row {name}")
+        return decode_image(self.read(name), f"of row {name}")
 
 
 def read_table(name: str) -> tuple[list[Record], TableImages]:

@@ -23,6 +23,9 @@ class Images(Protocol):
     def check(self, name: str) -> None:
         """Raises UserError if there is no such picture. Reads none."""
 
+    def read(self, name: str) -> bytes:
+        """The picture's file as it is. Raises UserError if it is missing."""
+
     def open(self, name: str) -> Image.Image:
         """The picture as RGB. Raises UserError if it is missing or damaged."""
 
@@ -155,6 +158,12 @@ class FolderImages:
             raise UserError(
                 f"the image {self.folder / name} does not exist. Check --image_folder, or use --on_bad_sample skip."
             )
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"The image {self.folder / name} cannot be read ({one_line(error)}).") from error
 
     def open(self, name: str) -> Image.Image:
         return open_image(self.folder / name)

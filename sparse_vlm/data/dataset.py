@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.conversation_sources import Source
+from sparse_vlm.data.conversation_sources import Images, Source
 from sparse_vlm.data.conversations import ChatFormat, Row, Sample, encode, encode_independent, parse_sample
+from sparse_vlm.data.visual_tokens import VisualTokenCache
 from sparse_vlm.errors import UserError, unknown_choice
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,24 @@ class Entry(NamedTuple):
     sample: Sample
 
 
+class Picture(NamedTuple):
+    """One that a sample names, and where it lies."""
+
+    sample: Sample
+    images: Images
+    name: str
+
+    def act(self, action: Callable[[str], Any]) -> Any:
+        """What `action`, a method of `images`, makes of it; its error names the sample."""
+        try:
+            return action(self.name)
+        except UserError as error:
+            raise UserError(f"Sample {self.sample.id}: {error}") from error
+
+
 class ConversationDataset(Dataset):
     """Items: `{"row": Row, "images": list of float[3,H,W]}`, in the order of the sources and their records, a weight
-    above 1 as rounds of its source one after the other.
+    above 1 as rounds of its source one after the other. With `visual_tokens` the images are float[n,C].
 
     Args:
         sources: see `open_sources`.
@@ -45,6 +61,7 @@ class ConversationDataset(Dataset):
     Attributes:
         entries: one per item.
         skipped: a sentence per sample that was left out.
+        visual_tokens: when set, where the pictures' tokens are read in the place of the pictures.
 
     Raises:
         UserError: with the sample's name, and when no good sample is left.
@@ -66,6 +83,7 @@ class ConversationDataset(Dataset):
         self.chat, self.preprocess = chat, preprocess
         self.encode = encode_independent if independent_turns else encode
         self.max_length = max_length
+        self.visual_tokens: VisualTokenCache | None = None
         self.entries: list[Entry] = []
         self.skipped: list[str] = []
         for source in sources:
@@ -90,14 +108,23 @@ class ConversationDataset(Dataset):
         """Tokens of each row, without reading any image."""
         return [len(self.encode(entry.sample, self.chat).input_ids) for entry in self.entries]
 
+    def pictures(self) -> list[Picture]:
+        """Every picture that an item needs, once."""
+        found = {
+            (id(e.source.images), name): Picture(e.sample, e.source.images, name)
+            for e in self.entries
+            for name in e.sample.images
+        }
+        return list(found.values())
+
     def _checked(self, source: Source, skip: bool) -> list[Entry]:
         """The source's good samples; each bad one raises, or is added to `skipped`."""
 
         def check(index: int) -> Entry | UserError:
             try:
                 sample = parse_sample(source.records[index], index)
-                for image in sample.images:
-                    self._named(sample, source.images.check, image)
+                for name in sample.images:
+                    Picture(sample, source.images, name).act(source.images.check)
                 if skip:
                     self._load(Entry(source, sample))
             except UserError as error:
@@ -124,16 +151,13 @@ class ConversationDataset(Dataset):
                 f"Sample {sample.id} has {len(row.input_ids)} tokens, more than --model_max_length {self.max_length}. "
                 "Raise the limit, shorten the sample, or use --on_bad_sample skip."
             )
-        opened = [self._named(sample, entry.source.images.open, image) for image in sample.images]
-        return row, [self.preprocess(image) for image in opened]
+        pictures = [Picture(sample, entry.source.images, name) for name in sample.images]
+        return row, [self._image(picture) for picture in pictures]
 
-    @staticmethod
-    def _named(sample: Sample, action: Callable[[str], Any], image: str) -> Any:
-        """What `action` makes of the image; its error names the sample."""
-        try:
-            return action(image)
-        except UserError as error:
-            raise UserError(f"Sample {sample.id}: {error}") from error
+    def _image(self, picture: Picture) -> torch.Tensor:
+        if self.visual_tokens is not None:
+            return self.visual_tokens.tokens(picture.act(picture.images.read))
+        return self.preprocess(picture.act(picture.images.open))
 
 
 def _weighted(entries: list[Entry], weight: float, order: random.Random) -> list[Entry]:

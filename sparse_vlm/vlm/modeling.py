@@ -22,7 +22,11 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
+from transformers.models.llava.modeling_llava import (
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaModelOutputWithPast,
+)
 from transformers.utils.generic import can_return_tuple
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
@@ -217,7 +221,7 @@ def build_projector(config: SparseVLMConfig) -> nn.Sequential:
 
 
 class SparseVLMModel(LlavaModel):
-    """LlavaModel with our projector; everything else is inherited."""
+    """LlavaModel with our projector, which also takes visual tokens that were computed before."""
 
     config_class = SparseVLMConfig
 
@@ -227,6 +231,28 @@ class SparseVLMModel(LlavaModel):
         self.multi_modal_projector = build_projector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """float[I, 3, H, W] -> float[I, n, C], what the projector takes: the hidden states that the configuration
+        names, without CLS where it says so."""
+        asked = self.config.vision_feature_layer
+        states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        chosen = [states[layer] for layer in ([asked] if isinstance(asked, int) else asked)]
+        drop = int(self.config.vision_feature_select_strategy == "default")
+        return torch.cat([state[:, drop:] for state in chosen], dim=-1)
+
+    def forward(
+        self, *args: Any, visual_tokens: Tensor | None = None, **inputs: Any
+    ) -> tuple | LlavaModelOutputWithPast:
+        """As LlavaModel's, of which `args` and `inputs` are.
+
+        Args:
+            visual_tokens: float[I, n, C] of `encode_images`, in the place of `pixel_values`.
+        """
+        if visual_tokens is not None:
+            projected: Any = list(self.multi_modal_projector(visual_tokens))  # transformers' own: an item per picture
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
+        return super().forward(*args, **inputs)
 
 
 class LanguageHead(nn.Linear):

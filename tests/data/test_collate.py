@@ -5,12 +5,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparse_vlm.data.collate import ConversationCollator, segment_mask
+from sparse_vlm.data.collate import PACKINGS, ConversationCollator, pack, segment_mask
 from sparse_vlm.data.conversations import IGNORE, ChatFormat, Row, encode, encode_independent, parse_sample
+from sparse_vlm.errors import UserError
 from tests.data.test_conversations import record
 
 VQA = record("<image>\nWhat shape is it?", "circle", "Is there a red one here?", "yes", "Color?", "dark blue")
 TEXT = record("Name a colour.", "green", "And now another one, please.", "a light red", image=None)
+LONG = record("<image>\nWhat is there?", ", ".join(f"circle {number}" for number in range(40)))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,55 @@ def test_padded_batch_equals_single_rows(llama: LlamaForCausalLM, chat: ChatForm
     assert torch.equal(batch["shift_labels"], torch.cat([targets for _, targets in expected]))
     torch.testing.assert_close(out.logits, torch.cat([logits for logits, _ in expected]), atol=1e-4, rtol=0)
     torch.testing.assert_close(out.loss, cross_entropy(out.logits, batch["labels"]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_packed_rows_equal_single_rows(llama: LlamaForCausalLM, chat: ChatFormat, packing: str) -> None:
+    rows = {len(row.input_ids): row for row in (encode(parse_sample(r, 0), chat) for r in (TEXT, LONG, VQA))}
+    batch = ConversationCollator(0, packing=packing)([example(row) for row in rows.values()])
+    assert batch["input_ids"].shape == {"longest": (2, max(rows)), "one row": (1, sum(rows))}[packing]
+    out = llama(**batch)
+    expected = [alone(llama, rows[length]) for length in sorted(rows, reverse=True)]  # as pack puts them
+    assert torch.equal(batch["shift_labels"], torch.cat([targets for _, targets in expected]))
+    torch.testing.assert_close(out.logits, torch.cat([logits for logits, _ in expected]), atol=1e-4, rtol=0)
+    seeing_all = llama(**{name: value for name, value in batch.items() if name != "position_ids"}).logits
+    assert not torch.allclose(seeing_all, out.logits, atol=1e-2)
+
+
+def test_pack_fills_rows_without_overflow() -> None:
+    assert pack([3, 9, 4, 1, 5], 9) == [[1], [4, 2], [0, 3]]
+    assert pack([2, 2], 4) == [[0, 1]]
+    assert pack([7], 7) == [[0]]
+
+
+def test_packing_that_is_not_known_or_does_not_go_together() -> None:
+    with pytest.raises(UserError, match=r"Unknown packing 'longes'\. Did you mean 'longest'"):
+        ConversationCollator(0, packing="longes")
+    with pytest.raises(UserError, match="--packing and --independent_turns do not go together"):
+        ConversationCollator(0, packing="longest", independent_turns=True)
+
+
+def test_packed_images_follow_their_placeholders(chat: ChatFormat) -> None:
+    """Rows change their order; a batch without an image gets the blank one as a conversation of its own."""
+    rows = [encode(parse_sample(r, 0), chat) for r in (TEXT, VQA, record("<image>\nQ", "A"), LONG)]
+    images = list(torch.rand(3, 3, 8, 8))
+    collate = ConversationCollator(
+        0, packing="longest", blank_image=(chat.image_token_id, chat.tokens_per_image, images[0].shape)
+    )
+    examples = [example(row, image) for row, image in zip(rows, [None, *images], strict=True)]
+    groups = pack([len(row.input_ids) for row in rows], len(rows[3].input_ids))
+    batch = collate(examples)
+    assert len(batch["input_ids"]) == len(groups) < len(rows)
+    in_order = [examples[index]["images"] for group in groups for index in group]
+    assert torch.equal(batch["pixel_values"], torch.stack([image for own in in_order for image in own]))
+    assert not torch.equal(batch["pixel_values"], torch.stack(images)), "the order must have changed"
+    text = collate(examples[:1])
+    assert text["pixel_values"].eq(0).all()
+    where = text["input_ids"] == chat.image_token_id
+    assert int(where.sum()) == chat.tokens_per_image
+    assert text["position_ids"][where].tolist() == list(range(chat.tokens_per_image))
+    assert not text["logits_to_keep"][where].any()
 
 
 @torch.no_grad()

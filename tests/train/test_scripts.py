@@ -9,7 +9,8 @@ import pytest
 from tests.train.launch import ROOT
 from train.align import AlignArguments
 from train.instruct import InstructArguments
-from train.vlm import DataArguments, ModelArguments
+from train.vlm import ModelArguments
+from train.vlm_data import DataArguments
 
 SCRIPTS = sorted((ROOT / "train" / "scripts").glob("*.sh"))
 

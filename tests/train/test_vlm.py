@@ -1,5 +1,6 @@
 """The stages' batches on a real (tiny) VLM: padding, mixing, independence and the blank image change no number."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sparse_vlm.data.collate import ConversationCollator
+from sparse_vlm.data.collate import PACKINGS, ConversationCollator
 from sparse_vlm.data.conversations import encode, parse_sample
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
+from tests.vlm.test_llms import FAMILIES
 from train.stage import StageArguments, what_trains
-from train.vlm import DataArguments, ModelArguments, load, make_data, vlm_parts
+from train.vlm import ModelArguments, load, vlm_parts
+from train.vlm_data import PACKABLE, DataArguments, make_data
 from train.vlm_trainer import ConversationTrainer
 
 
@@ -39,6 +42,41 @@ def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, P
     together = loaded[0](**collate([dataset[i] for i in range(8)])).logits
     alone = torch.cat([loaded[0](**collate([dataset[i]])).logits for i in range(8)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_packed_batch_has_the_same_loss_and_gradients(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, tmp_path: Path, packing: str
+) -> None:
+    """With images and text-only samples side by side, and one that is much longer."""
+    model = loaded[0]
+    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+    turns = [{"from": "human", "value": "Count."}, {"from": "gpt", "value": ", ".join(map(str, range(60)))}]
+    records = [*json.loads((data_dir / "chats.json").read_text()), {"id": "long", "conversations": turns}]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    dataset, collate = data(loaded, data_dir, str(tmp_path / "data.json"))
+    examples = [dataset[i] for i in range(len(records))]
+    batches = [collate(examples), ConversationCollator(0, packing=packing)(examples)]
+    assert len(batches[1]["input_ids"]) < len(batches[0]["input_ids"])
+    results = []
+    for batch in batches:
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-3)
+
+
+def test_packing_is_for_known_language_models(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {kind.model_type for kind, _ in FAMILIES.values()} == set(PACKABLE), "what is compared there"
+    assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "longest"
+    monkeypatch.setattr(loaded[0].config.get_text_config(), "_attn_implementation_internal", "flash_attention_2")
+    assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "one row"
+    monkeypatch.setattr(loaded[0].config.get_text_config(), "model_type", "bloom")
+    with pytest.raises(UserError, match=r"language model of type 'bloom'; it is in gemma, .* Leave it out"):
+        data(loaded, data_dir, "chats.json", packing=True)
 
 
 @torch.no_grad()

@@ -75,8 +75,8 @@ def parts(
     return llm, folder / "vlm"
 
 
-def new_tokens(model: Any, inputs: Any) -> list[list[int]]:
-    ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **GREEDY)
+def new_tokens(model: Any, inputs: Any, **options: Any) -> list[list[int]]:
+    ids = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **(GREEDY | options))
     return ids[:, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -89,6 +89,17 @@ def batch(processor: Any, images: list[list[Image.Image]]) -> Any:
         texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
     flat = [picture for pictures in images for picture in pictures]
     return processor(text=texts, images=flat, padding=True, add_special_tokens=False, return_tensors="pt")
+
+
+def in_one_row(prompts: list[Any]) -> dict[str, Any]:
+    """As sparse_vlm/data/collate.py packs: positions that start again, no mask, no cache."""
+    widths = [one["input_ids"].shape[1] for one in prompts]
+    return {
+        "input_ids": torch.cat([one["input_ids"] for one in prompts], dim=1),
+        "position_ids": torch.cat([torch.arange(width) for width in widths])[None],
+        "pixel_values": torch.cat([one["pixel_values"] for one in prompts if "pixel_values" in one]),
+        "use_cache": False,
+    }
 
 
 def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_path: Path) -> None:
@@ -107,11 +118,16 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
     pictures = [images[:1], [], images]
     inputs = batch(processor, pictures)
     assert (inputs["attention_mask"] == 0).any(), "the prompts must differ in length"
-    one_by_one = [
-        new_tokens(model, encode_prompt(processor, mine, question))[0]
-        for mine, question in zip(pictures, QUESTIONS, strict=True)
-    ]
-    assert new_tokens(model, inputs) == one_by_one
+    alone = [encode_prompt(processor, mine, question) for mine, question in zip(pictures, QUESTIONS, strict=True)]
+    greedy = [new_tokens(model, one)[0] for one in alone]
+    assert new_tokens(model, inputs) == greedy
+    beams = [new_tokens(model, one, num_beams=3)[0] for one in alone]
+    assert new_tokens(model, inputs, num_beams=3) == beams
+
+    # the same three packed into one row: nobody sees the others
+    with torch.no_grad():
+        expected = torch.cat([model(**one).logits[0] for one in alone])
+        torch.testing.assert_close(model(**in_one_row(alone)).logits[0], expected, atol=1e-4, rtol=1e-4)
 
     # the loss reaches the projector and the LLM
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
@@ -125,6 +141,19 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
     again, _ = load_vlm(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_sampling(vlm: Any, images: list[Image.Image]) -> None:
+    """The seed decides; of the one most likely token it is greedy decoding, in a padded batch too."""
+    model, processor = vlm
+    inputs = batch(processor, [images[:1], [], images])
+    draws = {"do_sample": True, "temperature": 5.0}
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(new_tokens(model, inputs, **draws))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert new_tokens(model, inputs, do_sample=True, top_k=1) == new_tokens(model, inputs)
 
 
 def test_the_order_of_several_pictures_matters(vlm: Any, images: list[Image.Image]) -> None:

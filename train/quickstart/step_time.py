@@ -22,13 +22,12 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json
 from train import vlm
 from train.stage import StageArguments
+from train.vlm_data import DataArguments, make_data
 
 BATCH_SIZE = 8
 
 
-def batches_for(
-    directory: Path, data: vlm.DataArguments, count: int, scratch: Path
-) -> tuple[Any, list[dict[str, Any]]]:
+def batches_for(directory: Path, data: DataArguments, count: int, scratch: Path) -> tuple[Any, list[dict[str, Any]]]:
     """The model, training, and the last `count` batches of the file, which are about pictures.
 
     Args:
@@ -42,7 +41,7 @@ def batches_for(
     """
     args = StageArguments(output_dir=str(scratch), use_cpu=True)
     model, processor = vlm.load(vlm.ModelArguments(str(directory)), args)
-    prepared = vlm.make_data(data, args, model, processor, language=True)
+    prepared = make_data(data, args, model, processor, language=True)
     dataset = prepared.training
     first = len(dataset) - count * BATCH_SIZE
     if first < 0:
@@ -51,7 +50,7 @@ def batches_for(
     return model.train(), [prepared.collator([dataset[index] for index in batch]) for batch in rows]
 
 
-def measure(models: Sequence[Path], data: vlm.DataArguments, count: int, scratch: Path) -> list[list[float]]:
+def measure(models: Sequence[Path], data: DataArguments, count: int, scratch: Path) -> list[list[float]]:
     """Seconds of each model's steps, after one that warms up."""
     prepared = [batches_for(directory, data, count, scratch) for directory in models]
     seconds: list[list[float]] = [[] for _ in models]
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--output", type=Path, required=True, help="JSON file for every measurement")
     args = parser.parse_args(argv)
-    data = vlm.DataArguments(data_path=args.data_path, image_folder=args.image_folder, independent_turns=True)
+    data = DataArguments(data_path=args.data_path, image_folder=args.image_folder, independent_turns=True)
     seconds = measure(args.models, data, args.batches, args.output.parent)
     results = [
         {"model": str(model), "median_seconds": statistics.median(found), "seconds": found}
