@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 check bench clean
+.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 test-lmms-eval check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -33,6 +33,9 @@ test-rest: .venv/test.installed
 test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transformers of LLaVA's own time, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
 
+test-lmms-eval: .venv-lmms/installed ## the evaluation with the real lmms-eval and clip-benchmark, in an environment on top of .venv
+	.venv-lmms/bin/python -m pytest tests/eval/test_lmms_eval.py tests/eval/test_clip_sets.py
+
 check: .venv/test.installed ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +45,7 @@ bench: .venv/test.installed ## the encoders beside the dense ViTs that they repl
 	$(BIN)/python -m eval.efficiency
 
 clean: ## removes .venv and caches; keeps runs/, which holds trained models
-	rm -rf .venv .venv-llava-4.37 .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra, so that a second make installs nothing.
@@ -58,4 +61,12 @@ clean: ## removes .venv and caches; keeps runs/, which holds trained models
 	test -x .venv-llava-4.37/bin/python || $(PYTHON) -m venv .venv-llava-4.37
 	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --editable ".[llava]" open_clip_torch pytest
 	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --no-deps llava-torch
+	touch $@
+
+# On top of .venv: what is not found here is taken from there.
+.venv-lmms/installed: .venv/test.installed eval/lmms-packages.txt
+	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	.venv-lmms/bin/python -m pip install --disable-pip-version-check --no-deps --requirement eval/lmms-packages.txt
 	touch $@

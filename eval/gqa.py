@@ -1,17 +1,43 @@
-"""GQA: compositional questions about Visual Genome pictures, one answer each; usually testdev_balanced."""
+"""GQA: compositional questions about Visual Genome pictures, one answer each; usually testdev_balanced.
 
-from collections.abc import Sequence
+Beside accuracy the official scorer has validity and plausibility (they need its choices.json; testdev has none),
+consistency (it needs answers to the entailed questions too, so all of val) and the distance of the distributions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from eval.gqa_distribution import distribution_score
 from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import gqa_form, most_frequent
-from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
+from eval.protocol import Benchmark, Predictions, Question, Score, Scores
+from eval.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
 PROTOCOL = "GQA, asked for a single word or phrase, greedy generation; the answer to the letter, small letters"
+WHAT = (
+    "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
+)
+NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as steps of reasoning
+COMMON = ("color", "material", "shape")  # what can be the answer to "what do both have in common?"
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A question with its official record, what was answered, and the picture."""
+
+    id: str
+    record: Record
+    said: str
+    image: str
+
+    @property
+    def right(self) -> bool:
+        return bool(self.said == self.record["answer"])
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
@@ -35,42 +61,115 @@ def _read_official(path: Path) -> dict[str, Record]:
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
-    path = require(annotations, "--annotations", "the official testdev_balanced_questions.json, which has the answers")
+    path = official_file(annotations, WHAT, "*_questions.json")
     known = align(questions, [str(question.id) for question in questions], _read_official(path), path)
     for question, record in zip(questions, known, strict=True):
-        if question.text.split("\n")[0].strip() != field(record, "question", str, str(path)).strip():
+        place = f"{path}, {question.id}"
+        if question.text.split("\n")[0].strip() != field(record, "question", str, place).strip():
             raise UserError(
                 f"{path} has another question under id {question.id!r}: {record['question']!r}, asked was "
                 f"{question.text!r:.120}."
             )
+        field(record, "answer", str, place)
+        field(field(record, "types", dict, place), "structural", str, place)
     return known
 
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy over all balanced questions, of the open and the binary ones, and by structure and meaning."""
-    place = str(annotations)
-    rows = [
-        (record, float(gqa_form(text) == field(record, "answer", str, place)), question.image_name)
+    """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
+    and the official scorer's other numbers, as far as the files have what they need."""
+    answered = [
+        _Answered(str(question.id), record, gqa_form(text), question.image_name)
         for question, text, record in zip(questions, predictions, _read(annotations, questions), strict=True)
-        if record.get("isBalanced", True)
     ]
+    balanced = [row for row in answered if row.record.get("isBalanced", True)]
+    if not balanced:
+        raise UserError(f"{annotations} has no balanced question, and GQA's accuracy is over those.")
+    values, images = [float(row.right) for row in balanced], [row.image for row in balanced]
+    scores: Scores = {("accuracy",): mean_score(values, images)}
+    for name, kind in _KINDS.items():
+        kinds = [kind(row.record) for row in balanced]
+        if all(text is not None for text in kinds):
+            scores |= mean_scores_by(name, [str(text) for text in kinds], values, images)
+    return scores | _plausibility(balanced, annotations) | _consistency(answered, balanced) | _distribution(balanced)
+
+
+def _form(record: Record) -> str:
+    return "open" if record["types"]["structural"] == "query" else "binary"
+
+
+def _steps(record: Record) -> str | None:
+    """How many steps of reasoning the question takes; None: the record does not say."""
+    if "semantic" not in record:
+        return None
+    steps = field(record, "semantic", list, "GQA's questions")
+    operations = [": ".join(field(step, key, str, "a step") for key in ("operation", "argument")) for step in steps]
+    return str(sum(not any(name in operation for name in NO_STEPS) for operation in operations))
+
+
+_KINDS: dict[str, Callable[[Record], str | None]] = {
+    "accuracy_by_form": _form,
+    "accuracy_by_structure": lambda record: str(record["types"]["structural"]),
+    "accuracy_by_meaning": lambda record: str(record["types"].get("semantic")),
+    "accuracy_by_steps": _steps,
+    "accuracy_by_words": lambda record: str(len(record["question"].split())),
+}
+
+
+def _plausibility(balanced: Sequence[_Answered], annotations: Path | None) -> Scores:
+    """Whether the answer is one to such a question, and a plausible one; nothing without a *_choices.json."""
+    if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
+        return {}
+    path = official_file(annotations, WHAT, "*_choices.json")
+    choices = _read_official(path)
+    images = [row.image for row in balanced]
+    scores: Scores = {}
+    for name, key in (("validity", "valid"), ("plausibility", "plausible")):
+        known = [_choices(row, choices, key, path) for row in balanced]
+        scores[name,] = mean_score([float(row.said in c) for row, c in zip(balanced, known, strict=True)], images)
+    return scores
+
+
+def _choices(row: _Answered, choices: dict[str, Record], key: str, path: Path) -> Sequence[Any]:
+    if "Common" in str(row.record["types"].get("detailed")):
+        return COMMON
+    return field(field(choices, row.id, dict, str(path)), key, list, f"{path}, {row.id}")
+
+
+def _consistency(answered: Sequence[_Answered], balanced: Sequence[_Answered]) -> Scores:
+    """Accuracy over the questions that a rightly answered one entails; nothing if not all of them were asked."""
+    by_id = {row.id: row for row in answered}
+    entailed = {row.id: _entailed(row) for row in balanced}
+    if not any(entailed.values()) or any(id_ not in by_id for ids in entailed.values() for id_ in ids):
+        return {}
+    rows = [row for row in balanced if row.right and entailed[row.id]]
     if not rows:
-        raise UserError(f"{place} has no balanced question, and GQA's accuracy is over those.")
-    values, images = [value for _, value, _ in rows], [image for _, _, image in rows]
-    types = [field(record, "types", dict, place) for record, _, _ in rows]
-    structures = [str(kind.get("structural")) for kind in types]
-    forms = ["open" if structure == "query" else "binary" for structure in structures]
-    return (
-        {("accuracy",): mean_score(values, images)}
-        | mean_scores_by("accuracy_by_form", forms, values, images)
-        | mean_scores_by("accuracy_by_structure", structures, values, images)
-        | mean_scores_by("accuracy_by_meaning", [str(kind.get("semantic")) for kind in types], values, images)
-    )
+        return {("consistency",): Score(0.0, 0, (0.0, 0.0))}
+    values = [sum(by_id[id_].right for id_ in entailed[row.id]) / len(entailed[row.id]) for row in rows]
+    return {("consistency",): mean_score(values, [row.image for row in rows])}
+
+
+def _entailed(row: _Answered) -> list[str]:
+    ids = field(row.record, "entailed", list, f"question {row.id}") if "entailed" in row.record else []
+    return [str(id_) for id_ in ids if id_ != row.id]
+
+
+def _distribution(balanced: Sequence[_Answered]) -> Scores:
+    """The distance between the frequencies of given and of right answers, on a scale of its own, lower is better."""
+    if not all("groups" in row.record for row in balanced):
+        return {}
+    rows = [(row, field(row.record, "groups", dict, f"question {row.id}").get("global")) for row in balanced]
+    grouped = [(row, str(group)) for row, group in rows if group is not None]
+    if not grouped:
+        return {}
+    said, right = [row.said for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
+    images = [row.image for row, _ in grouped]
+    return {("distribution",): distribution_score([group for _, group in grouped], said, right, images)}
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The answer that is right most often in these very questions."""
-    answer = most_frequent(str(record.get("answer")) for record in _read(annotations, questions))
+    answer = most_frequent(record["answer"] for record in _read(annotations, questions))
     return {"most frequent answer": [answer] * len(questions)}
 
 
@@ -86,6 +185,7 @@ BENCHMARK = Benchmark(
     load_questions=load_questions,
     score=score,
     floors=floors,
+    points=("distribution",),
     write_submission=write_submission,
     published=("GQA", lambda scores: 100 * scores["accuracy",].value),
 )

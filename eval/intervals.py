@@ -3,7 +3,7 @@
 Questions about one picture are right or wrong together, so single questions are no independent draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,12 +26,32 @@ def bootstrap_sums(columns: ArrayLike, groups: Groups, seed: int = 0) -> NDArray
         float[2000, k], the k sums of each draw.
     """
     values = np.asarray(columns, dtype=np.float64)
-    _, member_of = np.unique(np.asarray(groups), return_inverse=True)
-    count = int(member_of.max()) + 1
+    member_of, count = _members(groups)
     sums = np.stack([np.bincount(member_of, weights=column, minlength=count) for column in values.T], axis=1)
+    return np.stack([drawn @ sums for drawn in _draws(count, seed)])
+
+
+def bootstrap_weights(groups: Groups, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """For statistics that are no sums: 2000 times float[questions], how often a draw of whole groups has each question.
+
+    Args:
+        groups: the group each question belongs to.
+        seed: of the draws.
+    """
+    member_of, count = _members(groups)
+    return (drawn[member_of].astype(np.float64) for drawn in _draws(count, seed))
+
+
+def _members(groups: Groups) -> tuple[NDArray[np.int64], int]:
+    """Each question's group as a number, and how many groups there are."""
+    _, member_of = np.unique(np.asarray(groups), return_inverse=True)
+    return member_of, int(member_of.max()) + 1
+
+
+def _draws(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of `count` groups is drawn, 2000 times."""
     generator = np.random.default_rng(seed)
-    draws = (generator.integers(count, size=count) for _ in range(RESAMPLES))
-    return np.stack([np.bincount(drawn, minlength=count) @ sums for drawn in draws])
+    return (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
 
 
 def middle_95(draws: ArrayLike) -> tuple[float, float]:

@@ -80,6 +80,7 @@ class Benchmark:
         floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
         annotated: whether the question file has the answers too, so that it is the default of the annotations.
         scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
+        points: names of scores on a scale of their own among shares.
         write_submission: (question file, questions, predictions, output) writes what the official server takes.
         judge_inputs: (questions, predictions, annotations) -> what the judge is asked about each prediction.
         published: column of eval/published.csv and our number in it; None where its part was not asked.
@@ -92,6 +93,7 @@ class Benchmark:
     floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
     annotated: bool = False
     scale: Literal["share", "points"] = "share"
+    points: tuple[str, ...] = ()
     write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
     judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], list[str]] | None = None
     published: tuple[str, Callable[[Scores], float | None]] | None = None

@@ -102,6 +102,22 @@ def require(path: Path | None, option: str, what: str) -> Path:
     return path
 
 
+def official_file(annotations: Path | None, what: str, pattern: str) -> Path:
+    """The file that --annotations names, or in the folder that it names the one file of that `pattern`.
+
+    Raises:
+        UserError: it was not given (`what` says which official file it takes), or the folder has none or several.
+    """
+    path = require(annotations, "--annotations", what)
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(pattern))
+    if len(found) != 1:
+        names = f": {', '.join(file.name for file in found)}" if found else ""
+        raise UserError(f"The folder {path} has {len(found)} files {pattern}{names}. Give {what}.")
+    return found[0]
+
+
 def align(questions: Sequence[Question], keys: Iterable[K], annotations: Mapping[K, T], source: Path) -> list[T]:
     """The annotation of each question.
 

@@ -34,8 +34,9 @@ def make_report(
     Returns:
         the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
         "visual_tokens" (of a picture; None: not recorded), "questions" (their number), "scale" ("share" or "points"),
-        "scores" (nested names), and with the same names inside "counts" (questions behind a score), "confidence_95"
-        ([low, high]) and each of "floors"; "published" (see `_published`).
+        "points" (names of scores on a scale of their own all the same), "scores" (nested names), and with the same
+        names inside "counts" (questions behind a score), "confidence_95" ([low, high]) and each of "floors";
+        "published" (see `_published`).
 
     Raises:
         UserError: unknown benchmark, answers that do not fit its questions, annotations that do not fit.
@@ -62,6 +63,7 @@ def make_report(
         "visual_tokens": _one_value("visual_tokens", [a.metadata.get("visual_tokens") for a in given], answers),
         "questions": len(asked),
         "scale": benchmark.scale,
+        "points": list(benchmark.points),
         "scores": _values(scores),
         "counts": _nest({path: score.count for path, score in scores.items()}),
         "confidence_95": _nest({path: list(score.interval) for path, score in scores.items()}),

@@ -13,9 +13,9 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
     heading = ["score", "questions", "model" if report["image"] else "model without images", "95% interval"]
     rows = [[*heading, *(f"floor: {name}" for name in floors)]]
     for name, value in _flatten(report["scores"]).items():
+        scale = "points" if name in report["points"] else report["scale"]
         low, high, *rest = (
-            _number(number, report["scale"])
-            for number in (*intervals[name], value, *(floor[name] for floor in floors.values()))
+            _number(number, scale) for number in (*intervals[name], value, *(floor[name] for floor in floors.values()))
         )
         rows.append([name, str(counts[name]), rest[0], f"{low} – {high}", *rest[1:]])
     return rows

@@ -7,14 +7,13 @@ official one they do not. The two protocols differ by points, so the report says
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.human_answers import most_frequent_floor, write_evalai
 from eval.intervals import mean_score
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.metrics import most_frequent, textvqa_accuracy
+from eval.metrics import textvqa_accuracy
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
-from eval.vqa_text import simplify_evalai
+from eval.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 OCR_HINT = "Reference OCR token:"
 
@@ -46,25 +45,30 @@ def _words(prompt: str) -> str:
     return next(lines, "").lower()
 
 
-def _image_id(question: Question) -> str:
-    return Path(question.image_name).stem
-
-
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[list[str]]:
-    """The ten answers to each question."""
-    path = require(annotations, "--annotations", "the official TextVQA_0.5.1_val.json")
+    """The ten answers to each question: found by the official file's ids, which are numbers, or as LLaVA's scorer does
+    by picture and words; of two questions with the same words about one picture that takes the last one's for both."""
+    path = official_file(annotations, "the official TextVQA_0.5.1_val.json", "TextVQA_*_val.json")
     records = field(read_json(path), "data", list, str(path))
-    by_key = {_annotation_key(record, path): record for record in records}
-    known = align(questions, [(_image_id(question), _words(question.text)) for question in questions], by_key, path)
-    answers = [field(record, "answers", list, str(path)) for record in known]
-    for question, ten in zip(questions, answers, strict=True):
-        if len(ten) != 10:
-            raise UserError(f"{path}: question id {question.id!r} has {len(ten)} answers, not ten.")
-    return answers
+    if all(isinstance(question.id, int) for question in questions):
+        by_id = {field(record, "question_id", int, str(path)): record for record in records}
+        known = align(questions, [int(question.id) for question in questions], by_id, path)
+    else:
+        by_words = {_annotation_key(record, path): record for record in records}
+        keys = [(Path(question.image_name).stem, _words(question.text)) for question in questions]
+        known = align(questions, keys, by_words, path)
+    return [_ten_answers(record, f"{path}, question {record.get('question_id')!r}") for record in known]
 
 
 def _annotation_key(record: Record, path: Path) -> tuple[str, str]:
     return field(record, "image_id", str, str(path)), field(record, "question", str, str(path)).lower()
+
+
+def _ten_answers(record: Record, place: str) -> list[str]:
+    answers = field(record, "answers", list, place)
+    if len(answers) != 10 or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"{place} has {len(answers)} answers, not ten texts.")
+    return answers
 
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
@@ -76,8 +80,7 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The answer given most often to these very questions."""
-    answer = most_frequent(answer for answers in _read(annotations, questions) for answer in answers)
-    return {"most frequent answer": [answer] * len(questions)}
+    return most_frequent_floor(_read(annotations, questions))
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
@@ -88,8 +91,7 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
     """
     if not all(isinstance(question.id, int) for question in questions):
         raise UserError(f"{file} has no question ids, only those of pictures; the server needs the official file's.")
-    answers = zip(questions, predictions, strict=True)
-    write_json(output, [{"question_id": question.id, "answer": simplify_evalai(text)} for question, text in answers])
+    write_evalai("question_id", [question.id for question in questions], predictions, output)
 
 
 BENCHMARK = Benchmark(

@@ -6,14 +6,12 @@ Scored here on val, by the server on test; published numbers are the server's.
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.human_answers import answers_of, most_frequent_floor, scores_by_type, write_evalai
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.metrics import most_frequent, textvqa_accuracy
+from eval.metrics import textvqa_accuracy
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
-from eval.vqa_text import simplify_evalai
-from eval.vqav2 import answers_of, scores_by_type
+from eval.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 PROTOCOL = (
     "VizWiz, asked for a single word or phrase or 'Unanswerable', greedy generation; EvalAI's accuracy, ten answers "
@@ -43,27 +41,25 @@ def _read_official(path: Path) -> list[Record]:
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
-    path = require(annotations, "--annotations", "the official val.json (test has no answers)")
+    path = official_file(annotations, "the official val.json (test has no answers)", "val.json")
     by_image = {field(record, "image", str, str(path)): record for record in _read_official(path)}
     return align(questions, [Path(question.image_name).name for question in questions], by_image, path)
 
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
     """Accuracy over all questions and by the type of the answer, "unanswerable" among them."""
-    return scores_by_type(textvqa_accuracy, questions, predictions, _read(annotations, questions), str(annotations))
+    known, place = _read(annotations, questions), str(annotations)
+    return scores_by_type({"accuracy": textvqa_accuracy}, questions, predictions, known, place)
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The answer given most often to these very questions: "unanswerable"."""
-    answers = [answer for record in _read(annotations, questions) for answer in answers_of(record, str(annotations))]
-    return {"most frequent answer": [most_frequent(answers)] * len(questions)}
+    return most_frequent_floor([answers_of(record, str(annotations)) for record in _read(annotations, questions)])
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
     """EvalAI's result file: a list of {"image", "answer"}."""
-    answers = zip(questions, predictions, strict=True)
-    names = [(Path(question.image_name).name, text) for question, text in answers]
-    write_json(output, [{"image": name, "answer": simplify_evalai(text)} for name, text in names])
+    write_evalai("image", [Path(question.image_name).name for question in questions], predictions, output)
 
 
 BENCHMARK = Benchmark(

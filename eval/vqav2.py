@@ -1,18 +1,18 @@
 """VQAv2: open questions about COCO pictures with ten answers each. Scored here on val, by the server on test-dev."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from eval.intervals import mean_score, mean_scores_by
+from eval.human_answers import answers_of, most_frequent_floor, scores_by_type, write_evalai
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.metrics import most_frequent, vqa_accuracy
+from eval.metrics import vqa_accuracy
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
+from eval.records import Record, align, field, official_file, read_json, require
 from eval.vqa_text import simplify_evalai
-from sparse_vlm.files import write_json
 
 PROTOCOL = (
-    "VQAv2, asked for a single word or phrase, greedy generation; accuracy of the VQA challenge, ten answers each"
+    "VQAv2, asked for a single word or phrase, greedy generation; accuracy of the VQA challenge, ten answers each, of "
+    "the answers as they are and as LLaVA submits them (published numbers)"
 )
 
 
@@ -36,53 +36,35 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
     """The annotation of each question."""
-    path = require(annotations, "--annotations", "the official v2_mscoco_*_annotations.json (test has none)")
+    path = official_file(annotations, "the official v2_mscoco_*_annotations.json (test has none)", "*annotations.json")
     records = field(read_json(path), "annotations", list, str(path))
     by_id = {str(field(record, "question_id", int, str(path))): record for record in records}
     return align(questions, [str(question.id) for question in questions], by_id, path)
 
 
-def answers_of(record: Record, place: str) -> list[str]:
-    """The annotators' answers in a record of VQAv2's or VizWiz's annotations."""
-    return [field(answer, "answer", str, place) for answer in field(record, "answers", list, place)]
-
-
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy over all questions and by the type of the answer: "yes/no", "number", "other"."""
-    return scores_by_type(vqa_accuracy, questions, predictions, _read(annotations, questions), str(annotations))
+    """Accuracy over all questions and by the type of the answer: "yes/no", "number", "other".
 
-
-def scores_by_type(
-    accuracy: Callable[[str, Sequence[str]], float],
-    questions: Sequence[Question],
-    predictions: Predictions,
-    known: Sequence[Record],
-    place: str,
-) -> Scores:
-    """Mean `accuracy` of the predictions against ten answers each, over all and by the records' "answer_type".
-
-    Args:
-        accuracy: (prediction, answers) -> 0–1.
-        questions, predictions: in the same order.
-        known: the questions' records.
-        place: the file they are from, for errors.
+    "accuracy" is what the official scorer says of the answers as they are; it compares to the letter where all people
+    agree. "accuracy_submitted" is of the answers in the form in which LLaVA submits them and lmms-eval scores them,
+    small letters and no punctuation, so published numbers are of that kind.
     """
-    values = [accuracy(text, answers_of(record, place)) for text, record in zip(predictions, known, strict=True)]
-    images = [question.image_name for question in questions]
-    kinds = [field(record, "answer_type", str, place) for record in known]
-    return {("accuracy",): mean_score(values, images)} | mean_scores_by("accuracy_by_type", kinds, values, images)
+    accuracies = {"accuracy": vqa_accuracy, "accuracy_submitted": _accuracy_submitted}
+    return scores_by_type(accuracies, questions, predictions, _read(annotations, questions), str(annotations))
+
+
+def _accuracy_submitted(prediction: str, answers: Sequence[str]) -> float:
+    return vqa_accuracy(simplify_evalai(prediction), answers)
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The answer given most often to these very questions."""
-    answers = [answer for record in _read(annotations, questions) for answer in answers_of(record, str(annotations))]
-    return {"most frequent answer": [most_frequent(answers)] * len(questions)}
+    return most_frequent_floor([answers_of(record, str(annotations)) for record in _read(annotations, questions)])
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
     """EvalAI's result file: a list of {"question_id", "answer"}."""
-    answers = zip(questions, predictions, strict=True)
-    write_json(output, [{"question_id": question.id, "answer": simplify_evalai(text)} for question, text in answers])
+    write_evalai("question_id", [question.id for question in questions], predictions, output)
 
 
 BENCHMARK = Benchmark(
@@ -92,5 +74,5 @@ BENCHMARK = Benchmark(
     score=score,
     floors=floors,
     write_submission=write_submission,
-    published=("VQAv2", lambda scores: 100 * scores["accuracy",].value),
+    published=("VQAv2", lambda scores: 100 * scores["accuracy_submitted",].value),
 )

@@ -54,13 +54,24 @@ VQAV2_ANSWERS = {
 def test_vqav2(tmp_path: Path) -> None:
     questions = vqav2.load_questions(write_json(tmp_path / "q.json", VQAV2), Path("test2015"))
     assert questions[0].image == Path("test2015/COCO_test2015_000000000005.jpg")
-    annotations = write_json(tmp_path / "a.json", VQAV2_ANSWERS)
-    assert values(vqav2.score(questions, ["Red", "two."], annotations)) == {
-        ("accuracy",): 0.8,
-        ("accuracy_by_type", "number"): 1,
-        ("accuracy_by_type", "other"): 0.6,
-    }
+    annotations = write_json(tmp_path / "v2_mscoco_val2014_annotations.json", VQAV2_ANSWERS)
+    expected = {("accuracy",): 0.8, ("accuracy_by_type", "number"): 1, ("accuracy_by_type", "other"): 0.6}
+    submitted = {(path[0].replace("accuracy", "accuracy_submitted"), *path[1:]): v for path, v in expected.items()}
+    assert values(vqav2.score(questions, ["Red", "two."], tmp_path)) == expected | submitted
     assert vqav2.floors(questions, annotations) == {"most frequent answer": ["2", "2"]}
+
+
+def test_vqav2_to_the_letter_and_as_submitted(tmp_path: Path) -> None:
+    """Where all ten agree the official scorer compares to the letter; LLaVA submits small letters without a stop."""
+    record = {"question_id": 51, "answer_type": "yes/no", "answers": ten("yes")}
+    annotations = write_json(tmp_path / "a.json", {"annotations": [record]})
+    questions = vqav2.load_questions(
+        write_json(tmp_path / "q.json", VQAV2 | {"questions": VQAV2["questions"][1:]}), None
+    )
+    scores = vqav2.score(questions, ["Yes."], annotations)
+    assert (scores["accuracy",].value, scores["accuracy_submitted",].value) == (0, 1)
+    assert vqav2.BENCHMARK.published is not None
+    assert vqav2.BENCHMARK.published[1](scores) == 100
 
 
 def test_vqav2_without_annotations_is_written_for_the_server(
@@ -135,6 +146,53 @@ def test_gqa_counts_balanced_questions(tmp_path: Path) -> None:
         gqa.score(questions, ["cat", "yes", "no"], other)
 
 
+GQA_TREE = {
+    "1": gqa_record("What is it?", "cat", "query") | {"groups": {"global": "animal"}, "entailed": ["1", "2", "3"]},
+    "2": gqa_record("Is it a cat?", "yes", "verify") | {"groups": {"global": None}, "entailed": ["3"]},
+    "3": gqa_record("Is it a dog?", "no", "verify") | {"groups": {"global": None}, "entailed": []},
+    "4": gqa_record("What is that?", "dog", "query") | {"groups": {"global": "animal"}, "entailed": []},
+}
+GQA_STEPS = [
+    {"operation": "select", "argument": "cat (1)"},
+    {"operation": "filter color", "argument": "red"},
+    {"operation": "query", "argument": "name"},
+]
+
+
+def test_gqas_other_numbers(tmp_path: Path) -> None:
+    """Worked out by hand from the official scorer's definitions."""
+    records = {id_: record | {"semantic": GQA_STEPS} for id_, record in GQA_TREE.items()}
+    write_json(tmp_path / "val_all_questions.json", records)
+    choices = {id_: {"valid": ["cat", "dog"], "plausible": ["cat"]} for id_ in records}
+    questions = gqa.load_questions(tmp_path / "val_all_questions.json", None)
+    texts = ["cat", "yes", "yes", "cow"]
+    assert values(gqa.score(questions, texts, tmp_path)).keys() & {("validity",), ("plausibility",)} == set()
+    write_json(tmp_path / "val_choices.json", choices)
+    scores = values(gqa.score(questions, texts, tmp_path))
+    assert (scores["validity",], scores["plausibility",]) == (1 / 4, 1 / 4)
+    assert scores["consistency",] == (1 / 2 + 0) / 2  # of 1: question 2 right, 3 wrong; of 2: question 3 wrong
+    assert scores["distribution",] == (0 + 1) / 1 / 100  # a cat where one is expected, no dog
+    assert scores["accuracy_by_steps", "2"] == 0.5  # "query: name" is none
+    assert scores["accuracy_by_words", "3"] == 0.5
+    assert scores["accuracy_by_words", "4"] == 0.5
+    same = values(gqa.score(questions, ["cat", "yes", "no", "dog"], tmp_path))
+    assert (same["consistency",], same["distribution",], same["accuracy",]) == (1, 0, 1)
+    assert values(gqa.score(questions, ["x"] * 4, tmp_path))["consistency",] == 0
+    common = records | {"1": records["1"] | {"types": records["1"]["types"] | {"detailed": "twoCommon"}}}
+    write_json(tmp_path / "val_all_questions.json", common)
+    assert values(gqa.score(questions, ["color", "x", "x", "x"], tmp_path))["validity",] == 1 / 4
+    (tmp_path / "testdev_balanced_questions.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has 2 files \*_questions\.json: testdev_balanced.*, val_all"):
+        gqa.score(questions, texts, tmp_path)
+
+
+def test_gqas_consistency_needs_the_entailed_questions(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "q.json", {id_: GQA_TREE[id_] for id_ in ("1", "2", "4")})
+    scores = values(gqa.score(gqa.load_questions(file, None), ["cat", "yes", "dog"], file))
+    assert scores["accuracy",] == 1
+    assert ("consistency",) not in scores
+
+
 TEXTVQA = {
     "data": [
         {"question_id": 1, "image_id": "x", "question": "What Brand?", "answers": ["nokia"] * 10},
@@ -165,8 +223,12 @@ def test_textvqas_official_file(tmp_path: Path) -> None:
     assert values(textvqa.score(questions, ["NOKIA", "1999"], file)) == {("accuracy",): 0.8}
     textvqa.write_submission(file, questions, ["NOKIA", "The 90s"], tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())[1] == {"question_id": 2, "answer": "90s"}
+    twice = {"data": [{**TEXTVQA["data"][0], "question_id": 3, "answers": ["sony"] * 10}, *TEXTVQA["data"]]}
+    file = write_json(tmp_path / "twice.json", twice)  # the same words about the same picture, other people
+    scores = textvqa.score(textvqa.load_questions(file, None), ["sony", "nokia", "1998"], file)
+    assert scores["accuracy",].value == 1
     nine = {"data": [{**record, "answers": record["answers"][:9]} for record in TEXTVQA["data"]]}
-    with pytest.raises(UserError, match="has 9 answers, not ten"):
+    with pytest.raises(UserError, match="has 9 answers, not ten texts"):
         textvqa.score(questions, ["", ""], write_json(tmp_path / "nine.json", nine))
 
 
