@@ -176,7 +176,9 @@ class FocusingTransformer(nn.Module):
         """
         batch = features.shape[0]
         rois = self.initial_rois.weight.expand(batch, -1, -1)
-        tokens = self.initial_embedding.expand(batch, rois.shape[1], -1)
+        # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
+        # (bootstrapped: and for all tokens) and is computed once.
+        tokens = self.initial_embedding.unsqueeze(0)
         steps = []
         for step in range(self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)
