@@ -2,10 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeAlias
 
-from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence
+
+Parser = argparse.ArgumentParser
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+ROOT = Path(__file__).parents[1]  # of a clone: its folders that are not installed lie there
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -17,9 +25,17 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from sparse_vlm.encoder.info import describe
+    from sparse_vlm.info import describe
 
     print(describe(arguments.name))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sparse_vlm.encoder import SparseFormer
+    from sparse_vlm.encoder.export import export_onnx
+
+    differences = export_onnx(SparseFormer.from_pretrained(arguments.encoder_dir), arguments.file)
+    print(f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative)")
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -44,18 +60,116 @@ def _chat(arguments: argparse.Namespace) -> None:
 
     from sparse_vlm.data.images import open_image
     from sparse_vlm.vlm.build import load_vlm
-    from sparse_vlm.vlm.chat import stream
+    from sparse_vlm.vlm.conversation import Conversation
+    from sparse_vlm.vlm.terminal import converse
 
     disable_progress_bar()
     image = None if arguments.image is None else open_image(arguments.image)
-    model, processor = load_vlm(arguments.model)
-    for piece in stream(model, processor, image, arguments.question, arguments.max_new_tokens):
+    conversation = Conversation(*load_vlm(arguments.model))
+    if image is not None:
+        conversation.show(image)
+    if arguments.question is None:
+        converse(conversation, arguments.max_new_tokens)
+        return
+    for piece in conversation.ask(arguments.question, arguments.max_new_tokens):
         print(piece, end="", flush=True)
     print()
 
 
-def _add_vlm_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    build = commands.add_parser("build", help="an encoder directory and an LLM -> a model directory")
+def _rois(arguments: argparse.Namespace) -> None:
+    from sparse_vlm.data.images import open_image
+    from sparse_vlm.model_directory import open_encoder
+
+    if find_spec("matplotlib") is None:
+        raise UserError("The picture is drawn by matplotlib: pip install matplotlib.")
+    from sparse_vlm.visualize import roi_figure, save_figure
+
+    images = [open_image(file) for file in arguments.images]
+    save_figure(roi_figure(open_encoder(arguments.model), images, arguments.max_tokens), arguments.output)
+    print(f"RoIs and sampling points: {arguments.output}")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from sparse_vlm.vlm.serving import serve
+
+    serve(arguments.model, arguments.options)
+
+
+def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, examples: str) -> Parser:
+    """A subcommand with its help and, behind its arguments, examples of it."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"examples:\n{textwrap.indent(textwrap.dedent(examples).strip(), '  ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_encoder_commands(commands: Commands) -> None:
+    convert = _add(
+        commands,
+        "convert",
+        _convert,
+        "the authors' checkpoint file -> an encoder directory",
+        "sparse-vlm convert FILE.pth encoder --variant sparseformer-clip-l",
+    )
+    convert.add_argument("file", help=".pth or .safetensors, any of the released layouts")
+    convert.add_argument("out_dir")
+    convert.add_argument("--variant", required=True, help="e.g. sparseformer-clip-l; `sparse-vlm info` lists them")
+
+    info = _add(
+        commands,
+        "info",
+        _info,
+        "what a variant, an encoder directory or a model directory holds; without a name: all variants",
+        """
+        sparse-vlm info
+        sparse-vlm info sparseformer-clip-l
+        sparse-vlm info runs/quickstart/model
+        """,
+    )
+    info.add_argument("name", nargs="?", help="a variant or a directory")
+
+    export = _add(
+        commands,
+        "export",
+        _export,
+        "an encoder directory -> an ONNX file, checked in ONNX Runtime",
+        "sparse-vlm export encoder encoder.onnx",
+    )
+    export.add_argument("encoder_dir", help="of `sparse-vlm convert` or of a bootstrapping")
+    export.add_argument("file", help="the ONNX file to write")
+
+    rois = _add(
+        commands,
+        "rois",
+        _rois,
+        "where an encoder looks, drawn on pictures",
+        """
+        sparse-vlm rois PICTURE.jpg --model runs/quickstart/model -o rois.png
+        sparse-vlm rois A.jpg B.jpg --model encoder -o rois.pdf --max_tokens 16
+        """,
+    )
+    rois.add_argument("images", nargs="+", metavar="IMAGE", help="a row of the picture each")
+    rois.add_argument("--model", required=True, help="an encoder directory or a model directory")
+    rois.add_argument("-o", "--output", required=True, help="file to write: .png, .svg or .pdf")
+    rois.add_argument("--max_tokens", type=int, default=64, help="draw so many tokens, evenly spread (default: 64)")
+
+
+def _add_vlm_commands(commands: Commands) -> None:
+    build = _add(
+        commands,
+        "build",
+        _build,
+        "an encoder directory and an LLM -> a model directory",
+        """
+        sparse-vlm build encoder HuggingFaceTB/SmolLM2-135M-Instruct model
+        sparse-vlm build encoder vicuna-7b-v1.5 model --chat_template llava_v1
+        """,
+    )
     build.add_argument("encoder_dir", help="a SparseFormer directory, or an open_clip one whose image side is a ViT")
     build.add_argument("llm", help="directory, .gguf file, or name on the Hugging Face hub of a causal LM")
     build.add_argument("out_dir")
@@ -70,33 +184,56 @@ def _add_vlm_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         help="default: the latent tokens; full: CLS as well",
     )
     build.add_argument("--seed", type=int, default=0, help="of the new projector")
-    build.set_defaults(run=_build)
 
-    chat = commands.add_parser("chat", help="one question about one image, answered in the terminal")
-    chat.add_argument("question")
+    chat = _add(
+        commands,
+        "chat",
+        _chat,
+        "one question, answered in the terminal; without a question: a conversation",
+        """
+        sparse-vlm chat --model runs/quickstart/model --image PICTURE.png "what color is the shape?"
+        sparse-vlm chat --model runs/quickstart/model
+        """,
+    )
+    chat.add_argument("question", nargs="?")
     chat.add_argument("--model", required=True, help="a model directory")
-    chat.add_argument("--image", help="image file; without it the question is about no image")
-    chat.add_argument("--max_new_tokens", type=int, default=256)
-    chat.set_defaults(run=_chat)
+    chat.add_argument("--image", help="image file that the (first) question is about")
+    chat.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default: 256)")
+
+    serve = _add(
+        commands,
+        "serve",
+        _serve,
+        "a model directory behind an OpenAI-compatible API: `transformers serve` with our model",
+        """
+        sparse-vlm serve runs/quickstart/model --port 8000
+        sparse-vlm serve runs/quickstart/model --device cuda:0 --dtype bfloat16
+        """,
+    )
+    serve.add_argument("model", help="a model directory; requests name it by this path")
+    serve.add_argument("options", nargs=argparse.REMAINDER, help="of `transformers serve`, e.g. --port 8000")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _add_other_commands(commands: Commands) -> None:
+    """Those of the packages above this one: llava_patch, and demo where it is there, in a clone."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # last: it hides nothing
+    for command in entry_points(group="sparse_vlm.commands"):
+        if (ROOT / command.module.split(".")[0]).is_dir():
+            command.load()(commands)
+
+
+def build_parser() -> Parser:
     """The parser of `sparse-vlm`; every subcommand sets `run`, a function of the parsed arguments."""
-    parser = argparse.ArgumentParser(prog="sparse-vlm", description="SparseFormer encoders for multimodal LLMs.")
+    parser = argparse.ArgumentParser(
+        prog="sparse-vlm",
+        description="SparseFormer encoders for multimodal LLMs.",
+        epilog="`sparse-vlm COMMAND --help` has the arguments of a command and examples.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    convert = commands.add_parser("convert", help="the authors' checkpoint file -> an encoder directory")
-    convert.add_argument("file", help=".pth or .safetensors, any of the released layouts")
-    convert.add_argument("out_dir")
-    convert.add_argument("--variant", required=True, help="e.g. sparseformer-clip-l; `sparse-vlm info` lists them")
-    convert.set_defaults(run=_convert)
-
-    info = commands.add_parser("info", help="what an encoder variant or directory holds; without a name: all variants")
-    info.add_argument("name", nargs="?", help="a variant or an encoder directory")
-    info.set_defaults(run=_info)
+    _add_encoder_commands(commands)
     _add_vlm_commands(commands)
-    for command in entry_points(group="sparse_vlm.commands"):  # of the packages above this one, e.g. llava_patch
-        command.load()(commands)
+    _add_other_commands(commands)
     return parser
 
 

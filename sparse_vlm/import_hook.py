@@ -11,7 +11,7 @@ from typing import Any
 class _Hook(MetaPathFinder):
     """Finds nothing by itself: asks the finders behind it, and puts its loader around theirs for one module."""
 
-    def __init__(self, module: str, callback: Callable[[], None]) -> None:
+    def __init__(self, module: str, callback: Callable[[], object]) -> None:
         self.module, self.callback = module, callback
 
     def find_spec(
@@ -52,7 +52,7 @@ class _HookedLoader(Loader):
         return getattr(self.loader, name)  # get_source, get_resource_reader … for who only asks for the spec
 
 
-def after_import(module: str, callback: Callable[[], None]) -> Callable[[], None]:
+def after_import(module: str, callback: Callable[[], object]) -> Callable[[], None]:
     """Calls `callback` once: at once if `module` is imported already, else right after its first import.
 
     Args:

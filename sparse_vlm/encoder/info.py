@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_vlm.encoder.checkpoints import load_directory
+from sparse_vlm.encoder.checkpoints import load_config
 from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.model import SparseFormer
 from sparse_vlm.encoder.variants import VARIANTS, variant_config
@@ -18,7 +18,11 @@ def describe(name: str | None) -> str:
     """
     if name is None:
         return "\n".join(f"{variant:24}{_summary(config)}" for variant, config in VARIANTS.items())
-    config = load_directory(name)[0] if Path(name).is_dir() else variant_config(name)
+    return describe_config(name, load_config(name) if Path(name).is_dir() else variant_config(name))
+
+
+def describe_config(name: str, config: SparseFormerConfig) -> str:
+    """A text about an encoder of these numbers; `name` stands at its beginning."""
     focus, cortex, pre = config.focus, config.cortex, config.preprocessing
     lines = [
         f"{name}: {_summary(config)}",

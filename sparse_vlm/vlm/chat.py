@@ -1,11 +1,14 @@
 """Answers to questions about a picture, at once or as they are generated. Greedy, so that they repeat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
+import torch
 from PIL import Image
-from transformers import BatchFeature, TextIteratorStreamer
+from torch import Tensor
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -30,18 +33,45 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
     Raises:
         UserError: the question is empty or contains the placeholder.
     """
+    check_question(question)
+    images = as_list(image)
+    return encode_messages(processor, [user_message(question, len(images))], images)
+
+
+def check_question(question: str) -> None:
+    """Raises UserError where a question is empty or contains the placeholder."""
     if not question.strip():
         raise UserError("The question is empty.")
     if IMAGE_TOKEN in question:
         raise UserError(
             f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
         )
-    images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
-    parts = [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]
-    messages: Any = [{"role": "user", "content": parts}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def as_list(image: Pictures) -> list[Image.Image]:
+    """The pictures one by one."""
+    return [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+
+
+def user_message(question: str, images: int) -> dict[str, Any]:
+    """A user's turn for transformers' chat templates: `images` pictures, then the question."""
+    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}
+
+
+def encode_messages(
+    processor: SparseVLMProcessor, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
+) -> BatchFeature:
+    """Turns of a conversation as the model's inputs, up to where the next answer begins.
+
+    Args:
+        processor: of the model directory.
+        messages: see `user_message`; answers are {"role": "assistant", "content": text}.
+        images: of all turns, in their order.
+    """
+    turns: Any = list(messages)
+    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
-    return processor(text=text, images=images or None, add_special_tokens=False, return_tensors="pt")
+    return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
 
 
 def answer(
@@ -79,8 +109,38 @@ def stream(
 
     Arguments and errors as in `answer`.
     """
-    inputs = encode_prompt(processor, image, question).to(model.device)
-    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    yield from stream_inputs(model, processor, encode_prompt(processor, image, question), max_new_tokens)
+
+
+class _Stopped(StoppingCriteria):
+    """Ends a generation when `event` is set."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **unused: Any) -> Any:  # as transformers calls it
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def stream_inputs(
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    inputs: BatchFeature,
+    max_new_tokens: int = 256,
+    sampling: Mapping[str, Any] = GREEDY,
+    streamer: TextIteratorStreamer | None = None,
+) -> Generator[str]:
+    """What the model says to a prompt, in non-empty pieces. Closing the iterator stops the generation, within a token.
+
+    Args:
+        model, processor: of `load_vlm`.
+        inputs: of `encode_prompt` or `encode_messages`.
+        max_new_tokens: where an answer that does not end is cut.
+        sampling: transformers' generation settings.
+        streamer: where the tokens pass, for one who wants more than their text; None: a new one.
+    """
+    streamer = streamer or TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    stop = Event()
 
     def release(future: Future) -> None:
         if future.exception() is not None:  # else generate has ended the stream itself
@@ -88,7 +148,17 @@ def stream(
 
     generator: Any = model
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(generator.generate, **inputs, streamer=streamer, max_new_tokens=max_new_tokens, **GREEDY)
+        future = pool.submit(
+            generator.generate,
+            **inputs.to(model.device),
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            max_new_tokens=max_new_tokens,
+            **sampling,
+        )
         future.add_done_callback(release)
-        yield from filter(None, streamer)  # a step that completes no character gives ""
+        try:
+            yield from filter(None, streamer)  # a step that completes no character gives ""
+        finally:  # also when the reader goes away: leaving the pool waits for the thread
+            stop.set()
         future.result()  # raises what generate raised

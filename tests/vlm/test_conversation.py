@@ -1,0 +1,121 @@
+"""Several turns, in a program and in the terminal; Ctrl-C is a real signal."""
+
+import io
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sparse_vlm.cli import main
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import answer, encode_messages, user_message
+from sparse_vlm.vlm.conversation import Conversation
+from tests.vlm.conftest import Loaded
+
+
+def say(conversation: Conversation, question: str) -> str:
+    return "".join(conversation.ask(question, max_new_tokens=6))
+
+
+def test_the_whole_conversation_is_the_prompt(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    conversation = Conversation(*vlm)
+    conversation.show(images[0])
+    first = say(conversation, "What is it?")
+    assert first.strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6)
+    conversation.show(images[1])
+    second = say(conversation, "And this?")
+    messages = [
+        user_message("What is it?", 1),
+        {"role": "assistant", "content": first.strip()},
+        user_message("And this?", 1),
+    ]
+    inputs = encode_messages(processor, messages, images[:2])
+    ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert second == processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert second != say(Conversation(*vlm), "And this?")
+    conversation.clear()
+    assert say(conversation, "And this?") == say(Conversation(*vlm), "And this?")
+
+
+def test_closing_stops_within_a_token_and_keeps_what_was_said(vlm: Loaded) -> None:
+    conversation = Conversation(*vlm)
+    with closing(conversation.ask("What is it?", max_new_tokens=1500)) as pieces:
+        first = next(pieces)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
+    assert conversation.messages[1]["content"] == first.strip()
+
+
+def test_what_cannot_be_asked_is_not_kept(vlm: Loaded, images: list[Image.Image]) -> None:
+    conversation = Conversation(*vlm)
+    for question, length, sentence in [
+        ("  ", 6, "The question is empty."),
+        ("What is <image>?", 6, "must not contain <image>"),
+        ("What?", 10**6, "more than the 2048 that the model takes. Begin a new conversation"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            list(conversation.ask(question, length))
+    assert conversation.messages == []
+
+
+def chat(monkeypatch: pytest.MonkeyPatch, vlm_dir: Path, *lines: str, tokens: int = 6, options: list[str] = []) -> int:  # noqa: B006
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    return main(["chat", "--model", str(vlm_dir), "--max_new_tokens", str(tokens), *options])
+
+
+def test_in_the_terminal(
+    vlm: Loaded,
+    vlm_dir: Path,
+    images: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for number in (0, 1):
+        images[number].save(tmp_path / f"{number}.png")
+    lines = ["What is it?", "", f"/image {tmp_path}/1.png", "And this?", "/image", "/image gone.png", "/nothing"]
+    lines += ["/help", "/clear", "And this?", "/exit", "never asked"]
+    assert chat(monkeypatch, vlm_dir, *lines, options=["--image", f"{tmp_path}/0.png"]) == 0
+    said = capsys.readouterr().out
+    expected, alone = Conversation(*vlm), Conversation(*vlm)
+    expected.show(images[0])
+    first = say(expected, "What is it?")
+    expected.show(images[1])
+    second = say(expected, "And this?")
+    for part in (
+        first,
+        second,
+        say(alone, "And this?"),
+        "error: Which picture? /image FILE",
+        "error: The image gone.png",
+    ):
+        assert part in said
+        said = said[said.index(part) :]
+    assert "error: Unknown command /nothing" in said
+    assert "Forgotten." in said
+
+
+class Interrupting(io.StringIO):
+    """A terminal whose user presses Ctrl-C at the first piece of the first answer."""
+
+    done = False
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if "> " in self.getvalue()[:-1] and not self.done and text.strip() not in ("", ">"):
+            self.done = True
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Interrupting()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert chat(monkeypatch, vlm_dir, "What is it?", "/clear", tokens=1500) == 0
+    text = terminal.getvalue()
+    assert terminal.done
+    assert text.index("[stopped]") < text.index("Forgotten.")
+    assert len(text) < 300  # 1500 tokens would be thousands of letters
