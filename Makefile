@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 test-lmms-eval check bench clean
+.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 test-lmms-eval check docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -43,6 +43,9 @@ check: .venv/test.installed ## ruff (lint, format) and mypy
 
 bench: .venv/test.installed ## the encoders beside the dense ViTs that they replace: cost and time
 	$(BIN)/python -m eval.efficiency
+
+docs: .venv/docs.installed ## the pages of docs/ as a site in build/docs; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## removes .venv and caches; keeps runs/, which holds trained models
 	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info

@@ -1,0 +1,40 @@
+"""Encode a picture: what the encoder gives, and what it costs.
+
+python docs/examples/encode_image.py PICTURE.jpg --model runs/quickstart/encoder
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from sparse_vlm import SparseFormer, create_encoder
+from sparse_vlm.data.images import open_image
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("picture")
+    parser.add_argument("--model", help="an encoder directory; without it: sparseformer-clip-b with random weights")
+    arguments = parser.parse_args(argv)
+
+    if arguments.model is None:
+        torch.manual_seed(0)
+        encoder = create_encoder("sparseformer-clip-b").eval()
+    else:
+        encoder = SparseFormer.from_pretrained(arguments.model)
+
+    image = encoder.transform(open_image(arguments.picture))  # float32[3, H, W], any picture
+    with torch.no_grad():
+        out = encoder(image[None])
+
+    prefix = encoder.num_prefix_tokens  # CLS
+    latent = out.tokens[0, prefix:]
+    print(f"{latent.shape[0]} latent tokens of {latent.shape[1]} channels, and {prefix} more (CLS)")
+    print(f"one embedding of {out.pooled.shape[1]} channels")
+    for token, (x1, y1, x2, y2) in enumerate(out.rois[-1, 0, :3].tolist()):
+        print(f"token {token} looked last at x {x1:.2f} … {x2:.2f}, y {y1:.2f} … {y2:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The scripts of docs/examples run, on tiny models."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+
+
+def run(name: str, *arguments: object) -> None:
+    """Runs a script's main() in this process."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("picture") / "red.png"
+    Image.new("RGB", (120, 80), "red").save(file)
+    return file
+
+
+def test_encode_image(picture: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("encode_image", picture, "--model", encoder_dir)
+    assert "6 latent tokens of 128 channels, and 1 more (CLS)" in capsys.readouterr().out
+    run("encode_image", picture)  # a real size
+    assert "48 latent tokens of 768 channels" in capsys.readouterr().out
+
+
+def test_swap_clip_tower(clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("swap_clip_tower", "--teacher", clip_dir, "--output", tmp_path / "clip")
+    assert re.search(r"a red circle: cosine -?0\.\d{3}\na blue square: cosine", capsys.readouterr().out)
+    assert (tmp_path / "clip" / "open_clip_config.json").is_file()
+
+
+def test_build_vlm(
+    picture: Path, encoder_dir: Path, llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--encoder", encoder_dir, "--llm", llm_dir, "--output", tmp_path / "vlm", "--picture", picture]
+    run("build_vlm", *arguments, "--max_new_tokens", 4)
+    text = capsys.readouterr().out
+    assert "6 visual tokens a picture" in text
+    assert text.index("> What is shown?") < text.index("> Are you sure?")
+
+
+def test_visualise_rois(picture: Path, vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("visualise_rois", picture, "--model", vlm_dir, "--output", tmp_path / "rois.png")
+    covered = re.findall(r"sampling step \d: the RoIs cover (\d+)%", capsys.readouterr().out)
+    assert len(covered) == 3
+    assert int(covered[0]) > 90  # the initial RoIs tile the picture
+    assert (tmp_path / "rois.png").stat().st_size > 1000
+
+
+def test_every_example_is_linked() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text()
+    assert {file.name for file in EXAMPLES} == set(re.findall(r"\(examples/(\w+\.py)\)", page))
