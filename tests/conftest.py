@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+    from sparse_vlm.vlm.answering import Answerer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,3 +124,21 @@ def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path, llm_dir
     directory = tmp_path_factory.mktemp("vlm") / "vlm"
     build_vlm(encoder_dir, llm_dir, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def worded_vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
+    """A directory of `build_vlm` whose answers differ between pictures, between questions and in length."""
+    from tests.worded_vlm import build_worded_vlm
+
+    return build_worded_vlm(encoder_dir, tmp_path_factory.mktemp("worded"))
+
+
+@pytest.fixture(scope="session")
+def answerer(worded_vlm_dir: Path) -> Answerer:
+    """Of that model, at most 6 tokens an answer, 16 questions a batch."""
+    from sparse_vlm.vlm.answering import Answerer
+    from sparse_vlm.vlm.build import load_vlm
+
+    model, processor = load_vlm(worded_vlm_dir)
+    return Answerer(model, processor, max_new_tokens=6, batch_rows=16)

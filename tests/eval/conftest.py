@@ -1,52 +1,11 @@
-"""A tiny real VLM whose answers differ between pictures, between questions and in length."""
+"""The model that evaluations are tested on."""
 
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
-from sparse_vlm.data import easy_vqa
-from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import build_vlm, load_vlm
-from tests.random_llama import random_llama
-
-TEMPLATE = (
-    "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
-def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
-    """A directory of `build_vlm`: a random Llama and a tokenizer made from easy-VQA's questions."""
-    folder = tmp_path_factory.mktemp("vlm")
-    tokenizer = _tokenizer()
-    tokenizer.save_pretrained(folder / "llm")
-    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, **ends)
-    with torch.no_grad():  # so that about every third answer ends by itself
-        llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
-    llama.save_pretrained(folder / "llm")
-    build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=TEMPLATE)
-    return folder / "tiny-vlm"
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<end>", "<user>", "<assistant>"]
-    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([question.text for question in easy_vqa.load_questions("train")[:2000]], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE
-    )
-
-
-@pytest.fixture(scope="session")
-def answerer(vlm_dir: Path) -> Answerer:
-    """Of the tiny model, at most 6 tokens an answer, 16 questions a batch."""
-    model, processor = load_vlm(vlm_dir)
-    return Answerer(model, processor, max_new_tokens=6, batch_rows=16)
+def vlm_dir(worded_vlm_dir: Path) -> Path:
+    """A model directory whose answers differ."""
+    return worded_vlm_dir

@@ -3,11 +3,15 @@
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from sparse_vlm.encoder import SparseFormerConfig
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -70,6 +74,34 @@ def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
     options = {**RESUMABLE, "save_steps": 1, "keep_checkpoints": True, "save_total_limit": 9}
     assert main(arguments(clip_dir, images, out, eval_data_path=images, **options)) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def small_encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
+    """A SparseFormer for pictures of 32 pixels, as it was initialised."""
+    from sparse_vlm.encoder import SparseFormer
+
+    directory = tmp_path_factory.mktemp("small_encoder") / "encoder"
+    torch.manual_seed(0)
+    preprocessing = replace(tiny_config.preprocessing, resize=32, crop=32)
+    SparseFormer(replace(tiny_config, preprocessing=preprocessing)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four folders of one-coloured pictures, and labels.csv: is there red in it, is there blue, is it a picture."""
+    from tests.train.finetune_runs import CLASSES
+
+    folder = tmp_path_factory.mktemp("folders")
+    rows = ["image,reddish,bluish,picture"]
+    for colour in CLASSES:
+        (folder / colour).mkdir()
+        for width in (20, 30):
+            Image.new("RGB", (width, 24), colour).save(folder / colour / f"{width}.png")
+            rows.append(f"{colour}/{width}.png,{int(colour in ('red', 'white'))},{int(colour in ('blue', 'white'))},1")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Batched answers with shared prefixes are the answers that the model gives one by one."""
 
 import copy
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from eval import easy_vqa
-from eval.protocol import Question
+from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
@@ -19,10 +17,11 @@ Asked = tuple[list[Image.Image], list[tuple[int, str]]]
 @pytest.fixture(scope="module")
 def asked() -> Asked:
     """The first 60 test questions, about several pictures, the questions in mixed order."""
-    questions: list[Question] = easy_vqa.load_questions(None, None)[:60]
-    paths = [path for path in dict.fromkeys(question.image for question in questions) if path is not None]
-    rows = [(paths.index(q.image), q.text) for q in questions if q.image is not None]
-    return [open_image(path) for path in paths], rows[::2] + rows[1::2]
+    questions = easy_vqa.load_questions("test")[:60]
+    ids = list(dict.fromkeys(question.image_id for question in questions))
+    rows = [(ids.index(question.image_id), easy_vqa.prompt(question.text)) for question in questions]
+    folder = easy_vqa.split_folder("test") / "images"
+    return [open_image(easy_vqa.image_path(folder, image_id)) for image_id in ids], rows[::2] + rows[1::2]
 
 
 def collect(answerer: Answerer, images: list[Image.Image] | None, rows: list[tuple[int, str]]) -> list[str]:
@@ -65,7 +64,7 @@ def test_questions_without_pictures(answerer: Answerer, asked: Asked) -> None:
     assert len(set(single)) > 10
 
 
-def test_prompts_without_a_common_beginning(vlm_dir: Path, answerer: Answerer) -> None:
+def test_prompts_without_a_common_beginning(answerer: Answerer) -> None:
     """A template without a head and no picture: nothing is shared."""
     processor = copy.copy(answerer.processor)
     processor.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}<end>{% endfor %}"

@@ -1,0 +1,80 @@
+"""train/finetune.py: bad input and classes that do not fit are one sentence."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.train.finetune_runs import StopAt, make, words
+from train.finetune import main
+from train.stage import run
+
+
+@pytest.mark.parametrize("change", ["added", "swapped"])
+def test_other_classes_than_the_checkpoints_are_a_sentence(
+    change: str, small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A swapped one would fit the head, and its images would be learnt as those of another class."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(class_folders, data)
+    trainer = make(words(small_encoder_dir, data, out, save_steps=1))
+    trainer.add_callback(StopAt(1))
+    run(trainer)
+    if change == "added":
+        shutil.copytree(data / "red", data / "green")
+    else:
+        (data / "white").rename(data / "green")
+    assert main(words(small_encoder_dir, data, out)) == 2
+    found = "'black', 'blue', 'green', 'red'"
+    sentence = f"another variant: its classes is ['black', 'blue', 'red', 'white'], this run's [{found}"
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"encoder": "nowhere"}, "There is no encoder directory nowhere"),
+        ({"data_path": "nowhere"}, "There is no folder nowhere with a folder of images per class"),
+        (
+            {"eval_data_path": "{}", "eval_label_file": "{}/labels.csv"},
+            "--label_file and --eval_label_file go together",
+        ),
+        ({"label_file": "{}/labels.csv", "mixup": 0.5}, "--mixup and --cutmix are for one class per image"),
+        ({"mixup": 0.5}, "give an even --per_device_train_batch_size (it is 4) and --dataloader_drop_last True"),
+        ({"on_bad_image": "ignore"}, "Unknown --on_bad_image 'ignore'"),
+        ({"eval_strategy": "epoch"}, "Evaluation while training needs held-out images: give --eval_data_path"),
+        ({"drop_path": 1}, "--drop_path must lie in [0, 1), got 1."),
+        ({"layer_dekay": 0.5}, "Unknown argument 'layer_dekay'. Did you mean 'layer_decay'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    extra: dict[str, Any],
+    sentence: str,
+    small_encoder_dir: Path,
+    class_folders: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = {name: str(value).format(class_folders) for name, value in extra.items()}
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "out", **filled)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_classes_held_out(
+    small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for colour in ("red", "green"):
+        (tmp_path / "other" / colour).mkdir(parents=True)
+        Image.new("RGB", (9, 9), colour).save(tmp_path / "other" / colour / "a.png")
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "out", eval_data_path=tmp_path / "other")) == 2
+    assert "The held-out images have the classes green, red, those to train on black, blue" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("zero3")
+def test_zero3_is_refused(
+    small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "out")) == 2
+    assert "use train/zero2.json, not ZeRO-3" in capsys.readouterr().err

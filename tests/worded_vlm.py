@@ -1,0 +1,41 @@
+"""A tiny real VLM whose answers differ between pictures, between questions and in length."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from sparse_vlm.data import easy_vqa
+from sparse_vlm.vlm.build import build_vlm
+from tests.random_llama import random_llama
+
+TEMPLATE = (
+    "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def build_worded_vlm(encoder_dir: Path, folder: Path) -> Path:
+    """A directory of `build_vlm` in `folder`: a random Llama and a tokenizer made from easy-VQA's questions."""
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder / "llm")
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, **ends)
+    with torch.no_grad():  # so that about every third answer ends by itself
+        llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
+    llama.save_pretrained(folder / "llm")
+    build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=TEMPLATE)
+    return folder / "tiny-vlm"
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<end>", "<user>", "<assistant>"]
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([question.text for question in easy_vqa.load_questions("train")[:2000]], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE
+    )
