@@ -1,13 +1,17 @@
-"""`sparse-vlm convert` and `sparse-vlm info` (build and chat: tests/vlm)."""
+"""`sparse-vlm`: help texts, convert and info of encoders (rois and info of models: test_model_directory.py; build, chat
+and serve: tests/vlm)."""
 
+import argparse
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparse_vlm.cli import main
+from sparse_vlm.cli import build_parser, main
 from sparse_vlm.encoder import SparseFormer, create_encoder
 from tests.encoder.official import weights_file
 
@@ -53,6 +57,32 @@ def released_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("released") / "v1_tiny.pth"
     torch.save({"model": theirs}, file)
     return file
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return action.choices
+
+
+def test_help_has_examples_that_parse() -> None:
+    parser = build_parser()
+    for name, command in subcommands().items():
+        if name == "llava":  # a group: its actions take no arguments
+            continue
+        _, _, examples = (command.epilog or "").partition("examples:\n")
+        lines = [line.strip() for line in examples.splitlines()]
+        assert lines
+        for line in lines:
+            program, *words = shlex.split(line)
+            assert program == "sparse-vlm"
+            assert words[0] == name
+            assert parser.parse_args(words).run is command.get_default("run")
+
+
+def test_commands_of_the_packages_above_are_there() -> None:
+    root = Path(__file__).parents[1]
+    groups = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert set(groups["sparse_vlm.commands"]) <= set(subcommands())  # missing: pip install --editable . again
 
 
 def test_convert_writes_an_encoder_directory(

@@ -56,7 +56,9 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(vlm_dir, tmp_path / "vlm")
     weights = load_file(directory / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "stem" not in name}, directory / "model.safetensors")
-    with pytest.raises(UserError, match=r"vision tower of .*vlm do not fit \(missing: stem.conv.weight"):
+    with pytest.raises(
+        UserError, match=r"vision tower of .*vlm do not fit \(missing: stem.conv.bias, stem.conv.weight"
+    ):
         open_encoder(directory)
     (directory / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"model.safetensors cannot be read"):

@@ -108,13 +108,19 @@ def test_a_command_is_understood(
         targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {word for word in command.words if "=" not in word} <= targets
         return
-    main = cli.main if command.program == "sparse-vlm" else importlib.import_module(command.program).main
+    main = cli.main if command.program == "sparse-vlm" else _main(command.program)
     with pytest.raises((Parsed, SystemExit)) as end:
         main(command.words)
     if isinstance(end.value, SystemExit) and "--help" not in command.words:
         assert not command.whole, command  # argparse has said why on stderr
         known = {option for parser in only_parse for option in parser._option_string_actions}
         assert {word.partition("=")[0] for word in command.words if re.match(r"--?[a-z]", word)} <= known
+
+
+def _main(name: str) -> Any:
+    """What `python -m NAME` calls."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__").main if hasattr(module, "__path__") else module.main
 
 
 def test_commands_are_found() -> None:
