@@ -1,0 +1,113 @@
+"""A chat that shows where the model looks: `python demo/app.py --model DIR [--compare DIR]`."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it reports imports and launches
+if __name__ == "__main__":  # as a script only this folder is on the path
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sparse_vlm.errors import UserError, exit_with_sentence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="python demo/app.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="model directory: ours, or any of transformers")
+    parser.add_argument("--compare", type=Path, help="a second one, which gets the same questions")
+    parser.add_argument("--examples", type=Path, help='JSON list of {"image": path, "question": text}')
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
+    parser.add_argument("--dtype", default="auto", help="auto (default: bfloat16 on CUDA, else float32), float32 …")
+    parser.add_argument("--bits", type=int, help="4 or 8: the language model's weights, by bitsandbytes; needs CUDA")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any free one from 7860 on")
+    parser.add_argument("--share", action="store_true", help="a public address through gradio's servers")
+    parser.add_argument("--concurrency", type=int, default=1, help="questions answered at once (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=64, help="questions that may wait (default: %(default)s)")
+    parser.add_argument("--max_upload_mb", type=int, default=32, help="of a file (default: %(default)s)")
+    parser.add_argument("--max_megapixels", type=float, default=64, help="of a picture (default: %(default)s)")
+    return parser
+
+
+def serve(arguments: argparse.Namespace, folder: Path) -> None:
+    """Opens the models, builds the page and serves it until it is interrupted.
+
+    Args:
+        arguments: of `build_parser`.
+        folder: for uploads and drawings; nothing outside it is served.
+
+    Raises:
+        UserError: a model cannot be opened, or an argument does not fit.
+    """
+    from demo.models import choose_device, choose_dtype, open_model
+
+    for name in ("concurrency", "queue", "max_upload_mb", "max_megapixels"):
+        if getattr(arguments, name) <= 0:
+            raise UserError(f"--{name} must be positive, got {getattr(arguments, name)}.")
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
+    directories = [path for path in (arguments.model, arguments.compare) if path is not None]
+    models = [open_model(path.resolve(), device, dtype, arguments.bits) for path in directories]
+    page = build_page(models, arguments, folder)
+    try:
+        page.launch(**launch_options(arguments))
+    except OSError as error:
+        raise UserError(f"The page cannot be served at {arguments.host}:{arguments.port}: {error}") from error
+
+
+def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Path) -> Any:
+    """The page as `gr.Blocks`, with its queue."""
+    import gradio as gr
+
+    from demo.events import Events, connect
+    from demo.examples import draw_examples, read_examples
+    from demo.interface import lay_out
+
+    examples = draw_examples(folder) if arguments.examples is None else read_examples(arguments.examples)
+    with gr.Blocks(analytics_enabled=False, title="sparse_vlm", delete_cache=(3600, 86400)) as blocks:
+        page = lay_out(models, examples)
+        connect(Events(page, models, arguments.max_megapixels), arguments.concurrency)
+    return blocks.queue(max_size=arguments.queue)
+
+
+def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of `gr.Blocks.launch`: local, private, no fonts or scripts of others."""
+    import gradio as gr
+
+    fonts = ["system-ui", "sans-serif"]
+    return {
+        "server_name": arguments.host,
+        "server_port": arguments.port or None,
+        "share": arguments.share,
+        "max_file_size": f"{arguments.max_upload_mb}mb",
+        "theme": gr.themes.Default(font=fonts, font_mono=["monospace"]),
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "allowed_paths": [],
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves with a folder of its own, which goes when the page does; see `serve`."""
+    with tempfile.TemporaryDirectory(prefix="sparse-vlm-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        serve(arguments, Path(folder))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    return exit_with_sentence(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

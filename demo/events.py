@@ -1,0 +1,203 @@
+"""What happens when the visitor does something. Handlers change the visitor's session and say what the page shows."""
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
+
+from demo import panel
+from demo.interface import Page
+from demo.models import OpenModel
+from demo.panel import ALL, Choice
+from demo.replies import answer
+from demo.session import Picture, Session
+from demo.speaking import Reply, Sampling
+from demo.uploads import open_upload
+from sparse_vlm.errors import UserError
+from sparse_vlm.overlays import to_image_coordinates
+
+Update = dict[Any, Any]  # component of the page -> its new value
+SHOWN_SIDE = 768  # pixels of a picture's copy in the chat
+
+
+class Events:
+    """The handlers of a page.
+
+    Args:
+        page: what they write to.
+        models: that answer.
+        max_megapixels: of an uploaded picture.
+    """
+
+    def __init__(self, page: Page, models: Sequence[OpenModel], max_megapixels: float) -> None:
+        self.page, self.models, self.max_megapixels = page, models, max_megapixels
+
+    def ask(
+        self, message: dict[str, Any], session: Session, temperature: float, top_p: float, most: int
+    ) -> Iterator[Update]:
+        """Takes a question and streams the answers. A bad picture is named, and text and good pictures stay."""
+        pictures, good = [], []
+        for path in message["files"]:
+            try:
+                pictures.append(self._picture(path))
+                good.append(path)
+            except UserError as error:
+                gr.Warning(html.escape(str(error)))
+        if len(good) < len(message["files"]):
+            yield {self.page.question: {"text": message["text"], "files": good}}
+            return
+        try:
+            session.begin(message["text"], pictures)
+        except UserError as error:
+            gr.Warning(html.escape(str(error)))
+            yield {self.page.question: gr.skip()}
+            return
+        yield {self.page.question: {"text": "", "files": []}} | self._chats(session)
+        yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+
+    def retry(self, session: Session, temperature: float, top_p: float, most: int) -> Iterator[Update]:
+        """Answers the last question again."""
+        try:
+            session.retry()
+        except UserError as error:
+            gr.Warning(html.escape(str(error)))
+            yield self._chats(session)
+            return
+        yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+
+    def stop(self, session: Session) -> None:
+        """Ends the answer that is on its way; what it has said stays."""
+        session.stopping = True
+
+    def clear(self, session: Session) -> Update:
+        """Forgets the conversation."""
+        session.clear()
+        page = self.page
+        empty = dict.fromkeys((page.look, page.heat))
+        texts = dict.fromkeys((page.look_text, page.heat_text, page.numbers), "")
+        return self._chats(session) | empty | texts | {page.question: {"text": "", "files": []}}
+
+    def snap(self, path: str | None, message: dict[str, Any]) -> Update:
+        """Puts the webcam's picture beside the question."""
+        if path is None:
+            return {self.page.question: gr.skip()}
+        return {
+            self.page.question: {"text": message["text"], "files": [*message["files"], path]},
+            self.page.webcam: None,
+        }
+
+    def show(self, session: Session, model: int, *choice: Any) -> Update:
+        """Draws what the controls ask for."""
+        page, chosen = self.page, Choice(*choice)
+        view = session.views[model] if model < len(session.views) else None
+        if view is None:
+            return {page.look: None, page.heat: None, page.look_text: "", page.heat_text: ""}
+        # another model may have fewer steps, tokens or words
+        chosen = chosen._replace(
+            picture=min(chosen.picture, len(view.pixels)),
+            step=min(chosen.step, len(view.glances)),
+            token=min(chosen.token, view.attention.shape[-1]),
+            word=min(chosen.word, len(view.words)),
+        )
+        drawn = {
+            page.look: panel.draw_look(view, chosen),
+            page.look_text: panel.describe_look(view, chosen),
+            page.heat: panel.draw_attention(view, chosen),
+            page.heat_text: panel.describe_attention(view, chosen),
+        }
+        words = [("the whole answer", ALL), *((f"{k}: {word!r}", k) for k, word in enumerate(view.words, 1))]
+        ranges = {
+            "picture": _range(len(view.pixels), chosen.picture),
+            "step": _range(len(view.glances), chosen.step),
+            "token": gr.Slider(maximum=view.attention.shape[-1], value=chosen.token),
+            "word": gr.Dropdown(choices=words, value=chosen.word),
+        }
+        controls = dict(zip(Choice._fields, page.controls[1:], strict=True))
+        return drawn | {controls[name]: control for name, control in ranges.items()}
+
+    def click(self, session: Session, model: int, *choice: Any, place: gr.SelectData) -> Update:
+        """Chooses the token nearest to the click."""
+        view = session.views[model] if model < len(session.views) else None
+        if view is None:
+            return self.show(session, model, *choice)
+        chosen = Choice(*choice)
+        token = panel.token_at(view, chosen, *to_image_coordinates(*place.index))
+        return self.show(session, model, *chosen._replace(token=token))
+
+    def _picture(self, path: str) -> Picture:
+        image = open_upload(path, self.max_megapixels)
+        shown = image.copy()
+        shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        return Picture(image, save_pil_to_cache(shown, cache_dir=get_upload_folder(), format="png"))
+
+    def _chats(self, session: Session) -> Update:
+        return {chat: session.history(k) for k, chat in enumerate(self.page.chats)}
+
+    def _answer(self, session: Session, sampling: Sampling) -> Iterator[Update]:
+        """The chats as they grow, then the panel."""
+        replies: list[Reply] = []
+        try:
+            for grown in answer(self.models, session, sampling):
+                replies = grown
+                yield self._chats(session)
+        except UserError as error:
+            session.turns.pop()
+            gr.Warning(html.escape(str(error)))
+        yield self._chats(session)
+        if not replies or not session.turns:
+            return
+        tokens = [None if view is None else view.attention.shape[-1] for view in session.views]
+        last_step = max((len(view.glances) for view in session.views if view is not None), default=1)
+        choice = Choice(len(session.pictures()) or 1, last_step, ALL, "token", True, ALL)
+        yield (
+            {self.page.numbers: panel.numbers(self.models, replies, tokens)}
+            | self.show(session, 0, *choice)
+            | {
+                self.page.controls[0]: 0,
+                self.page.controls[4]: choice.colour_by,
+                self.page.controls[5]: choice.points,
+            }
+        )
+
+
+def _range(most: int, value: int) -> gr.Slider:
+    """A slider from 1, out of sight where there is nothing to choose."""
+    return gr.Slider(maximum=max(2, most), value=value, visible=most > 1)
+
+
+def connect(events: Events, concurrency: int) -> None:
+    """Joins the handlers to the page, inside the current `gr.Blocks`.
+
+    Args:
+        events: the handlers.
+        concurrency: questions that are answered at the same time; others wait in the queue.
+    """
+    page = events.page
+    panel_parts = [page.look, page.look_text, page.heat, page.heat_text, *page.controls]
+    everything = [page.question, *page.chats, page.numbers, *panel_parts]
+    speaking: dict[str, Any] = {
+        "concurrency_limit": concurrency,
+        "concurrency_id": "models",
+        "show_progress": "minimal",
+    }
+    page.question.submit(
+        events.ask, [page.question, page.session, *page.settings], everything, api_name="ask", **speaking
+    )
+    page.retry.click(events.retry, [page.session, *page.settings], everything, api_name="retry", **speaking)
+    page.stop.click(events.stop, [page.session], None, queue=False, api_name="stop")
+    page.clear.click(events.clear, [page.session], everything, queue=False, api_name="clear")
+    page.webcam.input(events.snap, [page.webcam, page.question], [page.question, page.webcam], api_visibility="private")
+    drawing: dict[str, Any] = {
+        "trigger_mode": "always_last",
+        "show_progress": "hidden",
+        "concurrency_id": "drawing",
+        "concurrency_limit": 2,
+        "api_visibility": "private",
+    }
+    seen = [page.session, *page.controls]
+    for control in page.controls:
+        control.input(events.show, seen, panel_parts, **drawing)
+    page.look.select(events.click, seen, panel_parts, **drawing)

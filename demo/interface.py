@@ -1,0 +1,123 @@
+"""The page: what stands where. What happens is in `demo.events`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from demo.examples import Example
+from demo.models import OpenModel
+from demo.panel import ALL
+from demo.session import Session
+from sparse_vlm.overlays import COLOURS
+
+INTRODUCTION = (
+    "Send a picture (upload, paste, drop, or webcam) and ask about it. On the right: where the visual tokens look, "
+    "what the answer attended to, and what it cost."
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The components that events read or write.
+
+    Attributes:
+        session: what is remembered of the visitor.
+        question: text and pictures to send.
+        chats: a conversation for each model.
+        settings: temperature, top-p, most tokens.
+        controls: which model, then the fields of `demo.panel.Choice` in their order.
+    """
+
+    session: gr.State
+    question: gr.MultimodalTextbox
+    chats: list[gr.Chatbot]
+    stop: gr.Button
+    retry: gr.Button
+    clear: gr.Button
+    webcam: gr.Image
+    settings: list[gr.Slider]
+    look: gr.Image
+    look_text: gr.Markdown
+    heat: gr.Image
+    heat_text: gr.Markdown
+    numbers: gr.Markdown
+    controls: list[Any]
+
+
+def lay_out(models: Sequence[OpenModel], examples: Sequence[Example]) -> Page:
+    """Builds the page inside the current `gr.Blocks`."""
+    session = gr.State(Session())
+    gr.Markdown(f"# {' beside '.join(opened.name for opened in models)}\n{INTRODUCTION}")
+    with gr.Row():
+        with gr.Column(scale=3, min_width=480):
+            with gr.Row():
+                chats = [
+                    gr.Chatbot(label=opened.name, elem_id=f"chat-{k}", height=430, sanitize_html=True, buttons=["copy"])
+                    for k, opened in enumerate(models)
+                ]
+            question = gr.MultimodalTextbox(
+                placeholder="Ask about the picture …",
+                file_count="multiple",
+                file_types=["image"],
+                show_label=False,
+                elem_id="question",
+                max_plain_text_length=100_000,  # longer texts would become a file
+            )
+            with gr.Row():
+                stop, retry, clear = (
+                    gr.Button(name, elem_id=name.lower(), size="sm") for name in ("Stop", "Retry", "Clear")
+                )
+            gr.Examples([[{"text": e.question, "files": [str(e.picture)]}] for e in examples], [question])
+            with gr.Accordion("Webcam", open=False):
+                webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="webcam")
+            with gr.Accordion("How words are chosen", open=False):
+                settings = [
+                    gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the likeliest word)", elem_id="temperature"),
+                    gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", elem_id="top-p"),
+                    gr.Slider(1, 1024, 256, step=1, label="Most tokens of an answer", elem_id="max-tokens"),
+                ]
+        with gr.Column(scale=2, min_width=360):
+            look, look_text, heat, heat_text, controls = _lay_out_panel(models)
+            numbers = gr.Markdown(elem_id="numbers")
+    return Page(
+        session,
+        question,
+        chats,
+        stop,
+        retry,
+        clear,
+        webcam,
+        settings,
+        look,
+        look_text,
+        heat,
+        heat_text,
+        numbers,
+        controls,
+    )
+
+
+def _lay_out_panel(models: Sequence[OpenModel]) -> tuple[gr.Image, gr.Markdown, gr.Image, gr.Markdown, list[Any]]:
+    names = [(opened.name, k) for k, opened in enumerate(models)]
+    with gr.Row():
+        model = gr.Radio(names, value=0, label="Model", visible=len(models) > 1, elem_id="model")
+        picture = gr.Slider(1, 2, 1, step=1, label="Picture", visible=False, elem_id="picture")
+    with gr.Tab("Where it looks"):
+        look = _drawing("look", "RoIs and sampling points (click on one)")
+        look_text = gr.Markdown(elem_id="look-text")
+        step = gr.Slider(1, 2, 1, step=1, label="Sampling step", visible=False, elem_id="step")
+        token = gr.Slider(ALL, 1, ALL, step=1, label="Token (0: all)", elem_id="token")
+        with gr.Row():
+            colour = gr.Radio(list(COLOURS), value=COLOURS[0], label="Colour by", elem_id="colour")
+            points = gr.Checkbox(True, label="Sampling points", elem_id="points")
+    with gr.Tab("What the answer attended to"):
+        heat = _drawing("heat", "Attention of the answer to the visual tokens, through their RoIs")
+        heat_text = gr.Markdown(elem_id="heat-text")
+        word = gr.Dropdown([("the whole answer", ALL)], value=ALL, label="Token of the answer", elem_id="word")
+    return look, look_text, heat, heat_text, [model, picture, step, token, colour, points, word]
+
+
+def _drawing(name: str, label: str) -> gr.Image:
+    return gr.Image(label=label, elem_id=name, interactive=False, format="png", height=360, buttons=["fullscreen"])

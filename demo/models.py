@@ -1,0 +1,118 @@
+"""Opening what is talked to: a model directory of ours, or of any image-text-to-text model of transformers."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.modeling import SparseVLMConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The vision tower's coordinates and the projector need their precision; the head is small beside the rest.
+WHOLE = ["vision_tower", "multi_modal_projector", "lm_head"]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model to talk to.
+
+    Attributes:
+        name: of its directory, for people.
+        model: in eval mode.
+        processor: its own.
+        lock: held while it computes: hooks and its attention's kind are the model's, not the visitor's.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of its weights, shared ones counted once."""
+        return self.model.get_memory_footprint()
+
+
+def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: int | None) -> OpenModel:
+    """Opens a directory with its processor.
+
+    Args:
+        directory: of `build_vlm`, a training stage, or transformers' save_pretrained.
+        device: where to.
+        dtype: of the weights, and of the arithmetic where they are quantised.
+        bits: 4 or 8: of the language model's weights (bitsandbytes); None: `dtype`.
+
+    Raises:
+        UserError: not a model of pictures and text, incomplete, or it cannot be quantised here.
+    """
+    quantization = None if bits is None else _quantization(bits, device, dtype)
+    try:
+        if _model_type(directory) == SparseVLMConfig.model_type:
+            model, processor = load_vlm(directory, dtype, quantization=quantization, device=device)
+            return OpenModel(directory.name, model, processor)
+        other: Any = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=dtype, quantization_config=quantization, device_map={"": device}
+        )
+        return OpenModel(directory.name, other.eval(), AutoProcessor.from_pretrained(directory))
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The model {directory} cannot be opened: {one_line(error)}") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto": CUDA where there is one.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"There is no device {name!r} here: {one_line(error)} Use --device cpu.") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 on CUDA, else float32.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise unknown_choice("--dtype", name, ["auto", *DTYPES])
+    return DTYPES[name]
+
+
+def _model_type(directory: Path) -> str | None:
+    if not directory.is_dir():
+        raise UserError(
+            f"There is no model directory {directory}. A model of the hub: `hf download NAME --local-dir DIR`."
+        )
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is no model directory: it has no readable config.json.") from error
+
+
+def _quantization(bits: int, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if device.type != "cuda":
+        raise UserError(f"--bits {bits} needs a CUDA device, but the model is on {device.type}: leave it out.")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=WHOLE)
+    if bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=WHOLE
+        )
+    raise UserError(f"--bits must be 4 or 8, got {bits}.")

@@ -1,0 +1,58 @@
+"""From a question in a session to the answers of all models, step by step."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+import torch
+
+from demo.looking import look, seen_pixels, visual_attention
+from demo.models import OpenModel
+from demo.session import Session, View
+from demo.speaking import Reply, Sampling, encode, speak
+
+
+def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) -> Iterator[list[Reply]]:
+    """The replies of the models to the session's last question, one after the other, so that none slows another.
+
+    The session's last turn grows with them; its views are set as soon as there is something to show.
+
+    Args:
+        models: one or two.
+        session: with a question that has no answer.
+        sampling: how words are chosen.
+
+    Raises:
+        UserError: the conversation is too long for a model.
+    """
+    session.stopping = False
+    turn = session.turns[-1]
+    turn.answers, session.views = [], [None] * len(models)
+    images = [picture.image for picture in session.pictures()]
+    prompts = [encode(opened, session.messages(k), images, sampling.max_new_tokens) for k, opened in enumerate(models)]
+    replies: list[Reply] = []
+    for k, (opened, inputs) in enumerate(zip(models, prompts, strict=True)):
+        turn.answers.append("")
+        replies.append(Reply(inputs))
+        with closing(speak(opened, inputs, sampling)) as growing:
+            for replies[k] in growing:
+                if session.stopping:
+                    break
+                turn.answers[k] = replies[k].text
+                yield replies
+        if turn not in session.turns:  # cleared meanwhile
+            return
+        session.views[k] = _view(opened, replies[k])
+        yield replies
+
+
+def _view(opened: OpenModel, reply: Reply) -> View | None:
+    """What there is to show of a reply; nothing without pictures, words, or a known place of the visual tokens."""
+    pictures: torch.Tensor | None = reply.inputs.get("pixel_values")
+    if pictures is None or not reply.ids:
+        return None
+    glances = look(opened, pictures)
+    if not glances:
+        return None
+    attention = visual_attention(opened, reply, glances[-1].rois.shape[1])
+    words = [opened.processor.tokenizer.decode([token]) for token in reply.ids]
+    return View(seen_pixels(opened, pictures), glances, attention, words)

@@ -1,0 +1,148 @@
+"""An answer as it is generated, with the time of its parts."""
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, TextIteratorStreamer
+
+from demo.models import OpenModel
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import GREEDY, encode_messages, stream_inputs
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How words are chosen. Temperature 0 is greedy: the same question gets the same answer."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+    def settings(self) -> dict[str, Any]:
+        """In the names of transformers' generate."""
+        if self.temperature == 0:
+            return GREEDY
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+class TimedStream(TextIteratorStreamer):
+    """The text of generated tokens, their ids, and when each came.
+
+    Attributes:
+        ids: of the answer so far, the end token included.
+        times: `time.perf_counter()` at each of them.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.ids: list[int] = []
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by generate: the prompt first, then token by token."""
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter())
+            self.ids += value.flatten().tolist()
+        super().put(value)
+
+
+@dataclass
+class Reply:
+    """One answer and what it cost.
+
+    Attributes:
+        inputs: the whole prompt.
+        text: so far.
+        ids: the answer's tokens.
+        tower: seconds of the vision tower on all pictures; 0 without pictures, None where a model hides it.
+        first: seconds to the first token.
+        rest: seconds from the first token to the last.
+    """
+
+    inputs: BatchFeature
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    tower: float | None = 0.0
+    first: float = 0.0
+    rest: float = 0.0
+
+    @property
+    def per_token(self) -> float | None:
+        """Mean seconds of a token behind the first one."""
+        return self.rest / (len(self.ids) - 1) if len(self.ids) > 1 else None
+
+
+def encode(opened: OpenModel, messages: list[dict[str, Any]], images: list[Image.Image], answer: int) -> BatchFeature:
+    """A conversation as a model's inputs.
+
+    Raises:
+        UserError: with an answer of `answer` tokens it is too long for the model.
+    """
+    inputs = encode_messages(opened.processor, messages, images)
+    tokens = inputs["input_ids"].shape[1] + answer
+    longest = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
+        raise UserError(
+            f"The conversation and an answer of {answer} tokens make {tokens} tokens, more than the {longest} that "
+            f"{opened.name} takes. Begin a new conversation, or ask for shorter answers."
+        )
+    return inputs.to(opened.model.device, opened.model.dtype)
+
+
+def speak(opened: OpenModel, inputs: BatchFeature, sampling: Sampling) -> Generator[Reply]:
+    """The answer, again and again as it grows; the same object each time. Closing the iterator ends the generation.
+
+    Args:
+        opened: nobody else uses it meanwhile.
+        inputs: of `encode`.
+        sampling: how words are chosen.
+    """
+    reply = Reply(inputs)
+    stream = TimedStream(opened.processor.tokenizer)
+    tower = getattr(opened.model.model, "vision_tower", None)
+    if tower is None:
+        reply.tower = None
+    started: list[float] = []
+
+    def end(*_: object) -> None:
+        assert reply.tower is not None
+        _wait(opened)
+        reply.tower += time.perf_counter() - started[-1]
+
+    with opened.lock:
+        hooks = []
+        if tower is not None:
+            hooks.append(tower.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())))
+            hooks.append(tower.register_forward_hook(end))
+        begin = time.perf_counter()
+        try:
+            pieces = stream_inputs(
+                opened.model, opened.processor, inputs, sampling.max_new_tokens, sampling.settings(), stream
+            )
+            with closing(pieces):
+                for piece in pieces:
+                    reply.text += piece
+                    _measure(reply, stream, begin)
+                    yield reply
+        finally:
+            for hook in hooks:
+                hook.remove()
+    reply.text = reply.text.strip()
+    _measure(reply, stream, begin)
+    yield reply
+
+
+def _measure(reply: Reply, stream: TimedStream, begin: float) -> None:
+    reply.ids = stream.ids[: len(stream.times)]
+    reply.first, reply.rest = stream.times[0] - begin, stream.times[-1] - stream.times[0]
+
+
+def _wait(opened: OpenModel) -> None:
+    """A GPU works on after its work was given to it."""
+    if opened.model.device.type == "cuda":
+        torch.cuda.synchronize(opened.model.device)

@@ -1,0 +1,41 @@
+"""Uploaded files -> pictures. Their names and contents are whatever a stranger chose."""
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from sparse_vlm.data.images import decode_image
+from sparse_vlm.errors import UserError
+
+
+def open_upload(path: str, max_megapixels: float) -> Image.Image:
+    """A picture as its sender sees it: the first frame, turned as the camera says, RGB.
+
+    Args:
+        path: of the uploaded file; only its last part is shown to the user.
+        max_megapixels: larger ones would fill the memory.
+
+    Raises:
+        UserError: no picture, damaged, or too large; the sentence names it.
+    """
+    name, data = Path(path).name, Path(path).read_bytes()
+    size = _size(data)
+    if size is not None and size[0] * size[1] > 1e6 * max_megapixels:
+        raise UserError(
+            f"The image {name} has {size[0]}×{size[1]} pixels, more than the {max_megapixels:g} megapixels that are "
+            "taken here. Send a smaller one."
+        )
+    return ImageOps.exif_transpose(decode_image(data, name))
+
+
+def _size(data: bytes) -> tuple[int, int] | None:
+    """Width and height as the file's head says, None where PIL cannot tell: decoding says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            with Image.open(io.BytesIO(data)) as image:
+                return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
