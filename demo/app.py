@@ -8,42 +8,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it reports imports and launches
 if __name__ == "__main__":  # as a script only this folder is on the path
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments."""
-    parser = argparse.ArgumentParser(prog="python demo/app.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="model directory: ours, or any of transformers")
-    parser.add_argument("--compare", type=Path, help="a second one, which gets the same questions")
-    parser.add_argument("--examples", type=Path, help='JSON list of {"image": path, "question": text}')
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
-    parser.add_argument("--dtype", default="auto", help="auto (default: bfloat16 on CUDA, else float32), float32 …")
-    parser.add_argument("--bits", type=int, help="4 or 8: the language model's weights, by bitsandbytes; needs CUDA")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any free one from 7860 on")
-    parser.add_argument("--share", action="store_true", help="a public address through gradio's servers")
-    parser.add_argument("--concurrency", type=int, default=1, help="questions answered at once (default: %(default)s)")
-    parser.add_argument("--queue", type=int, default=64, help="questions that may wait (default: %(default)s)")
-    parser.add_argument("--max_upload_mb", type=int, default=32, help="of a file (default: %(default)s)")
-    parser.add_argument("--max_megapixels", type=float, default=64, help="of a picture (default: %(default)s)")
-    return parser
+def run(arguments: argparse.Namespace) -> None:
+    """Serves until it is interrupted; what was uploaded is deleted then.
+
+    Raises:
+        UserError: see `serve`.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reports imports and launches otherwise
+    with tempfile.TemporaryDirectory(prefix="sparse-vlm-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        serve(arguments, Path(folder))
 
 
 def serve(arguments: argparse.Namespace, folder: Path) -> None:
     """Opens the models, builds the page and serves it until it is interrupted.
 
     Args:
-        arguments: of `build_parser`.
+        arguments: of `demo.commands`.
         folder: for uploads and drawings; nothing outside it is served.
 
     Raises:
         UserError: a model cannot be opened, or an argument does not fit.
     """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
     from demo.models import choose_device, choose_dtype, open_model
 
     for name in ("concurrency", "queue", "max_upload_mb", "max_megapixels"):
