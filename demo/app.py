@@ -11,6 +11,7 @@ from typing import Any
 if __name__ == "__main__":  # as a script only this folder is on the path
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from demo.commands import add_arguments
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 
@@ -92,16 +93,11 @@ def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Serves with a folder of its own, which goes when the page does; see `serve`."""
-    with tempfile.TemporaryDirectory(prefix="sparse-vlm-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        serve(arguments, Path(folder))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python demo/app.py", description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
     return exit_with_sentence(lambda: run(arguments))
 
 

@@ -23,10 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds `demo` to the parser of `sparse-vlm`."""
+    text = "a chat in the browser that shows where the model looks"
     demo = commands.add_parser(
         "demo",
-        help="a chat in the browser that shows where the model looks",
-        epilog="example: sparse-vlm demo --model runs/quickstart/model --compare runs/quickstart/dense/model",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog="examples:\n  sparse-vlm demo --model runs/quickstart/model\n"
+        "  sparse-vlm demo --model runs/quickstart/model --compare runs/quickstart/dense/model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(demo)
     demo.set_defaults(run=_run)
