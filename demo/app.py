@@ -43,13 +43,13 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
         raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
     from demo.models import choose_device, choose_dtype, open_model
 
-    for name in ("concurrency", "queue", "max_upload_mb", "max_megapixels"):
+    for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name} must be positive, got {getattr(arguments, name)}.")
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     directories = [path for path in (arguments.model, arguments.compare) if path is not None]
-    models = [open_model(path.resolve(), device, dtype, arguments.bits) for path in directories]
+    models = [open_model(path, device, dtype, arguments.bits) for path in directories]
     page = build_page(models, arguments, folder)
     try:
         page.launch(**launch_options(arguments))
@@ -67,7 +67,7 @@ def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Pat
 
     examples = draw_examples(folder) if arguments.examples is None else read_examples(arguments.examples)
     with gr.Blocks(analytics_enabled=False, title="sparse_vlm", delete_cache=(3600, 86400)) as blocks:
-        page = lay_out(models, examples)
+        page = lay_out(models, examples, arguments.max_new_tokens)
         connect(Events(page, models, arguments.max_megapixels), arguments.concurrency)
     return blocks.queue(max_size=arguments.queue)
 

@@ -146,21 +146,19 @@ class Events:
         except UserError as error:
             session.turns.pop()
             gr.Warning(html.escape(str(error)))
-        yield self._chats(session)
-        if not replies or not session.turns:
-            return
-        tokens = [None if view is None else view.attention.shape[-1] for view in session.views]
-        last_step = max((len(view.glances) for view in session.views if view is not None), default=1)
-        choice = Choice(len(session.pictures()) or 1, last_step, ALL, "token", True, ALL)
-        yield (
-            {self.page.numbers: panel.numbers(self.models, replies, tokens)}
-            | self.show(session, 0, *choice)
-            | {
-                self.page.controls[0]: 0,
-                self.page.controls[4]: choice.colour_by,
-                self.page.controls[5]: choice.points,
+        drawn: Update = {}
+        if replies and session.turns:
+            tokens = [None if view is None else view.attention.shape[-1] for view in session.views]
+            last_step = max((len(view.glances) for view in session.views if view is not None), default=1)
+            choice = Choice(len(session.pictures()) or 1, last_step, ALL, "token", True, ALL)
+            model, *_, colour, points, _ = self.page.controls
+            drawn = self.show(session, 0, *choice) | {
+                self.page.numbers: panel.numbers(self.models, replies, tokens),
+                model: 0,
+                colour: choice.colour_by,
+                points: choice.points,
             }
-        )
+        yield self._chats(session) | drawn
 
 
 def _range(most: int, value: int) -> gr.Slider:
@@ -189,6 +187,8 @@ def connect(events: Events, concurrency: int) -> None:
     page.retry.click(events.retry, [page.session, *page.settings], everything, api_name="retry", **speaking)
     page.stop.click(events.stop, [page.session], None, queue=False, api_name="stop")
     page.clear.click(events.clear, [page.session], everything, queue=False, api_name="clear")
+    for chat in page.chats:  # each has a button of its own
+        chat.clear(events.clear, [page.session], everything, queue=False, api_visibility="private")
     page.webcam.input(events.snap, [page.webcam, page.question], [page.question, page.webcam], api_visibility="private")
     drawing: dict[str, Any] = {
         "trigger_mode": "always_last",

@@ -46,15 +46,22 @@ class Page:
     controls: list[Any]
 
 
-def lay_out(models: Sequence[OpenModel], examples: Sequence[Example]) -> Page:
-    """Builds the page inside the current `gr.Blocks`."""
+def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_tokens: int) -> Page:
+    """Builds the page inside the current `gr.Blocks`; `max_new_tokens` is where its slider begins."""
     session = gr.State(Session())
     gr.Markdown(f"# {' beside '.join(opened.name for opened in models)}\n{INTRODUCTION}")
     with gr.Row():
         with gr.Column(scale=3, min_width=480):
             with gr.Row():
                 chats = [
-                    gr.Chatbot(label=opened.name, elem_id=f"chat-{k}", height=430, sanitize_html=True, buttons=["copy"])
+                    gr.Chatbot(
+                        label=opened.name,
+                        elem_id=f"chat-{k}",
+                        height=430,
+                        sanitize_html=True,
+                        buttons=["copy"],
+                        allow_file_downloads=False,
+                    )
                     for k, opened in enumerate(models)
                 ]
             question = gr.MultimodalTextbox(
@@ -76,7 +83,14 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example]) -> Page:
                 settings = [
                     gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the likeliest word)", elem_id="temperature"),
                     gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", elem_id="top-p"),
-                    gr.Slider(1, 1024, 256, step=1, label="Most tokens of an answer", elem_id="max-tokens"),
+                    gr.Slider(
+                        1,
+                        max(1024, max_new_tokens),
+                        max_new_tokens,
+                        step=1,
+                        label="Most tokens of an answer",
+                        elem_id="max-tokens",
+                    ),
                 ]
         with gr.Column(scale=2, min_width=360):
             look, look_text, heat, heat_text, controls = _lay_out_panel(models)

@@ -24,7 +24,7 @@ class OpenModel:
     """A model to talk to.
 
     Attributes:
-        name: of its directory, for people.
+        name: the last two parts of its path, as stages and runs tend to be called "model".
         model: in eval mode.
         processor: its own.
         lock: held while it computes: hooks and its attention's kind are the model's, not the visitor's.
@@ -54,14 +54,15 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         UserError: not a model of pictures and text, incomplete, or it cannot be quantised here.
     """
     quantization = None if bits is None else _quantization(bits, device, dtype)
+    name = "/".join(directory.resolve().parts[-2:])
     try:
         if _model_type(directory) == SparseVLMConfig.model_type:
             model, processor = load_vlm(directory, dtype, quantization=quantization, device=device)
-            return OpenModel(directory.name, model, processor)
+            return OpenModel(name, model, processor)
         other: Any = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=dtype, quantization_config=quantization, device_map={"": device}
         )
-        return OpenModel(directory.name, other.eval(), AutoProcessor.from_pretrained(directory))
+        return OpenModel(name, other.eval(), AutoProcessor.from_pretrained(directory))
     except UserError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:

@@ -1,0 +1,117 @@
+"""The demo as a process that serves two tiny models, and a browser."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from sparse_vlm.vlm.build import build_vlm
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+ROOT = Path(__file__).parents[2]
+SLOW_MACHINE = 300.0  # seconds that a start may take where other work goes on
+MAX_NEW_TOKENS = 12
+
+
+class Served(NamedTuple):
+    """The running demo."""
+
+    address: str
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def dense_vlm_dir(tmp_path_factory: pytest.TempPathFactory, clip_dir: Path, llm_dir: Path) -> Path:
+    """A VLM whose tower is the dense ViT of `clip_dir`: 16 patches."""
+    directory = tmp_path_factory.mktemp("dense") / "vlm"
+    build_vlm(clip_dir, llm_dir, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def served(vlm_dir: Path, dense_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`python demo/app.py` with a SparseFormer and a dense tower side by side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("demo") / "log.txt"
+    command = [sys.executable, "demo/app.py", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", str(port)]
+    options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (
+        log.open("w") as output,
+        subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=output, stderr=output) as process,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_until_up(address, process, log)
+            yield Served(address, vlm_dir)
+        finally:
+            process.terminate()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def _wait_until_up(address: str, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + SLOW_MACHINE
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            if httpx.get(address, timeout=60).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.3)
+    raise AssertionError(f"The demo did not start in {SLOW_MACHINE:.0f} s: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """Debian's chromium; playwright's own browsers cannot be fetched everywhere."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium: `make chromium` installs it on Debian as root")
+    with sync_api.sync_playwright() as playwright:
+        # a container's root has no sandbox, and its /dev/shm is small
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: $DEMO_SCREENSHOTS, else a temporary folder."""
+    folder = Path(os.environ.get("DEMO_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vlm(vlm_dir: Path) -> tuple[Any, Any]:
+    """Model and processor of the first model, in this process."""
+    from sparse_vlm.vlm.build import load_vlm
+
+    return load_vlm(vlm_dir)
+
+
+@pytest.fixture(scope="session")
+def images() -> list[Image.Image]:
+    """Ten pictures that differ."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Image.fromarray(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8).numpy())
+        for _ in range(10)
+    ]
