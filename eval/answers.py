@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.protocol import Question, QuestionId
-from eval.records import parse_line, read_text, split_lines
+from eval.records import Record, parse_line, read_text, split_lines
 from sparse_vlm.errors import UserError
 
 
@@ -38,7 +38,24 @@ def parse_answer(line: str, place: str) -> Answer:
     Raises:
         UserError: it is malformed.
     """
-    record = parse_line(line, place)
+    return _answer(parse_line(line, place), place)
+
+
+def read_judgements(path: Path) -> list[Answer]:
+    """A judge's replies, as `read_answers`, or LLaVA's reviews, which have the reply as "content".
+
+    Raises:
+        UserError: no such file, or a malformed line (its number is named).
+    """
+    lines = split_lines(read_text(path))
+    places = [(parse_line(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+    return [
+        _answer({"text": record["content"]} | record if "content" in record else record, place)
+        for record, place in places
+    ]
+
+
+def _answer(record: Record, place: str) -> Answer:
     types: dict[str, type | tuple[type, ...]] = {
         "question_id": (int, str), "prompt": str, "text": str, "model_id": str, "metadata": dict
     }  # fmt: skip

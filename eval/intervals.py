@@ -4,6 +4,7 @@ Questions about one picture are right or wrong together, so single questions are
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,10 +49,14 @@ def _members(groups: Groups) -> tuple[NDArray[np.int64], int]:
     return member_of, int(member_of.max()) + 1
 
 
-def _draws(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each of `count` groups is drawn, 2000 times."""
+@lru_cache(maxsize=4)  # a report has the same groups again and again: for each of its scores and floors
+def _draws(count: int, seed: int) -> NDArray[np.uint8]:
+    """uint8[2000, count], how often each of `count` groups is drawn."""
     generator = np.random.default_rng(seed)
-    return (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    draws = np.empty((RESAMPLES, count), np.uint8)
+    for row in draws:
+        row[:] = np.bincount(generator.integers(count, size=count), minlength=count)
+    return draws
 
 
 def middle_95(draws: ArrayLike) -> tuple[float, float]:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from eval.protocol import Question
-from eval.records import Record, field, read_lines, read_text, split_lines
-from sparse_vlm.errors import UserError
+from eval.records import Record, field, question_id, read_lines, read_text, split_lines
 
 # what LLaVA-1.5 was instructed with, behind the question on a line of its own
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -31,12 +30,9 @@ def read_llava_questions(path: Path, images: Path | None) -> list[Question]:
 
 
 def _question(record: Record, images: Path | None, place: str) -> Question:
-    id_ = record.get("question_id")
-    if not isinstance(id_, int | str):
-        raise UserError(f'{place}: "question_id" is {id_!r}, expected a number or a string.')
     image = field(record, "image", str, place) if "image" in record else None
     return Question(
-        id_,
+        question_id(record, place),
         field(record, "text", str, place),
         image_file(images, image) if image is not None else None,
         str(record.get("category", "default")),

@@ -1,8 +1,9 @@
 """MMBench and MMBench-CN: two to four options, asked in every rotation; right is who is right in all of them.
 
-The official table (.tsv) has the pictures in base64 and a row for each rotation: index, index + 1,000,000, ... Where
-the official server asks GPT which option a wordy answer means, here it must be told from the words, otherwise the
-answer is wrong; the report says how many those are. `--submission` writes the table for the server.
+The official table (.tsv) has the pictures in base64 and a row for each rotation: index, index + 1,000,000, ... The
+official server asks GPT which option an answer means that names none. Here a judge of your choice may be asked
+(`--judge-inputs`, `--judgements`); without one such answers are wrong, and the report says how many there are.
+`--submission` writes the table for the server.
 """
 
 import base64
@@ -24,13 +25,32 @@ LETTERS = "ABCD"
 ROUND = 1_000_000  # between the indices of a question's rotations
 NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")  # LLaVA's converter drops these
 PREDICTION_COLUMN = 6
+ABSENT = (
+    "",
+    "nan",
+    "none",
+    "na",
+    "n/a",
+    "null",
+    "<na>",
+)  # what pandas, which the official scorers use, reads as no cell
+MATCH = """\
+Which option does an answer to a single-choice question mean? Reply with one capital letter: that of the option whose \
+meaning is nearest to the answer's, or Z if the answer's meaning is clearly different from all options. With options \
+A. teddy bear, B. rabbit, C. cat, D. dog the answer "a cute teddy bear" means A, and "spider" means Z.
+
+Question: {question}
+Options:
+{options}
+Answer: {answer}
+Letter: """
 Row = dict[str, str]
 
 
 def _protocol(language: str) -> str:
     return (
         f"MMBench ({language}), asked for the option's letter, greedy generation; right is a question that is answered "
-        "right in every rotation of its options; an answer that names no option is wrong"
+        "right in every rotation of its options; an answer that names no option is the judge's to read, or wrong"
     )
 
 
@@ -60,7 +80,7 @@ def _read_table(path: Path) -> list[Row]:
 def _cell(row: Row, column: str) -> str:
     """A cell's text; "" where it is absent or the table's way of saying so."""
     text = row.get(column) or ""
-    return "" if text.lower() in ("nan", "none") else text
+    return "" if text.lower() in ABSENT else text
 
 
 def _options(row: Row) -> dict[str, str]:
@@ -143,6 +163,17 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
     return scores
 
 
+def judge_inputs(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> list[str | None]:
+    """What to ask about the answers that name no option."""
+    prompts: list[str | None] = []
+    for text, row in zip(predictions, _read(annotations, questions), strict=True):
+        options = _options(row)
+        lines = "\n".join(f"{letter}. {option}" for letter, option in options.items())
+        clear = matched_option(text, options) is not None
+        prompts.append(None if clear else MATCH.format(question=row["question"], options=lines, answer=text))
+    return prompts
+
+
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """One letter to everything: rotations leave it nothing."""
     letter = most_frequent(_cell(row, "answer") for row in _read(annotations, questions))
@@ -176,6 +207,8 @@ MMBENCH = Benchmark(
     floors=floors,
     annotated=True,
     write_submission=write_submission,
+    judge_inputs=judge_inputs,
+    judge="optional",
     published=("MMB", lambda scores: 100 * scores["accuracy",].value),
 )
 MMBENCH_CN = Benchmark(
@@ -186,4 +219,6 @@ MMBENCH_CN = Benchmark(
     floors=floors,
     annotated=True,
     write_submission=write_submission,
+    judge_inputs=judge_inputs,
+    judge="optional",
 )

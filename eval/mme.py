@@ -35,7 +35,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
         return [
             Question(f"{task}/{name}", f"{words}\n{SHORT_ANSWER}", image_file(images, f"{task}/{name}"), task)
             for task in _tasks(path)
-            for name, words, _ in _read_template(path / f"{task}.txt")
+            for name, words, _ in _read_task(path, task)
         ]
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -49,14 +49,29 @@ def _tasks(folder: Path) -> list[str]:
     return tasks
 
 
-def _read_template(path: Path) -> list[tuple[str, str, bool]]:
-    """(picture, question's words, whether yes is right) of a task: tab-separated lines, results in them are ignored."""
+def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
+    """(picture, question's words, whether yes is right) of a task.
+
+    Its template TASK.txt has tab-separated lines, of which results are ignored. MME_Benchmark, the folder with the
+    pictures, has a file for each picture instead: TASK/PICTURE.txt or TASK/questions_answers_YN/PICTURE.txt.
+    """
+    template = folder / f"{task}.txt"
+    if template.is_file() or not (folder / task).is_dir():
+        return [(cells[0], _words(cells[1]), cells[2] == "Yes") for cells in _cells(template, 3)]
+    inner = folder / task / "questions_answers_YN"
+    files = sorted((inner if inner.is_dir() else folder / task).glob("*.txt"))
+    return [(file.stem, _words(cells[0]), cells[1] == "Yes") for file in files for cells in _cells(file, 2)]
+
+
+def _cells(path: Path, count: int) -> list[list[str]]:
+    """The cells of each line, `count` and at most a result behind them; the last of them is the right answer."""
     rows = []
     for number, line in enumerate(split_lines(read_text(path)), start=1):
         cells = line.rstrip("\r").split("\t")
-        if len(cells) not in (3, 4) or cells[2] not in ("Yes", "No"):
-            raise UserError(f"{path}, line {number} must be picture, question and Yes or No, separated by tabs.")
-        rows.append((cells[0], _words(cells[1]), cells[2] == "Yes"))
+        if len(cells) not in (count, count + 1) or cells[count - 1].strip() not in ("Yes", "No"):
+            what = "picture, question and Yes or No" if count == 3 else "question and Yes or No"
+            raise UserError(f"{path}, line {number} must be {what}, separated by tabs.")
+        rows.append([cell.strip() for cell in cells])
     return rows
 
 
@@ -72,9 +87,9 @@ def _is_yes(questions: Sequence[Question], task: str, folder: Path) -> list[bool
         UserError: no template, or one with other questions.
     """
     path = folder / f"{task}.txt"
-    if not path.is_file():
+    if not path.is_file() and not (folder / task).is_dir():
         raise UserError(f"{folder} has no {path.name}, which the {len(questions)} questions of {task!r} need.")
-    rows = _read_template(path)
+    rows = _read_task(folder, task)
     known = {(Path(picture).stem, words): yes for picture, words, yes in rows}
     asked = [_picture_and_words(question) for question in questions]
     strangers = [key for key in asked if key not in known]

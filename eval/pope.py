@@ -5,7 +5,7 @@ scorer pairs answers and labels by their place and would score the wrong edition
 must be found in its category's label file.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from eval.intervals import bootstrap_sums, middle_95
 from eval.llava_format import SHORT_ANSWER, image_file
 from eval.metrics import binary_scores, pope_says_yes
 from eval.protocol import Benchmark, Predictions, Question, Score, Scores
-from eval.records import Record, field, read_lines, require
+from eval.records import Record, field, question_id, read_lines, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
@@ -39,31 +39,33 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
         if category not in CATEGORIES:
             raise UserError(f"{place}: the category is {category!r}, expected one of {', '.join(CATEGORIES)}.")
         image = image_file(images, field(record, "image", str, place))
-        questions.append(Question(field(record, "question_id", int, place), text, image, category))
+        questions.append(Question(question_id(record, place), text, image, category))
     return questions
 
 
-def _labels(questions: Sequence[Question], folder: Path, category: str) -> list[bool]:
+def _labels(questions: Sequence[Question], annotations: Path, category: str) -> list[bool]:
     """Whether the answer to each question of a category is yes.
 
     Raises:
         UserError: the category's file is missing, or is of other questions.
     """
-    path = folder / FILE_NAME.format(category)
+    path = annotations / FILE_NAME.format(category) if annotations.is_dir() else annotations
     if not path.is_file():
-        raise UserError(f"{folder} has no {path.name}, which the {len(questions)} questions of {category!r} need.")
+        raise UserError(f"{annotations} has no {path.name}, which the {len(questions)} questions of {category!r} need.")
     records = read_lines(path)
-    labels: dict[tuple[str, str], bool] = {_key(record, path): _label(record, path) for record in records}
+    labels: dict[tuple[str, str], list[bool]] = defaultdict(list)  # a file may ask the same twice
+    for record in records:
+        labels[_key(record, path)].append(_label(record, path))
     asked = [(Path(question.image_name).name, question.text.split("\n")[0].strip()) for question in questions]
-    if Counter(asked) != Counter(_key(record, path) for record in records):
-        strangers = [key for key in asked if key not in labels]
+    strangers = [key for key in asked if key not in labels]
+    if strangers or sorted(asked) != sorted(_key(record, path) for record in records):
         example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
         raise UserError(
             f"{path} ({len(records)} questions) does not belong to the {len(asked)} questions of {category!r}: "
             f"{len(strangers)} of them are not in it{example}. LLaVA's question file needs the edition with "
             "2910 random questions."
         )
-    return [labels[key] for key in asked]
+    return [labels[key].pop(0) for key in asked]
 
 
 def _key(record: Record, path: Path) -> tuple[str, str]:
@@ -79,14 +81,14 @@ def _label(record: Record, path: Path) -> bool:
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
     """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
-    folder = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
+    path = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
     scores: Scores = {}
     for category in CATEGORIES:
         members = [index for index, question in enumerate(questions) if question.category == category]
         if members:
             asked = [questions[index] for index in members]
             said = [pope_says_yes(predictions[index]) for index in members]
-            for name, number in _scores(said, _labels(asked, folder, category), asked).items():
+            for name, number in _scores(said, _labels(asked, path, category), asked).items():
                 scores[category, name] = number
     return scores
 

@@ -75,14 +75,15 @@ class Benchmark:
         max_new_tokens: where an answer that does not end by itself is cut.
         load_questions: (file, folder of pictures) -> the questions of the official or LLaVA's file. The file may be
             None where the benchmark has a default; scoring gives no folder.
-        score: (questions, predictions, annotations) -> scores. For a benchmark with a judge, "predictions" are the
-            judge's verdicts.
+        score: (questions, predictions, annotations) -> scores. Where a judge is needed, "predictions" are its verdicts.
         floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
         annotated: whether the question file has the answers too, so that it is the default of the annotations.
         scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
         points: names of scores on a scale of their own among shares.
         write_submission: (question file, questions, predictions, output) writes what the official server takes.
-        judge_inputs: (questions, predictions, annotations) -> what the judge is asked about each prediction.
+        judge_inputs: (questions, predictions, annotations) -> what a judge is asked about each prediction; None: it
+            is clear without. The judge's replies take the place of the predictions that it was asked about.
+        judge: "needed": nothing can be scored without the replies. "optional": what is unclear counts as it stands.
         published: column of eval/published.csv and our number in it; None where its part was not asked.
     """
 
@@ -95,5 +96,6 @@ class Benchmark:
     scale: Literal["share", "points"] = "share"
     points: tuple[str, ...] = ()
     write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
-    judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], list[str]] | None = None
+    judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], Sequence[str | None]] | None = None
+    judge: Literal["needed", "optional"] = "needed"
     published: tuple[str, Callable[[Scores], float | None]] | None = None

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.protocol import Question
+from eval.protocol import Question, QuestionId
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 
@@ -88,6 +88,18 @@ def field(record: Any, name: str, kind: type[T], place: str) -> T:
     value = record[name]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f'{place}: "{name}" must be of type {kind.__name__}, got {value!r:.80}.')
+    return value
+
+
+def question_id(record: Any, place: str) -> QuestionId:
+    """A record's "question_id", a number or a string.
+
+    Raises:
+        UserError: it is neither, or missing; `place` says where.
+    """
+    value = record.get("question_id") if isinstance(record, Mapping) else None
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise UserError(f'{place}: "question_id" is {value!r}, expected a number or a string.')
     return value
 
 

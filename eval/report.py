@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.answers import match_answers, read_answers
+from eval.answers import Answer, match_answers, read_answers, read_judgements
 from eval.benchmarks import find_benchmark
 from eval.protocol import Benchmark, Predictions, Question, Scores
 from eval.published import NOTES, published_scores
@@ -33,7 +33,8 @@ def make_report(
 
     Returns:
         the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
-        "visual_tokens" (of a picture; None: not recorded), "questions" (their number), "scale" ("share" or "points"),
+        "visual_tokens" (of a picture; None: not recorded), "questions" (their number), "judged" (how many answers a
+        judge read; None: no judge), "scale" ("share" or "points"),
         "points" (names of scores on a scale of their own all the same), "scores" (nested names), and with the same
         names inside "counts" (questions behind a score), "confidence_95" ([low, high]) and each of "floors";
         "published" (see `_published`).
@@ -47,10 +48,17 @@ def make_report(
         annotations = questions
     given = read_answers(answers)
     texts: Predictions = match_answers(given, asked, answers)
-    if benchmark.judge_inputs is not None:
-        texts = _judged(asked, judgements, no_image_answers)
-    elif judgements is not None:
-        raise UserError(f"{benchmark_name} has no judge; leave out --judgements.")
+    judged = None
+    if judgements is not None or (benchmark.judge_inputs is not None and benchmark.judge == "needed"):
+        if no_image_answers is not None:
+            raise UserError(
+                "Answers without images need a judge of their own: score them alone, without --no-image-answers."
+            )
+        if benchmark.judge == "needed" and benchmark.judge_inputs is not None:
+            places = list(range(len(asked)))  # whose prompts may need files that the scores do not
+        else:
+            places = [place for place, _ in judge_prompts(benchmark_name, asked, texts, annotations)]
+        texts, judged = _judged(asked, texts, places, judgements), len(places)
     scores = benchmark.score(asked, texts, annotations)
     floors = dict(benchmark.floors(asked, annotations))
     if no_image_answers is not None:
@@ -59,9 +67,11 @@ def make_report(
         "benchmark": benchmark_name,
         "protocol": benchmark.protocol(asked),
         "model_id": _one_value("model_id", [answer.model_id for answer in given], answers),
-        "image": _one_value("image", [answer.metadata.get("image", True) for answer in given], answers),
-        "visual_tokens": _one_value("visual_tokens", [a.metadata.get("visual_tokens") for a in given], answers),
+        # other programs may write anything under these names
+        "image": _one_value("image", [answer.metadata.get("image") is not False for answer in given], answers),
+        "visual_tokens": _one_value("visual_tokens", [_tokens(answer) for answer in given], answers),
         "questions": len(asked),
+        "judged": judged,
         "scale": benchmark.scale,
         "points": list(benchmark.points),
         "scores": _values(scores),
@@ -74,18 +84,31 @@ def make_report(
     }
 
 
-def _judged(asked: Sequence[Question], judgements: Path | None, no_image_answers: Path | None) -> list[str]:
-    """The judge's reply to each question."""
+def judge_prompts(
+    benchmark_name: str, asked: Sequence[Question], texts: Predictions, annotations: Path | None
+) -> list[tuple[int, str]]:
+    """(index of the question, prompt) for each answer that a judge is to read.
+
+    Raises:
+        UserError: the benchmark has no judge.
+    """
+    benchmark = find_benchmark(benchmark_name)
+    if benchmark.judge_inputs is None:
+        raise UserError(f"{benchmark_name} has no judge.")
+    prompts = benchmark.judge_inputs(asked, texts, annotations)
+    return [(place, prompt) for place, prompt in enumerate(prompts) if prompt is not None]
+
+
+def _judged(asked: Sequence[Question], texts: Predictions, places: Sequence[int], judgements: Path | None) -> list[str]:
+    """The answers, with the judge's replies in the places that it was asked about."""
     if judgements is None:
         raise UserError(
             "This benchmark needs a judge: write its inputs with --judge-inputs FILE, and give its replies, lines of "
             '{"question_id", "text"}, with --judgements FILE.'
         )
-    if no_image_answers is not None:
-        raise UserError(
-            "Answers without images need a judge of their own: score them alone, without --no-image-answers."
-        )
-    return match_answers(read_answers(judgements), asked, judgements)
+    replies = match_answers(read_judgements(judgements), [asked[place] for place in places], judgements)
+    by_place = dict(zip(places, replies, strict=True))
+    return [by_place.get(place, text) for place, text in enumerate(texts)]
 
 
 def _blind(asked: Sequence[Question], path: Path) -> list[str]:
@@ -93,6 +116,11 @@ def _blind(asked: Sequence[Question], path: Path) -> list[str]:
     if any(answer.metadata.get("image") is not False for answer in answers):
         raise UserError(f"{path} was not made by `python -m eval.generate --no-image`.")
     return match_answers(answers, asked, path)
+
+
+def _tokens(answer: Answer) -> int | None:
+    value = answer.metadata.get("visual_tokens")
+    return value if isinstance(value, int) else None
 
 
 def _one_value(name: str, values: Sequence[Any], path: Path) -> Any:

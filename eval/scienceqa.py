@@ -5,9 +5,10 @@ with a picture ("SQA-I"); they hardly measure vision: without any picture 63.5% 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from eval.intervals import mean_score
+from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER, image_file
 from eval.metrics import most_frequent, scienceqa_letter
 from eval.protocol import Benchmark, Predictions, Question, Scores
@@ -48,8 +49,17 @@ def _turn(record: Record, index: int, place: str) -> str:
     return field(turns[index], "value", str, place)
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[str]:
-    """The right letter of each question, from LLaVA's file, the official problems.json, or the folder of either."""
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a question: the right letter, and from problems.json its subject and grades."""
+
+    letter: str
+    subject: str | None = None
+    grades: str | None = None
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> list[_Known]:
+    """From LLaVA's file, the official problems.json, or the folder of either."""
     what = f"the folder of problems.json or {LLAVA_FILE}, or one of these files"
     path = require(annotations, "--annotations", what)
     if path.is_dir():
@@ -58,39 +68,40 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[str]:
             raise UserError(f"{path} has no problems.json and no {LLAVA_FILE}.")
         path = found[0]
     content = read_json(path)
-    letters = _from_problems(content, path) if isinstance(content, dict) else _from_llava(path)
-    return align(questions, [str(question.id) for question in questions], letters, path)
-
-
-def _from_llava(path: Path) -> dict[str, str]:
-    letters = {}
-    for index, record in enumerate(_read_llava(path)):
-        place = f"{path}, entry {index}"
-        letters[field(record, "id", str, place)] = _turn(record, 1, place)
-    _check(letters, path)
-    return letters
-
-
-def _from_problems(content: dict[str, Record], path: Path) -> dict[str, str]:
-    """problems.json has all splits; the test questions are wanted."""
-    letters = {}
-    for id_, record in content.items():
-        if field(record, "split", str, f"{path}, {id_}") == "test":
-            letters[id_] = chr(ord("A") + field(record, "answer", int, f"{path}, {id_}"))
-    _check(letters, path)
-    return letters
-
-
-def _check(letters: dict[str, str], path: Path) -> None:
-    wrong = [id_ for id_, letter in letters.items() if letter not in set(LETTERS)]
+    known = _from_problems(content, path) if isinstance(content, dict) else _from_llava(path)
+    wrong = [id_ for id_, record in known.items() if record.letter not in set(LETTERS)]
     if wrong:
-        raise UserError(f"{path}: the answer to question {wrong[0]!r} is {letters[wrong[0]]!r}, not one of {LETTERS}.")
+        letter = known[wrong[0]].letter
+        raise UserError(f"{path}: the answer to question {wrong[0]!r} is {letter!r}, not one of {LETTERS}.")
+    return align(questions, [str(question.id) for question in questions], known, path)
+
+
+def _from_llava(path: Path) -> dict[str, _Known]:
+    places = ((record, f"{path}, entry {index}") for index, record in enumerate(_read_llava(path)))
+    return {field(record, "id", str, place): _Known(_turn(record, 1, place)) for record, place in places}
+
+
+def _from_problems(content: dict[str, Record], path: Path) -> dict[str, _Known]:
+    """problems.json has all splits; the test questions are wanted."""
+    known = {}
+    for id_, record in content.items():
+        place = f"{path}, {id_}"
+        if field(record, "split", str, place) == "test":
+            letter = chr(ord("A") + field(record, "answer", int, place) % 26)
+            known[id_] = _Known(letter, record.get("subject"), _grades(record.get("grade")))
+    return known
+
+
+def _grades(grade: object) -> str | None:
+    """The official two halves of "grade1" to "grade12"."""
+    number = str(grade).removeprefix("grade")
+    return ("1-6" if int(number) <= 6 else "7-12") if number.isdigit() else None
 
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy over all questions, over those with and those without a picture."""
+    """Accuracy over all questions, over those with and those without a picture, and by subject and grades."""
     known = _read(annotations, questions)
-    right = [float(scienceqa_letter(text) == letter) for text, letter in zip(predictions, known, strict=True)]
+    right = [float(scienceqa_letter(text) == row.letter) for text, row in zip(predictions, known, strict=True)]
     # questions without a picture have nothing in common
     groups = [question.image_name or str(question.id) for question in questions]
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
@@ -99,12 +110,16 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
     for name, members in (("accuracy_image", with_image), ("accuracy_text", without)):
         if members:
             scores[name,] = mean_score([right[i] for i in members], [groups[i] for i in members])
+    kinds = {"subject": [row.subject for row in known], "grades": [row.grades for row in known]}
+    for name, values in kinds.items():
+        if all(values):
+            scores |= mean_scores_by(f"accuracy_by_{name}", list(map(str, values)), right, groups)
     return scores
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The letter that is right most often in these very questions."""
-    letter = most_frequent(_read(annotations, questions))
+    letter = most_frequent(row.letter for row in _read(annotations, questions))
     return {f"always {letter}": [letter] * len(questions)}
 
 

@@ -14,7 +14,7 @@ from eval.answers import match_answers, read_answers
 from eval.benchmarks import BENCHMARKS, find_benchmark
 from eval.protocol import Benchmark, Question
 from eval.records import write_lines
-from eval.report import make_report
+from eval.report import judge_prompts, make_report
 from eval.tables import as_markdown, as_tables
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json, write_text
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    _check_options(arguments)
     if arguments.judge_inputs is not None:
         _write_judge_inputs(arguments)
         return
@@ -65,6 +66,18 @@ def _run(arguments: argparse.Namespace) -> None:
         write_text(arguments.output.with_suffix(".md"), as_markdown(report))
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuses what the benchmark has not, before anything is read."""
+    benchmark = find_benchmark(arguments.benchmark)
+    for option, part, available in (
+        ("--judge-inputs", "judge", benchmark.judge_inputs),
+        ("--judgements", "judge", benchmark.judge_inputs),
+        ("--submission", "server", benchmark.write_submission),
+    ):
+        if getattr(arguments, option[2:].replace("-", "_")) is not None and available is None:
+            raise UserError(f"{arguments.benchmark} has no {part}; leave out {option}.")
+
+
 def _answered(arguments: argparse.Namespace) -> tuple[Benchmark, list[Question], list[str]]:
     benchmark = find_benchmark(arguments.benchmark)
     questions = benchmark.load_questions(arguments.questions, None)
@@ -72,19 +85,17 @@ def _answered(arguments: argparse.Namespace) -> tuple[Benchmark, list[Question],
 
 
 def _write_judge_inputs(arguments: argparse.Namespace) -> None:
-    benchmark, questions, texts = _answered(arguments)
-    if benchmark.judge_inputs is None:
-        raise UserError(f"{arguments.benchmark} has no judge; leave out --judge-inputs.")
-    prompts = benchmark.judge_inputs(questions, texts, arguments.annotations)
-    rows = zip(questions, prompts, strict=True)
-    write_lines(arguments.judge_inputs, [{"question_id": question.id, "text": prompt} for question, prompt in rows])
+    _, questions, texts = _answered(arguments)
+    prompts = judge_prompts(arguments.benchmark, questions, texts, arguments.annotations)
+    write_lines(
+        arguments.judge_inputs, [{"question_id": questions[place].id, "text": prompt} for place, prompt in prompts]
+    )
     print(f"{len(prompts)} prompts for the judge: {arguments.judge_inputs}")
 
 
 def _write_submission(arguments: argparse.Namespace) -> None:
     benchmark, questions, texts = _answered(arguments)
-    if benchmark.write_submission is None:
-        raise UserError(f"{arguments.benchmark} has no server; leave out --submission.")
+    assert benchmark.write_submission is not None  # `_check_options`
     file = arguments.questions
     if arguments.submission_questions is not None:
         file = arguments.submission_questions

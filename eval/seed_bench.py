@@ -10,8 +10,7 @@ from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import most_frequent
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require, write_lines
-from sparse_vlm.errors import UserError
+from eval.records import Record, align, field, official_file, question_id, read_json, require, write_lines
 
 PROTOCOL = (
     "SEED-Bench, asked for the option's letter, the middle frame of videos, greedy generation; right is the letter "
@@ -25,43 +24,41 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
     if is_llava_file(path):
         return read_llava_questions(path, images)
     questions = []
-    for record in _read_official(path):
-        id_ = str(record["question_id"])
-        if field(record, "data_type", str, f"{path}, {id_}") == "image":
-            options = [f"{letter}. {field(record, f'choice_{letter.lower()}', str, str(path))}" for letter in "ABCD"]
-            text = "\n".join([field(record, "question", str, str(path)), *options, OPTION_LETTER])
-            image = image_file(images, field(record, "data_id", str, f"{path}, {id_}"))
-            questions.append(Question(id_, text, image))
+    for id_, record in _read_official(path).items():
+        place = f"{path}, {id_}"
+        if field(record, "data_type", str, place) == "image":
+            options = [f"{letter}. {field(record, f'choice_{letter.lower()}', str, place)}" for letter in "ABCD"]
+            text = "\n".join([field(record, "question", str, place), *options, OPTION_LETTER])
+            questions.append(Question(id_, text, image_file(images, field(record, "data_id", str, place))))
     return questions
 
 
-def _read_official(path: Path) -> list[Record]:
+def _read_official(path: Path) -> dict[str, Record]:
+    """The official records by their ids, which LLaVA's file has as numbers where they are some."""
     records = field(read_json(path), "questions", list, str(path))
-    for index, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get("question_id"), str | int):
-            raise UserError(f'{path}, question {index}: "question_id" is missing.')
-    return records
+    return {str(question_id(record, f"{path}, question {place}")): record for place, record in enumerate(records)}
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
+def _read(annotations: Path | None, questions: Sequence[Question]) -> tuple[list[Record], Path]:
     """The official record of each question; all questions about pictures, about videos, or both must be there."""
-    path = require(annotations, "--annotations", "the official SEED-Bench.json")
-    records = {str(record["question_id"]): record for record in _read_official(path)}
+    path = official_file(annotations, "the official SEED-Bench.json", "SEED-Bench.json")
+    records = _read_official(path)
     keys = [str(question.id) for question in questions]
     media = {records[key].get("data_type") for key in keys if key in records}
     wanted = {key: record for key, record in records.items() if record.get("data_type") in media}
-    return align(questions, keys, wanted, path)
+    return align(questions, keys, wanted, path), path
 
 
 def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
     """Accuracy over all questions, over those about pictures and about videos, and by kind."""
-    known, place = _read(annotations, questions), str(annotations)
-    names = {id_: name for name, id_ in field(read_json(Path(place)), "question_type", dict, place).items()}
+    known, path = _read(annotations, questions)
+    place = str(path)
+    names = {str(id_): name for name, id_ in field(read_json(path), "question_type", dict, place).items()}
     right = [float(text == field(r, "answer", str, place)) for text, r in zip(predictions, known, strict=True)]
     # one picture has several questions under different folders of frames; the source's name is common to them
     groups = [str(record.get("data_id")) for record in known]
     media = [field(record, "data_type", str, place) for record in known]
-    kinds = [names.get(record.get("question_type_id"), str(record.get("question_type_id"))) for record in known]
+    kinds = [names.get(str(record.get("question_type_id")), str(record.get("question_type_id"))) for record in known]
     return (
         {("accuracy",): mean_score(right, groups)}
         | mean_scores_by("accuracy_by_medium", media, right, groups)
@@ -71,7 +68,7 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
     """The letter that is right most often in these very questions."""
-    letter = most_frequent(str(record.get("answer")) for record in _read(annotations, questions))
+    letter = most_frequent(str(record.get("answer")) for record in _read(annotations, questions)[0])
     return {f"always {letter}": [letter] * len(questions)}
 
 

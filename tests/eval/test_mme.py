@@ -85,6 +85,21 @@ def test_a_part_of_the_tasks_gives_no_sum(count: tuple[list[Question], Path]) ->
     assert mme.BENCHMARK.published[1](scores) is None
 
 
+@pytest.mark.parametrize("inner", ["", "questions_answers_YN"])
+def test_the_folder_with_the_pictures_has_the_answers_too(
+    count: tuple[list[Question], Path], tmp_path: Path, inner: str
+) -> None:
+    """MME_Benchmark, as it is published: a file of questions for each picture."""
+    folder = tmp_path / "MME_Benchmark" / "count" / inner
+    folder.mkdir(parents=True)
+    (folder / "1.txt").write_text("\n".join(line.split("\t", 1)[1] for line in TEMPLATE.splitlines()))
+    scores = mme.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
+    assert scores["tasks", "count"].value == 200
+    (folder / "1.txt").write_text("Is it a cat? Please answer yes or no.\tYes\nIs it a dog?")
+    with pytest.raises(UserError, match="line 2 must be question and Yes or No"):
+        mme.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
+
+
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [

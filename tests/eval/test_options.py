@@ -13,6 +13,7 @@ from PIL import Image
 from eval import mmbench, seed_bench
 from eval.llava_format import OPTION_LETTER
 from eval.protocol import EncodedImage, Question
+from eval.score import main
 from sparse_vlm.errors import UserError
 from tests.eval.anchors import write_json, write_lines
 
@@ -81,6 +82,33 @@ def test_mmbench_is_circular(table: Path) -> None:
     always = mmbench.floors(questions, table)
     assert always == {"always A": ["A"] * 4}
     assert mmbench.score(questions, always["always A"], table)["accuracy",].value == 0
+
+
+def test_mmbenchs_judge_reads_what_names_no_option(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked about those answers alone; without it they are wrong."""
+    texts = {7: "A", 1000007: "a feline", 8: "a pair", 1000008: "Z of them"}
+    answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": text} for i, text in texts.items()])
+    common = ["mmbench", "--questions", str(table), "--answers", str(answers), "--output", str(tmp_path / "r.json")]
+    common += ["--annotations", str(table)]
+    assert main([*common, "--judge-inputs", str(tmp_path / "judge.jsonl")]) == 0
+    asked = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
+    assert [line["question_id"] for line in asked] == [1000007, 8, 1000008]
+    ending = "Question: What is it?\nOptions:\nA. dog\nB. cat\nAnswer: a feline\nLetter: "
+    assert asked[0]["text"].endswith(ending)
+    replies = [{"question_id": line["question_id"], "content": "BBZ"[i]} for i, line in enumerate(asked)]
+    judged = ["--judgements", str(write_lines(tmp_path / "replies.jsonl", replies))]
+    found = []
+    for arguments in (common, [*common, *judged]):
+        assert main(arguments) == 0
+        report = json.loads((tmp_path / "r.json").read_text())
+        scores = report["scores"]
+        found.append((report["judged"], scores["accuracy"], scores["answers_that_name_no_option"]))
+    assert found == [(None, 0, 0.75), (3, 0.5, 0.25)]
+    write_lines(tmp_path / "replies.jsonl", replies[:2])
+    assert main([*common, *judged]) == 2
+    assert "question id 1000008 has no answer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,5 +187,6 @@ def test_seed_bench(tmp_path: Path) -> None:
     lines_written = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert lines_written == [{"question_id": "101669", "prediction": "B"}, {"question_id": "v9", "prediction": "A"}]
     more = SEED | {"questions": [*SEED["questions"], {"question_id": "5", "data_type": "image"}]}
+    assert seed_bench.score(questions, ["B", "A"], tmp_path)["accuracy",].value == 1  # the folder of SEED-Bench.json
     with pytest.raises(UserError, match=r"annotates 1 questions that were not asked, e\.g\. '5'"):
         seed_bench.score(questions, ["B", "A"], write_json(tmp_path / "more.json", more))

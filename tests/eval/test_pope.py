@@ -48,6 +48,17 @@ def test_a_label_file_in_another_order_gives_the_same_score(folder: Path) -> Non
     assert round(report["scores"]["random"]["f1"], 7) == 0.8713601
 
 
+def test_a_question_asked_twice_and_ids_of_letters(tmp_path: Path) -> None:
+    """The same words about one picture take their labels in order; the file itself may be given."""
+    line = {"image": "1.jpg", "text": "Is there a cat in the image?"}
+    labels = [line | {"question_id": f"q{i}", "label": label} for i, label in enumerate(("yes", "no"))]
+    file = write_lines(tmp_path / "coco_pope_popular.json", labels)
+    questions = pope.load_questions(file, None)
+    for annotations in (tmp_path, file):
+        scores = pope.score(questions, ["Yes", "No"], annotations)
+        assert scores["popular", "accuracy"].value == 1
+
+
 def test_all_three_categories_give_the_published_mean(folder: Path) -> None:
     questions = [json.loads(line) for line in (folder / QUESTIONS).read_text().splitlines()]
     answers = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()]

@@ -45,18 +45,24 @@ def test_questions_with_and_without_pictures(llava_file: Path) -> None:
 def test_the_official_problems_give_the_same_scores(llava_file: Path, tmp_path: Path) -> None:
     questions = scienceqa.load_questions(llava_file, None)
     problems = {
-        "7": {"split": "test", "answer": 1},
+        "7": {"split": "test", "answer": 1, "subject": "natural science", "grade": "grade2"},
         "8": {"split": "train", "answer": 0},
-        "9": {"split": "test", "answer": 0},
+        "9": {"split": "test", "answer": 0, "subject": "social science", "grade": "grade7"},
     }
     write_json(tmp_path / "problems.json", problems)
+    by_kind = {
+        ("accuracy_by_subject", "natural science"): 1,
+        ("accuracy_by_subject", "social science"): 0,
+        ("accuracy_by_grades", "1-6"): 1,
+        ("accuracy_by_grades", "7-12"): 0,
+    }
     for annotations in (tmp_path, tmp_path / "problems.json", llava_file):
         scores = scienceqa.score(questions, ["B. y", "C"], annotations)
         assert {path: score.value for path, score in scores.items()} == {
             ("accuracy",): 0.5,
             ("accuracy_image",): 1,
             ("accuracy_text",): 0,
-        }
+        } | ({} if annotations == llava_file else by_kind)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,17 @@ from sparse_vlm.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def questions() -> list[dataset.VqaQuestion]:
-    return dataset.load_questions("test")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 1,500 of easy-VQA's test questions, as a question file."""
+    entries = json.loads((dataset.split_folder("test") / "questions.json").read_text())[:1500]
+    path = tmp_path_factory.mktemp("questions") / "questions.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+@pytest.fixture(scope="module")
+def questions(file: Path) -> list[dataset.VqaQuestion]:
+    return dataset.read_questions(file)
 
 
 def write_answers(path: Path, questions: list[dataset.VqaQuestion], texts: list[str], image: bool = True) -> Path:
@@ -30,8 +39,8 @@ def write_answers(path: Path, questions: list[dataset.VqaQuestion], texts: list[
 
 @pytest.fixture
 def answers(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
-    """All right but the yes/no questions of the first 500 images."""
-    texts = ["maybe" if q.kind == "yes/no" and q.image_id < 500 else q.answer for q in questions]
+    """All right but the yes/no questions of the first 80 images."""
+    texts = ["maybe" if q.kind == "yes/no" and q.image_id < 80 else q.answer for q in questions]
     return write_answers(tmp_path / "answers.jsonl", questions, texts)
 
 
@@ -41,34 +50,39 @@ def blind(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
 
 
 def test_report(
-    answers: Path, blind: Path, tmp_path: Path, questions: list[dataset.VqaQuestion], capsys: pytest.CaptureFixture[str]
+    file: Path,
+    answers: Path,
+    blind: Path,
+    tmp_path: Path,
+    questions: list[dataset.VqaQuestion],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out" / "report.json"
-    arguments = ["easy_vqa", "--answers", str(answers), "--no-image-answers", str(blind), "--output", str(output)]
-    assert main(arguments) == 0
+    arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", str(output)]
+    assert main([*arguments, "--no-image-answers", str(blind)]) == 0
     report = json.loads(output.read_text())
-    wrong = sum(q.kind == "yes/no" and q.image_id < 500 for q in questions)
-    assert report["scores"]["accuracy"] == pytest.approx(1 - wrong / 9673)
+    wrong = sum(q.kind == "yes/no" and q.image_id < 80 for q in questions)
+    assert report["scores"]["accuracy"] == pytest.approx(1 - wrong / 1500)
     assert report["scores"]["accuracy_by_type"] == {
         "colour": 1.0,
         "shape": 1.0,
-        "yes/no": pytest.approx(1 - wrong / 7136),
+        "yes/no": pytest.approx(1 - wrong / sum(q.kind == "yes/no" for q in questions)),
     }
-    assert report["counts"]["accuracy"] == report["questions"] == 9673
+    assert report["counts"]["accuracy"] == report["questions"] == 1500
     assert (report["model_id"], report["image"], report["benchmark"]) == ("test", True, "easy_vqa")
     low, high = report["confidence_95"]["accuracy"]
     assert low < report["scores"]["accuracy"] < high
     assert set(report["floors"]) == {"majority", "question_only", "no_image"}
     no = sum(q.answer == "no" for q in questions)
-    assert report["floors"]["no_image"]["accuracy"] == pytest.approx(no / 9673)
+    assert report["floors"]["no_image"]["accuracy"] == pytest.approx(no / 1500)
     assert report["floors"]["no_image"]["accuracy_by_type"]["colour"] == 0
     printed = capsys.readouterr().out
     assert f"{report['scores']['accuracy']:.2%}" in printed
     assert "question_only" in output.with_suffix(".md").read_text()
 
 
-def test_markdown_has_a_row_for_each_score(answers: Path) -> None:
-    report = make_report("easy_vqa", answers)
+def test_markdown_has_a_row_for_each_score(file: Path, answers: Path) -> None:
+    report = make_report("easy_vqa", answers, questions=file)
     rows = table_rows(report)
     assert [row[0] for row in rows[1:]] == [
         "accuracy",
@@ -83,8 +97,8 @@ def test_markdown_has_a_row_for_each_score(answers: Path) -> None:
     assert len(lines[2:]) == 6
 
 
-def test_a_run_without_images_says_so(blind: Path) -> None:
-    report = make_report("easy_vqa", blind)
+def test_a_run_without_images_says_so(file: Path, blind: Path) -> None:
+    report = make_report("easy_vqa", blind, questions=file)
     assert report["image"] is False
     assert table_rows(report)[0][2] == "model without images"
 
@@ -92,35 +106,45 @@ def test_a_run_without_images_says_so(blind: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda lines: lines[:-1], "question id 9672 has no answer"),
+        (lambda lines: lines[:-1], "question id 1499 has no answer"),
         (lambda lines: [*lines, lines[5]], "question id 5 is answered more than once"),
         (lambda lines: [*lines, '{"question_id": "x", "text": ""}'], "question id 'x' is not among"),
-        (lambda lines: [*lines[:-1], lines[-1][:20]], "line 9673 is not JSON"),
+        (lambda lines: [*lines[:-1], lines[-1][:20]], "line 1500 is not JSON"),
         (lambda lines: [], "question id 0 has no answer"),
         (lambda lines: [lines[0].replace('"test"', '"other"'), *lines[1:]], 'different "model_id": other, test'),
     ],
 )
 def test_unfit_answers_are_refused(
-    answers: Path, damage: object, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    file: Path, answers: Path, damage: object, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert callable(damage)
     answers.write_text("".join(f"{line}\n" for line in damage(answers.read_text().splitlines())))
     output = tmp_path / "report.json"
-    assert main(["easy_vqa", "--answers", str(answers), "--output", str(output)]) == 2
+    arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers)]
+    assert main([*arguments, "--output", str(output)]) == 2
     assert sentence in capsys.readouterr().err
     assert not output.exists()
 
 
-def test_the_no_image_floor_must_be_one(answers: Path) -> None:
+def test_the_no_image_floor_must_be_one(file: Path, answers: Path) -> None:
     with pytest.raises(UserError, match="was not made by"):
-        make_report("easy_vqa", answers, no_image_answers=answers)
+        make_report("easy_vqa", answers, questions=file, no_image_answers=answers)
+
+
+def test_what_other_programs_write_as_metadata_is_no_matter(file: Path, answers: Path) -> None:
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    for line in lines:
+        line["metadata"] = {"image": f"{line['question_id']}.png", "visual_tokens": ["<im>"]}
+    answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = make_report("easy_vqa", answers, questions=file)
+    assert (report["image"], report["visual_tokens"]) == (True, None)
 
 
 def test_annotations_of_other_questions_are_refused(
-    answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, answers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = dataset.split_folder("train") / "questions.json"
-    assert main(["easy_vqa", "--answers", str(answers), "--annotations", str(train)]) == 2
+    arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers)]
+    assert main([*arguments, "--annotations", str(dataset.split_folder("test") / "questions.json")]) == 2
     assert "do not belong" in capsys.readouterr().err
 
 
@@ -149,19 +173,9 @@ def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
     assert "| LLaVA-1.5 (CLIP-L/14-336) | 576 | 1510.7 | LLaVA docs/MODEL_ZOO.md |" in lines
 
 
-def test_options_that_a_benchmark_has_not(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before anything is read."""
     for option in ("--judge-inputs", "--judgements", "--submission"):
-        assert (
-            main(
-                [
-                    "easy_vqa",
-                    "--answers",
-                    str(answers),
-                    option,
-                    str(answers if option == "--judgements" else tmp_path / "x"),
-                ]
-            )
-            == 2
-        )
+        assert main(["easy_vqa", "--answers", str(tmp_path / "absent"), option, str(tmp_path / "x")]) == 2
         assert f"leave out {option}" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
