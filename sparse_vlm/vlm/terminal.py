@@ -1,10 +1,14 @@
 """A conversation in the terminal: `sparse-vlm chat` without a question."""
 
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.conversation import Conversation
+
+with suppress(ImportError):  # where there is one, input() edits lines and remembers them
+    import readline  # noqa: F401
 
 HELP = """\
 /image FILE  show a picture; the next question is about it
@@ -49,7 +53,7 @@ def _obey(conversation: Conversation, line: str, max_new_tokens: int) -> None:
     elif command == "/image":
         if not rest.strip():
             raise UserError("Which picture? /image FILE")
-        conversation.show(open_image(rest.strip()))
+        conversation.show(open_image(Path(rest.strip()).expanduser()))
         print("Seen. What is the question?")
     elif command.startswith("/"):
         raise UserError(f"Unknown command {command}; /help lists them.")
