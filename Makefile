@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT := 10000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-stages test-rest test-llava-4.37 test-lmms-eval check docs bench clean
+.PHONY: help quickstart quickstart-compare test chromium test-stages test-rest test-llava-4.37 test-lmms-eval check docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -21,7 +21,7 @@ quickstart: .venv/quickstart.installed ## a working vision-language model and it
 quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on the dense teacher's tokens beside it
 	$(BIN)/python -m train.quickstart --compare
 
-test: check ## check, then every test, a half on each of two cores; both halves end in a summary line
+test: check chromium ## check, then every test, a half on each of two cores; both halves end in a summary line
 	$(MAKE) --jobs 2 --output-sync --no-print-directory test-stages test-rest
 
 test-stages: .venv/test.installed
@@ -29,6 +29,15 @@ test-stages: .venv/test.installed
 
 test-rest: .venv/test.installed
 	$(BIN)/python -m pytest tests --ignore tests/train
+
+APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
+
+chromium: ## the browser of the demo's tests, by apt where it is missing and we are root; without it they are skipped
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  ( $(APT_CHROMIUM) || { apt-get -qq update && $(APT_CHROMIUM); } ) >/dev/null \
+	  || echo "apt-get could not install chromium: the demo's browser tests are skipped."; \
+	else echo "No chromium, and no root or apt-get to install it: the demo's browser tests are skipped."; fi
 
 test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transformers of LLaVA's own time, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
