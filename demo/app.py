@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: see `serve`.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted then, too
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reports imports and launches otherwise
     with tempfile.TemporaryDirectory(prefix="sparse-vlm-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -1,0 +1,196 @@
+"""The page in chromium: what a visitor does, and sees."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from demo.examples import draw_examples
+from tests.demo.conftest import Served
+from tests.demo.files import write_uploads
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 120_000  # milliseconds, for machines on which other work goes on
+QUESTION = "#question textarea"
+# Remembers every text that the first model's answer had.
+WATCH = """() => {
+    window.texts = [];
+    new MutationObserver(() => {
+        const answers = document.querySelectorAll('#chat-0 .bot.message');
+        const text = answers.length ? answers[answers.length - 1].innerText.trim() : '';
+        if (text !== window.texts.at(-1)) window.texts.push(text);
+    }).observe(document.querySelector('#chat-0'), {subtree: true, childList: true, characterData: true});
+}"""
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[str]:
+    """Every address that the page has asked for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
+    """The page, opened once; tests leave it with an empty conversation."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(served.address)
+    page.wait_for_selector(QUESTION)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return draw_examples(tmp_path)[0].picture
+
+
+def ask(page: "Page", question: str, *files: Path) -> None:
+    """Sends a question; returns at once."""
+    if files:
+        page.set_input_files("#question input[type=file]", files)
+        page.wait_for_function(
+            "count => document.querySelectorAll('#question .thumbnail-item').length === count", arg=len(files)
+        )
+    page.fill(QUESTION, question)
+    page.press(QUESTION, "Enter")
+
+
+def wait_for_answers(page: "Page", count: int) -> None:
+    """Until both models have answered `count` questions and the page is at rest."""
+    for chat in ("#chat-0", "#chat-1"):
+        page.wait_for_function(
+            "([chat, n]) => document.querySelectorAll(`${chat} .bot.message`).length === n", arg=[chat, count]
+        )
+    at_rest(page)
+
+
+def at_rest(page: "Page") -> None:
+    page.wait_for_function("() => !document.querySelector('.pending, .generating')")
+
+
+def clear(page: "Page") -> None:
+    page.click("#clear")
+    page.wait_for_function("() => !document.querySelector('#chat-0 .message, #chat-1 .message, #look img')")
+
+
+def source(page: "Page", drawing: str) -> str:
+    """Address of a drawing, once it is there in full."""
+    page.wait_for_function("name => document.querySelector(name + ' img')?.naturalWidth === 600", arg=drawing)
+    return str(page.get_attribute(f"{drawing} img", "src"))
+
+
+def changed(page: "Page", drawing: str, old: str) -> str:
+    page.wait_for_function("([name, old]) => document.querySelector(name + ' img')?.src !== old", arg=[drawing, old])
+    return source(page, drawing)
+
+
+def set_number(page: "Page", slider: str, value: int) -> None:
+    page.fill(f"{slider} input[type=number]", str(value))
+    page.press(f"{slider} input[type=number]", "Tab")
+
+
+def test_a_picture_an_answer_and_where_it_looked(
+    page: "Page", picture: Path, requests: list[str], screenshots: Path, served: Served
+) -> None:
+    page.screenshot(path=screenshots / "1_empty.png")
+    page.evaluate(WATCH)
+    ask(page, "What is it?", picture)
+    wait_for_answers(page, 1)
+    texts: Any = page.evaluate("() => window.texts.filter(text => text)")
+    assert len(set(texts)) > 2, "the answer did not stream"
+    assert page.inner_text("#chat-0 .user.message").strip().endswith("What is it?")
+    page.wait_for_selector("#numbers table")
+    numbers = page.inner_text("#numbers")
+    for part in ("vision tower", "each further token", "6", "16", "Memory"):
+        assert part in numbers
+    assert "6 tokens cover" in page.inner_text("#look-text")
+    source(page, "#look")
+    page.screenshot(path=screenshots / "2_answer.png", full_page=True)
+    assert not [url for url in requests if not url.startswith((served.address, "data:", "blob:"))]
+    clear(page)
+
+
+def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots: Path) -> None:
+    ask(page, "What is it?", picture, picture)
+    wait_for_answers(page, 1)
+    drawn = source(page, "#look")
+    for slider, value in (("#step", 1), ("#token", 3), ("#picture", 2)):
+        set_number(page, slider, value)
+        if slider != "#picture":  # the same picture twice
+            drawn = changed(page, "#look", drawn)
+    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('Step 1 of 3')")
+    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('token 3 alone')")
+    set_number(page, "#step", 3)
+    drawn = changed(page, "#look", drawn)
+    page.click("#colour >> text=step")
+    drawn = changed(page, "#look", drawn)
+    page.screenshot(path=screenshots / "3_one_token.png", full_page=True)
+    page.click("#look img", position={"x": 200, "y": 100})
+    page.wait_for_function("() => !document.querySelector('#look-text').innerText.includes('token 3 alone')")
+    page.click("text=What the answer attended to")
+    heat = source(page, "#heat")
+    assert "of its attention to this picture" in page.inner_text("#heat-text")
+    page.click("#word input")
+    page.click("[role=option] >> nth=1")
+    changed(page, "#heat", heat)
+    page.screenshot(path=screenshots / "4_attention.png", full_page=True)
+    page.click("#model label >> nth=1")
+    page.wait_for_function("() => document.querySelector('#heat-text').innerText.length > 0")
+    page.click("text=Where it looks")
+    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('16 tokens cover 100%')")
+    clear(page)
+
+
+def test_turns_retry_and_clear(page: "Page", picture: Path) -> None:
+    ask(page, "What is it?", picture)
+    wait_for_answers(page, 1)
+    ask(page, "And its colour?")
+    wait_for_answers(page, 2)
+    answers = page.locator("#chat-0 .bot.message").all_inner_texts()
+    page.click("#retry")
+    page.wait_for_function("() => document.querySelectorAll('#chat-0 .bot.message').length < 2")
+    wait_for_answers(page, 2)
+    assert page.locator("#chat-0 .bot.message").all_inner_texts() == answers  # greedy: the same words
+    clear(page)
+    page.click("#retry")
+    page.wait_for_selector("[data-testid=toast-body] >> text=ask first")
+    page.click("[data-testid=toast-close]")
+
+
+def test_bad_uploads_and_the_next_question(
+    page: "Page", picture: Path, images: list[Image.Image], tmp_path: Path, screenshots: Path
+) -> None:
+    """Every file gets a message or an answer, and the question after it is answered."""
+    (tmp_path / "uploads").mkdir()
+    for name, message in write_uploads(tmp_path / "uploads", images[0]).items():
+        ask(page, f"What is in {name}?", tmp_path / "uploads" / name)
+        if message is None:
+            wait_for_answers(page, 1)
+            assert page.locator("#chat-0 .user.message img").count() == 1
+            clear(page)
+            continue
+        page.wait_for_selector(f"[data-testid=toast-body] >> text={name}")
+        assert message in page.inner_text("[data-testid=toast-body]")
+        at_rest(page)
+        if name == "truncated.jpg":
+            page.screenshot(path=screenshots / "5_bad_upload.png")
+        page.click("[data-testid=toast-close]")
+        assert page.input_value(QUESTION) == f"What is in {name}?"  # what was typed is not lost
+        ask(page, "And this?", picture)
+        wait_for_answers(page, 1)
+        clear(page)
+
+
+def test_no_picture_file_is_refused_before_it_is_sent(page: "Page", tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("I am no picture.")
+    page.set_input_files("#question input[type=file]", tmp_path / "notes.txt")
+    page.wait_for_selector("[data-testid=toast-body] >> text=notes.txt")
+    page.click("[data-testid=toast-close]")

@@ -1,0 +1,191 @@
+"""Opening models, and answers, views and numbers of them, without a page."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from demo.models import OpenModel, choose_device, choose_dtype, open_model
+from demo.panel import ALL, Choice, describe_attention, describe_look, draw_attention, draw_look, numbers, token_at
+from demo.replies import answer
+from demo.session import Picture, Session
+from demo.speaking import Reply, Sampling
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import answer as one_answer
+
+CPU = torch.device("cpu")
+GREEDILY = Sampling(0, 1, 6)
+
+
+def opened(directory: Path) -> OpenModel:
+    return open_model(directory, CPU, torch.float32, None)
+
+
+@pytest.fixture(scope="module")
+def sparse(vlm_dir: Path) -> OpenModel:
+    return opened(vlm_dir)
+
+
+@pytest.fixture(scope="module")
+def llava_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A tiny random Llava as the hub has them, with transformers' own classes."""
+    directory = tmp_path_factory.mktemp("hf-llava")
+    tokenizer: Any = smollm2_tokenizer.from_pretrained(save(smollm2_tokenizer, directory))
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, **heads)
+    text = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=128, **heads)
+    torch.manual_seed(0)
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=16)
+    ).save_pretrained(directory)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+        "{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}\n{% endfor %}assistant:"
+    )
+    LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(directory)
+    return directory
+
+
+def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Path:
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def ask(models: list[OpenModel], session: Session, sampling: Sampling = GREEDILY) -> list[Reply]:
+    return list(answer(models, session, sampling))[-1]
+
+
+def test_two_turns_with_pictures(sparse: OpenModel, vlm: tuple[Any, Any], images: list[Image.Image]) -> None:
+    session = Session()
+    session.begin("What is it?", [Picture(images[0], "a.png")])
+    ask([sparse], session)
+    assert session.turns[0].answers == [one_answer(*vlm, images[0], "What is it?", 6)]
+    session.begin("And these?", [Picture(images[1], "b.png"), Picture(images[2], "c.png")])
+    (reply,) = ask([sparse], session)
+    assert (reply.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
+    view = session.views[0]
+    assert view is not None
+    assert view.pixels.shape == (3, 64, 64, 3)
+    assert view.attention.shape == (len(reply.ids), 3, 6)
+    assert [part["role"] for part in session.history(0)] == ["user", "assistant"] * 2
+    assert session.turns[0].answers[0] in str(sparse.processor.tokenizer.decode(reply.inputs["input_ids"][0]))
+    session.clear()
+    assert session.history(0) == []
+
+
+def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Image]) -> None:
+    """One pass over prompt and answer with eager attention from the start gives the same numbers."""
+    session = Session()
+    session.begin("What is it?", [Picture(images[0], "a.png")])
+    (reply,) = ask([sparse], session, Sampling(0, 1, 20))  # more than one chunk
+    view = session.views[0]
+    assert view is not None
+    prompt = reply.inputs["input_ids"]
+    ids = torch.cat([prompt, torch.tensor([reply.ids[:-1]])], dim=1)
+    sparse.model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            out = sparse.model(
+                input_ids=ids, pixel_values=reply.inputs["pixel_values"], output_attentions=True, use_cache=False
+            )
+    finally:
+        sparse.model.set_attn_implementation("sdpa")
+    visual = (prompt[0] == sparse.processor.image_token_id).nonzero().flatten()
+    expected = torch.stack(out.attentions).mean(dim=(0, 1, 2))[prompt.shape[1] - 1 :, visual]
+    torch.testing.assert_close(view.attention[:, 0], expected, atol=1e-5, rtol=1e-4)
+    assert 0 < float(expected.sum(dim=1).max()) < 1
+
+
+def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path, images: list[Image.Image]) -> None:
+    models = [sparse, opened(dense_vlm_dir)]
+    session = Session()
+    session.begin("What is it?", [Picture(images[0], "a.png")])
+    replies = ask(models, session)
+    assert all(reply.tower and 0 < reply.tower < reply.first for reply in replies)
+    sparse_view, dense_view = session.views
+    assert sparse_view is not None
+    assert dense_view is not None
+    assert len(sparse_view.glances) == 3
+    assert len(dense_view.glances) == 1
+    choice = Choice(1, 1, ALL, "token", True, ALL)
+    assert describe_look(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the picture."
+    assert "token 2 alone 6%" in describe_look(dense_view, choice._replace(token=2))
+    assert token_at(dense_view, choice, 0.3, 0.1) == 2  # rows of four
+    assert "of its attention" in describe_attention(sparse_view, choice._replace(word=1))
+    for view in (sparse_view, dense_view):
+        assert draw_look(view, choice).size == draw_attention(view, choice).size
+    table = numbers(models, replies, [6, 16])
+    assert "| visual tokens of a picture | 6 | 16 |" in table
+    assert table.count("ms") == 6
+
+
+def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Image]) -> None:
+    model = opened(llava_dir)
+    session = Session()
+    session.begin("What is it?", [Picture(images[0], "a.png")])
+    (reply,) = ask([model], session)
+    assert len(reply.ids) > 0
+    view = session.views[0]
+    assert view is not None
+    assert view.attention.shape[1:] == (1, 16)
+    session.begin("x " * 200, [])
+    with pytest.raises(UserError, match=r"more than the 128 that .*hf-llava.* takes"):
+        ask([model], session)
+
+
+def test_sampling(sparse: OpenModel) -> None:
+    said = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        session = Session()
+        session.begin("What is it?", [])
+        (reply,) = ask([sparse], session, Sampling(1.5, 0.9, 6))
+        said.add(tuple(reply.ids))
+    assert len(said) > 1
+    assert session.views == [None]  # no picture, nothing to show
+
+
+def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no model directory"):
+        opened(tmp_path / "none")
+    with pytest.raises(UserError, match=r"no readable config.json"):
+        opened(tmp_path)
+    with pytest.raises(UserError, match="cannot be opened"):
+        opened(encoder_dir)
+    with pytest.raises(UserError, match=r"--bits 4 needs a CUDA device, but the model is on cpu"):
+        open_model(vlm_dir, CPU, torch.float32, 4)
+    with pytest.raises(UserError, match="no device 'nowhere'"):
+        choose_device("nowhere")
+    with pytest.raises(UserError, match=r"'float23'.*'float32'"):
+        choose_dtype("float23", CPU)
+    assert choose_dtype("auto", CPU) is torch.float32
+
+
+def test_questions_that_are_none() -> None:
+    session = Session()
+    with pytest.raises(UserError, match="empty"):
+        session.begin(" ", [])
+    with pytest.raises(UserError, match="ask first"):
+        session.retry()
+    assert session.turns == []

@@ -1,0 +1,91 @@
+"""Programs that talk to the demo: many at once, one that stops, one that wants files that are not its own."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from sparse_vlm.vlm.chat import answer
+from tests.demo.conftest import MAX_NEW_TOKENS, ROOT, Served
+
+pytestmark = pytest.mark.slow
+
+USERS = 10
+
+
+def greedy(client: Client, message: dict[str, Any], most: int) -> Any:
+    """A job of `client` that answers with the likeliest words."""
+    return client.submit(message, 0, 1, most, api_name="/ask")
+
+
+def first_chat(outputs: Any) -> list[dict[str, Any]]:
+    """Of what /ask gives: the question box is first, then the chats."""
+    return outputs[1]
+
+
+def said(outputs: Any) -> str:
+    """The last answer of the first model."""
+    return first_chat(outputs)[-1]["content"][0]["text"]
+
+
+def test_ten_users_at_once(served: Served, vlm: tuple[Any, Any], images: list[Image.Image], tmp_path: Path) -> None:
+    """Each has a picture and a question of its own, and gets the answer to them."""
+    files = [tmp_path / f"{number}.png" for number in range(USERS)]
+    for file, image in zip(files, images, strict=True):
+        image.save(file)
+    questions = [f"What is number {number} about, please?" for number in range(USERS)]
+
+    def use(number: int) -> Any:
+        client = Client(served.address, verbose=False)
+        message = {"text": questions[number], "files": [handle_file(str(files[number]))]}
+        return greedy(client, message, MAX_NEW_TOKENS).result(timeout=600)
+
+    with ThreadPoolExecutor(USERS) as pool:
+        results = list(pool.map(use, range(USERS)))
+    expected = [
+        answer(*vlm, image, question, MAX_NEW_TOKENS) for image, question in zip(images, questions, strict=True)
+    ]
+    assert [said(result) for result in results] == expected
+    assert len(set(expected)) > USERS // 2  # else it would not be seen if one got another's
+    for result, question in zip(results, questions, strict=True):
+        chat = first_chat(result)
+        assert len(chat) == 2
+        assert chat[0]["content"][-1]["text"] == question
+
+
+def test_stop_keeps_what_was_said(served: Served) -> None:
+    client = Client(served.address, verbose=False)
+    job = greedy(client, {"text": "Tell me everything.", "files": []}, 1024)
+    end = time.monotonic() + 300
+    while len(job.outputs()) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    client.predict(api_name="/stop")
+    result = job.result(timeout=300)
+    assert 0 < len(said(result).split()) < 1000
+    again = greedy(client, {"text": "Shorter.", "files": []}, 4).result(timeout=300)
+    assert len(first_chat(again)) == 4
+
+
+def test_only_uploads_are_served(served: Served) -> None:
+    for path in ("/etc/passwd", str(ROOT / "README.md"), str(served.model / "config.json")):
+        assert httpx.get(f"{served.address}/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_a_file_of_the_server_is_no_upload(served: Served) -> None:
+    client = Client(served.address, verbose=False)
+    stolen = {"path": str(ROOT / "docs" / "figures" / "demo.png"), "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(Exception, match=r"(?i)error|cannot|not"):
+        greedy(client, {"text": "What is it?", "files": [stolen]}, 4).result(timeout=300)
+
+
+def test_too_large_a_file_is_refused(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
+    with (tmp_path / "large.png").open("rb") as file:
+        reply = httpx.post(f"{served.address}/gradio_api/upload", files={"files": file}, timeout=60)
+    assert reply.status_code == 413
