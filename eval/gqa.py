@@ -14,7 +14,7 @@ from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import gqa_form, most_frequent
 from eval.protocol import Benchmark, Predictions, Question, Score, Scores
-from eval.records import Record, align, field, official_file, read_json, require
+from eval.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
@@ -54,10 +54,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _read_official(path: Path) -> dict[str, Record]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} must be an object of question id -> question, as GQA's official files are.")
-    return content
+    return read_json_as(path, dict, "an object of question id -> record, as GQA's official files are")
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:

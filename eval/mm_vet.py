@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.intervals import mean_score
 from eval.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
+from eval.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
@@ -59,9 +59,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _read_official(path: Path) -> list[tuple[str, Record, str]]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} must be an object of question id -> question, as MM-Vet's mm-vet.json is.")
+    content = read_json_as(path, dict, "an object of question id -> question, as MM-Vet's mm-vet.json is")
     return [(id_, record, f"{path}, {id_}") for id_, record in content.items()]
 
 
@@ -71,7 +69,7 @@ def _official_id(question: Question) -> str:
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
-    path = require(annotations, "--annotations", "the official mm-vet.json")
+    path = official_file(annotations, "the official mm-vet.json", "mm-vet.json")
     records = {id_: record for id_, record, _ in _read_official(path)}
     return align(questions, [_official_id(question) for question in questions], records, path)
 
@@ -104,7 +102,7 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
     known = _read(annotations, questions)
     grades = [_grade(question, verdict) for question, verdict in zip(questions, predictions, strict=True)]
     images = [question.image_name for question in questions]
-    needs = [set(field(record, "capability", list, str(annotations))) for record in known]
+    needs = [set(map(str, field(record, "capability", list, str(annotations)))) for record in known]
     scores: Scores = {("total",): mean_score(grades, images)}
     for ability in sorted(set().union(*needs)):
         members = [index for index, needed in enumerate(needs) if ability in needed]

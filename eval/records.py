@@ -40,6 +40,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}).") from None
 
 
+def read_json_as(path: Path, kind: type[T], what: str) -> T:
+    """A JSON file of one kind, list or dict, with something in it.
+
+    Raises:
+        UserError: no such file, not JSON, of another kind, or empty; `what` says which file is expected.
+    """
+    content = read_json(path)
+    if not isinstance(content, kind) or not content:
+        raise UserError(f"{path} must be {what}.")
+    return content
+
+
 def split_lines(content: str) -> list[str]:
     """Lines by line feeds alone: `splitlines` would cut at U+2028 and others, which answers may contain."""
     return content.removesuffix("\n").split("\n") if content else []

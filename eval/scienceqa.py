@@ -12,7 +12,7 @@ from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER, image_file
 from eval.metrics import most_frequent, scienceqa_letter
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, read_json, require
+from eval.records import Record, align, field, read_json, read_json_as, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
@@ -36,10 +36,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _read_llava(path: Path) -> list[Record]:
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{path} must be a list of conversations, as LLaVA's {LLAVA_FILE} is.")
-    return content
+    return read_json_as(path, list, f"a list of conversations, as LLaVA's {LLAVA_FILE} is")
 
 
 def _turn(record: Record, index: int, place: str) -> str:

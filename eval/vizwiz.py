@@ -10,8 +10,7 @@ from eval.human_answers import answers_of, most_frequent_floor, scores_by_type, 
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import textvqa_accuracy
 from eval.protocol import Benchmark, Predictions, Question, Scores
-from eval.records import Record, align, field, official_file, read_json, require
-from sparse_vlm.errors import UserError
+from eval.records import Record, align, field, official_file, read_json_as, require
 
 PROTOCOL = (
     "VizWiz, asked for a single word or phrase or 'Unanswerable', greedy generation; EvalAI's accuracy, ten answers "
@@ -34,10 +33,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _read_official(path: Path) -> list[Record]:
-    content = read_json(path)
-    if not isinstance(content, list) or not content:
-        raise UserError(f"{path} must be a list of questions, as VizWiz's official files are.")
-    return content
+    return read_json_as(path, list, "a list of questions, as VizWiz's official files are")
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
