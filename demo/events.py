@@ -118,8 +118,8 @@ class Events:
         controls = dict(zip(Choice._fields, page.controls[1:], strict=True))
         return drawn | {controls[name]: control for name, control in ranges.items()}
 
-    def click(self, session: Session, model: int, *choice: Any, place: gr.SelectData) -> Update:
-        """Chooses the token nearest to the click."""
+    def click(self, place: gr.SelectData, session: Session, model: int, *choice: Any) -> Update:
+        """Chooses the token nearest to the click; `place` is gradio's to give, hence first."""
         view = session.views[model] if model < len(session.views) else None
         if view is None:
             return self.show(session, model, *choice)
