@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -56,6 +55,8 @@ def use_cached_tokens(
             "--cache_visual_tokens needs the whole vision tower in each process, but ZeRO-3 has split it: use "
             "train/zero2.json."
         )
+    tower.to(args.device).eval()
+    _same_everywhere(tower, args)
     about = _about(model, processor, compute_dtype(args))
     folder = Path(directory) / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     cache = VisualTokenCache(folder)
@@ -67,12 +68,27 @@ def use_cached_tokens(
         computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
     args.distributed_state.wait_for_everyone()
     cache.refresh()
-    total = int(reduce(torch.tensor(computed, device=args.device), "sum"))
+    total = _sum(computed, args)
     if args.process_index == 0:
         counts = f"{total} computed now, {len(distinct) - total} were there"
         logger.warning("Visual tokens of %d pictures in %s: %s", len(distinct), folder, counts)
     for dataset in datasets:
         dataset.visual_tokens = cache
+
+
+def _same_everywhere(tower: nn.Module, args: StageArguments) -> None:
+    """Gives all processes the first one's weights: under ZeRO-3 it alone has read them when the model is loaded."""
+    if args.world_size > 1:
+        for weight in tower.state_dict().values():
+            torch.distributed.broadcast(weight, 0)
+
+
+def _sum(count: int, args: StageArguments) -> int:
+    """Over the processes."""
+    total = torch.tensor(count, device=args.device)
+    if args.world_size > 1:
+        torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def _about(
@@ -95,8 +111,6 @@ def _about(
 
 def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> Callable[[torch.Tensor], torch.Tensor]:
     """float[I, 3, H, W] -> float[I, n, C] on the CPU, as the frozen tower gives them in the stage's precision."""
-    tower: nn.Module = model.model.vision_tower
-    tower.to(args.device).eval()
     dtype = compute_dtype(args)
 
     @torch.no_grad()
