@@ -1,148 +1,148 @@
 """Cost of the encoders beside the dense ViTs that they replace: `python -m eval.efficiency`.
 
-Multiply-accumulates and parameters are counted without numbers; seconds are those of one image on one CPU thread in
-float32, the models taking turns in one process, so that a change of the machine's load meets all of them.
-Output: a table, and every measurement as JSON (--output).
+    python -m eval.efficiency --sets large --batches 1 8 --threads 1 2 --modes eager compiled --output FILE.json
+    python -m eval.efficiency --models timm:vit_base_patch16_224 sparseformer-augreg-b sparseformer-augreg-b@448
+
+All models of a set take turns in one process, with random weights, and a matrix product takes its turn among them: what
+share of its speed a model reaches is comparable across machines. Output: tables, FILE.json, FILE.md, FILE.png.
 """
 
 import argparse
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
-import timm
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+import numpy as np
+from matplotlib.figure import Figure
 
-from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.variants import variant_config
-from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from eval.cost_report import Section, megabytes, publish, require_json_name
+from eval.encoder_cost import MODES, Result, Setting, measure
+from eval.timing import DTYPES, machine, open_device, require_positive
+from eval.vision_towers import open_tower
+from sparse_vlm.errors import exit_with_sentence
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model at an image size; `build` makes it with random weights."""
-
-    name: str
-    image_size: int
-    tokens: int
-    build: Callable[[], nn.Module]
-
-
-def _encoder(name: str, image_size: int) -> Contestant:
-    config = variant_config(name)
-    return Contestant(name, image_size, config.focus.tokens, lambda: SparseFormer(config))
-
-
-def _dense(name: str, image_size: int, tokens: int, head: int) -> Contestant:
-    return Contestant(name, image_size, tokens, lambda: timm.create_model(name, num_classes=head))
-
-
-# By size: dense first, the encoder that is bootstrapped from it after. Tokens without CLS.
-CONTESTANTS: dict[str, tuple[Contestant, ...]] = {
-    "base": (_dense("vit_base_patch16_clip_quickgelu_224", 224, 196, 512), _encoder("sparseformer-clip-b", 224)),
+# What is bootstrapped from what: the dense towers first.
+SETS: dict[str, tuple[str, ...]] = {
+    "base": ("timm:vit_base_patch16_clip_quickgelu_224", "sparseformer-clip-b"),
     "large": (
-        _dense("vit_large_patch14_clip_quickgelu_224", 224, 256, 768),
-        _dense("vit_large_patch14_clip_quickgelu_336", 336, 576, 768),
-        _encoder("sparseformer-clip-l", 224),
-        _encoder("sparseformer-clip-l", 336),
+        "timm:vit_large_patch14_clip_quickgelu_224",
+        "timm:vit_large_patch14_clip_quickgelu_336",
+        "sparseformer-clip-l",
+        "sparseformer-clip-l@336",
     ),
+    "siglip": ("timm:vit_so400m_patch14_siglip_384", "sparseformer-clip-l"),
 }
 
 
-@dataclass
-class Cost:
-    """What one image costs.
+def measure_all(arguments: argparse.Namespace) -> list[Result]:
+    """Every set in every setting; one set's models are in memory at a time.
 
-    Attributes:
-        name, image_size, tokens: the contestant; tokens without CLS.
-        gmacs: 1e9 multiply-accumulates of convolutions, linears and attention (sampling is not counted).
-        parameters: 1e6.
-        seconds: every measured run, in order.
+    Raises:
+        UserError: an unknown model, or a size that it cannot have.
     """
-
-    name: str
-    image_size: int
-    tokens: int
-    gmacs: float
-    parameters: float
-    seconds: list[float]
-
-
-def count_gmacs(model: nn.Module, image_size: int) -> float:
-    """1e9 multiply-accumulates of one image; `model` on the meta device."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.get_total_flops() / 2e9
-
-
-def measure(contestants: Sequence[Contestant], repeats: int) -> list[Cost]:
-    """The costs of all contestants, timed in turns after one unrecorded run each."""
-    costs: list[Cost] = []
-    runs: list[tuple[nn.Module, Tensor]] = []
-    for item in contestants:
-        with torch.device("meta"):
-            shape = item.build().eval()
-        parameters = sum(parameter.numel() for parameter in shape.parameters()) / 1e6
-        gmacs = count_gmacs(shape, item.image_size)
-        costs.append(Cost(item.name, item.image_size, item.tokens, gmacs, parameters, []))
-        runs.append((item.build().eval(), torch.randn(1, 3, item.image_size, item.image_size)))
-    with torch.inference_mode():
-        for repeat in range(repeats + 1):
-            for cost, (model, image) in zip(costs, runs, strict=True):
-                start = time.perf_counter()
-                model(image)
-                if repeat > 0:
-                    cost.seconds.append(time.perf_counter() - start)
-    return costs
+    device = open_device(arguments.device)
+    sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
+    sizes: Sequence[int | None] = arguments.image_sizes or [None]
+    towers = {  # all of them before the first is timed: a wrong name must not cost an hour
+        name: list(dict.fromkeys(open_tower(model, size) for model in models for size in sizes))
+        for name, models in sets.items()
+    }
+    results = []
+    for name, dtype in product(towers, arguments.dtypes):
+        models = [tower.build().to(device, DTYPES[dtype]) for tower in towers[name]]
+        for mode, threads, batch in product(arguments.modes, arguments.threads, arguments.batches):
+            setting = Setting(threads, batch, dtype, mode)
+            results.append(measure(name, towers[name], models, setting, arguments.repeats))
+            print(f"{name}: {setting}: measured", file=sys.stderr)
+    return results
 
 
-def as_table(costs: Sequence[Cost]) -> Table:
-    """The costs for people; times are medians, ratios are to the first row."""
-    table = Table("model", "image", "tokens", "GMAC", "M parameters", "ms (median)", "range", "× faster")
-    first = statistics.median(costs[0].seconds)
-    for cost in costs:
-        median = statistics.median(cost.seconds)
-        table.add_row(
-            cost.name,
-            str(cost.image_size),
-            str(cost.tokens),
-            f"{cost.gmacs:.2f}",
-            f"{cost.parameters:.1f}",
-            f"{1e3 * median:.0f}",
-            f"{1e3 * min(cost.seconds):.0f}–{1e3 * max(cost.seconds):.0f}",
-            f"{first / median:.2f}",
+def section_of(result: Result) -> Section:
+    """A result as a table; below it, how many times faster ours are than each dense tower."""
+    heading = ["tower", "image", "tokens", "GMAC", "M parameters", "ms", "range", "images/s", "of matmul", "MB", "+ MB"]
+    rows = [heading]
+    for cost in result.costs:
+        tower, seconds = cost.tower, cost.seconds
+        rows.append(
+            [
+                tower.name,
+                str(tower.image_size),
+                str(tower.tokens),
+                f"{tower.gmacs:.2f}",
+                f"{tower.parameters / 1e6:.1f}",
+                f"{1e3 * cost.median:.1f}",
+                f"{1e3 * min(seconds):.1f}–{1e3 * max(seconds):.1f}",
+                f"{result.setting.batch / cost.median:.2f}",
+                f"{result.share_of_matmul(cost):.0%}",
+                megabytes(cost.weight_bytes),
+                megabytes(cost.peak_bytes),
+            ]
         )
-    return table
+    title = f"{result.name}: {result.setting}; matrix product {result.matmul_flops / 1e9:,.0f} GFLOP/s"
+    return Section(title, rows, "; ".join(ratios(result)))
+
+
+def ratios(result: Result) -> list[str]:
+    """ "NAME@SIZE: 5.2× DENSE@SIZE, 12.0× …" for each of our towers: medians of the same number of images."""
+    dense = [cost for cost in result.costs if not cost.tower.sparse]
+    return [
+        f"{cost.tower}: " + ", ".join(f"{other.median / cost.median:.2f}× {other.tower}" for other in dense)
+        for cost in result.costs
+        if cost.tower.sparse and dense
+    ]
+
+
+def figure_of(results: Sequence[Result]) -> Figure:
+    """Images a second, on a logarithmic axis: a panel for each set, a group of bars for each setting."""
+    names = list(dict.fromkeys(result.name for result in results))
+    settings = list(dict.fromkeys(result.setting for result in results))
+    figure = Figure(figsize=(max(5.0, 2.2 * len(settings)), 3.4 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        members = [result for result in results if result.name == name]
+        towers = [cost.tower for cost in members[0].costs]
+        width = 0.8 / len(towers)
+        for index, tower in enumerate(towers):
+            places = np.arange(len(members)) + (index - (len(towers) - 1) / 2) * width
+            speeds = [result.setting.batch / result.costs[index].median for result in members]
+            axes.bar_label(axes.bar(places, speeds, width, label=str(tower)), fmt="%.2g", fontsize=6)
+        labels = [str(result.setting).replace(", ", "\n") for result in members]
+        axes.set(title=name, ylabel="images/s", yscale="log", xticks=range(len(members)), xticklabels=labels)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.legend(fontsize=6)
+    return figure
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m eval.efficiency`."""
+    parser = argparse.ArgumentParser(prog="python -m eval.efficiency", description=(__doc__ or "").splitlines()[0])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--sets", nargs="+", default=["base", "large"], choices=list(SETS))
+    which.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="see eval/vision_towers.py")
+    parser.add_argument("--image-sizes", type=int, nargs="+", help="for every model; else each has its own")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="images at once")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of the CPU")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=list(DTYPES))
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=MODES)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=int, default=7, help="recorded runs of each model")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/efficiency.json"))
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.efficiency", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
-    parser.add_argument("--repeats", type=int, default=7, help="recorded runs of each model")
-    parser.add_argument("--output", default="runs/bench/efficiency.json")
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
 
     def run() -> None:
-        if arguments.repeats < 1:
-            raise UserError(f"--repeats must be at least 1, got {arguments.repeats}.")
-        torch.set_num_threads(1)
-        results = {size: measure(CONTESTANTS[size], arguments.repeats) for size in arguments.sizes}
-        console = Console()
-        for costs in results.values():
-            console.print(as_table(costs))
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
-        rows = {size: [asdict(cost) for cost in costs] for size, costs in results.items()}
-        write_json(arguments.output, {"machine": machine, "dtype": "float32", "batch": 1, "results": rows})
-        console.print(f"Every measurement: {arguments.output}")
+        require_json_name(arguments.output)
+        require_positive(batches=arguments.batches, threads=arguments.threads, repeats=arguments.repeats)
+        results = measure_all(arguments)
+        values = {
+            "machine": machine(open_device(arguments.device)),
+            "results": [result.as_json() for result in results],
+        }
+        publish(arguments.output, values, [section_of(result) for result in results], figure_of(results))
 
     return exit_with_sentence(run)
 

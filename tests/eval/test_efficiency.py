@@ -1,4 +1,4 @@
-"""The benchmark of cost: counts against the published ones, and one real run."""
+"""The benchmark of encoders: what a run leaves, and its arguments."""
 
 import json
 from pathlib import Path
@@ -6,37 +6,62 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.efficiency import CONTESTANTS, Contestant, count_gmacs, main
+from eval.efficiency import main, ratios
+from eval.encoder_cost import Cost, Result, Setting, prepare
+from eval.vision_towers import Tower
+from sparse_vlm.encoder import SparseFormer
 
-# SparseFormer: spec (with 0.01 of sampling, which is not counted); ViTs: the usual figures.
-PUBLISHED = {
-    ("vit_base_patch16_clip_quickgelu_224", 224): 17.6,
-    ("vit_large_patch14_clip_quickgelu_224", 224): 81.0,
-    ("vit_large_patch14_clip_quickgelu_336", 336): 191.0,
-    ("sparseformer-clip-b", 224): 3.79,
-    ("sparseformer-clip-l", 224): 14.84,
-    ("sparseformer-clip-l", 336): 14.84 + 0.15,
-}
+DENSE = Tower("timm:dense", 224, 196, 768, gmacs=16.0, parameters=10)
+OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
 
 
-@pytest.mark.parametrize("item", [item for items in CONTESTANTS.values() for item in items], ids=lambda item: item.name)
-def test_gmacs_are_the_published_ones(item: Contestant) -> None:
-    with torch.device("meta"):
-        model = item.build().eval()
-    assert count_gmacs(model, item.image_size) == pytest.approx(PUBLISHED[item.name, item.image_size], rel=5e-3)
-
-
-@pytest.mark.slow
-def test_a_run_leaves_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    assert main(["--sizes", "base", "--repeats", "1", "--output", str(tmp_path / "cost.json")]) == 0
-    torch.set_num_threads(threads)
-    dense, ours = json.loads((tmp_path / "cost.json").read_text())["results"]["base"]
-    assert len(dense["seconds"]) == len(ours["seconds"]) == 1
-    assert (dense["tokens"], ours["tokens"]) == (196, 48)
+def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "cost.json"
+    models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]
+    assert main(["--models", *models, "--batches", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert [(result["batch"], result["threads"]) for result in report["results"]] == [(1, 1), (2, 1)]
+    for result in report["results"]:
+        for row in result["towers"]:
+            assert len(row["seconds"]) == 3
+            assert row["median_seconds"] == sorted(row["seconds"])[1]
+            assert row["images_per_second"] == pytest.approx(result["batch"] / row["median_seconds"])
+            assert row["weight_bytes"] == 4 * row["tower"]["parameters"]
+            assert row["share_of_matmul"] > 0
+    one, two = ([row["peak_bytes"] for row in result["towers"]] for result in report["results"])
+    assert all(single < double < 3 * single for single, double in zip(one, two, strict=True))
+    assert "timm:vit_tiny_patch16_224" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 1000
     assert "GMAC" in capsys.readouterr().out
 
 
-def test_no_repeats_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--repeats", "0"]) == 2
-    assert "--repeats must be at least 1, got 0." in capsys.readouterr().err
+def test_ratios_and_shares_are_those_of_the_medians() -> None:
+    costs = [Cost(DENSE, 0, 0, [9.0, 4.0, 1.0]), Cost(OURS, 0, 0, [2.0, 0.5, 0.1])]
+    result = Result("x", Setting(1, 2, "float32", "eager"), costs, matmul_flops=32e9)
+    assert ratios(result) == ["sparseformer-x@224: 8.00× timm:dense@224"]
+    assert result.share_of_matmul(costs[0]) == pytest.approx(2 * 16 * 2 / 4 / 32)
+
+
+@pytest.mark.slow
+def test_compiling_does_not_change_the_numbers(tiny_encoder: SparseFormer) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        plain = tiny_encoder(images).tokens
+        compiled = prepare(tiny_encoder, Setting(1, 2, "float32", "compiled"))
+        tokens = compiled(images.contiguous(memory_format=torch.channels_last)).tokens
+    torch.testing.assert_close(tokens, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--repeats", "0"], "--repeats must be at least 1, got 0."),
+        (["--batches", "1", "0"], "--batches must be at least 1, got 0."),
+        (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
+        (["--device", "cuda:99"], "There is no cuda:99"),
+        (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err

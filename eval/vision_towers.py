@@ -1,0 +1,147 @@
+"""Vision towers by name, with random weights, at any image size: ours, and the dense ViTs of timm and open_clip.
+
+sparseformer-clip-l                           a variant of ours, at the size of its preprocessing
+timm:vit_large_patch14_clip_quickgelu_224     any VisionTransformer of timm, at its own size
+open_clip:ViT-L-14-quickgelu                  any of open_clip's own ViTs
+NAME@336                                      at 336 × 336 pixels
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.variants import variant_config
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower, not built yet.
+
+    Attributes:
+        name: see the head of this file, without the size.
+        image_size: pixels of a side.
+        tokens: visual tokens of a picture, without CLS and registers.
+        width: channels of a token.
+        gmacs: 1e9 multiply-accumulates of one image: convolutions, linears and attention (sampling is not counted).
+        parameters: how many.
+    """
+
+    name: str
+    image_size: int
+    tokens: int
+    width: int
+    gmacs: float
+    parameters: int
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.image_size}"
+
+    def build(self) -> nn.Module:
+        """The model with random weights, in eval mode."""
+        return _build(self.name, self.image_size).eval()
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it is one of ours."""
+        return ":" not in self.name
+
+
+def open_tower(text: str, image_size: int | None = None) -> Tower:
+    """Reads NAME or NAME@SIZE; the model is built without numbers, to count.
+
+    Args:
+        text: see the head of this file.
+        image_size: instead of the tower's own; a size in `text` goes before it.
+
+    Raises:
+        UserError: unknown name, or a size that the model cannot have.
+    """
+    name, at, size = text.partition("@")
+    if at and not size.isdecimal():
+        raise UserError(f"The image size in {text!r} is no whole number: write e.g. {name}@336.")
+    pixels = int(size) if at else image_size
+    try:
+        with torch.device("meta"):
+            model = _build(name, pixels).eval()
+        own_size, tokens, width = _geometry(model)
+        side = pixels or own_size
+        return Tower(name, side, tokens, width, count_gmacs(model, side), count_parameters(model))
+    except (AssertionError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{name} cannot have images of {pixels or 'its own'} pixels: {one_line(error)}") from error
+
+
+def count_gmacs(model: nn.Module, image_size: int) -> float:
+    """1e9 multiply-accumulates of one image; `model` on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All of them, each once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _geometry(model: nn.Module) -> tuple[int, int, int]:
+    """Image size, visual tokens of a picture, channels of a token."""
+    visual: Any = model  # the libraries' attributes have no types
+    if isinstance(model, SparseFormer):
+        config = model.config
+        return config.preprocessing.crop, config.focus.tokens, config.cortex.width
+    if isinstance(model, VisionTransformer):
+        return visual.patch_embed.img_size[0], visual.patch_embed.num_patches, visual.embed_dim
+    return visual.image_size[0], math.prod(visual.grid_size), visual.conv1.out_channels
+
+
+def _build(name: str, image_size: int | None) -> nn.Module:
+    library, _, model = name.rpartition(":")
+    if library not in BUILDERS:
+        raise unknown_choice("library of a vision tower", library, filter(None, BUILDERS))
+    if image_size is not None and image_size < 1:
+        raise UserError(f"{name} cannot have images of {image_size} pixels.")
+    return BUILDERS[library](model, image_size)
+
+
+def _build_ours(name: str, image_size: int | None) -> nn.Module:
+    """Any image size: the same weights."""
+    return SparseFormer(variant_config(name))
+
+
+def _build_timm(name: str, image_size: int | None) -> nn.Module:
+    """With the head that the model's first pretrained weights have; SigLIP's have none but their attention pooling."""
+    if not timm.is_model(name):
+        raise unknown_choice("timm model", name, timm.list_models("vit*"))
+    head = timm.get_pretrained_cfg(name)
+    size = {} if image_size is None else {"img_size": image_size}
+    model = timm.create_model(name, num_classes=head.num_classes if head else 0, **size)
+    if type(model) is not VisionTransformer:
+        raise UserError(f"timm:{name} is a {type(model).__name__}: only VisionTransformers are compared here.")
+    return model
+
+
+def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
+    """The image side alone; open_clip warns that its weights are random."""
+    if name not in open_clip.list_models():
+        raise unknown_choice("open_clip model", name, open_clip.list_models())
+    device = torch.get_default_device()  # open_clip moves a model to its own default otherwise
+    visual = open_clip.create_model(name, force_image_size=image_size, device=device).visual
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+        raise UserError(f"open_clip:{name} has a {type(visual).__name__} as its image side: name it as timm's own.")
+    return visual
+
+
+BUILDERS: dict[str, Callable[[str, int | None], nn.Module]] = {
+    "": _build_ours,
+    "timm": _build_timm,
+    "open_clip": _build_open_clip,
+}
