@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import torch
+from PIL import Image
 
 from demo.looking import look, seen_pixels, visual_attention
 from demo.models import OpenModel
-from demo.session import Session, View
+from demo.session import Picture, Session, View
 from demo.speaking import Reply, Sampling, encode, speak
 
 
@@ -43,6 +44,14 @@ def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) ->
             return
         session.views[k] = _view(opened, replies[k])
         yield replies
+
+
+def warm_up(models: Sequence[OpenModel]) -> None:
+    """One word about a blank picture, so that the first visitor's times are not those of the start."""
+    session = Session()
+    session.begin("What is it?", [Picture(Image.new("RGB", (64, 64)), "")])
+    for _ in answer(models, session, Sampling(0, 1, 2)):
+        pass
 
 
 def _view(opened: OpenModel, reply: Reply) -> View | None:

@@ -96,7 +96,8 @@ class Session:
         for turn in self.turns:
             messages.append(user_message(turn.question, len(turn.pictures)))
             if turn is not self.turns[-1]:
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answers[model]}]})
+                said = turn.answers[model] if model < len(turn.answers) else ""  # its answer broke off
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
         return messages
 
     def history(self, model: int) -> list[dict[str, Any]]:
