@@ -49,7 +49,7 @@ def _members(groups: Groups) -> tuple[NDArray[np.int64], int]:
     return member_of, int(member_of.max()) + 1
 
 
-@lru_cache(maxsize=4)  # a report has the same groups again and again: for each of its scores and floors
+@lru_cache(maxsize=16)  # a report has the same groups again and again: for each of its scores and floors
 def _draws(count: int, seed: int) -> NDArray[np.uint8]:
     """uint8[2000, count], how often each of `count` groups is drawn."""
     generator = np.random.default_rng(seed)
