@@ -31,24 +31,39 @@ class Sampling:
 
 
 class TimedStream(TextIteratorStreamer):
-    """The text of generated tokens, their ids, and when each came.
+    """The text of generated tokens, their ids, and when each came. Text comes with every token, not word by word.
 
     Attributes:
         ids: of the answer so far, the end token included.
         times: `time.perf_counter()` at each of them.
+        text: of them, up to the last whole character.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.ids: list[int] = []
         self.times: list[float] = []
+        self.text = ""
 
     def put(self, value: torch.Tensor) -> None:
         """Called by generate: the prompt first, then token by token."""
-        if not self.next_tokens_are_prompt:
-            self.times.append(time.perf_counter())
-            self.ids += value.flatten().tolist()
-        super().put(value)
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        self.times.append(time.perf_counter())
+        self.ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self.ids, **self.decode_kwargs)
+        if not text.endswith("\ufffd"):  # a character's other bytes are still to come
+            self._say(text)
+
+    def end(self) -> None:
+        """Called by generate behind the last token."""
+        self._say(self.tokenizer.decode(self.ids, **self.decode_kwargs))
+        self.on_finalized_text("", stream_end=True)
+
+    def _say(self, text: str) -> None:
+        new, self.text = text[len(self.text) :], text
+        self.on_finalized_text(new)
 
 
 @dataclass
@@ -125,20 +140,18 @@ def speak(opened: OpenModel, inputs: BatchFeature, sampling: Sampling) -> Genera
                 opened.model, opened.processor, inputs, sampling.max_new_tokens, sampling.settings(), stream
             )
             with closing(pieces):
-                for piece in pieces:
-                    reply.text += piece
+                for _ in pieces:
                     _measure(reply, stream, begin)
                     yield reply
         finally:
             for hook in hooks:
                 hook.remove()
-    reply.text = reply.text.strip()
     _measure(reply, stream, begin)
     yield reply
 
 
 def _measure(reply: Reply, stream: TimedStream, begin: float) -> None:
-    reply.ids = stream.ids[: len(stream.times)]
+    reply.text, reply.ids = stream.text.strip(), list(stream.ids)
     reply.first, reply.rest = stream.times[0] - begin, stream.times[-1] - stream.times[0]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
-SLOW_MACHINE = 300.0  # seconds that a start may take where other work goes on
+SLOW_MACHINE = 900.0  # seconds that a start may take where other work goes on
 MAX_NEW_TOKENS = 12
 
 
