@@ -71,7 +71,7 @@ def test_openais_client(address: str, vlm_dir: Path, vlm: Loaded, images: list[I
 
     options: Any = {"model": str(vlm_dir), "max_tokens": 6, "temperature": 0.0}
     expected = answer(*vlm, images[0], QUESTION, max_new_tokens=6)
-    with openai.OpenAI(base_url=address, api_key="unused", max_retries=0) as client:
+    with openai.OpenAI(base_url=address, api_key="unused") as client:
         reply = client.chat.completions.create(messages=[message(data_url(images[0]))], **options)
         assert reply.choices[0].message.content.strip() == expected
         pieces = client.chat.completions.create(messages=[message(data_url(images[0]))], stream=True, **options)
