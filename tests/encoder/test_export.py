@@ -1,0 +1,68 @@
+"""ONNX files: what ONNX Runtime computes with them, on photographs, of any batch and size."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from sparse_vlm.cli import main
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.export import TOLERANCE, compare, export_onnx
+from sparse_vlm.errors import UserError
+
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"
+
+
+def pictures(encoder: SparseFormer, count: int) -> torch.Tensor:
+    files = sorted(PHOTOGRAPHS.glob("*"))[:count]
+    if not files:
+        pytest.skip("../shared/data has no photographs")
+    return torch.stack([encoder.transform(Image.open(file)) for file in files])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
+    """`sparse-vlm export` of the tiny encoder."""
+    file = tmp_path_factory.mktemp("onnx") / "new" / "encoder.onnx"
+    with pytest.MonkeyPatch.context() as patch, io.StringIO() as said:
+        patch.setattr(sys, "stdout", said)
+        assert main(["export", str(encoder_dir), str(file)]) == 0
+        assert said.getvalue().startswith(f"{file}: ONNX Runtime differs from PyTorch by ")
+    assert [path.name for path in file.parent.iterdir()] == ["encoder.onnx"]
+    return file
+
+
+@pytest.mark.slow  # the first to ask for the exported file
+def test_onnx_runtime_computes_the_same_on_photographs(exported: Path, encoder_dir: Path) -> None:
+    encoder = SparseFormer.from_pretrained(encoder_dir)
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    for images in (pictures(encoder, 4), pictures(encoder, 1)[..., 20:150, 7:]):
+        found = session.run(["tokens", "pooled", "rois"], {"images": images.numpy()})
+        with torch.no_grad():
+            expected = encoder(images)
+        for ours, theirs in zip(expected[:3], found, strict=True):
+            np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4 * ours.abs().max().item())
+
+
+def test_the_file_describes_itself(exported: Path, tiny_config: SparseFormerConfig) -> None:
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    config = json.loads(session.get_modelmeta().custom_metadata_map["config"])
+    assert SparseFormerConfig.from_dict(config) == tiny_config
+    assert [value.name for value in session.get_outputs()] == ["tokens", "pooled", "rois"]
+    (images,) = session.get_inputs()
+    assert (images.name, images.shape) == ("images", ["batch", 3, "height", "width"])
+
+
+def test_another_encoder_is_seen_to_differ(exported: Path, tiny_encoder: SparseFormer) -> None:
+    assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
+
+
+def test_other_dtypes_are_refused(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"this one is torch\.bfloat16: call encoder\.float\(\) first"):
+        export_onnx(tiny_encoder.bfloat16(), tmp_path / "encoder.onnx")
