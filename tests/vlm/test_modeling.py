@@ -114,6 +114,21 @@ def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images:
     assert out.past_key_values.get_seq_length() == end, "the cache of the prefix can be used again"
 
 
+@torch.no_grad()
+def test_larger_and_oblong_pictures_take_as_many_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    larger = {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}
+    small, large = (
+        processor(text="<image>\nWhat?", images=images[0], return_tensors="pt", **sizes) for sizes in ({}, larger)
+    )
+    assert (small["pixel_values"].shape[-2:], large["pixel_values"].shape[-2:]) == ((64, 64), (96, 96))
+    assert torch.equal(small["input_ids"], large["input_ids"])
+    oblong = torch.rand(1, 3, 48, 120)
+    tokens = [model.model.encode_images(pixels) for pixels in (large["pixel_values"], oblong)]
+    assert tokens[0].shape == tokens[1].shape == (1, 6, 128)
+    assert model(**(large | {"pixel_values": oblong})).logits.isfinite().all()
+
+
 def test_wrong_number_of_placeholder_tokens_in_the_ids(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     inputs = encode_prompt(processor, images[0], "What?")
