@@ -82,7 +82,8 @@ class Places:
             self._places[self._key(question.id, question.text)].append(index)
 
     def _key(self, id_: QuestionId, prompt: str) -> tuple[str, str]:
-        return str(id_), prompt.strip().split("\n")[0].strip() if str(id_) in self._shared else ""
+        words = prompt.replace("<image>", "").strip() if str(id_) in self._shared else ""
+        return str(id_), words.split("\n")[0].strip()
 
     def find(self, answers: Sequence[Answer], path: Path) -> list[int]:
         """The index of each answer's question, all different.

@@ -13,7 +13,8 @@ def distribution_score(
     groups: Sequence[str], predictions: Sequence[str], answers: Sequence[str], images: Groups
 ) -> Score:
     """The official scorer's chi-square statistic over 100, lower is better: the sum of (given - right)² / right over a
-    group's right answers, averaged over the groups by their number of questions.
+    group's right answers, averaged over the groups by their number of questions. Its interval leans upwards: a draw's
+    frequencies are farther from each other than those of all questions.
 
     Args:
         groups: what kind of thing each question asks for; answers are compared within a group.

@@ -77,7 +77,7 @@ SHARED = [Question("a.png", f"Is it {word}?\nAnswer briefly.", Path("a.png")) fo
 
 def test_questions_of_one_id_are_told_apart_by_the_prompts_first_line() -> None:
     """As in TextVQA and MME, whose ids are pictures. Equal questions take their answers in order."""
-    prompts = ["Is it blue?\nOther hints.", "Is it red?", "Is it red?"]
+    prompts = ["<image>\nIs it blue?\nOther hints.", "Is it red?", "Is it red?"]
     answers = [Answer("a.png", prompt, f"text {i}", "") for i, prompt in enumerate(prompts)]
     assert match_answers(answers, SHARED, Path("a.jsonl")) == ["text 1", "text 0", "text 2"]
     with pytest.raises(UserError, match="'Is it green\\?' is none of them"):
