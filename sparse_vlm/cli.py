@@ -13,6 +13,7 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 
 Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+PICTURES = (".png", ".svg", ".pdf")
 ROOT = Path(__file__).parents[1]  # of a clone: its folders that are not installed lie there
 
 
@@ -80,6 +81,10 @@ def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.data.images import open_image
     from sparse_vlm.model_directory import open_encoder
 
+    if arguments.max_tokens < 1:
+        raise UserError(f"--max_tokens must be 1 or more, got {arguments.max_tokens}.")
+    if Path(arguments.output).suffix not in PICTURES:
+        raise UserError(f"The ending of {arguments.output} must be one of {', '.join(PICTURES)}.")
     if find_spec("matplotlib") is None:
         raise UserError("The picture is drawn by matplotlib: pip install matplotlib.")
     from sparse_vlm.visualize import roi_figure, save_figure

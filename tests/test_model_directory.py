@@ -91,7 +91,9 @@ def test_rois_of_nothing(tiny_encoder: SparseFormer, tmp_path: Path, capsys: pyt
         ([str(tmp_path / "a.png"), "--model", str(tmp_path / "none")], "There is no encoder directory"),
         ([str(tmp_path / "b.png"), "--model", str(tmp_path)], "b.png does not exist"),
         ([str(tmp_path / "a.png"), "--model", str(tmp_path)], "it has no config.json"),
+        ([str(tmp_path / "a.png"), "--model", "any", "--max_tokens", "0"], "--max_tokens must be 1 or more, got 0."),
+        ([str(tmp_path / "a.png"), "--model", "any", "-o", "out.doc"], "out.doc must be one of .png, .svg, .pdf."),
     ]:
-        assert main(["rois", *arguments, "-o", str(tmp_path / "out.png")]) == 2
+        assert main(["rois", "-o", str(tmp_path / "out.png"), *arguments]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()

@@ -42,9 +42,13 @@ class Conversation:
             max_new_tokens: where an answer that does not end is cut.
 
         Raises:
-            UserError: see `check_question`, or the conversation has become too long for the model.
+            UserError: see `check_question`; `max_new_tokens` is no length, or more than the model has room for.
         """
         check_question(question)
+        if max_new_tokens < 1:
+            raise UserError(
+                f"An answer has at least one token: --max_new_tokens must be 1 or more, got {max_new_tokens}."
+            )
         messages = [*self.messages, user_message(question, len(self._waiting))]
         images = [*self.images, *self._waiting]
         inputs = encode_messages(self.processor, messages, images)
