@@ -50,8 +50,11 @@ check: .venv/test.installed ## ruff (lint, format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/test.installed ## the encoders beside the dense ViTs that they replace: cost and time
-	$(BIN)/python -m eval.efficiency
+bench: .venv/test.installed ## cost beside dense ViTs: encoders, their parts, LLM prefill, training steps; tables in runs/bench
+	$(BIN)/python -m eval.efficiency --threads 1 2 --repeats 5
+	$(BIN)/python -m eval.encoder_profile
+	$(BIN)/python -m eval.llm_cost --repeats 3
+	$(BIN)/python -m eval.step_cost --threads 2 --repeats 3
 
 docs: .venv/docs.installed ## the pages of docs/ as a site in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
