@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eval.cost_report import Section, megabytes, publish, require_json_name
-from eval.encoder_cost import MODES, Result, Setting, measure
+from eval.encoder_cost import MODES, Result, Setting, build, measure
 from eval.timing import DTYPES, machine, open_device, require_positive
 from eval.vision_towers import open_tower
-from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence
 
 # What is bootstrapped from what: the dense towers first.
 SETS: dict[str, tuple[str, ...]] = {
@@ -39,9 +39,13 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
     """Every set in every setting; one set's models are in memory at a time.
 
     Raises:
-        UserError: an unknown model, or a size that it cannot have.
+        UserError: an unknown model, a size that it cannot have, or a mode that does not fit.
     """
     device = open_device(arguments.device)
+    if "packed" in arguments.modes and (device.type != "cpu" or arguments.dtypes != ["float32"]):
+        raise UserError(
+            "--modes packed takes float32 on the CPU: measure other dtypes and devices in a run of their own."
+        )
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     sizes: Sequence[int | None] = arguments.image_sizes or [None]
     towers = {  # all of them before the first is timed: a wrong name must not cost an hour
@@ -49,11 +53,11 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
         for name, models in sets.items()
     }
     results = []
-    for name, dtype in product(towers, arguments.dtypes):
-        models = [tower.build().to(device, DTYPES[dtype]) for tower in towers[name]]
-        for mode, threads, batch in product(arguments.modes, arguments.threads, arguments.batches):
+    for name, dtype, mode in product(towers, arguments.dtypes, arguments.modes):
+        models = [build(tower, dtype, mode, device) for tower in towers[name]]
+        for threads, batch in product(arguments.threads, arguments.batches):
             setting = Setting(threads, batch, dtype, mode)
-            results.append(measure(name, towers[name], models, setting, arguments.repeats))
+            results.append(measure(name, towers[name], models, setting, device, arguments.repeats))
             print(f"{name}: {setting}: measured", file=sys.stderr)
     return results
 

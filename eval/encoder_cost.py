@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from eval.timing import DTYPES, matmul, peak_bytes, take_turns
 from eval.vision_towers import Tower
+from sparse_vlm.encoder.inference import optimize_for_inference
 
-MODES = ("eager", "compiled")
+MODES = ("eager", "packed", "compiled")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Setting:
         threads: of the CPU.
         batch: images at once.
         dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
-        mode: "eager": as the model is called. "compiled": channels_last, torch.compile with frozen weights, CUDA
-            graphs on a GPU. SDPA is in both, and so is everything on both sides.
+        mode: "eager": as the model is called. "packed": `optimize_for_inference`, float32 on the CPU only. "compiled":
+            channels_last, torch.compile with frozen weights, CUDA graphs on a GPU. SDPA is in all of them, and all of
+            them are the same for ours and for the dense ViTs.
     """
 
     threads: int
@@ -43,8 +45,8 @@ class Cost:
 
     Attributes:
         tower: which.
-        weight_bytes: of its parameters in the setting's dtype.
-        peak_bytes: allocated beyond them at the worst moment of a forward pass.
+        weight_bytes: of as many parameters in the setting's dtype.
+        peak_bytes: allocated beyond the weights at the worst moment of a forward pass.
         seconds: of every recorded forward pass of the batch.
     """
 
@@ -93,51 +95,68 @@ class Result:
         return {"set": self.name, **asdict(self.setting), "matmul_flops": self.matmul_flops, "towers": rows}
 
 
-def measure(name: str, towers: Sequence[Tower], models: Sequence[nn.Module], setting: Setting, repeats: int) -> Result:
+def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:
+    """The model with random weights, as the mode wants it but for compiling: the same steps for every tower.
+
+    Raises:
+        UserError: "packed" with anything but float32 on the CPU.
+    """
+    model = tower.build().to(device, DTYPES[dtype])
+    if mode == "packed":
+        optimize_for_inference(model)
+    return model.to(memory_format=torch.channels_last) if mode == "compiled" else model
+
+
+def measure(
+    name: str,
+    towers: Sequence[Tower],
+    models: Sequence[nn.Module],
+    setting: Setting,
+    device: torch.device,
+    repeats: int,
+) -> Result:
     """Times the models in turn, then counts their memory.
 
     Args:
         name: of the set.
-        towers, models: the same in two forms; the models' dtype is the setting's.
+        towers: which.
+        models: of `build` with the setting's dtype and mode.
         setting: how they run.
+        device: where they are.
         repeats: recorded runs of each.
     """
     torch.set_num_threads(setting.threads)
     torch.compiler.reset()  # the code of earlier settings
-    device = next(models[0].parameters()).device
-    prepared = [prepare(model, setting) for model in models]
     runs = [
-        partial(_forward, model, _images(tower, setting, device)) for tower, model in zip(towers, prepared, strict=True)
+        partial(_forward, compiled(model, setting, device), _images(tower, setting, device))
+        for tower, model in zip(towers, models, strict=True)
     ]
     product_run, operations = matmul(DTYPES[setting.dtype], device)
     *seconds, of_product = take_turns([*runs, product_run], repeats, device)
+    itemsize = DTYPES[setting.dtype].itemsize
     costs = [
-        Cost(tower, _weight_bytes(model), peak_bytes(run, device), times)
-        for tower, model, run, times in zip(towers, models, runs, seconds, strict=True)
+        Cost(tower, tower.parameters * itemsize, peak_bytes(run, device), times)
+        for tower, run, times in zip(towers, runs, seconds, strict=True)
     ]
     return Result(name, setting, costs, operations / statistics.median(of_product))
 
 
-def prepare(model: nn.Module, setting: Setting) -> nn.Module:
-    """The model as the setting's mode runs it, the same steps for every model."""
-    if setting.mode == "eager":
-        return model.to(memory_format=torch.contiguous_format)
+def compiled(model: nn.Module, setting: Setting, device: torch.device) -> nn.Module:
+    """The model itself in the other modes; code is made at its first call."""
+    if setting.mode != "compiled":
+        return model
     options: dict[str, Any] = {"freezing": True, "cpp.threads": setting.threads}
-    if next(model.parameters()).is_cuda:
+    if device.type == "cuda":
         options["triton.cudagraphs"] = True
-    return torch.compile(model.to(memory_format=torch.channels_last), dynamic=False, options=options)
+    return torch.compile(model, dynamic=False, options=options)
 
 
 def _images(tower: Tower, setting: Setting, device: torch.device) -> Tensor:
     images = torch.randn(setting.batch, 3, tower.image_size, tower.image_size, device=device)
-    layout = torch.contiguous_format if setting.mode == "eager" else torch.channels_last
+    layout = torch.channels_last if setting.mode == "compiled" else torch.contiguous_format
     return images.to(DTYPES[setting.dtype], memory_format=layout)
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     with torch.inference_mode():
         model(images)
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from eval.efficiency import main, ratios
-from eval.encoder_cost import Cost, Result, Setting, prepare
-from eval.vision_towers import Tower
-from sparse_vlm.encoder import SparseFormer
+from eval.encoder_cost import Cost, Result, Setting, build, compiled
+from eval.vision_towers import Tower, open_tower
 
 DENSE = Tower("timm:dense", 224, 196, 768, gmacs=16.0, parameters=10)
 OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
@@ -43,13 +42,19 @@ def test_ratios_and_shares_are_those_of_the_medians() -> None:
 
 
 @pytest.mark.slow
-def test_compiling_does_not_change_the_numbers(tiny_encoder: SparseFormer) -> None:
+@pytest.mark.parametrize("mode", ["packed", "compiled"])
+def test_no_mode_changes_the_numbers(mode: str, tiny_variant: str) -> None:
+    tower, setting = open_tower(tiny_variant), Setting(1, 2, "float32", mode)
+    torch.manual_seed(0)
+    plain = tower.build()
+    torch.manual_seed(0)
+    other = build(tower, "float32", mode, torch.device("cpu"))
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        plain = tiny_encoder(images).tokens
-        compiled = prepare(tiny_encoder, Setting(1, 2, "float32", "compiled"))
-        tokens = compiled(images.contiguous(memory_format=torch.channels_last)).tokens
-    torch.testing.assert_close(tokens, plain, rtol=1e-4, atol=1e-5)
+        expected = plain(images).tokens
+        torch.testing.assert_close(
+            compiled(other, setting, torch.device("cpu"))(images).tokens, expected, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,7 @@ def test_compiling_does_not_change_the_numbers(tiny_encoder: SparseFormer) -> No
         (["--repeats", "0"], "--repeats must be at least 1, got 0."),
         (["--batches", "1", "0"], "--batches must be at least 1, got 0."),
         (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
+        (["--modes", "packed", "--dtypes", "bfloat16"], "--modes packed takes float32 on the CPU"),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
     ],
