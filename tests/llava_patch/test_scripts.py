@@ -60,7 +60,8 @@ def test_the_numbers_are_llava_1_5s(llava: None, tmp_path: Path) -> None:
 def test_the_lora_script_is_the_other_with_other_numbers(llava: None, tmp_path: Path) -> None:
     full, lora = parsed("finetune.sh", tmp_path), parsed("finetune_lora.sh", tmp_path)
     assert {key for key in full if full[key] != lora[key]} <= {
-        "lora_enable", "lora_r", "lora_alpha", "mm_projector_lr", "learning_rate", "output_dir", "logging_dir"
+        "lora_enable", "lora_r", "lora_alpha", "mm_projector_lr", "learning_rate", "output_dir", "logging_dir",
+        "run_name",
     }  # fmt: skip
     assert (full["learning_rate"], lora["learning_rate"]) == ("2e-05", "0.0002")
     assert full["image_aspect_ratio"] == "pad"
