@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sparse_vlm.errors import UserError
-from tests.train.test_align import flags, losses
+from tests.train.test_align import flags
 from train import align, instruct
+from train.log import read_log
 from train.stage import StageArguments
 from train.vlm import ModelArguments, load
 from train.vlm_data import DataArguments, make_data
@@ -109,12 +110,14 @@ def test_a_damaged_picture_is_named(loaded: Loaded, tmp_path: Path) -> None:
 
 
 def test_a_stage_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Held-out pictures are cached as well."""
+    """Held-out pictures are cached as well, and packed rows pass through the trainer."""
     more = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "eval_data_path": data_dir / "chats.json"}
     curves = []
-    for name, cache in (("without", {}), ("with", {"cache_visual_tokens": tmp_path / "cache"})):
+    for name, cache in (("without", {}), ("with", {"cache_visual_tokens": tmp_path / "cache", "packing": True})):
         assert align.main(flags(vlm_dir, data_dir, tmp_path / name, **more, **cache)) == 0
-        curves.append(losses(tmp_path / name))
+        log = read_log(tmp_path / name / "log.jsonl")
+        curves.append([line.get("loss", line.get("eval_loss")) for line in log])
+    assert len(curves[0]) == 4 + 2
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
 
 
