@@ -87,6 +87,7 @@ def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "share": arguments.share,
         "max_file_size": f"{arguments.max_upload_mb}mb",
         "theme": gr.themes.Default(font=fonts, font_mono=["monospace"]),
+        "css": '[aria-label="Share"] { display: none }',  # it would send the picture to the Hugging Face hub
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,

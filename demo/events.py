@@ -55,7 +55,7 @@ class Events:
             gr.Warning(html.escape(str(error)))
             yield {self.page.question: gr.skip()}
             return
-        yield {self.page.question: {"text": "", "files": []}} | self._chats(session)
+        yield {self.page.question: {"text": "", "files": []}}
         yield from self._answer(session, Sampling(temperature, top_p, int(most)))
 
     def retry(self, session: Session, temperature: float, top_p: float, most: int) -> Iterator[Update]:
@@ -139,6 +139,7 @@ class Events:
     def _answer(self, session: Session, sampling: Sampling) -> Iterator[Update]:
         """The chats as they grow, then the panel."""
         replies: list[Reply] = []
+        yield self._chats(session) | {self.page.numbers: ""}  # those of the last answer
         try:
             for grown in answer(self.models, session, sampling):
                 replies = grown

@@ -36,8 +36,8 @@ def requests() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def page(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
-    """The page, opened once; tests leave it with an empty conversation."""
+def opened(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
+    """The page, opened once."""
     page = browser.new_page(viewport={"width": 1400, "height": 1100})
     page.set_default_timeout(PATIENCE)
     page.on("request", lambda request: requests.append(request.url))
@@ -45,6 +45,13 @@ def page(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[P
     page.wait_for_selector(QUESTION)
     yield page
     page.close()
+
+
+@pytest.fixture
+def page(opened: "Page") -> "Page":
+    """The page with an empty conversation."""
+    clear(opened)
+    return opened
 
 
 @pytest.fixture
@@ -69,11 +76,7 @@ def wait_for_answers(page: "Page", count: int) -> None:
         page.wait_for_function(
             "([chat, n]) => document.querySelectorAll(`${chat} .bot.message`).length === n", arg=[chat, count]
         )
-    at_rest(page)
-
-
-def at_rest(page: "Page") -> None:
-    page.wait_for_function("() => !document.querySelector('.pending, .generating')")
+    page.wait_for_selector("#numbers table")  # comes last; the one before goes when an answer begins
 
 
 def clear(page: "Page") -> None:
@@ -107,7 +110,6 @@ def test_a_picture_an_answer_and_where_it_looked(
     texts: Any = page.evaluate("() => window.texts.filter(text => text)")
     assert len(set(texts)) > 2, "the answer did not stream"
     assert page.inner_text("#chat-0 .user.message").strip().endswith("What is it?")
-    page.wait_for_selector("#numbers table")
     numbers = page.inner_text("#numbers")
     for part in ("vision tower", "each further token", "6", "16", "Memory"):
         assert part in numbers
@@ -115,7 +117,6 @@ def test_a_picture_an_answer_and_where_it_looked(
     source(page, "#look")
     page.screenshot(path=screenshots / "2_answer.png", full_page=True)
     assert not [url for url in requests if not url.startswith((served.address, "data:", "blob:"))]
-    clear(page)
 
 
 def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots: Path) -> None:
@@ -146,7 +147,6 @@ def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots
     page.wait_for_function("() => document.querySelector('#heat-text').innerText.length > 0")
     page.click("text=Where it looks")
     page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('16 tokens cover 100%')")
-    clear(page)
 
 
 def test_turns_retry_and_clear(page: "Page", picture: Path) -> None:
@@ -179,7 +179,7 @@ def test_bad_uploads_and_the_next_question(
             continue
         page.wait_for_selector(f"[data-testid=toast-body] >> text={name}")
         assert message in page.inner_text("[data-testid=toast-body]")
-        at_rest(page)
+        page.wait_for_function("() => !document.querySelector('#question .thumbnail-item')")
         if name == "truncated.jpg":
             page.screenshot(path=screenshots / "5_bad_upload.png")
         page.click("[data-testid=toast-close]")
