@@ -27,7 +27,8 @@ def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) ->
     """
     session.stopping = False
     turn = session.turns[-1]
-    turn.answers, session.views = [], [None] * len(models)
+    views: list[View | None] = [None] * len(models)
+    turn.answers, session.views = [], views
     images = [picture.image for picture in session.pictures()]
     prompts = [encode(opened, session.messages(k), images, sampling.max_new_tokens) for k, opened in enumerate(models)]
     replies: list[Reply] = []
@@ -42,7 +43,7 @@ def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) ->
                 yield replies
         if turn not in session.turns:  # cleared meanwhile
             return
-        session.views[k] = _view(opened, replies[k])
+        views[k] = _view(opened, replies[k])  # of nobody, if cleared meanwhile
         yield replies
 
 
