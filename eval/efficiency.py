@@ -59,6 +59,7 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
             setting = Setting(threads, batch, dtype, mode)
             results.append(measure(name, towers[name], models, setting, device, arguments.repeats))
             print(f"{name}: {setting}: measured", file=sys.stderr)
+        del models  # before the next ones are built
     return results
 
 

@@ -7,7 +7,6 @@ Output: a table of medians, and every measurement as JSON.
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from rich.table import Column, Table
 from transformers import BatchFeature
 
 from eval import easy_vqa
+from eval.timing import machine, require_positive
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json
@@ -148,18 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
-        if arguments.threads < 1:
-            raise UserError(f"--threads must be at least 1, got {arguments.threads}.")
+        require_positive(threads=arguments.threads)
         torch.set_num_threads(arguments.threads)
         measurements = measure(arguments.models, arguments.pictures)
         Console().print(as_table(measurements))
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": arguments.threads,
-            "torch": torch.__version__,
-        }
+        described = machine(torch.device("cpu")) | {"threads": arguments.threads}
         results = [measurement.as_json() for measurement in measurements]
-        write_json(arguments.output, {"machine": machine, "dtype": "float32", "batch": 1, "results": results})
+        write_json(arguments.output, {"machine": described, "dtype": "float32", "batch": 1, "results": results})
 
     return exit_with_sentence(run)
 
