@@ -30,6 +30,22 @@ def test_alignment_trains_the_projector_alone(pretrained: Path) -> None:
     assert not (pretrained / "model.safetensors").exists()
 
 
+def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct as its package has it, as a directory that LLaVA opens; two steps on captions."""
+    from sparse_vlm.vlm.build import load_llm  # needs transformers 5, and only this test does
+
+    for part in load_llm(smollm2_gguf):
+        part.save_pretrained(tmp_path / "smollm2")
+    out = tmp_path / "llava-smollm2"
+    options = {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
+    run(*TRAIN, *training_arguments(tmp_path / "smollm2", tower, data, "plain.json", out, **options))
+    first, _ = losses(out)
+    assert first < 8  # one that knows no language loses log(49,152 tokens) = 10.8
+    weights = torch.load(out / "mm_projector.bin", weights_only=True)
+    assert {len(value) for value in weights.values()} == {576}
+    assert all(value.isfinite().all() for value in weights.values())
+
+
 def test_the_checkpoint_describes_its_tower(pretrained: Path, tower: str, encoder_dir: Path) -> None:
     config = json.loads((pretrained / "config.json").read_text())
     assert config["mm_vision_tower"] == tower
