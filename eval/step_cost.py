@@ -136,7 +136,7 @@ def figure_of(costs: Sequence[StepCost], held_bytes: int, title: str) -> Figure:
     memory_axes.plot(tokens, [(held_bytes + cost.peak_bytes) / 1e9 for cost in ordered], "o-", label="peak")
     memory_axes.axhline(held_bytes / 1e9, color="tab:gray", linestyle="--", label="weights, AdamW's moments")
     memory_axes.set(ylabel="memory, GB", ylim=(0, None))
-    memory_axes.legend(fontsize=7)
+    memory_axes.legend(fontsize=7, loc="lower right")
     for axes in (time_axes, memory_axes):
         axes.set(xlabel="visual tokens", xticks=tokens)
         axes.tick_params(axis="x", labelsize=6, rotation=90)
