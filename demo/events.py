@@ -78,7 +78,7 @@ class Events:
         page = self.page
         empty = dict.fromkeys((page.look, page.heat))
         texts = dict.fromkeys((page.look_text, page.heat_text, page.numbers), "")
-        return self._chats(session) | empty | texts | {page.question: {"text": "", "files": []}}
+        return self._chats(session) | empty | texts  # not what is being typed
 
     def snap(self, path: str | None, message: dict[str, Any]) -> Update:
         """Puts the webcam's picture beside the question."""
