@@ -7,6 +7,7 @@ not fit into memory is counted, not timed. Output: tables, FILE.json, FILE.md, F
 """
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Sequence
@@ -92,7 +93,8 @@ class Result:
 def make_projector(tower: Tower, llm: LLM) -> nn.Module:
     """The projector that `sparse-vlm build` would put between them, with torch's own random weights."""
     vision = SparseFormerVisionConfig(hidden_size=tower.width, num_tokens=tower.tokens, num_prefix_tokens=1)
-    return build_projector(SparseVLMConfig(vision_config=vision, text_config=llm.config))
+    text = copy.deepcopy(llm.config)  # it is changed in there: the LLM's own would lose its choice of attention
+    return build_projector(SparseVLMConfig(vision_config=vision, text_config=text))
 
 
 def prefill(llm: PreTrainedModel, projector: nn.Module, visual: Tensor, words: Tensor) -> CausalLMOutputWithPast:
