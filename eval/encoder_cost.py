@@ -1,7 +1,7 @@
 """What a forward pass of vision towers costs in a setting: seconds, memory, share of a matrix product's speed."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -141,7 +141,7 @@ def measure(
     return Result(name, setting, costs, operations / statistics.median(of_product))
 
 
-def compiled(model: nn.Module, setting: Setting, device: torch.device) -> nn.Module:
+def compiled(model: nn.Module, setting: Setting, device: torch.device) -> Callable[..., Any]:
     """The model itself in the other modes; code is made at its first call."""
     if setting.mode != "compiled":
         return model
@@ -157,6 +157,6 @@ def _images(tower: Tower, setting: Setting, device: torch.device) -> Tensor:
     return images.to(DTYPES[setting.dtype], memory_format=layout)
 
 
-def _forward(model: nn.Module, images: Tensor) -> None:
+def _forward(model: Callable[..., Any], images: Tensor) -> None:
     with torch.inference_mode():
         model(images)

@@ -56,7 +56,7 @@ class LLM:
     weights: str
     config: PreTrainedConfig
     parameters: int
-    load: Callable[[torch.dtype], PreTrainedModel]
+    load: Callable[[torch.dtype], Any]  # a PreTrainedModel, whose `to` has no usable types
 
     def without_numbers(self, dtype: torch.dtype) -> PreTrainedModel:
         """The same model on the meta device: to count, however large it is."""
@@ -75,7 +75,7 @@ def open_llm(name: str) -> LLM:
         return _describe(name, "random", config, lambda dtype: AutoModelForCausalLM.from_config(config, dtype=dtype))
     if "/" not in name and not Path(name).exists():
         raise unknown_choice("LLM", name, SHAPES)
-    model = load_llm(name)[0]
+    model: Any = load_llm(name)[0]
     return _describe(Path(name).name, "its own", model.config, lambda dtype: model.to(dtype))
 
 

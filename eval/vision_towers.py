@@ -122,7 +122,7 @@ def _build_timm(name: str, image_size: int | None) -> nn.Module:
     if not timm.is_model(name):
         raise unknown_choice("timm model", name, timm.list_models("vit*"))
     head = timm.get_pretrained_cfg(name)
-    size = {} if image_size is None else {"img_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     model = timm.create_model(name, num_classes=head.num_classes if head else 0, **size)
     if type(model) is not VisionTransformer:
         raise UserError(f"timm:{name} is a {type(model).__name__}: only VisionTransformers are compared here.")
