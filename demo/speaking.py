@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -52,14 +52,17 @@ class TimedStream(TextIteratorStreamer):
             return
         self.times.append(time.perf_counter())
         self.ids += value.flatten().tolist()
-        text = self.tokenizer.decode(self.ids, **self.decode_kwargs)
+        text = self._decoded()
         if not text.endswith("\ufffd"):  # a character's other bytes are still to come
             self._say(text)
 
     def end(self) -> None:
         """Called by generate behind the last token."""
-        self._say(self.tokenizer.decode(self.ids, **self.decode_kwargs))
+        self._say(self._decoded())
         self.on_finalized_text("", stream_end=True)
+
+    def _decoded(self) -> str:
+        return cast(str, self.tokenizer.decode(self.ids, **self.decode_kwargs))  # of one row, hence one text
 
     def _say(self, text: str) -> None:
         new, self.text = text[len(self.text) :], text
