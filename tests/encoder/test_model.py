@@ -115,10 +115,13 @@ def test_a_low_precision_model_is_saved_and_opened(tiny_encoder: SparseFormer, t
 
 @pytest.mark.parametrize("name", ["v1_tiny", "btsp_clip_tiny"])
 @torch.no_grad()
-def test_one_graph_without_breaks(name: str) -> None:
-    encoder, images = load_official(name), recorded(name, "a")["input"]
-    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+def test_one_graph_for_any_batch_and_size_without_breaks(name: str) -> None:
+    encoder, images = load_official(name), recorded(name, "b")["input"]  # not square: equal sides are one variable
+    compiled = torch.compile(encoder, fullgraph=True, dynamic=True, backend="eager")
     assert_same(compiled(images), encoder(images), tolerance=1e-6)
+    others = torch.randn(3, 3, 50, 75)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert_same(compiled(others), encoder(others), tolerance=1e-5)
 
 
 @pytest.mark.slow
