@@ -77,13 +77,6 @@ def test_only_uploads_are_served(served: Served) -> None:
         assert httpx.get(f"{served.address}/gradio_api/file={path}").status_code in (403, 404)
 
 
-def test_a_file_of_the_server_is_no_upload(served: Served) -> None:
-    client = Client(served.address, verbose=False)
-    stolen = {"path": str(ROOT / "docs" / "figures" / "demo.png"), "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(Exception, match=r"(?i)error|cannot|not"):
-        greedy(client, {"text": "What is it?", "files": [stolen]}, 4).result(timeout=300)
-
-
 def test_too_large_a_file_is_refused(served: Served, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
     with (tmp_path / "large.png").open("rb") as file:
