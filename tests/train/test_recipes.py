@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from eval.efficiency import count_gmacs
+from eval.vision_towers import count_gmacs
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from train.arguments import parse_arguments
 from train.bootstrap_arguments import (
