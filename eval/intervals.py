@@ -29,7 +29,7 @@ def bootstrap_sums(columns: ArrayLike, groups: Groups, seed: int = 0) -> NDArray
     values = np.asarray(columns, dtype=np.float64)
     member_of, count = _members(groups)
     sums = np.stack([np.bincount(member_of, weights=column, minlength=count) for column in values.T], axis=1)
-    return np.stack([drawn @ sums for drawn in _draws(count, seed)])
+    return np.stack([drawn @ sums for drawn in _draws(count, seed, RESAMPLES)])
 
 
 def bootstrap_weights(groups: Groups, seed: int = 0) -> Iterator[NDArray[np.float64]]:
@@ -40,7 +40,7 @@ def bootstrap_weights(groups: Groups, seed: int = 0) -> Iterator[NDArray[np.floa
         seed: of the draws.
     """
     member_of, count = _members(groups)
-    return (drawn[member_of].astype(np.float64) for drawn in _draws(count, seed))
+    return (drawn[member_of].astype(np.float64) for drawn in _draws(count, seed, RESAMPLES))
 
 
 def _members(groups: Groups) -> tuple[NDArray[np.int64], int]:
@@ -50,10 +50,10 @@ def _members(groups: Groups) -> tuple[NDArray[np.int64], int]:
 
 
 @lru_cache(maxsize=16)  # a report has the same groups again and again: for each of its scores and floors
-def _draws(count: int, seed: int) -> NDArray[np.uint8]:
-    """uint8[2000, count], how often each of `count` groups is drawn."""
+def _draws(count: int, seed: int, resamples: int) -> NDArray[np.uint8]:
+    """uint8[resamples, count], how often each of `count` groups is drawn."""
     generator = np.random.default_rng(seed)
-    draws = np.empty((RESAMPLES, count), np.uint8)
+    draws = np.empty((resamples, count), np.uint8)
     for row in draws:
         row[:] = np.bincount(generator.integers(count, size=count), minlength=count)
     return draws

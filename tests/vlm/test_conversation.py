@@ -3,6 +3,7 @@
 import io
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -105,6 +106,15 @@ class Interrupting(io.StringIO):
         return written
 
 
+@pytest.fixture
+def working_ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt: a shell starts what runs in the background with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("working_ctrl_c")
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Interrupting()
     monkeypatch.setattr(sys, "stdout", terminal)
