@@ -35,8 +35,8 @@ class PackedLinear(nn.Module):
 def optimize_for_inference(model: nn.Module) -> None:
     """Packs the weights of all Linears in place, for inference with few tokens at a time on a CPU.
 
-    Outputs stay within 1e-5 (relative). Pays for one image at a time, see docs/encoder_speed.md. Afterwards the model
-    can neither be trained nor saved. Subclasses of Linear stay as they are.
+    Outputs differ by rounding alone (about 1e-5, relative). Pays for one image at a time, see docs/encoder_speed.md.
+    Afterwards the model can neither be trained nor saved. Subclasses of Linear stay as they are.
 
     Args:
         model: float32, on the CPU, e.g. a SparseFormer or a timm VisionTransformer; put into evaluation mode.
