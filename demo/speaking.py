@@ -11,8 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, TextIteratorStreamer
 
 from demo.models import OpenModel
-from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import GREEDY, encode_messages, stream_inputs
+from sparse_vlm.vlm.chat import GREEDY, check_length, encode_messages, stream_inputs
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,7 @@ def encode(opened: OpenModel, messages: list[dict[str, Any]], images: list[Image
         UserError: with an answer of `answer` tokens it is too long for the model.
     """
     inputs = encode_messages(opened.processor, messages, images)
-    tokens = inputs["input_ids"].shape[1] + answer
-    longest = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and tokens > longest:
-        raise UserError(
-            f"The conversation and an answer of {answer} tokens make {tokens} tokens, more than the {longest} that "
-            f"{opened.name} takes. Begin a new conversation, or ask for shorter answers."
-        )
+    check_length(opened.model, inputs["input_ids"].shape[1], answer, opened.name)
     return inputs.to(opened.model.device, opened.model.dtype)
 
 

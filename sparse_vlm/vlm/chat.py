@@ -122,6 +122,26 @@ class _Stopped(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
+def check_length(model: Any, prompt: int, answer: int, name: str = "the model") -> None:
+    """Whether a prompt and its answer fit into a model.
+
+    Args:
+        model: any of pictures and text.
+        prompt: its tokens.
+        answer: most tokens of the answer.
+        name: of the model, for the error.
+
+    Raises:
+        UserError: they are more than the language model has positions for.
+    """
+    longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and prompt + answer > longest:
+        raise UserError(
+            f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "
+            f"that {name} takes. Begin a new conversation, or ask for shorter answers."
+        )
+
+
 def stream_inputs(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,

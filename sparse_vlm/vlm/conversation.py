@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import check_question, encode_messages, stream_inputs, user_message
+from sparse_vlm.vlm.chat import check_length, check_question, encode_messages, stream_inputs, user_message
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
@@ -52,7 +52,7 @@ class Conversation:
         messages = [*self.messages, user_message(question, len(self._waiting))]
         images = [*self.images, *self._waiting]
         inputs = encode_messages(self.processor, messages, images)
-        self._check_length(inputs["input_ids"].shape[1] + max_new_tokens, max_new_tokens)
+        check_length(self.model, inputs["input_ids"].shape[1], max_new_tokens)
         said: list[str] = []
         try:
             with closing(stream_inputs(self.model, self.processor, inputs, max_new_tokens)) as pieces:
@@ -63,12 +63,3 @@ class Conversation:
             if text := "".join(said).strip():
                 self.messages = [*messages, {"role": "assistant", "content": text}]
                 self.images, self._waiting = images, []
-
-    def _check_length(self, tokens: int, answer: int) -> None:
-        text: Any = self.model.config.text_config
-        longest: int | None = getattr(text, "max_position_embeddings", None)
-        if longest is not None and tokens > longest:
-            raise UserError(
-                f"The conversation and an answer of {answer} tokens make {tokens} tokens, more than the {longest} that "
-                "the model takes. Begin a new conversation, or ask for shorter answers."
-            )
