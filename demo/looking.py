@@ -11,7 +11,7 @@ from transformers import BatchFeature, CLIPVisionModel
 from demo.models import OpenModel
 from demo.speaking import Reply
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.visualize import Glance, record_glances
+from sparse_vlm.visualize import Glance, record_glances, undo_normalisation
 from sparse_vlm.vlm.modeling import SparseFormerVisionModel, visual_tokens
 
 QUERIES = 16  # answer tokens in one pass: their attention to everything before them is kept in memory
@@ -40,8 +40,7 @@ def look(opened: OpenModel, pictures: Tensor) -> list[Glance]:
 def seen_pixels(opened: OpenModel, pictures: Tensor) -> Tensor:
     """Undoes the preprocessing's normalisation: float[P, 3, H, W] -> float32[P, H, W, 3] in [0, 1]."""
     preparation = opened.processor.image_processor
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preparation.image_mean, preparation.image_std))
-    return (pictures.float().cpu() * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    return undo_normalisation(pictures, preparation.image_mean, preparation.image_std)
 
 
 def visual_attention(opened: OpenModel, reply: Reply, tokens: int) -> Tensor:

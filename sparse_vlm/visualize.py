@@ -69,7 +69,8 @@ def roi_figure(encoder: SparseFormer, images: Sequence[Image.Image], max_tokens:
     device = next(encoder.parameters()).device
     crops = torch.stack([encoder.transform(image) for image in images]).to(device)
     glances = record_glances(encoder, crops)
-    pixels = _to_pixels(encoder, crops.cpu())
+    preprocessing = encoder.config.preprocessing
+    pixels = undo_normalisation(crops, preprocessing.mean, preprocessing.std).numpy()
     tokens = glances[0].rois.shape[1]
     shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()
     figure = Figure(figsize=(2.4 * len(glances), 2.5 * len(images)), layout="constrained")
@@ -81,11 +82,10 @@ def roi_figure(encoder: SparseFormer, images: Sequence[Image.Image], max_tokens:
     return figure
 
 
-def _to_pixels(encoder: SparseFormer, crops: Tensor) -> np.ndarray:
-    """Undoes the normalisation: float32[B, H, W, 3] in [0, 1]."""
-    preprocessing = encoder.config.preprocessing
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return (crops * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+def undo_normalisation(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """What a person sees of preprocessed images: float[B, 3, H, W] -> float32[B, H, W, 3] in [0, 1], on the CPU."""
+    means, stds = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (images.float().cpu() * stds + means).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def _draw_glance(axes: Axes, picture: np.ndarray, rois: np.ndarray, points: np.ndarray) -> None:
