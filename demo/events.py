@@ -17,7 +17,6 @@ from demo.session import Picture, Session
 from demo.speaking import Reply, Sampling
 from demo.uploads import open_upload
 from sparse_vlm.errors import UserError
-from sparse_vlm.overlays import to_image_coordinates
 
 Update = dict[Any, Any]  # component of the page -> its new value
 SHOWN_SIDE = 768  # pixels of a picture's copy in the chat
@@ -124,7 +123,7 @@ class Events:
         if view is None:
             return self.show(session, model, *choice)
         chosen = Choice(*choice)
-        token = panel.token_at(view, chosen, *to_image_coordinates(*place.index))
+        token = panel.token_at(view, chosen, *place.index)
         return self.show(session, model, *chosen._replace(token=token))
 
     def _picture(self, path: str) -> Picture:

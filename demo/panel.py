@@ -10,7 +10,14 @@ from torch import Tensor
 from demo.models import OpenModel
 from demo.session import View
 from demo.speaking import Reply
-from sparse_vlm.overlays import covered_share, draw_glances, draw_heat, nearest_token, spread_over_rois
+from sparse_vlm.overlays import (
+    covered_share,
+    draw_glances,
+    draw_heat,
+    nearest_token,
+    spread_over_rois,
+    to_image_coordinates,
+)
 
 ALL = 0  # of the token's and the word's choice; 1 is the first
 
@@ -69,8 +76,9 @@ def describe_attention(view: View, choice: Choice) -> str:
 
 
 def token_at(view: View, choice: Choice, x: float, y: float) -> int:
-    """The token, from 1, whose RoI is nearest to a place in image coordinates."""
-    return 1 + nearest_token(view.glances[choice.step - 1].rois[choice.picture - 1], x, y)
+    """The token, from 1, whose RoI is nearest to a pixel of the drawing."""
+    place = to_image_coordinates(view.pixels[choice.picture - 1].numpy(), x, y)
+    return 1 + nearest_token(view.glances[choice.step - 1].rois[choice.picture - 1], *place)
 
 
 def numbers(models: Sequence[OpenModel], replies: Sequence[Reply], tokens: Sequence[int | None]) -> str:

@@ -37,13 +37,13 @@ class View(NamedTuple):
     """What one model looked at for its last answer.
 
     Attributes:
-        pixels: float32[pictures, H, W, 3] in [0, 1], what its vision tower saw of all pictures so far.
+        pixels: float32[H, W, 3] in [0, 1] of each picture so far, what its vision tower saw.
         glances: its sampling steps on them; of a dense tower one: its patches.
         attention: float32[words, pictures, n], see `demo.attention`.
         words: the answer's tokens as text.
     """
 
-    pixels: Tensor
+    pixels: list[Tensor]
     glances: list[Glance]
     attention: Tensor
     words: list[str]

@@ -29,7 +29,8 @@ from eval.llms import LLM, open_llm
 from eval.timing import DTYPES, Run, machine, peak_bytes, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
 from sparse_vlm.errors import exit_with_sentence
-from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig, build_projector
+from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 TOWERS = (
     "timm:vit_large_patch14_clip_quickgelu_336",

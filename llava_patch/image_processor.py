@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from transformers import BatchFeature
 
-from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, Transform, to_rgb
+from sparse_vlm.encoder.canvas import place_on_canvas
+from sparse_vlm.encoder.preprocessing import Preprocessing, Transform
 from sparse_vlm.errors import UserError
 
 Picture = Image.Image | Tensor | np.ndarray
@@ -25,7 +27,7 @@ class TowerImageProcessor:
             picture (`--image_aspect_ratio pad`) is seen whole.
         image_size: side in pixels.
         aspect: "crop": the middle square; "native": the whole picture, its longer side `image_size`, in the upper left
-            of a canvas whose rest is NaN: LLaVA stacks pictures, so all need one shape; `on_canvas` finds them again.
+            of a canvas (`sparse_vlm.encoder.canvas`).
     """
 
     def __init__(self, preprocessing: Preprocessing, image_size: int, aspect: str) -> None:
@@ -51,28 +53,11 @@ class TowerImageProcessor:
         pictures = _as_list(images)
         if not pictures:
             raise UserError("The SparseFormer image processor got no image.")
-        prepare = self._native if self.aspect == "native" else self._transform
+        native = partial(place_on_canvas, preprocessing=self.preprocessing)
+        prepare = native if self.aspect == "native" else self._transform
         return BatchFeature({"pixel_values": torch.stack([prepare(_to_pil(picture)) for picture in pictures])})
 
     __call__ = preprocess
-
-    def _native(self, image: Image.Image) -> Tensor:
-        side = self.crop_size["height"]
-        scale = side / max(image.size)
-        width, height = (max(1, round(length * scale)) for length in image.size)
-        resized = v2.functional.resize(
-            to_rgb(image), [height, width], INTERPOLATIONS[self.preprocessing.interpolation], antialias=True
-        )
-        pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True)
-        canvas = torch.full((3, side, side), torch.nan)
-        canvas[:, :height, :width] = v2.functional.normalize(pixels, self.image_mean, self.image_std)
-        return canvas
-
-
-def on_canvas(canvas: Tensor) -> Tensor:
-    """float[3, S, S], NaN outside the picture -> the picture, float[3, H, W]; all of it where there is no NaN."""
-    there = ~canvas[0].isnan()
-    return canvas[:, : int(there[:, 0].sum()), : int(there[0].sum())]
 
 
 def _as_list(images: Any) -> list[Picture]:

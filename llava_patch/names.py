@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from sparse_vlm.encoder.canvas import ASPECTS
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError, unknown_choice
 
 VARIANT_PREFIX, ENCODER_PREFIX = "sparseformer-", "sparseformer:"
 OPTIONS = ("image_size", "weights", "aspect")
-ASPECTS = ("crop", "native")
 
 
 def is_ours(name: object) -> bool:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from llava_patch.image_processor import TowerImageProcessor, on_canvas
+from llava_patch.image_processor import TowerImageProcessor
 from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.canvas import encode_canvases
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -139,15 +140,13 @@ class SparseFormerTower(nn.Module):
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             inputs = images.to(device=self.device, dtype=self.dtype)
-            if self.tower_name.aspect == "native":  # pictures of several sizes: one after the other
-                tokens = torch.cat([self._tokens(on_canvas(image)[None]) for image in inputs])
-            else:
-                tokens = self._tokens(inputs)
-            return tokens.to(images.dtype)
+            return self._tokens(inputs).to(images.dtype)
 
     def _tokens(self, images: Tensor) -> Tensor:
         encoder: SparseFormer = self.vision_tower
-        tokens = encoder(images).hidden_states[self.select_layer]
+        native = self.tower_name.aspect == "native"
+        output = encode_canvases(encoder, images) if native else encoder(images)
+        tokens = output.hidden_states[self.select_layer]
         latent, prefix = tokens[:, encoder.num_prefix_tokens :], encoder.num_prefix_tokens - encoder.num_register_tokens
         return latent if self.select_feature == "patch" else torch.cat([tokens[:, :prefix], latent], dim=1)
 

@@ -51,6 +51,7 @@ def _build(arguments: argparse.Namespace) -> None:
         projector=arguments.projector,
         vision_feature_layer=arguments.vision_feature_layer,
         vision_feature_select_strategy=arguments.vision_feature_select_strategy,
+        aspect=arguments.aspect,
         seed=arguments.seed,
     )
     print(f"Model directory: {arguments.out_dir}")
@@ -79,7 +80,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.data.images import open_image
-    from sparse_vlm.model_directory import open_encoder
+    from sparse_vlm.model_directory import open_encoder, read_config
 
     if arguments.max_tokens < 1:
         raise UserError(f"--max_tokens must be 1 or more, got {arguments.max_tokens}.")
@@ -90,7 +91,9 @@ def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.visualize import roi_figure, save_figure
 
     images = [open_image(file) for file in arguments.images]
-    save_figure(roi_figure(open_encoder(arguments.model), images, arguments.max_tokens), arguments.output)
+    encoder = open_encoder(arguments.model)
+    aspect = read_config(arguments.model).get("vision_config", {}).get("aspect", "crop")  # an encoder's has none
+    save_figure(roi_figure(encoder, images, arguments.max_tokens, aspect), arguments.output)
     print(f"RoIs and sampling points: {arguments.output}")
 
 
@@ -187,6 +190,12 @@ def _add_vlm_commands(commands: Commands) -> None:
         default="default",
         choices=("default", "full"),
         help="default: the latent tokens; full: CLS as well",
+    )
+    build.add_argument(
+        "--aspect",
+        default="crop",
+        choices=("crop", "native"),
+        help="crop (default): the middle square of a picture is seen; native: all of it, in its own aspect ratio",
     )
     build.add_argument("--seed", type=int, default=0, help="of the new projector")
 

@@ -1,4 +1,4 @@
-"""One picture with what was looked at drawn over it, as a square image: RoIs and sampling points, or heat."""
+"""One picture with what was looked at drawn over it, as an image: RoIs and sampling points, or heat."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from sparse_vlm.encoder.rois import to_center_size
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.visualize import Glance
 
-SIDE = 600  # pixels of a drawing
+SIDE = 600  # pixels of a drawing's longer side
 MARGIN = 0.25  # of the picture's side, around it: RoIs may leave the picture
 COLOURS = ("token", "step")
 
@@ -115,9 +115,10 @@ def draw_heat(picture: np.ndarray, heat: Tensor) -> Image.Image:
     return _rendered(figure)
 
 
-def to_image_coordinates(x: float, y: float) -> tuple[float, float]:
-    """A pixel of a drawing -> image coordinates."""
-    return tuple((1 + 2 * MARGIN) * pixel / SIDE - MARGIN for pixel in (x, y))  # type: ignore[return-value]
+def to_image_coordinates(picture: np.ndarray, x: float, y: float) -> tuple[float, float]:
+    """A pixel of a drawing of [H, W, 3] -> image coordinates."""
+    width, height = _size(picture)
+    return (1 + 2 * MARGIN) * x / width - MARGIN, (1 + 2 * MARGIN) * y / height - MARGIN
 
 
 def nearest_token(rois: Tensor, x: float, y: float) -> int:
@@ -126,9 +127,16 @@ def nearest_token(rois: Tensor, x: float, y: float) -> int:
     return int((center - torch.tensor([x, y])).square().sum(dim=-1).argmin())
 
 
+def _size(picture: np.ndarray) -> tuple[int, int]:
+    """Width and height in pixels of a drawing of [H, W, 3]."""
+    height, width = picture.shape[:2]
+    return round(SIDE * width / max(width, height)), round(SIDE * height / max(width, height))
+
+
 def _canvas(picture: np.ndarray) -> tuple[Figure, Axes]:
     """A figure that is nothing but the picture and its margin."""
-    figure = Figure(figsize=(SIDE / 100, SIDE / 100), dpi=100)
+    width, height = _size(picture)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(picture, extent=(0, 1, 1, 0), interpolation="nearest")
     axes.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(1 + MARGIN, -MARGIN), aspect="auto")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.canvas import on_canvas, place_on_canvas
 from sparse_vlm.encoder.focusing import SamplingPoints
 
 
@@ -55,30 +57,35 @@ def record_glances(encoder: SparseFormer, images: Tensor) -> list[Glance]:
     return glances
 
 
-def roi_figure(encoder: SparseFormer, images: Sequence[Image.Image], max_tokens: int = 64) -> Figure:
+def roi_figure(
+    encoder: SparseFormer, images: Sequence[Image.Image], max_tokens: int = 64, aspect: str = "crop"
+) -> Figure:
     """RoIs and sampling points on the pictures: a row per picture, a column per sampling step.
 
-    A token has the same colour in all steps of all pictures. Shown is the crop that the encoder sees. RoIs outside the
-    crop are drawn outside it, up to a quarter of its side.
+    A token has the same colour in all steps of all pictures. Shown is what the encoder sees. RoIs outside it are drawn
+    outside, up to a quarter of its side.
 
     Args:
         encoder: any SparseFormer.
         images: one or more pictures of any size.
         max_tokens: draw this many tokens, evenly spread over all, so that the picture stays readable.
+        aspect: "crop": the encoder sees the middle square; "native": the whole picture (`sparse_vlm.encoder.canvas`).
     """
-    device = next(encoder.parameters()).device
-    crops = torch.stack([encoder.transform(image) for image in images]).to(device)
-    glances = record_glances(encoder, crops)
-    preprocessing = encoder.config.preprocessing
-    pixels = undo_normalisation(crops, preprocessing.mean, preprocessing.std).numpy()
-    tokens = glances[0].rois.shape[1]
+    device, preprocessing = next(encoder.parameters()).device, encoder.config.preprocessing
+    prepare = partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else encoder.transform
+    seen = [on_canvas(prepare(image)).to(device)[None] for image in images]
+    glances = [record_glances(encoder, picture) for picture in seen]
+    tokens = encoder.config.focus.tokens
     shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()
-    figure = Figure(figsize=(2.4 * len(glances), 2.5 * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), len(glances), squeeze=False)
-    for column, glance in enumerate(glances):
-        for row, axes in enumerate(grid[:, column]):
-            _draw_glance(axes, pixels[row], glance.rois[row, shown].numpy(), glance.points[row, shown].numpy())
-        grid[0, column].set_title(f"sampling step {column + 1}", fontsize=9)
+    steps = len(glances[0])
+    figure = Figure(figsize=(2.4 * steps, 2.5 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), steps, squeeze=False)
+    for picture, row, cells in zip(seen, glances, grid, strict=True):
+        pixels = undo_normalisation(picture, preprocessing.mean, preprocessing.std)[0].numpy()
+        for glance, axes in zip(row, cells, strict=True):
+            _draw_glance(axes, pixels, glance.rois[0, shown].numpy(), glance.points[0, shown].numpy())
+    for step, axes in enumerate(grid[0], start=1):
+        axes.set_title(f"sampling step {step}", fontsize=9)
     return figure
 
 
@@ -95,7 +102,7 @@ def _draw_glance(axes: Axes, picture: np.ndarray, rois: np.ndarray, points: np.n
     for colour, (x1, y1, x2, y2), where in zip(colours, rois, points, strict=True):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=0.8))
         axes.scatter(where[:, 0], where[:, 1], color=colour, s=2, linewidths=0)
-    axes.set(xlim=(-0.25, 1.25), ylim=(1.25, -0.25), xticks=[], yticks=[], aspect="equal")
+    axes.set(xlim=(-0.25, 1.25), ylim=(1.25, -0.25), xticks=[], yticks=[], aspect=picture.shape[0] / picture.shape[1])
 
 
 def loss_figure(logs: Mapping[str, Sequence[Mapping[str, float]]], smoothing: int = 10) -> Figure:

@@ -44,10 +44,12 @@ def test_heat_keeps_the_weights_inside_the_picture() -> None:
 
 def test_a_click_finds_its_token() -> None:
     """The middle of a drawing is the middle of the picture, its corner the margin's."""
-    assert to_image_coordinates(SIDE / 2, SIDE / 2) == (0.5, 0.5)
-    assert to_image_coordinates(0, SIDE) == (-MARGIN, 1 + MARGIN)
+    square, wide = np.zeros((8, 8, 3), np.float32), np.zeros((8, 16, 3), np.float32)
+    assert to_image_coordinates(square, SIDE / 2, SIDE / 2) == (0.5, 0.5)
+    assert to_image_coordinates(square, 0, SIDE) == (-MARGIN, 1 + MARGIN)
+    assert to_image_coordinates(wide, SIDE, SIDE / 4) == (1 + MARGIN, 0.5)
     rois = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.4, 0.4, 0.6, 0.6]])
-    assert nearest_token(rois, *to_image_coordinates(SIDE / 2, SIDE / 2)) == 1
+    assert nearest_token(rois, *to_image_coordinates(square, SIDE / 2, SIDE / 2)) == 1
     assert nearest_token(rois, 0.0, 0.0) == 0
 
 

@@ -23,7 +23,6 @@ from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
     build_projector,
-    visual_tokens,
 )
 from sparse_vlm.vlm.processing import (
     SparseFormerImageProcessor,
@@ -32,6 +31,7 @@ from sparse_vlm.vlm.processing import (
     prepare_chat_template,
 )
 from sparse_vlm.vlm.towers import open_tower
+from sparse_vlm.vlm.vision import visual_tokens
 
 
 def build_vlm(
@@ -44,6 +44,7 @@ def build_vlm(
     projector: str = "mlp2x_gelu",
     vision_feature_layer: int = -2,
     vision_feature_select_strategy: str = "default",
+    aspect: str = "crop",
     seed: int = 0,
 ) -> None:
     """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
@@ -58,12 +59,13 @@ def build_vlm(
         vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
         vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
             there is one.
+        aspect: "crop": the middle square of a picture is seen; "native": all of it, in its own aspect ratio.
         seed: of the projector's initialisation.
 
     Raises:
         UserError: an input is missing or does not fit.
     """
-    tower = open_tower(encoder_dir)
+    tower = open_tower(encoder_dir, aspect)
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
         raise UserError(
             f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {tower.depth} blocks, "
@@ -88,7 +90,7 @@ def build_vlm(
     )
     model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
-        SparseFormerImageProcessor.from_preprocessing(tower.preprocessing),
+        SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
         _prepare_tokenizer(tokenizer, template),
         num_image_tokens=config.image_seq_length,
         chat_template=template,

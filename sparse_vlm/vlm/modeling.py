@@ -1,10 +1,8 @@
 """transformers' Llava with a SparseFormer as its vision model: configurations, models, registration."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -13,76 +11,24 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
-    CLIPVisionConfig,
     LlavaConfig,
-    PreTrainedConfig,
 )
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaModelOutputWithPast,
 )
-from transformers.utils.generic import can_return_tuple
 
-from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.model_card import model_card
 from sparse_vlm.vlm.portable import auto_map, write_code
+from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
-
-
-@strict
-class SparseFormerVisionConfig(PreTrainedConfig):
-    """A SparseFormer as transformers sees it; `from_encoder` fills it.
-
-    Attributes:
-        encoder: `SparseFormerConfig.to_dict()`.
-        hidden_size: channels C of a token.
-        num_tokens: latent tokens n.
-        num_prefix_tokens: 1 with CLS, else 0.
-    """
-
-    model_type = "sparseformer"
-    base_config_key = "vision_config"
-    has_no_defaults_at_init = True  # so config.json holds every field
-
-    encoder: dict | None = None
-    hidden_size: int = 0
-    num_tokens: int = 0
-    num_prefix_tokens: int = 0
-
-    @classmethod
-    def from_encoder(cls, encoder: SparseFormer) -> "SparseFormerVisionConfig":
-        """The configuration of `encoder`, as `SparseFormerVisionModel` shows it: without its register tokens."""
-        return cls(
-            encoder=encoder.config.to_dict(),
-            hidden_size=encoder.config.cortex.width,
-            num_tokens=encoder.config.focus.tokens,
-            num_prefix_tokens=encoder.num_prefix_tokens - encoder.num_register_tokens,
-        )
-
-
-class VisualTokens(NamedTuple):
-    """How many tokens a vision tower makes of a picture: `latent` ones behind `prefix` ones (CLS)."""
-
-    latent: int
-    prefix: int
-
-
-def visual_tokens(vision: Any) -> VisualTokens:
-    """Of a vision configuration: a SparseFormer's, or transformers' own CLIP, whose tokens are the patches."""
-    if isinstance(vision, CLIPVisionConfig):
-        image_size: Any = vision.image_size  # whole numbers here; other models of transformers allow more
-        return VisualTokens((image_size // vision.patch_size) ** 2, 1)
-    return VisualTokens(vision.num_tokens, vision.num_prefix_tokens)
 
 
 @strict
@@ -121,90 +67,6 @@ class SparseVLMConfig(LlavaConfig):
                 'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
             )
         self.image_seq_length = tokens.latent + (0 if drops_first else tokens.prefix)
-
-
-@contextmanager
-def _unpartitioned() -> Iterator[None]:
-    """Under ZeRO-3 transformers builds models piecewise, each piece split at once; a SparseFormer has to initialise
-    itself whole. DeepSpeed splits it afterwards, when the engine is made."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    from deepspeed.runtime.zero.partition_parameters import restore_init_context, shutdown_init_context
-
-    shutdown_init_context()
-    try:
-        yield
-    finally:
-        restore_init_context()
-
-
-class SparseFormerVisionModel(PreTrainedModel):
-    """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway.
-
-    Register tokens are left out of them: they say nothing about the picture, and Llava knows only CLS to drop.
-    """
-
-    config_class = SparseFormerVisionConfig
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    supports_gradient_checkpointing = True
-
-    def __init__(self, config: SparseFormerVisionConfig) -> None:
-        super().__init__(config)
-        with _unpartitioned():
-            self.encoder = SparseFormer(SparseFormerConfig.from_dict(config.encoder or {}))
-        # from_pretrained(dtype=…) casts tensors while it reads them, before Float32Module could object.
-        islands = [name for name, module in self.encoder.named_modules() if isinstance(module, Float32Module)]
-        self._keep_in_fp32_modules_strict = {f"encoder.{name}" for name in islands}
-        self.post_init()
-
-    @classmethod
-    def from_encoder(cls, encoder: SparseFormer) -> "SparseFormerVisionModel":
-        """The model around `encoder` itself; no weight is copied."""
-        with torch.device("meta"):
-            model = cls(SparseFormerVisionConfig.from_encoder(encoder))
-        model.encoder = encoder
-        return model
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether the backward pass computes the cortex' blocks again; transformers sets it for a whole model."""
-        return self.encoder.cortex.trunk.grad_checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        self.encoder.cortex.trunk.set_grad_checkpointing(enable)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a SparseFormer initialises itself, and transformers' normal(0.02) would destroy that."""
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        use_cache: bool | None = None,
-    ) -> BaseModelOutputWithPooling:
-        """float[B, 3, H, W] -> tokens float[B, (CLS +) n, C], pooled float[B, D], hidden states (see EncoderOutput).
-
-        Args:
-            pixel_values: images, preprocessed.
-            output_hidden_states: what transformers' Llava asks for; all are returned whatever it is.
-            use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
-        """
-        out = self.encoder(pixel_values)
-        states = tuple(map(self._without_registers, out.hidden_states))
-        return BaseModelOutputWithPooling(last_hidden_state=states[-1], pooler_output=out.pooled, hidden_states=states)
-
-    def _without_registers(self, tokens: Tensor) -> Tensor:
-        prefix, registers = self.encoder.num_prefix_tokens, self.encoder.num_register_tokens
-        if registers == 0:
-            return tokens
-        return torch.cat([tokens[:, : prefix - registers], tokens[:, prefix:]], dim=1)
 
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:
@@ -295,8 +157,6 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 
-AutoConfig.register("sparseformer", SparseFormerVisionConfig)
-AutoModel.register(SparseFormerVisionConfig, SparseFormerVisionModel)
 AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

@@ -1,5 +1,6 @@
 """Pictures and messages → model inputs: image processor, placeholder tokens, chat template."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import MultiModalData
 
+from sparse_vlm.encoder.canvas import ASPECTS, place_on_canvas
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Transform
-from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.modeling import SparseFormerVisionConfig, SparseVLMConfig
+from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.portable import auto_map
 from sparse_vlm.vlm.templates import CHAT_TEMPLATES
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 IMAGE_TOKEN = "<image>"
 RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
@@ -43,6 +46,14 @@ class SparseFormerImageProcessor(PilBackend):
     """`encoder.transform` in transformers' clothes: the same numbers to the last bit, CLIP's names in the JSON file.
 
     Takes PIL images of any mode and size, uint8[H,W,3] arrays and [3,H,W] tensors.
+
+    Args:
+        aspect: "crop": the middle square; "native": the whole picture on a canvas (`sparse_vlm.encoder.canvas`), for a
+            vision model of the same aspect.
+        **settings: CLIP's, in transformers' names.
+
+    Raises:
+        UserError: another aspect.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -57,11 +68,18 @@ class SparseFormerImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
+    def __init__(self, aspect: str = "crop", **settings: Any) -> None:
+        super().__init__(**settings)
+        if aspect not in ASPECTS:
+            raise unknown_choice("aspect", aspect, ASPECTS)
+        self.aspect = aspect
+
     @classmethod
-    def from_preprocessing(cls, preprocessing: Preprocessing) -> "SparseFormerImageProcessor":
+    def from_preprocessing(cls, preprocessing: Preprocessing, aspect: str = "crop") -> "SparseFormerImageProcessor":
         """The image processor that does what `preprocessing` says."""
         side = preprocessing.resize
         return cls(
+            aspect,
             size={"height": side, "width": side} if preprocessing.resize_mode == "squash" else {"shortest_edge": side},
             crop_size={"height": preprocessing.crop, "width": preprocessing.crop},
             image_mean=list(preprocessing.mean),
@@ -104,8 +122,9 @@ class SparseFormerImageProcessor(PilBackend):
             interpolations.get(resample, str(resample)),
             "shortest" if size.shortest_edge else "squash",
         )
-        transform = Transform(preprocessing)
-        return BatchFeature({"pixel_values": [transform(image) for image in images]}, tensor_type=return_tensors)
+        native = partial(place_on_canvas, preprocessing=preprocessing)
+        prepare = native if self.aspect == "native" else Transform(preprocessing)
+        return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
 
 
 class SparseVLMProcessor(ProcessorMixin):

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.vlm.modeling import SparseFormerVisionModel
+from sparse_vlm.vlm.vision import SparseFormerVisionModel
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
@@ -30,18 +30,21 @@ class VisionTower(NamedTuple):
     depth: int
 
 
-def open_tower(directory: str | Path) -> VisionTower:
+def open_tower(directory: str | Path, aspect: str = "crop") -> VisionTower:
     """Opens a vision encoder by what the directory holds; its name means nothing.
 
     Args:
         directory: of `SparseFormer.save_pretrained` (config.json), or of open_clip (open_clip_config.json and the
             weights beside it) with open_clip's own VisionTransformer as the image side.
+        aspect: of the pictures, "crop" or "native" (`SparseFormerVisionConfig`).
 
     Raises:
-        UserError: it is neither, incomplete, or its image side is another network.
+        UserError: it is neither, incomplete, its image side is another network, or it cannot see that aspect.
     """
     directory = Path(directory)
     if (directory / OPEN_CLIP_CONFIG).is_file():
+        if aspect != "crop":
+            raise UserError(f"The ViT in {directory} sees squares only: aspect {aspect!r} needs a SparseFormer.")
         return _open_dense(directory)
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise UserError(
@@ -49,7 +52,7 @@ def open_tower(directory: str | Path) -> VisionTower:
             f"({OPEN_CLIP_CONFIG})."
         )
     encoder = SparseFormer.from_pretrained(directory)
-    model = SparseFormerVisionModel.from_encoder(encoder)
+    model = SparseFormerVisionModel.from_encoder(encoder, aspect)
     return VisionTower(model, encoder.config.preprocessing, encoder.config.cortex.depth)
 
 

@@ -22,6 +22,7 @@ from demo.replies import answer
 from demo.session import Picture, Session
 from demo.speaking import Reply, Sampling
 from sparse_vlm.errors import UserError
+from sparse_vlm.overlays import SIDE
 from sparse_vlm.vlm.chat import answer as one_answer
 
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ def test_two_turns_with_pictures(sparse: OpenModel, vlm: tuple[Any, Any], images
     assert (reply.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
     view = session.views[0]
     assert view is not None
-    assert view.pixels.shape == (3, 64, 64, 3)
+    assert [pixels.shape for pixels in view.pixels] == [(64, 64, 3)] * 3
     assert view.attention.shape == (len(reply.ids), 3, 6)
     assert [part["role"] for part in session.history(0)] == ["user", "assistant"] * 2
     assert session.turns[0].answers[0] in str(sparse.processor.tokenizer.decode(reply.inputs["input_ids"][0]))
@@ -131,7 +132,7 @@ def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path
     choice = Choice(1, 1, ALL, "token", True, ALL)
     assert describe_look(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the picture."
     assert "token 2 alone 6%" in describe_look(dense_view, choice._replace(token=2))
-    assert token_at(dense_view, choice, 0.3, 0.1) == 2  # rows of four
+    assert token_at(dense_view, choice, SIDE * 0.55 / 1.5, SIDE * 0.35 / 1.5) == 2  # rows of four
     assert "of its attention" in describe_attention(sparse_view, choice._replace(word=1))
     for view in (sparse_view, dense_view):
         assert draw_look(view, choice).size == draw_attention(view, choice).size

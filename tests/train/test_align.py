@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.build import build_vlm, load_vlm
 from tests.train.launch import ROOT, deepspeed
 from train import align
 from train.log import read_log
@@ -81,6 +81,14 @@ def test_plain_captions_train(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> 
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", version="plain", max_steps=2)) == 0
     template = "chat_template.jinja"
     assert (tmp_path / "out" / template).read_text() == (vlm_dir / template).read_text(), "the model's own stays"
+
+
+def test_a_model_of_native_aspect_trains(encoder_dir: Path, llm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    build_vlm(encoder_dir, llm_dir, tmp_path / "native", aspect="native")
+    assert align.main(flags(tmp_path / "native", data_dir, tmp_path / "out", max_steps=2)) == 0
+    assert changed(tmp_path / "native", tmp_path / "out") == {"multi_modal_projector"}
+    processor = load_vlm(tmp_path / "out")[1]
+    assert processor.image_processor.aspect == "native"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,8 @@ from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
-from sparse_vlm.vlm.modeling import (
-    SparseFormerVisionConfig,
-    SparseFormerVisionModel,
-    SparseVLMConfig,
-    SparseVLMModel,
-    build_projector,
-)
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMModel, build_projector
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig, SparseFormerVisionModel
 from tests.vlm.conftest import Loaded
 
 QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of the big red cube?", "Is it red?"]

@@ -1,0 +1,64 @@
+"""Pictures in their own aspect ratio as one tensor: each in the upper left of a square whose rest is NaN.
+
+Batches stack pictures, so all need one shape; an encoder takes any, and must not see what is no picture.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from sparse_vlm.encoder.model import EncoderOutput, SparseFormer
+from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, to_rgb
+
+ASPECTS = ("crop", "native")
+
+
+def place_on_canvas(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """A whole picture, resized so that its longer side is the crop's: float32[3, crop, crop], normalised, NaN outside.
+
+    Args:
+        image: of any mode and size.
+        preprocessing: whose crop, mean, std and interpolation are used.
+    """
+    side = preprocessing.crop
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    interpolation = INTERPOLATIONS[preprocessing.interpolation]
+    resized = v2.functional.resize(to_rgb(image), [height, width], interpolation, antialias=True)
+    pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True)
+    canvas = torch.full((3, side, side), torch.nan)
+    canvas[:, :height, :width] = v2.functional.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
+    return canvas
+
+
+def on_canvas(canvas: Tensor) -> Tensor:
+    """float[3, S, S], NaN outside the picture -> the picture, float[3, H, W]; all of it where there is no NaN."""
+    there = ~canvas[0].isnan()
+    return canvas[:, : int(there[:, 0].sum()), : int(there[0].sum())]
+
+
+def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
+    """What an encoder makes of the pictures on canvases; those of equal size go through it together.
+
+    Args:
+        encoder: any SparseFormer.
+        canvases: float[B, 3, S, S] of `place_on_canvas`.
+
+    Returns:
+        As of a batch; the RoIs are in the coordinates of each picture, not of its canvas.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    pictures = [on_canvas(canvas) for canvas in canvases]
+    for index, picture in enumerate(pictures):
+        groups.setdefault(tuple(picture.shape), []).append(index)
+    outputs = [encoder(torch.stack([pictures[index] for index in members])) for members in groups.values()]
+    order = torch.tensor([index for members in groups.values() for index in members], device=canvases.device)
+    place = order.argsort()
+    states = zip(*(output.hidden_states for output in outputs), strict=True)
+    return EncoderOutput(
+        torch.cat([output.tokens for output in outputs])[place],
+        torch.cat([output.pooled for output in outputs])[place],
+        torch.cat([output.rois for output in outputs], dim=1)[:, place],
+        tuple(torch.cat(state)[place] for state in states),
+    )
