@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eval.embeddings import embed_images, move_to
 from sparse_vlm.bootstrap import open_teacher
+from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
 from sparse_vlm.data.sources import open_images
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
@@ -58,10 +59,11 @@ def compare(
         device: where both compute.
 
     Returns:
-        "cosine" of the representations; "cosine_of_mean", what a student that always gives the teacher's mean would
-        reach (a cosine near it means that nothing about images was learnt); "same_nearest" and "five_nearest_shared"
-        (shares of images, of neighbours); "closest_tokens" (mean over images of the largest cosine between two tokens;
-        1: two coincide); "images".
+        "cosine" of the representations; "centered_cosine", of their deviations from their means; "cosine_of_mean", what
+        a student that always gives the teacher's mean would reach (a cosine near it, or a centered one near 0, means
+        that nothing about images was learnt); "same_nearest" and "five_nearest_shared" (shares of images, of
+        neighbours); "closest_tokens" (mean over images of the largest cosine between two tokens; 1: two coincide);
+        "images".
 
     Raises:
         UserError: something cannot be opened, or there are fewer than 6 images.
@@ -85,8 +87,9 @@ def compare(
         raise UserError(f"{images} holds {len(seen_by_teacher)} images; five neighbours need at least 6.")
     near = [nearest(seen, 5) for seen in (seen_by_teacher, seen_by_student)]
     return {
-        "cosine": F.cosine_similarity(seen_by_teacher, seen_by_student).mean().item(),
-        "cosine_of_mean": F.cosine_similarity(seen_by_teacher, seen_by_teacher.mean(0, keepdim=True)).mean().item(),
+        "cosine": mean_cosine(seen_by_student, seen_by_teacher),
+        "centered_cosine": centered_cosine(seen_by_student, seen_by_teacher),
+        "cosine_of_mean": mean_cosine(seen_by_teacher.mean(0, keepdim=True), seen_by_teacher),
         "same_nearest": overlap(near[0][:, :1], near[1][:, :1]),
         "five_nearest_shared": overlap(*near),
         "closest_tokens": torch.cat(latent).mean().item(),

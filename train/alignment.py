@@ -102,13 +102,17 @@ class BootstrapTrainer(ImageTrainer):
         """Alignment, RoIs and zero-shot accuracy of the student as it is now; all processes take part.
 
         Returns:
-            cosine, images, roi_size, roi_spread, roi_outside; with a zero-shot set also zero_shot_student and
-            zero_shot_teacher.
+            cosine, centered_cosine, images, roi_size, roi_spread, roi_outside; with a zero-shot set also
+            zero_shot_student and zero_shot_teacher.
         """
         student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
         alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
         rois = alignment.rois
-        measured = {"cosine": alignment.cosine, "images": alignment.images}
+        measured = {
+            "cosine": alignment.cosine,
+            "centered_cosine": alignment.centered_cosine,
+            "images": alignment.images,
+        }
         measured |= {"roi_size": rois.size, "roi_spread": rois.spread, "roi_outside": rois.outside}
         if (collapse := rois.collapse()) is not None and self.is_world_process_zero():
             logger.warning("The RoIs have collapsed at step %d: %s", self.state.global_step, collapse)

@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 from torch import nn
 from transformers import default_data_collator
 
-from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, open_teacher
+from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
 from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder import SparseFormer
@@ -39,7 +39,7 @@ from train.bootstrap_arguments import (
     ObjectiveArguments,
     StudentArguments,
 )
-from train.bootstrap_images import held_out_images, some_pictures, training_images
+from train.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
 from train.log import LOG_NAME, read_log
 from train.monitor import open_zero_shot_task
 from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
@@ -71,11 +71,13 @@ def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTr
     return [part for part in parts if part.parameters]
 
 
-def make_task(arguments: StudentArguments, objective: ObjectiveArguments) -> tuple[BootstrapTask, InheritanceReport]:
-    """Opens the teacher, makes the student.
+def make_task(
+    arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments
+) -> tuple[BootstrapTask, InheritanceReport]:
+    """Opens the teacher, makes the student, and gives both what typical training images say of the teacher.
 
     Raises:
-        UserError: a value that does not fit the teacher.
+        UserError: a value that does not fit the teacher, or images that cannot be opened.
     """
     if objective.teacher_dtype not in TEACHER_DTYPES:
         raise unknown_choice("--teacher_dtype", objective.teacher_dtype, TEACHER_DTYPES)
@@ -98,7 +100,15 @@ def make_task(arguments: StudentArguments, objective: ObjectiveArguments) -> tup
         initial_rois=arguments.read_rois(),
         inherit=arguments.inherit,
     )
-    return BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype]), report
+    task = BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype])
+    match = arguments.inherit and arguments.match_tokens
+    if match or objective.center:
+        typical = typical_images(images, student.transform)
+        if match:
+            logger.warning("%s", match_tokens(student, teacher, typical))
+        if objective.center:
+            task.center_on(typical)
+    return task, report
 
 
 def make_trainer(
@@ -111,8 +121,6 @@ def make_trainer(
     """
     if args.eval_strategy != "no" and images.eval_data_path is None:
         raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
-    if images.zero_shot_data_path is not None and images.eval_data_path is None:
-        raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
     parts = parts_of(task.student, report, args)
     if args.process_index == 0:
         logger.warning("%s", report)
@@ -147,7 +155,7 @@ def bootstrap(
     """Runs the stage."""
     prepare(args)
     refuse_zero3()
-    task, report = make_task(arguments, objective)
+    task, report = make_task(arguments, images, objective)
     trainer = make_trainer(task, report, images, args)
     run(trainer)
     measured = None if images.eval_data_path is None else trainer.measure()

@@ -29,6 +29,7 @@ class StudentArguments:
     sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
     stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
     initial_rois: str | None = field(default=None, metadata={"help": "JSON file, [x1, y1, x2, y2] in [0, 1] per token"})
+    match_tokens: bool = field(default=True, metadata={"help": "latent tokens start with the teacher's statistics"})
     inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
 
     def read_rois(self) -> torch.Tensor | None:
@@ -65,12 +66,17 @@ class ImageArguments:
     on_bad_image: str = field(default="error", metadata={"help": "error | skip (counted and reported)"})
     samples_per_epoch: int | None = field(default=None, metadata={"help": "of a stream: images of an epoch"})
     image_column: str | None = field(default=None, metadata={"help": "column (hf) or ending (wds) of the images"})
+    statistics_images: int = field(
+        default=64, metadata={"help": "of them, for what is measured before the start (match_tokens, center)"}
+    )
     shuffle_buffer: int = field(default=1000, metadata={"help": "images that a reader of a stream shuffles among"})
 
     def __post_init__(self) -> None:
-        at_least_one = {"eval_samples": "[1, inf)", "samples_per_epoch": "[1, inf)"}
+        at_least_one = dict.fromkeys(("eval_samples", "samples_per_epoch", "statistics_images"), "[1, inf)")
         if self.eval_samples is not None and self.eval_data_path is None:
             raise UserError("--eval_samples is a number of held-out images: give --eval_data_path too.")
+        if self.zero_shot_data_path is not None and self.eval_data_path is None:
+            raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
         check_ranges(self, {**at_least_one, "min_crop_area": "(0, 1]", "shuffle_buffer": "[0, inf)"})
 
 
@@ -81,6 +87,8 @@ class ObjectiveArguments:
     alignment_weight: float = field(default=1.0, metadata={"help": "of 1 − cosine of the final representations"})
     token_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens and patches under them"})
     feature_weight: float = field(default=0.0, metadata={"help": "of the smooth L1 of the final representations"})
+    entry_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens entering the inherited blocks"})
+    center: bool = field(default=False, metadata={"help": "cosines of deviations from the teacher's mean"})
     teacher_image_size: int | None = field(default=None, metadata={"help": "a second teacher view, at this size"})
     view_weight: float | None = field(default=None, metadata={"help": "of the second view; default: 1 if there is one"})
     teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
@@ -89,7 +97,7 @@ class ObjectiveArguments:
     def weights(self) -> LossWeights:
         """The weights of the terms."""
         view = float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight
-        return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view)
+        return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view, self.entry_weight)
 
 
 @dataclass

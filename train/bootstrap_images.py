@@ -3,6 +3,7 @@
 from itertools import islice
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
@@ -61,6 +62,14 @@ def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
 def _spread(images: IndexedImages, count: int) -> Subset:
     """So many of the images, at equal distances: a folder is often sorted by class."""
     return Subset(images, [index * len(images) // count for index in range(count)])
+
+
+def typical_images(images: ImageArguments, transform: Any) -> Tensor:
+    """Training images, spread evenly, of a stream the first: float[statistics_images or all there are, 3, H, W]."""
+    found = training_images(images, transform, seed=0, shuffle_buffer=0)
+    count = images.statistics_images
+    chosen = found if isinstance(found, ImageStream) else _spread(found, min(count, len(found)))
+    return torch.stack([item["pixel_values"] for item in islice(iter(chosen), count)])
 
 
 def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:

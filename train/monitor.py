@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_vlm.bootstrap import BootstrapTask, Teacher
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
+from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits, imagenet_prompts, read_class_names
 from sparse_vlm.data.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer
@@ -28,11 +28,14 @@ class Alignment:
 
     Attributes:
         cosine: mean cosine of the student's final representation with the teacher's.
+        centered_cosine: the same of their deviations from their own means over these images: 0 for a student that
+            gives the same whatever it sees, whose `cosine` may be high.
         rois: of the RoIs that the last unit samples.
         images: how many.
     """
 
     cosine: float
+    centered_cosine: float
     rois: RoIStatistics
     images: int
 
@@ -52,16 +55,16 @@ def measure_alignment(
     Raises:
         UserError: there is no image.
     """
-    rows = []
+    rows: list[tuple[Tensor, ...]] = []
     for batch in batches:
         images = batch["pixel_values"]
         output = student(images)
-        cosine = F.cosine_similarity(output.pooled.float(), task.target(images), dim=-1)
-        rows.append(gather(torch.cat([cosine[:, None], roi_numbers(output.rois[-1])], dim=-1)).cpu())
+        seen = (output.pooled.float(), task.target(images), roi_numbers(output.rois[-1]))
+        rows.append(tuple(gather(tensor).cpu() for tensor in seen))
     if not rows:
         raise UserError("The held-out data (--eval_data_path) holds no image.")
-    numbers = torch.cat(rows)
-    return Alignment(numbers[:, 0].mean().item(), roi_statistics(numbers[:, 1:]), len(numbers))
+    pooled, target, rois = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
+    return Alignment(mean_cosine(pooled, target), centered_cosine(pooled, target), roi_statistics(rois), len(rois))
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def result(done: Run) -> dict[str, Any]:
         "variant": done.variant,
         "arguments": done.arguments,
         "curve": curve,
-        "final": {"cosine": alignment["alignment_cosine"]} | {k: v for k, v in numbers.items() if isinstance(v, float)},
+        "final": {"cosine": alignment["alignment_cosine"], "centered_cosine": alignment["centered_cosine"]}
+        | {k: v for k, v in numbers.items() if isinstance(v, float)},
         "seconds": lines[-1]["seconds"],
     }
 

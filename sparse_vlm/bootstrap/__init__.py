@@ -1,8 +1,17 @@
 """Bootstrapping: any pre-trained ViT → a SparseFormer, without labels."""
 
 from sparse_vlm.bootstrap.inherit import InheritanceReport, bootstrap_from
+from sparse_vlm.bootstrap.matching import TokenMatch, match_tokens
 from sparse_vlm.bootstrap.task import BootstrapTask
 from sparse_vlm.bootstrap.teacher import Teacher
 from sparse_vlm.bootstrap.teachers import open_teacher
 
-__all__ = ["BootstrapTask", "InheritanceReport", "Teacher", "bootstrap_from", "open_teacher"]
+__all__ = [
+    "BootstrapTask",
+    "InheritanceReport",
+    "Teacher",
+    "TokenMatch",
+    "bootstrap_from",
+    "match_tokens",
+    "open_teacher",
+]

@@ -1,6 +1,7 @@
 """The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,12 +25,15 @@ class LossWeights:
         token: 1 − cosine of each final latent token and the teacher's patch tokens under its RoI's centre (ours).
         feature: smooth L1 of the final representations, which a cosine leaves free in length (ours).
         view: 1 − cosine of the final representation and the teacher's of a second view (ours).
+        entry: as `token`, but of the tokens that enter the first inherited block, in both models (ours): the new parts
+            learn what to hand to the inherited ones without a gradient through them.
     """
 
     alignment: float = 1.0
     token: float = 0.0
     feature: float = 0.0
     view: float = 0.0
+    entry: float = 0.0
 
     def __post_init__(self) -> None:
         values = asdict(self)
@@ -73,6 +77,8 @@ class BootstrapTask(nn.Module):
         for opened in teachers:
             opened.trunk.to(teacher_dtype)  # the text side, where there is one, keeps its own
         self._unregistered = tuple(teachers)
+        self.center: Tensor | None
+        self.register_buffer("center", None, persistent=False)
 
     @property
     def teacher(self) -> Teacher:
@@ -83,6 +89,17 @@ class BootstrapTask(nn.Module):
     def image_size(self) -> int:
         """The side in pixels of the crops that training needs: the larger of the views'."""
         return max(teacher.preprocessing.crop for teacher in self._unregistered)
+
+    def center_on(self, images: Tensor) -> None:
+        """From now on the cosines of the loss are those of deviations from the teacher's mean representation (ours).
+
+        Where all representations lie near their mean, as DINOv2's do, a student that always gives the mean has a small
+        loss already, and the plain cosine tells it little more.
+
+        Args:
+            images: typical ones, float[B, 3, S, S], over which the mean is taken.
+        """
+        self.center = self.target(images).mean(0)
 
     def target(self, images: Tensor) -> Tensor:
         """What the student is to give: the teacher's final representation, float32[B, D] of float[B, 3, H, W]."""
@@ -110,27 +127,36 @@ class BootstrapTask(nn.Module):
         images = _resized(pixel_values, self.teacher.preprocessing.crop)
         output = self.student(images)
         pooled, tokens = output.pooled.float(), None
-        if self.weights.token:
-            target, tokens = self._with_tokens(images)
-        else:
-            target = self.target(images)
-        cosine = F.cosine_similarity(pooled, target, dim=-1)
-        terms = {}
+        first = self.teacher.cortex.depth - self.student.config.cortex.depth
+        watched: AbstractContextManager[list[Tensor]]
+        watched = self.teacher.tokens_entering(first) if self.weights.entry else nullcontext([])
+        with watched as entering:
+            if self.weights.token:
+                target, tokens = self._with_tokens(images)
+            else:
+                target = self.target(images)
+        prefix, terms = self.student.num_prefix_tokens, {}
         if self.weights.alignment:
-            terms["alignment"] = (1 - cosine).mean()
+            terms["alignment"] = self._distance(pooled, target)
         if self.weights.feature:
             terms["feature"] = F.smooth_l1_loss(pooled, target)
         if tokens is not None:
-            latent = output.tokens[:, self.student.num_prefix_tokens :]
-            terms["token"] = self._token_loss(latent, output.rois[-1], tokens)
+            terms["token"] = self._token_loss(output.tokens[:, prefix:], output.rois[-1], tokens)
         if self.weights.view:
             second = self._unregistered[1]
-            other = self._run(second, second, pixel_values).float()
-            terms["view"] = (1 - F.cosine_similarity(pooled, other, dim=-1)).mean()
+            terms["view"] = self._distance(pooled, self._run(second, second, pixel_values).float())
+        if self.weights.entry:
+            latent = output.hidden_states[0][:, prefix:]
+            terms["entry"] = self._token_loss(latent, output.rois[-1], entering[0].float())
         weights = asdict(self.weights)
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         named = {f"{name}_loss": term.detach() for name, term in terms.items()}
-        return {"loss": loss, **named, "cosine": cosine.detach()}
+        return {"loss": loss, **named, "cosine": F.cosine_similarity(pooled.detach(), target, dim=-1)}
+
+    def _distance(self, pooled: Tensor, target: Tensor) -> Tensor:
+        """Mean of 1 − cosine, of deviations from the center where there is one."""
+        center = 0 if self.center is None else self.center
+        return (1 - F.cosine_similarity(pooled - center, target - center, dim=-1)).mean()
 
     def _token_loss(self, latent: Tensor, rois: Tensor, tokens: Tensor) -> Tensor:
         """Mean of 1 − cosine over all latent tokens.

@@ -1,6 +1,7 @@
 """What a teacher is: a frozen timm VisionTransformer with everything that belongs to its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +97,16 @@ class Teacher(nn.Module):
             patches, prefix = patches
             return torch.cat([prefix, patches], dim=1)
         return patches
+
+    @contextmanager
+    def tokens_entering(self, block: int) -> Iterator[list[Tensor]]:
+        """While open, each pass adds the tokens float[B, prefix + n, C] that enter a block (from 0) to the list."""
+        entering: list[Tensor] = []
+        hook = self.trunk.blocks[block].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+        try:
+            yield entering
+        finally:
+            hook.remove()
 
     def train(self, mode: bool = True) -> "Teacher":
         """A teacher stays in eval mode: no dropout, no drop path."""

@@ -5,15 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.bootstrap import Teacher, bootstrap_from, open_teacher
+from sparse_vlm.bootstrap import Teacher, bootstrap_from
 from sparse_vlm.bootstrap.inherit import DROPPED, FROZEN, NEW, TUNED
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
-
-
-@pytest.fixture
-def teacher(clip_dir: Path) -> Teacher:
-    return open_teacher(str(clip_dir))
 
 
 def test_thirds_are_dropped_tuned_and_frozen(teacher: Teacher) -> None:

@@ -48,6 +48,38 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(clip_dir: Path) -> None:
     assert torch.allclose(out["view_loss"], (1 - F.cosine_similarity(pooled, other)).mean(), atol=1e-5)
 
 
+def test_cosines_of_deviations_from_the_teachers_mean(clip_dir: Path) -> None:
+    task = _task(clip_dir, weights=LossWeights(view=1.0), second_view=open_teacher(str(clip_dir), image_size=48)).eval()
+    images, typical = torch.randn(3, 3, 48, 48), torch.randn(5, 3, 32, 32)
+    task.center_on(typical)
+    out = task(images)
+    small = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
+    pooled, target, mean = task.student(small).pooled, task.teacher(small), task.teacher(typical).mean(0)
+    other = open_teacher(str(clip_dir), image_size=48)(images)
+    assert torch.allclose(out["cosine"], F.cosine_similarity(pooled, target), atol=1e-5)
+    for name, wanted in (("alignment", target), ("view", other)):
+        expected = 1 - F.cosine_similarity(pooled - mean, wanted - mean).mean()
+        assert torch.allclose(out[f"{name}_loss"], expected, atol=1e-5)
+    assert "center" not in task.state_dict()
+
+
+def test_the_entry_term_compares_what_enters_the_inherited_blocks(clip_dir: Path) -> None:
+    """As a token under each patch sees it, and without a gradient through the inherited blocks."""
+    task = _task(clip_dir, weights=LossWeights(alignment=0.0, entry=1.0)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    out = task(images)
+    output = task.student(images)
+    rois = _one_token_under_each_patch(task.teacher).expand(2, -1, -1)
+    with task.teacher.tokens_entering(2) as entering:
+        task.teacher(images)
+    assert task._token_loss(entering[0][:, 1:], rois, entering[0]) < 1e-5
+    again = task._token_loss(output.hidden_states[0][:, 1:], output.rois[-1], entering[0])
+    assert torch.allclose(out["entry_loss"], again, atol=1e-6)
+    out["loss"].backward()
+    assert task.student.stem.conv.weight.grad is not None
+    assert all(parameter.grad is None for parameter in task.student.cortex.trunk.parameters())
+
+
 def _one_token_under_each_patch(teacher: Teacher) -> Tensor:
     """float32[1, 16, 4]: a RoI around the centre of each patch of the 4 × 4 grid, row by row; sizes differ."""
     rows, columns = teacher.grid

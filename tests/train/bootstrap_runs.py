@@ -69,4 +69,4 @@ def make(command: list[str]) -> BootstrapTrainer:
     """The trainer of a command line, with the student that the run would have."""
     student, sources, objective, args = parse_arguments(ARGUMENTS, command)
     set_seed(args.seed)
-    return make_trainer(*make_task(student, objective), sources, args)
+    return make_trainer(*make_task(student, sources, objective), sources, args)

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_vlm.bootstrap import open_teacher
+from sparse_vlm.data.sources import open_images
 from sparse_vlm.encoder import SparseFormer
 from tests.train.bootstrap_runs import RESUMABLE, arguments, evaluated, flags, make, trained, weights
 from train.bootstrap import main
@@ -27,15 +28,17 @@ def names(tmp_path: Path) -> Path:
 def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = {"eval_data_path": images, "eval_steps": 2, "zero_shot_data_path": images, "class_names": names}
-    options |= {"token_weight": 0.5, "feature_weight": 0.25, "teacher_image_size": 48, "report_to": "tensorboard"}
+    options |= {"token_weight": 0.5, "feature_weight": 0.25, "entry_weight": 2.0, "teacher_image_size": 48}
+    options |= {"report_to": "tensorboard"}
     assert main(arguments(clip_dir, images, out, **options)) == 0
     encoder = SparseFormer.from_pretrained(out)
     assert encoder(torch.randn(1, 3, 32, 32)).pooled.shape == (1, 24)
     lines = trained(out)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
-        terms = [line[f"{name}_loss"] for name in ("alignment", "token", "feature", "view")]
-        assert line["loss"] == pytest.approx(terms[0] + 0.5 * terms[1] + 0.25 * terms[2] + terms[3], abs=1e-5)
+        terms = [line[f"{name}_loss"] for name in ("alignment", "token", "feature", "entry", "view")]
+        weighted = zip((1.0, 0.5, 0.25, 2.0, 1.0), terms, strict=True)
+        assert line["loss"] == pytest.approx(sum(weight * term for weight, term in weighted), abs=1e-5)
         assert line["cosine"] == pytest.approx(1 - terms[0], abs=1e-5)
     assert all(line["images_per_second"] > 0 for line in read_log(out / "log.jsonl") if "loss" in line)
     assert [line["step"] for line in evaluated(out)] == [2, 4]
@@ -44,7 +47,7 @@ def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names:
     last = evaluated(out)[-1]
     assert alignment["alignment_cosine"] == pytest.approx(last["eval_cosine"], abs=1e-6)
     assert alignment["weights"] == "the trained weights of step 4"
-    for name in ("roi_size", "roi_spread", "roi_outside", "zero_shot_student", "zero_shot_teacher"):
+    for name in ("centered_cosine", "roi_size", "roi_spread", "roi_outside", "zero_shot_student", "zero_shot_teacher"):
         assert alignment[name] == pytest.approx(last[f"eval_{name}"], abs=1e-6)
     fates = {fate["fate"] for fate in json.loads((out / "inheritance.json").read_text())["fates"]}
     assert fates == {"new", "dropped", "copied and tuned", "copied and frozen"}
@@ -78,6 +81,24 @@ def test_checkpointed_activations_give_the_same_curve(
     options = {**RESUMABLE, "eval_data_path": images, "activation_checkpointing": True}
     assert main(arguments(clip_dir, images, tmp_path, **options)) == 0
     assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-5)
+
+
+def test_a_student_starts_with_the_teachers_statistics_unless_told_not_to(
+    clip_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    """Of three images at equal distances; the loss can be of deviations from their mean representation."""
+    options = {"statistics_images": 3, "center": True}
+    task = make(arguments(clip_dir, images, tmp_path, **options)).task
+    every = open_images(str(images), task.student.transform)
+    chosen = torch.stack([every[index]["pixel_values"] for index in (0, 8 // 3, 16 // 3)])
+    with task.teacher.tokens_entering(2) as entering, torch.no_grad():
+        assert torch.allclose(task.center, task.teacher(chosen).mean(0), atol=1e-6)
+    rms = [tokens[:, 1:].square().mean().sqrt().item() for tokens in (task.student(chosen).hidden_states[0], *entering)]
+    assert rms[0] == pytest.approx(rms[1], rel=1e-3)
+    plain = make(arguments(clip_dir, images, tmp_path, match_tokens=False)).task
+    assert plain.center is None
+    new = plain.student(chosen).hidden_states[0][:, 1:].square().mean().sqrt().item()
+    assert new != pytest.approx(rms[1], rel=0.2)
 
 
 def test_frozen_weights_stay_and_the_others_move(clip_dir: Path, images: Path, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def test_alignment_is_the_mean_over_images_not_over_batches(clip_dir: Path) -> N
     cosine = F.cosine_similarity(output.pooled, teacher(images))
     assert found.images == 5
     assert found.cosine == pytest.approx(cosine.mean().item(), abs=1e-6)
+    deviations = (seen - seen.mean(0) for seen in (output.pooled, teacher(images)))
+    assert found.centered_cosine == pytest.approx(F.cosine_similarity(*deviations).mean().item(), abs=1e-6)
     size = (output.rois[-1][..., 2:] - output.rois[-1][..., :2]).abs().prod(-1).sqrt()
     assert found.rois.size == pytest.approx(size.mean().item(), abs=1e-6)
     assert found.rois.collapse() is None
