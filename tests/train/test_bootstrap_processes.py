@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, trained, weights
-from tests.train.launch import ROOT, deepspeed, torchrun
+from tests.train.launch import ROOT, deepspeed, launched, torchrun
 from train.bootstrap import main
 
 
@@ -62,7 +62,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     options |= {"eval_data_path": images, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     options |= {"keep_checkpoints": True, "save_total_limit": 9}
     whole, again = tmp_path / "whole", tmp_path / "again"
-    deepspeed("train/bootstrap.py", arguments(clip_dir, images, whole, **options, deepspeed="train/zero2.json"), 1)
+    launched("train/bootstrap.py", arguments(clip_dir, images, whole, **options, deepspeed="train/zero2.json"))
     alignment = json.loads((whole / "alignment.json").read_text())
     best = max(evaluated(whole), key=lambda line: line["eval_cosine"])
     assert best["step"] < 6
@@ -72,7 +72,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     shutil.copy(whole / "log.jsonl", again / "log.jsonl")
     assert main(arguments(clip_dir, images, again, **options)) == 2
     assert "its deepspeed_processes is 1, this run's 0" in capsys.readouterr().err
-    deepspeed("train/bootstrap.py", arguments(clip_dir, images, again, **options, deepspeed="train/zero2.json"), 1)
+    launched("train/bootstrap.py", arguments(clip_dir, images, again, **options, deepspeed="train/zero2.json"))
     assert_same(again, whole)
 
 
@@ -82,7 +82,7 @@ def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "teacher_dtype": "bfloat16", "bf16": True}
     assert main(arguments(clip_dir, images, tmp_path / "alone", **options)) == 0
     command = arguments(clip_dir, images, tmp_path / "zero2", deepspeed="train/zero2.json", **options)
-    deepspeed("train/bootstrap.py", command, 1)
+    launched("train/bootstrap.py", command)
     losses = [[line["loss"] for line in trained(tmp_path / out)] for out in ("alone", "zero2")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "zero2").values())
