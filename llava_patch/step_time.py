@@ -115,6 +115,12 @@ class Contestant:
         return tokens, tower, whole - tower
 
 
+def _shape(llm: str) -> dict[str, int]:
+    if llm not in LLMS:
+        raise unknown_choice("--llm", llm, LLMS)
+    return LLMS[llm]
+
+
 def measure(towers: Sequence[str], llm: str, repeats: int) -> list[Measurement]:
     """Counts, then times the models in turn; the counting run is the warm-up.
 
@@ -126,9 +132,8 @@ def measure(towers: Sequence[str], llm: str, repeats: int) -> list[Measurement]:
     Raises:
         UserError: unknown `llm`.
     """
-    if llm not in LLMS:
-        raise unknown_choice("--llm", llm, LLMS)
-    contestants = [Contestant(tower, LLMS[llm]) for tower in towers]
+    shape = _shape(llm)
+    contestants = [Contestant(tower, shape) for tower in towers]
     results = [Measurement(each.tower, *each.count(), [], []) for each in contestants]
     for _ in range(repeats):
         for contestant, result in zip(contestants, results, strict=True):
@@ -171,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", help="JSON file for every measurement")
     args = parser.parse_args(argv)
+    _shape(args.llm)  # before the models, which take their time
     torch.set_num_threads(args.threads)
     llava_patch.install()
     with tempfile.TemporaryDirectory(prefix="openai-clip-") as folder:

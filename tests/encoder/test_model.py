@@ -137,7 +137,7 @@ def test_compiled_to_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     encoder, images = SparseFormer(config).eval(), torch.randn(2, 3, 32, 48)
     compiled = torch.compile(
-        encoder, fullgraph=True, options={"compile_threads": 1, "cpp_cache_precompile_headers": False}
+        encoder, fullgraph=True, options={"compile_threads": 1, "cpp_cache_precompile_headers": True}
     )
     assert_same(compiled(images), encoder(images), tolerance=1e-4)
 

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from tests.llava_patch.tiny import make_data, make_llama, run, training_arguments
+from tests.llava_patch.tiny import make_data, make_llama, run, run_forked, training_arguments
 
 TRAIN = ("-m", "llava_patch", "llava.train.train")
+
+
+def train(*arguments: str) -> None:
+    """LLaVA's training with the plug-in, in a forked process."""
+    out = arguments[arguments.index("--output_dir") + 1]
+    run_forked(*TRAIN, *arguments, printed=Path(f"{out}.txt"))
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +78,7 @@ def finetuned(
     """The second stage in full: pictures and text-only conversations, a checkpoint of each step."""
     out = tmp_path_factory.mktemp("finetune") / "llava-tiny"
     options = {**finetune_options, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
-    run(*TRAIN, *training_arguments(llama, tower, data, "chat.json", out, **options))
+    train(*training_arguments(llama, tower, data, "chat.json", out, **options))
     return out
 
 
@@ -83,5 +89,5 @@ def lora(
     """The second stage with LoRA."""
     out = tmp_path_factory.mktemp("lora") / "llava-tiny-lora"
     options = {**finetune_options, "lora_enable": True, "lora_r": 4}
-    run(*TRAIN, *training_arguments(llama, tower, data, "chat.json", out, **options))
+    train(*training_arguments(llama, tower, data, "chat.json", out, **options))
     return out

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.llava_patch.conftest import TRAIN
-from tests.llava_patch.tiny import run, training_arguments
+from tests.llava_patch.conftest import train
+from tests.llava_patch.tiny import run, run_forked, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
 
@@ -71,8 +71,10 @@ print(json.dumps(report))
 
 def reload(program: str, path: Path, base: Path | str, data: Path) -> Any:
     """What LLaVA's load_pretrained_model makes of a checkpoint."""
-    out = run("-c", RELOAD + program, path, base, path.name, data)
-    return json.loads(out.stdout.strip().splitlines()[-1])
+    file = path.with_name(f"{path.name}.reload.py")
+    file.write_text(RELOAD + program)
+    printed = run_forked(file, path, base, path.name, data, printed=file.with_suffix(".txt"))
+    return json.loads(printed.strip().splitlines()[-1])
 
 
 def answers(report: Any) -> bool:
@@ -104,7 +106,7 @@ def test_seeded_random_variant_reloads_the_same(llama: Path, data: Path, tmp_pat
     out = tmp_path / "llava-random"
     tower = "sparseformer-clip-b?weights=random&image_size=64"
     options = {"version": "plain", "tune_mm_mlp_adapter": True, "max_steps": 1}
-    run(*TRAIN, *training_arguments(llama, tower, data, "plain.json", out, **options))
+    train(*training_arguments(llama, tower, data, "plain.json", out, **options))
     report = reload(PROJECTOR, out, llama, data)
     assert report["tokens"] == 48
     assert report["differs"]

@@ -1,12 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.llava_patch.tiny import run
+from tests.llava_patch.tiny import run, run_forked
 
 
 @pytest.mark.slow
-def test_counts_and_times_llavas_models(llava: None) -> None:
+def test_counts_and_times_llavas_models(llava: None, tmp_path: Path) -> None:
     program = """
 import json, dataclasses, llava_patch
 llava_patch.install()
@@ -14,7 +15,9 @@ from llava_patch.step_time import measure
 towers = [f"sparseformer-clip-b?weights=random&image_size={size}" for size in (64, 128)]
 print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "tiny", 1)]))
 """
-    small, large = json.loads(run("-c", program).stdout.strip().splitlines()[-1])
+    (tmp_path / "program.py").write_text(program)
+    printed = run_forked(tmp_path / "program.py", printed=tmp_path / "printed.txt")
+    small, large = json.loads(printed.strip().splitlines()[-1])
     assert (small["visual_tokens"], large["visual_tokens"]) == (48, 48)
     assert small["prefill_gmacs"] == pytest.approx(large["prefill_gmacs"])
     assert small["prefill_gmacs"] > 0

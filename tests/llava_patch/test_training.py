@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer
-from tests.llava_patch.conftest import TRAIN
-from tests.llava_patch.tiny import losses, run, training_arguments
+from tests.llava_patch.conftest import train
+from tests.llava_patch.tiny import losses, run_forked, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
 TOWER = "model.vision_tower.vision_tower."
@@ -38,7 +38,7 @@ def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: P
         part.save_pretrained(tmp_path / "smollm2")
     out = tmp_path / "llava-smollm2"
     options = {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
-    run(*TRAIN, *training_arguments(tmp_path / "smollm2", tower, data, "plain.json", out, **options))
+    train(*training_arguments(tmp_path / "smollm2", tower, data, "plain.json", out, **options))
     first, _ = losses(out)
     assert first < 8  # one that knows no language loses log(49,152 tokens) = 10.8
     weights = torch.load(out / "mm_projector.bin", weights_only=True)
@@ -85,7 +85,7 @@ def test_resume_gives_the_same_curve(
     command = training_arguments(llama, tower, data, "chat.json", out, **options)
     out.mkdir()
     (out / "checkpoint-1").symlink_to(finetuned / "checkpoint-1")
-    run(*TRAIN, *command)
+    train(*command)
     assert losses(out) == pytest.approx(whole, rel=1e-6)
     assert len(whole) == 3
     resumed, expected = (load_file(path / "model.safetensors") for path in (out, finetuned))
@@ -117,7 +117,8 @@ def test_an_unfreezing_fork_trains_the_tower(llama: Path, tower: str, data: Path
     )
     out = tmp_path / "llava-unfrozen"
     options = {"version": "v1", "bf16": True, "learning_rate": 1e-2}
-    run(program, *training_arguments(llama, tower, data, "chat.json", out, **options), PYTHONPATH=".")
+    command = training_arguments(llama, tower, data, "chat.json", out, **options)
+    run_forked(program, *command, printed=tmp_path / "printed.txt")
     tuned = tower_of(load_file(out / "model.safetensors"))
     before = SparseFormer.from_pretrained(tower.removeprefix("sparseformer:")).state_dict()
     changed = {

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-ROOT = Path(__file__).parents[2]
+from tests.forked import ROOT, check, fork_python
+
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
 WORDS = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -121,3 +122,10 @@ def run(*command: str, check: bool = True, stdin: str = "", **environment: str) 
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result
+
+
+def run_forked(*command: str, printed: Path) -> str:
+    """The same without the start, for what needs no fresh interpreter (`tests.forked`): what it printed."""
+    words = list(map(str, command))
+    check(fork_python(words, {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, printed), printed)
+    return printed.read_text()

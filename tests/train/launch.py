@@ -4,48 +4,44 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forked import ROOT, check, fork_python
 
 
 def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
     """Under DeepSpeed's launcher, as docs/training.md says."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
-    _run([*launcher, script, *arguments], [{"DS_ACCELERATOR": "cpu"}])
+    _run([*launcher, script, *arguments], {"DS_ACCELERATOR": "cpu"})
 
 
 def torchrun(script: str, arguments: list[str], processes: int = 2) -> None:
     """Under torch's launcher, which makes it DistributedDataParallel."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    _run([*launcher, script, *arguments, "--ddp_backend", "gloo"], [{}])
+    _run([*launcher, script, *arguments, "--ddp_backend", "gloo"], {})
 
 
-def launched(script: str, arguments: list[str], processes: int = 1) -> None:
-    """In the environment that DeepSpeed's launcher makes, without its two processes, which cost ten seconds a run."""
+def _run(command: list[str], more: Mapping[str, str]) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path} | more
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def forked(script: str, arguments: list[str], processes: int = 2) -> None:
+    """In processes with the environment that DeepSpeed's launcher makes, but forked.
+
+    That the launcher itself makes such processes is tested once a stage.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = map(str, range(processes))
-    _run([sys.executable, script, *arguments], [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ranks])
-
-
-def _run(command: list[str], environments: list[dict[str, str]]) -> None:
-    """The command once in each of the environments, at the same time."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    common = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
-    with ExitStack() as stack:
-        started = []
-        for more in environments:
-            output = stack.enter_context(tempfile.TemporaryFile("w+"))  # a pipe that nobody reads would block it
-            process = subprocess.Popen(command, cwd=ROOT, env=common | more, stdout=output, stderr=subprocess.STDOUT)
-            stack.callback(process.wait)
-            stack.callback(process.kill)  # before it
-            started.append((process, output))
-        for process, output in started:
-            status = process.wait(timeout=900)
-            output.seek(0)
-            assert status == 0, output.read()[-6000:]
+    out, ranks = arguments[arguments.index("--output_dir") + 1], []
+    for rank in map(str, range(processes)):
+        printed = Path(f"{out}.{rank}.txt")
+        environment = shared | {"RANK": rank, "LOCAL_RANK": rank}
+        ranks.append((fork_python([script, *arguments], environment, printed), printed))
+    for process, printed in ranks:
+        check(process, printed)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, trained, weights
-from tests.train.launch import ROOT, deepspeed, launched, torchrun
+from tests.train.launch import ROOT, deepspeed, forked, torchrun
 from train.bootstrap import main
 
 
@@ -30,7 +30,8 @@ def test_zero2_processes_follow_one_process(
     zero: losses agree to 1e-4 of about 1, cosines of the held-out images too."""
     options = {"per_device_train_batch_size": 4 // processes, "deepspeed": "train/zero2.json"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
-    deepspeed("train/bootstrap.py", [*command, "--num_processes", str(processes)], processes)
+    start = deepspeed if processes > 1 else forked
+    start("train/bootstrap.py", [*command, "--num_processes", str(processes)], processes)
     for name, lines in (("loss", trained), ("cosine", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
@@ -62,7 +63,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     options |= {"eval_data_path": images, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     options |= {"keep_checkpoints": True, "save_total_limit": 9}
     whole, again = tmp_path / "whole", tmp_path / "again"
-    launched("train/bootstrap.py", arguments(clip_dir, images, whole, **options, deepspeed="train/zero2.json"))
+    forked("train/bootstrap.py", arguments(clip_dir, images, whole, **options, deepspeed="train/zero2.json"), 1)
     alignment = json.loads((whole / "alignment.json").read_text())
     best = max(evaluated(whole), key=lambda line: line["eval_cosine"])
     assert best["step"] < 6
@@ -72,7 +73,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     shutil.copy(whole / "log.jsonl", again / "log.jsonl")
     assert main(arguments(clip_dir, images, again, **options)) == 2
     assert "its deepspeed_processes is 1, this run's 0" in capsys.readouterr().err
-    launched("train/bootstrap.py", arguments(clip_dir, images, again, **options, deepspeed="train/zero2.json"))
+    forked("train/bootstrap.py", arguments(clip_dir, images, again, **options, deepspeed="train/zero2.json"), 1)
     assert_same(again, whole)
 
 
@@ -82,7 +83,7 @@ def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "teacher_dtype": "bfloat16", "bf16": True}
     assert main(arguments(clip_dir, images, tmp_path / "alone", **options)) == 0
     command = arguments(clip_dir, images, tmp_path / "zero2", deepspeed="train/zero2.json", **options)
-    launched("train/bootstrap.py", command)
+    forked("train/bootstrap.py", command, 1)
     losses = [[line["loss"] for line in trained(tmp_path / out)] for out in ("alone", "zero2")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "zero2").values())

@@ -11,7 +11,7 @@ from PIL import Image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.timm_models import create_from_directory
 from tests.train.finetune_runs import CLASSES, StopAt, make, words
-from tests.train.launch import launched
+from tests.train.launch import forked
 from train.finetune import FinetuneTask, main, parts_of
 from train.log import read_log
 from train.stage import run
@@ -104,7 +104,7 @@ def test_deepspeed_follows_a_plain_run(small_encoder_dir: Path, class_folders: P
     options = {"max_steps": 3, "drop_path": 0.0, "eval_data_path": class_folders}
     assert main(words(small_encoder_dir, class_folders, tmp_path / "plain", **options)) == 0
     command = words(small_encoder_dir, class_folders, tmp_path / "zero2", deepspeed="train/zero2.json", **options)
-    launched("train/finetune.py", command)
+    forked("train/finetune.py", command, 1)
     curves = [[loss for _, loss in curve(tmp_path / name)] for name in ("plain", "zero2")]
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "zero2")]

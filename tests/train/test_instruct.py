@@ -1,6 +1,7 @@
 """The instruction stage end to end on a tiny VLM: full, LoRA, tower tuning, ZeRO."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_vlm.vlm.build import load_vlm
-from tests.train.launch import launched
+from tests.train.launch import deepspeed, forked
 from tests.train.test_align import changed, flags, losses
 from train import instruct, merge_lora
 
@@ -156,30 +157,42 @@ def _interrupted_trainer() -> type:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "processes", "options"),
-    [("zero3", 2, {}), ("zero3", 2, LORA), ("zero2", 1, QLORA), ("zero3_offload", 2, {})],
+    ("start", "config", "options"), [(deepspeed, "zero3", {}), (forked, "zero3", LORA), (forked, "zero3_offload", {})]
 )
-def test_deepspeed_follows_one_process_and_goes_on_to_the_same_curve(
-    vlm_dir: Path, data_dir: Path, tmp_path: Path, config: str, processes: int, options: dict[str, object]
+def test_two_processes_with_zero3_follow_one_process(
+    vlm_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    start: Callable[[str, list[str]], None],
+    config: str,
+    options: dict[str, object],
 ) -> None:
-    """Tolerances as in test_align. Text-only samples and images lie side by side: a global batch has both. The
-    checkpoint holds what trains; the tower is frozen."""
+    """Tolerances as in test_align. Text-only samples and images lie side by side: a global batch has both."""
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "lora_dropout": 0.0, **options}
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
-    more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "deepspeed": f"train/{config}.json"}
-    more |= {"per_device_train_batch_size": 2 // processes, "num_processes": processes}
-    more |= {"save_steps": 3, "save_total_limit": 2, "keep_checkpoints": True, **common}
-    if not options:  # the first process alone has read the tower when the others need it
+    more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
+    more |= {"deepspeed": f"train/{config}.json", "num_processes": 2}
+    if config == "zero3_offload":  # the first process alone has read the tower when the other needs it
         more |= {"cache_visual_tokens": tmp_path / "cache"}
-    two, halves = tmp_path / "two", tmp_path / "halves"
-    launched("train/instruct.py", flags(vlm_dir, data_dir, two, **more), processes)
-    load_vlm(two, dtype=torch.float32)
-    assert changed(vlm_dir, two) == changed(vlm_dir, tmp_path / "one")
-    assert losses(two) == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
-    if config == "zero3_offload":
-        return  # what it saves is ZeRO-3's
-    shutil.copytree(two / "checkpoint-3", halves / "checkpoint-3")
-    shutil.copy(two / "log.jsonl", halves)
-    launched("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), processes)
-    assert losses(halves) == pytest.approx(losses(two), abs=1e-5)
-    assert changed(two, halves) == set()
+    start("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
+    load_vlm(tmp_path / "two", dtype=torch.float32)
+    assert changed(vlm_dir, tmp_path / "two") == changed(vlm_dir, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "options"), [("zero2", QLORA), ("zero3", {}), ("zero3", LORA)])
+def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, config: str, options: dict[str, object]
+) -> None:
+    """From a checkpoint that holds what trains; the tower is frozen."""
+    more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 2}
+    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "save_total_limit": 2}
+    more |= {"keep_checkpoints": True, **options}
+    out, halves = tmp_path / "out", tmp_path / "halves"
+    forked("train/instruct.py", flags(vlm_dir, data_dir, out, **more), 1)
+    shutil.copytree(out / "checkpoint-2", halves / "checkpoint-2")
+    shutil.copy(out / "log.jsonl", halves)
+    forked("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), 1)
+    assert losses(halves) == pytest.approx(losses(out), abs=1e-5)
+    assert changed(out, halves) == set()
