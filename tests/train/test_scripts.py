@@ -27,5 +27,20 @@ def test_every_flag_exists(script: Path) -> None:
         assert (script.parent / name).is_file()
 
 
+def test_the_hours_in_the_documentation_follow_from_the_cost() -> None:
+    """docs/training.md says how they are reckoned."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| [\w.-]+ \| ([\d.e]+) \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for parameters, cells in rows:
+        expected = []
+        for samples, flop, words in ((558_128, 4, 20), (665_298, 8, 250), (665_298, 6, 250)):
+            for visual, gmacs in ((63, 14.8), (576, 191.0)):
+                one = flop * float(parameters) * (visual + words) + 2e9 * gmacs
+                expected.append(samples * one / (8 * 312e12 * 0.3) / 3600)
+        stated = [float(hours) for hours in re.findall(r"[\d.]+", cells)]
+        assert stated == [round(hours, 1) for hours in expected]
+
+
 def test_there_is_one_for_each_stage() -> None:
     assert [script.name for script in SCRIPTS] == ["align.sh", "instruct.sh", "instruct_lora.sh"]

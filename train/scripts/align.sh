@@ -4,6 +4,7 @@
 #   MODEL=built DATA=blip_laion_cc_sbu_558k.json IMAGES=images OUT=aligned GPUS=8 train/scripts/align.sh
 # GPUS: 1, 2, 4 or 8. Any flag of train/align.py may follow. In float32, Vicuna-7B's frozen weights alone are 28 GB on each GPU: with less
 # memory add --deepspeed train/zero3.json.
+# Hours and memory: docs/training.md.
 set -euo pipefail
 
 exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../align.py" \

@@ -3,6 +3,7 @@
 #   MODEL=aligned DATA=llava_v1_5_mix665k.json IMAGES=images OUT=tuned GPUS=8 train/scripts/instruct.sh
 # GPUS: 1, 2, 4 or 8. Any flag of train/instruct.py may follow. Weights, gradients and AdamW's two moments take 16 bytes a parameter, so 112 GB
 # for 7B, split over the GPUs by ZeRO-3; with too little add --deepspeed train/zero3_offload.json.
+# Hours and memory: docs/training.md.
 set -euo pipefail
 
 exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../instruct.py" \
