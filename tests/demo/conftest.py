@@ -60,7 +60,8 @@ def served(vlm_dir: Path, dense_vlm_dir: Path, tmp_path_factory: pytest.TempPath
             yield Served(address, vlm_dir)
         finally:
             process.terminate()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    text = log.read_text()  # gradio tells at length that it refuses a path
+    assert text.count("Traceback") == text.count("gradio.exceptions.InvalidPathError: Cannot move"), text
     assert os.listdir(log.parent) == [log.name]  # what was uploaded is gone
 
 

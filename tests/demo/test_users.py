@@ -77,6 +77,17 @@ def test_only_uploads_are_served(served: Served) -> None:
         assert httpx.get(f"{served.address}/gradio_api/file={path}").status_code in (403, 404)
 
 
+def test_a_file_of_the_server_is_no_upload(served: Served, tmp_path: Path) -> None:
+    """A picture that lies on the server, named as if it had been uploaded; asked by hand, past gradio's own client."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    file = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
+    call = f"{served.address}/gradio_api/call/ask"
+    event = httpx.post(call, json={"data": [{"text": "What is it?", "files": [file]}, 0, 1, 4]}, timeout=60).json()
+    events = httpx.get(f"{call}/{event['event_id']}", timeout=300).text
+    assert events.startswith("event: error")
+    assert "assistant" not in events
+
+
 def test_too_large_a_file_is_refused(served: Served, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(9 * 2**20))
     with (tmp_path / "large.png").open("rb") as file:
