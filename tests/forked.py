@@ -1,51 +1,28 @@
-"""`python …` without the ten seconds of importing torch, transformers and the like: forked from a process that has."""
+"""Commands in forked processes, on one thread, and what became of them."""
 
-import multiprocessing
-import os
-import runpy
-import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from train.forked import fork_python
+
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ["datasets", "peft", "timm", "transformers.trainer"]  # none of ours, nor LLaVA: they are what is tested
 
 
-def fork_python(words: Sequence[str], environment: Mapping[str, str], printed: Path) -> BaseProcess:
-    """Starts what `python WORDS` starts in the project's root, on one thread.
+def run_together(words: Sequence[str], environments: Sequence[Mapping[str, str]], printed: Path) -> str:
+    """Runs `python WORDS` in each of the environments, all at the same time; each must end well.
 
     Args:
         words: `-m MODULE …` or `FILE …`.
-        environment: variables beside this process' own.
-        printed: a file for what it prints.
+        environments: of one process each.
+        printed: the first one's output; those of the others lie beside it.
+
+    Returns:
+        What the first one printed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
-    process = context.Process(target=_run, args=(list(words), dict(environment), printed))
-    process.start()
-    return process
-
-
-def check(process: BaseProcess, printed: Path) -> None:
-    """Waits for the end, which must be a good one."""
-    process.join(timeout=900)
-    process.kill()
-    assert process.exitcode == 0, printed.read_text()[-6000:]
-
-
-def _run(words: list[str], environment: dict[str, str], printed: Path) -> None:
-    import torch
-
-    os.environ.update(environment)
-    os.chdir(ROOT)
-    with printed.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    torch.set_num_threads(1)
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+    files = [printed, *(printed.with_suffix(f".{rank}.txt") for rank in range(1, len(environments)))]
+    processes = [fork_python(words, more, file, threads=1) for more, file in zip(environments, files, strict=True)]
+    for process, file in zip(processes, files, strict=True):
+        process.join(timeout=900)
+        process.kill()
+        assert process.exitcode == 0, file.read_text()[-6000:]
+    return printed.read_text()

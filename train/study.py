@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import save_figure
+from train.forked import fork_python
 from train.log import LOG_NAME, read_log
 
 logger = logging.getLogger(__name__)
@@ -133,9 +133,10 @@ def _require_same_arguments(todo: Run) -> None:
 
 def _call(command: Sequence[str]) -> None:
     logger.warning("$ python -m %s", " ".join(command))
-    status = subprocess.run([sys.executable, "-m", *command]).returncode
-    if status:
-        raise UserError(f"{command[0]} failed with exit status {status}. Run again to go on from here.")
+    process = fork_python(["-m", *command])
+    process.join()
+    if process.exitcode:
+        raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run again to go on from here.")
 
 
 def result(done: Run) -> dict[str, Any]:

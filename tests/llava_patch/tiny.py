@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.forked import ROOT, check, fork_python
+from tests.forked import ROOT, run_together
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
 WORDS = (
@@ -125,7 +125,5 @@ def run(*command: str, check: bool = True, stdin: str = "", **environment: str) 
 
 
 def run_forked(*command: str, printed: Path) -> str:
-    """The same without the start, for what needs no fresh interpreter (`tests.forked`): what it printed."""
-    words = list(map(str, command))
-    check(fork_python(words, {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, printed), printed)
-    return printed.read_text()
+    """The same without the start, for what needs no fresh interpreter (`train.forked`): what it printed."""
+    return run_together(list(map(str, command)), [{"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}], printed)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.forked import ROOT, check, fork_python
+from tests.forked import ROOT, run_together
 
 
 def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
@@ -38,10 +38,6 @@ def forked(script: str, arguments: list[str], processes: int = 2) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    out, ranks = arguments[arguments.index("--output_dir") + 1], []
-    for rank in map(str, range(processes)):
-        printed = Path(f"{out}.{rank}.txt")
-        environment = shared | {"RANK": rank, "LOCAL_RANK": rank}
-        ranks.append((fork_python([script, *arguments], environment, printed), printed))
-    for process, printed in ranks:
-        check(process, printed)
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    out = arguments[arguments.index("--output_dir") + 1]
+    run_together([script, *arguments], ranks, Path(f"{out}.txt"))

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparse_vlm.errors import UserError, exit_with_sentence
+from train.forked import fork_python
 from train.quickstart.report import SECONDS_FILE, write_report
 from train.quickstart.steps import FAST, FULL, Paths, Step, all_steps
 
@@ -39,9 +39,12 @@ def run_step(step: Step, paths: Paths, console: Console) -> None:
     console.print(f"$ {shlex.join(['python', *step.arguments])}", style="dim", soft_wrap=True)
     resumed = step.working_directory is not None and step.working_directory.exists()
     start = time.monotonic()
-    status = subprocess.run([sys.executable, *step.arguments]).returncode
-    if status:
-        raise UserError(f"The step '{step.title}' failed with exit status {status}. Run again to go on from here.")
+    process = fork_python(step.arguments)
+    process.join()
+    if process.exitcode:
+        raise UserError(
+            f"The step '{step.title}' failed with exit status {process.exitcode}. Run again to go on from here."
+        )
     seconds = round(time.monotonic() - start, 1)
     with (paths.root / SECONDS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step.name, "seconds": seconds, "resumed": resumed}) + "\n")
