@@ -29,7 +29,7 @@ class StudentArguments:
     sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
     stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
     initial_rois: str | None = field(default=None, metadata={"help": "JSON file, [x1, y1, x2, y2] in [0, 1] per token"})
-    match_tokens: bool = field(default=True, metadata={"help": "latent tokens start with the teacher's statistics"})
+    match_tokens: bool = field(default=False, metadata={"help": "latent tokens start with the teacher's statistics"})
     inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
 
     def read_rois(self) -> torch.Tensor | None:
