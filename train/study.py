@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,8 +177,9 @@ def group_figure(group: str, results: Sequence[Mapping[str, Any]]) -> Figure:
         curves.plot(steps, cosines, label=row["variant"])
     curves.set(xlabel="step", ylabel="cosine with the teacher, held out", title=group)
     curves.legend()
+    variants = [textwrap.fill(row["variant"], 12) for row in results]
     for name in results[0]["final"]:
-        final.plot([row["variant"] for row in results], [row["final"][name] for row in results], "o-", label=name)
+        final.plot(variants, [row["final"][name] for row in results], "o-", label=name)
     final.set_title("at the end")
     final.legend()
     return figure
