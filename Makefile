@@ -25,10 +25,10 @@ test: check chromium ## check, then every test, a half on each of two cores; bot
 	$(MAKE) --jobs 2 --output-sync --no-print-directory test-stages test-rest
 
 test-stages: .venv/test.installed
-	$(BIN)/python -m pytest tests/train
+	$(BIN)/python -m pytest tests/train tests/demo
 
 test-rest: .venv/test.installed
-	$(BIN)/python -m pytest tests --ignore tests/train
+	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
