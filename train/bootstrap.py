@@ -101,10 +101,9 @@ def make_task(
         inherit=arguments.inherit,
     )
     task = BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype])
-    match = arguments.inherit and arguments.match_tokens
-    if match or objective.center:
+    if arguments.match_tokens or objective.center:
         typical = typical_images(images, student.transform)
-        if match:
+        if arguments.match_tokens:
             logger.warning("%s", match_tokens(student, teacher, typical))
         if objective.center:
             task.center_on(typical)

@@ -32,6 +32,10 @@ class StudentArguments:
     match_tokens: bool = field(default=False, metadata={"help": "latent tokens start with the teacher's statistics"})
     inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
 
+    def __post_init__(self) -> None:
+        if self.match_tokens and not self.inherit:
+            raise UserError("--match_tokens True fits tokens to inherited blocks, but --inherit False inherits none.")
+
     def read_rois(self) -> torch.Tensor | None:
         """The file of `initial_rois`, float32[tokens, 4].
 

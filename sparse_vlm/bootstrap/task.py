@@ -155,8 +155,9 @@ class BootstrapTask(nn.Module):
 
     def _distance(self, pooled: Tensor, target: Tensor) -> Tensor:
         """Mean of 1 − cosine, of deviations from the center where there is one."""
-        center = 0 if self.center is None else self.center
-        return (1 - F.cosine_similarity(pooled - center, target - center, dim=-1)).mean()
+        if self.center is not None:
+            pooled, target = pooled - self.center, target - self.center
+        return (1 - F.cosine_similarity(pooled, target, dim=-1)).mean()
 
     def _token_loss(self, latent: Tensor, rois: Tensor, tokens: Tensor) -> Tensor:
         """Mean of 1 − cosine over all latent tokens.

@@ -207,6 +207,7 @@ def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: P
         ({"teacher_dtype": "float16"}, "Unknown --teacher_dtype 'float16'. Did you mean 'bfloat16'"),
         ({"alignment_weight": 0}, "must not be negative, nor all zero"),
         ({"view_weight": 1}, "there is no second view"),
+        ({"match_tokens": True, "inherit": False}, "--inherit False inherits none"),
         ({"ema_decay": 1}, "--ema_decay must lie in [0, 1), got 1"),
         ({"layer_decay": 0}, "--layer_decay must lie in (0, 1], got 0"),
         ({"tuned_lr_scale": -1}, "--tuned_lr_scale must lie in [0, inf), got -1"),
