@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from transformers import BatchFeature
 
-from sparse_vlm.encoder.canvas import place_on_canvas
-from sparse_vlm.encoder.preprocessing import Preprocessing, Transform
+from sparse_vlm.encoder.canvas import preparation
+from sparse_vlm.encoder.preprocessing import Preprocessing
 from sparse_vlm.errors import UserError
 
 Picture = Image.Image | Tensor | np.ndarray
@@ -32,11 +31,10 @@ class TowerImageProcessor:
 
     def __init__(self, preprocessing: Preprocessing, image_size: int, aspect: str) -> None:
         self.preprocessing = replace(preprocessing, resize=image_size, crop=image_size)
-        self.aspect = aspect
         self.image_mean, self.image_std = list(preprocessing.mean), list(preprocessing.std)
         self.size = {"shortest_edge": image_size}
         self.crop_size = {"height": image_size, "width": image_size}
-        self._transform = Transform(self.preprocessing)
+        self._prepare = preparation(self.preprocessing, aspect)
 
     def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str = "pt") -> BatchFeature:
         """One picture or several -> {"pixel_values": float32[B, 3, size, size]}.
@@ -53,9 +51,7 @@ class TowerImageProcessor:
         pictures = _as_list(images)
         if not pictures:
             raise UserError("The SparseFormer image processor got no image.")
-        native = partial(place_on_canvas, preprocessing=self.preprocessing)
-        prepare = native if self.aspect == "native" else self._transform
-        return BatchFeature({"pixel_values": torch.stack([prepare(_to_pil(picture)) for picture in pictures])})
+        return BatchFeature({"pixel_values": torch.stack([self._prepare(_to_pil(picture)) for picture in pictures])})
 
     __call__ = preprocess
 

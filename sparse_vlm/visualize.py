@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.canvas import on_canvas, place_on_canvas
+from sparse_vlm.encoder.canvas import on_canvas, preparation
 from sparse_vlm.encoder.focusing import SamplingPoints
 
 
@@ -72,7 +71,7 @@ def roi_figure(
         aspect: "crop": the encoder sees the middle square; "native": the whole picture (`sparse_vlm.encoder.canvas`).
     """
     device, preprocessing = next(encoder.parameters()).device, encoder.config.preprocessing
-    prepare = partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else encoder.transform
+    prepare = preparation(preprocessing, aspect)
     seen = [on_canvas(prepare(image)).to(device)[None] for image in images]
     glances = [record_glances(encoder, picture) for picture in seen]
     tokens = encoder.config.focus.tokens

@@ -3,13 +3,16 @@
 Batches stack pictures, so all need one shape; an encoder takes any, and must not see what is no picture.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from sparse_vlm.encoder.model import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, to_rgb
+from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, Transform, to_rgb
 
 ASPECTS = ("crop", "native")
 
@@ -30,6 +33,11 @@ def place_on_canvas(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     canvas = torch.full((3, side, side), torch.nan)
     canvas[:, :height, :width] = v2.functional.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
     return canvas
+
+
+def preparation(preprocessing: Preprocessing, aspect: str) -> Callable[[Image.Image], Tensor]:
+    """PIL image -> float32[3, crop, crop]: its middle square ("crop"), or all of it on a canvas ("native")."""
+    return partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else Transform(preprocessing)
 
 
 def on_canvas(canvas: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Pictures and messages → model inputs: image processor, placeholder tokens, chat template."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import MultiModalData
 
-from sparse_vlm.encoder.canvas import ASPECTS, place_on_canvas
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Transform
+from sparse_vlm.encoder.canvas import ASPECTS, preparation
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.portable import auto_map
@@ -122,8 +121,7 @@ class SparseFormerImageProcessor(PilBackend):
             interpolations.get(resample, str(resample)),
             "shortest" if size.shortest_edge else "squash",
         )
-        native = partial(place_on_canvas, preprocessing=preprocessing)
-        prepare = native if self.aspect == "native" else Transform(preprocessing)
+        prepare = preparation(preprocessing, self.aspect)
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
 
 
