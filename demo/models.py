@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
+from sparse_vlm.vlm.quantization import quantization
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# The vision tower's coordinates and the projector need their precision; the head is small beside the rest.
-WHOLE = ["vision_tower", "multi_modal_projector", "lm_head"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,16 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         bits: 4 or 8: of the language model's weights (bitsandbytes); None: `dtype`.
 
     Raises:
-        UserError: not a model of pictures and text, incomplete, or it cannot be quantised here.
+        UserError: not a model of pictures and text, incomplete, or `bits` is another number.
     """
-    quantization = None if bits is None else _quantization(bits, device, dtype)
+    settings = None if bits is None else quantization(bits, dtype)
     name = "/".join(directory.resolve().parts[-2:])
     try:
         if _model_type(directory) == SparseVLMConfig.model_type:
-            model, processor = load_vlm(directory, dtype, quantization=quantization, device=device)
+            model, processor = load_vlm(directory, dtype, quantization=settings, device=device)
             return OpenModel(name, model, processor)
         other: Any = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=dtype, quantization_config=quantization, device_map={"": device}
+            directory, dtype=dtype, quantization_config=settings, device_map={"": device}
         )
         return OpenModel(name, other.eval(), AutoProcessor.from_pretrained(directory))
     except UserError:
@@ -105,15 +104,3 @@ def _model_type(directory: Path) -> str | None:
         return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is no model directory: it has no readable config.json.") from error
-
-
-def _quantization(bits: int, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if device.type != "cuda":
-        raise UserError(f"--bits {bits} needs a CUDA device, but the model is on {device.type}: leave it out.")
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=WHOLE)
-    if bits == 4:
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=WHOLE
-        )
-    raise UserError(f"--bits must be 4 or 8, got {bits}.")

@@ -25,6 +25,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
+from sparse_vlm.vlm.quantization import KINDS
 from train import qlora, vlm
 from train.arguments import parse_arguments
 from train.merge_lora import merge_lora
@@ -49,7 +50,7 @@ class InstructArguments(StageArguments):
     lora_alpha: int = field(default=16, metadata={"help": "scale is lora_alpha / lora_r"})
     lora_dropout: float = field(default=0.05, metadata={"help": "on the adapters' inputs"})
     bits: int = field(default=16, metadata={"help": "4: QLoRA, the frozen language model in 4 bits; 16: it is not"})
-    quant_type: str = field(default="nf4", metadata={"help": f"with --bits 4: {' | '.join(qlora.KINDS)}"})
+    quant_type: str = field(default="nf4", metadata={"help": f"with --bits 4: {' | '.join(KINDS)}"})
     double_quant: bool = field(default=True, metadata={"help": "with --bits 4: quantise the scales as well"})
 
     def __post_init__(self) -> None:

@@ -5,13 +5,10 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.quantization import quantization
 from train.precision import compute_dtype
 from train.stage import StageArguments
-
-KINDS = ("nf4", "fp4")
-# The vision tower's coordinates and the projector need their precision; the head is small beside the rest.
-WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConfig:
@@ -25,17 +22,9 @@ def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConf
     Raises:
         UserError: unknown kind, or ZeRO-3, which would have to split packed weights.
     """
-    if kind not in KINDS:
-        raise unknown_choice("--quant_type", kind, KINDS)
     if is_deepspeed_zero3_enabled():
         raise UserError("--bits 4 does not go together with ZeRO-3: use train/zero2.json.")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=compute_dtype(args),
-        llm_int8_skip_modules=WHOLE,
-    )
+    return quantization(4, compute_dtype(args), kind, double=double)
 
 
 def keep_gradients_right(model: nn.Module) -> int:

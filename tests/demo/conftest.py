@@ -1,5 +1,6 @@
 """The demo as a process that serves two tiny models, and a browser."""
 
+import json
 import os
 import shutil
 import socket
@@ -26,10 +27,17 @@ MAX_NEW_TOKENS = 12
 
 
 class Served(NamedTuple):
-    """The running demo."""
+    """The running demo.
+
+    Attributes:
+        address: of the page.
+        model: directory of the first model.
+        examples: the operator's, a JSON file.
+    """
 
     address: str
     model: Path
+    examples: Path
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +49,19 @@ def dense_vlm_dir(tmp_path_factory: pytest.TempPathFactory, clip_dir: Path, llm_
 
 
 @pytest.fixture(scope="session")
-def served(vlm_dir: Path, dense_vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def examples(tmp_path_factory: pytest.TempPathFactory, images: list[Image.Image]) -> Path:
+    """A file for `--examples`, far from where the demo keeps uploads."""
+    folder = tmp_path_factory.mktemp("examples")
+    images[0].save(folder / "noise.png")
+    file = folder / "examples.json"
+    file.write_text(json.dumps([{"image": "noise.png", "question": "Is it noise?"}]))
+    return file
+
+
+@pytest.fixture(scope="session")
+def served(
+    vlm_dir: Path, dense_vlm_dir: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """`python demo/app.py` with a SparseFormer and a dense tower side by side."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,6 +69,7 @@ def served(vlm_dir: Path, dense_vlm_dir: Path, tmp_path_factory: pytest.TempPath
     log = tmp_path_factory.mktemp("demo") / "log.txt"
     command = [sys.executable, "demo/app.py", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", str(port)]
     options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
+    options += ["--examples", str(examples)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(log.parent)}
     with (
         log.open("w") as output,
@@ -57,7 +78,7 @@ def served(vlm_dir: Path, dense_vlm_dir: Path, tmp_path_factory: pytest.TempPath
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_until_up(address, process, log)
-            yield Served(address, vlm_dir)
+            yield Served(address, vlm_dir, examples)
         finally:
             process.terminate()
     text = log.read_text()  # gradio tells at length that it refuses a path
@@ -87,6 +108,8 @@ def browser() -> "Iterator[Browser]":
     with sync_api.sync_playwright() as playwright:
         # a container's root has no sandbox, and its /dev/shm is small
         options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        # a camera that shows a moving pattern, and nobody to ask for leave
+        options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         try:
             browser = playwright.chromium.launch(executable_path=chromium, args=options)
         except sync_api.Error as error:  # e.g. Ubuntu's chromium, which is only a pointer to a snap

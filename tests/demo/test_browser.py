@@ -1,5 +1,7 @@
 """The page in chromium: what a visitor does, and sees."""
 
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,15 @@ WATCH = """() => {
         const text = answers.length ? answers[answers.length - 1].innerText.trim() : '';
         if (text !== window.texts.at(-1)) window.texts.push(text);
     }).observe(document.querySelector('#chat-0'), {subtree: true, childList: true, characterData: true});
+}"""
+
+# What Ctrl-V does with a picture on the clipboard.
+PASTE = """async (encoded) => {
+    const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], 'pasted.png', {type: 'image/png'}));
+    const event = new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true});
+    document.querySelector('#question textarea').dispatchEvent(event);
 }"""
 
 
@@ -68,11 +79,16 @@ def ask(page: "Page", question: str, *files: Path) -> None:
     """Sends a question; returns at once."""
     if files:
         page.set_input_files("#question input[type=file]", files)
-        page.wait_for_function(
-            "count => document.querySelectorAll('#question .thumbnail-item').length === count", arg=len(files)
-        )
+        wait_for_pictures(page, len(files))
     page.fill(QUESTION, question)
     page.press(QUESTION, "Enter")
+
+
+def wait_for_pictures(page: "Page", count: int) -> None:
+    """Until so many stand beside the question."""
+    page.wait_for_function(
+        "count => document.querySelectorAll('#question .thumbnail-item').length === count", arg=count
+    )
 
 
 def wait_for_answers(page: "Page", count: int) -> None:
@@ -192,6 +208,26 @@ def test_bad_uploads_and_the_next_question(
         ask(page, "And this?", picture)
         wait_for_answers(page, 1)
         clear(page)
+
+
+def test_examples_paste_and_webcam(page: "Page", picture: Path, served: Served, screenshots: Path) -> None:
+    """The three other ways to a picture, all in one question."""
+    example = json.loads(served.examples.read_text())[0]
+    page.click(f"text={example['question']}")
+    wait_for_pictures(page, 1)
+    assert page.input_value(QUESTION) == example["question"]
+    page.evaluate(PASTE, base64.b64encode(picture.read_bytes()).decode())
+    wait_for_pictures(page, 2)
+    page.click("button >> text=/^Webcam/")
+    page.click("#webcam >> text=Click to Access Webcam")
+    page.wait_for_function("() => document.querySelector('#webcam video')?.videoWidth > 0")
+    page.click("#webcam button[aria-label='capture photo']")
+    wait_for_pictures(page, 3)
+    page.screenshot(path=screenshots / "6_webcam.png", full_page=True)
+    page.press(QUESTION, "Enter")
+    wait_for_answers(page, 1)
+    assert page.locator("#chat-0 .user.message img").count() == 3
+    page.click("button >> text=/^Webcam/")
 
 
 def test_no_picture_file_is_refused_before_it_is_sent(page: "Page", tmp_path: Path) -> None:

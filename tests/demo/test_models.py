@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -155,6 +156,24 @@ def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Imag
         ask([model], session)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("directory", ["vlm_dir", "llava_dir"])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")  # int8 computes in float16 beside a float32 model
+def test_few_bits_for_the_language_model_alone(
+    bits: int, directory: str, request: pytest.FixtureRequest, images: list[Image.Image]
+) -> None:
+    path = request.getfixturevalue(directory)
+    model = open_model(path, CPU, torch.float32, bits)
+    packed = [n for n, module in model.model.named_modules() if isinstance(module, Linear4bit | Linear8bitLt)]
+    assert len(packed) == 2 * 7
+    assert all(".language_model.layers." in name for name in packed)
+    assert model.weight_bytes < opened(path).weight_bytes
+    session = Session()
+    session.begin("What is it?", [Picture(images[0], "a.png")])
+    (reply,) = ask([model], session)
+    assert len(reply.ids) > 0
+
+
 def test_sampling(sparse: OpenModel) -> None:
     said = set()
     for seed in range(3):
@@ -174,8 +193,8 @@ def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_pa
         opened(tmp_path)
     with pytest.raises(UserError, match="cannot be opened"):
         opened(encoder_dir)
-    with pytest.raises(UserError, match=r"--bits 4 needs a CUDA device, but the model is on cpu"):
-        open_model(vlm_dir, CPU, torch.float32, 4)
+    with pytest.raises(UserError, match="--bits must be 4 or 8, got 3"):
+        open_model(vlm_dir, CPU, torch.float32, 3)
     with pytest.raises(UserError, match="no device 'nowhere'"):
         choose_device("nowhere")
     with pytest.raises(UserError, match=r"'float23'.*'float32'"):
