@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from eval.cost_report import Section, megabytes, publish, require_json_name
-from eval.encoder_cost import MODES, Result, Setting, build, measure
+from eval.encoder_cost import Result, measure
+from eval.runtimes import CPU_FLOAT32, MODES, Setting, build
 from eval.timing import DTYPES, machine, open_device, require_positive
 from eval.vision_towers import open_tower
 from sparse_vlm.errors import UserError, exit_with_sentence
@@ -42,9 +43,11 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
         UserError: an unknown model, a size that it cannot have, or a mode that does not fit.
     """
     device = open_device(arguments.device)
-    if "packed" in arguments.modes and (device.type != "cpu" or arguments.dtypes != ["float32"]):
+    special = [mode for mode in arguments.modes if mode in CPU_FLOAT32]
+    if special and (device.type != "cpu" or arguments.dtypes != ["float32"]):
         raise UserError(
-            "--modes packed takes float32 on the CPU: measure other dtypes and devices in a run of their own."
+            f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
+            "own."
         )
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     sizes: Sequence[int | None] = arguments.image_sizes or [None]
@@ -81,7 +84,7 @@ def section_of(result: Result) -> Section:
                 f"{result.setting.batch / cost.median:.2f}",
                 f"{result.share_of_matmul(cost):.0%}",
                 megabytes(cost.weight_bytes),
-                megabytes(cost.peak_bytes),
+                "–" if cost.peak_bytes is None else megabytes(cost.peak_bytes),
             ]
         )
     title = f"{result.name}: {result.setting}; matrix product {result.matmul_flops / 1e9:,.0f} GFLOP/s"

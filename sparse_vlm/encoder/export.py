@@ -1,18 +1,24 @@
 """A SparseFormer as an ONNX file that ONNX Runtime was seen to compute correctly. Needs the extra `export`."""
 
+import ast
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import SparseFormer
 from sparse_vlm.errors import UserError
 
 OPSET = 20  # the first with Gelu; GridSample is there since 16
 OUTPUTS = ("tokens", "pooled", "rois")
 TOLERANCE = 1e-4  # relative, of every output, against PyTorch
+TOLERANCE_INT8 = 0.2  # so much goes wrong only if more than rounding does
+SCOPES = "pkg.torch.onnx.name_scopes"  # where torch tells which modules an operation came from
 LARGEST = 2**31  # bytes of a protobuf file
 
 
@@ -28,7 +34,7 @@ class _Outputs(nn.Module):
         return output.tokens, output.pooled, output.rois
 
 
-def export_onnx(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
+def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) -> dict[str, float]:
     """Writes `file` with the input "images" and the outputs "tokens", "pooled", "rois" (see EncoderOutput).
 
     Batch, height and width are free. The configuration, with the preprocessing, is the metadata "config" (JSON).
@@ -38,6 +44,8 @@ def export_onnx(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     Args:
         encoder: float32, on the CPU; it is put into evaluation mode.
         file: where to write; an existing file is replaced.
+        int8: Linears compute in int8, but those that make coordinates: weights are rounded by output channel (to 7
+            bits, so that CPUs without VNNI do not overflow), their inputs by the range that they have at run time.
 
     Returns:
         The relative difference between ONNX Runtime and PyTorch for each output: |a − b| / |b| (2-norms).
@@ -51,9 +59,9 @@ def export_onnx(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     try:
-        _write(encoder.eval(), temporary)
+        _write(encoder.eval(), temporary, int8=int8)
         differences = compare(encoder, temporary)
-        if not all(difference < TOLERANCE for difference in differences.values()):
+        if not all(difference < (TOLERANCE_INT8 if int8 else TOLERANCE) for difference in differences.values()):
             raise RuntimeError(f"ONNX Runtime differs from PyTorch by {differences}: {file} was not written.")
         os.replace(temporary, file)
     finally:
@@ -76,22 +84,88 @@ def _check(encoder: SparseFormer) -> None:
         )
 
 
-def _write(encoder: SparseFormer, file: Path) -> None:
-    side = encoder.config.preprocessing.crop
-    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+def _write(encoder: SparseFormer, file: Path, *, int8: bool) -> None:
+    side, model = encoder.config.preprocessing.crop, _Outputs(encoder).eval()
+    write_onnx(
+        model,
+        torch.randn(2, 3, side, side),
+        file,
+        OUTPUTS,
+        sizes={0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},
+        metadata={"config": json.dumps(encoder.config.to_dict())},
+    )
+    if int8:
+        quantise(file, model)
+
+
+def write_onnx(
+    model: nn.Module,
+    images: Tensor,
+    file: Path,
+    outputs: Sequence[str],
+    *,
+    sizes: dict[int, Any] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Any model of images as an ONNX file with the input "images".
+
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+        images: float32[B, 3, H, W] to trace with.
+        file: where to write.
+        outputs: their names.
+        sizes: the free dimensions of `images`, as `torch.export.Dim`; None: all are as in `images`.
+        metadata: for the file.
+    """
     program = torch.onnx.export(
-        _Outputs(encoder).eval(),
-        (torch.randn(2, 3, side, side),),
+        model,
+        (images,),
         input_names=["images"],
-        output_names=OUTPUTS,
-        dynamic_shapes={"images": sizes},
+        output_names=outputs,
+        dynamic_shapes=None if sizes is None else (sizes,),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props["config"] = json.dumps(encoder.config.to_dict())
+    program.model.metadata_props.update(metadata or {})
     program.save(file, external_data=False)
+
+
+def quantise(file: Path, model: nn.Module) -> None:
+    """Replaces the file by one whose Linears compute in int8 (ONNX Runtime's dynamic quantisation).
+
+    Args:
+        file: of `write_onnx`.
+        model: that was written. What lies in a Float32Module stays as it is, and so does a Linear of one row an image
+            (the head: another operation in ONNX).
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    graph = onnx.load(file)
+    linears = _quantisable(model)
+    nodes = [node.name for node in graph.graph.node if node.op_type == "MatMul" and linears & _modules_of(node)]
+    graph.graph.ClearField("value_info")  # torch notes shapes of before its own optimisations; they are inferred again
+    onnx.save(graph, file)
+    # Turns weights over once and for all: those that are used in several places are not seen to be constant otherwise.
+    quant_pre_process(file, file, skip_symbolic_shape=True)
+    quantize_dynamic(
+        file, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
+    )
+
+
+def _quantisable(model: nn.Module) -> set[str]:
+    """Names of the Linears that do not make coordinates."""
+    float32 = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Float32Module))
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name for name in linears if not name.startswith(float32)}
+
+
+def _modules_of(node: Any) -> set[str]:
+    """Names of the modules, outer and inner, that an ONNX node came from."""
+    return {name for entry in node.metadata_props if entry.key == SCOPES for name in ast.literal_eval(entry.value)}
 
 
 @torch.no_grad()

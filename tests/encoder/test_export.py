@@ -3,9 +3,11 @@
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -57,6 +59,19 @@ def test_the_file_describes_itself(exported: Path, tiny_config: SparseFormerConf
     assert [value.name for value in session.get_outputs()] == ["tokens", "pooled", "rois"]
     (images,) = session.get_inputs()
     assert (images.name, images.shape) == ("images", ["batch", 3, "height", "width"])
+
+
+@pytest.mark.slow
+def test_int8_rounds_all_but_the_coordinates(tiny_encoder: SparseFormer, encoder_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "int8.onnx"
+    assert main(["export", str(encoder_dir), str(file), "--int8"]) == 0
+    found = Counter(node.op_type for node in onnx.load(file).graph.node)["MatMulInteger"]
+    focus, cortex = tiny_encoder.config.focus, tiny_encoder.config.cortex
+    # The mixing: two Linears make it, one ends it; the first step's is constant. Then blocks, and the transition.
+    assert found == 3 * (focus.repeats + 1) - 2 + 4 * focus.repeats + 4 * cortex.depth + 1
+    differences = compare(SparseFormer.from_pretrained(encoder_dir), file)
+    assert 1e-4 < differences["pooled"] < 0.1
+    assert differences["rois"] < 0.02
 
 
 def test_another_encoder_is_seen_to_differ(exported: Path, tiny_encoder: SparseFormer) -> None:
