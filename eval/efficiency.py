@@ -2,6 +2,7 @@
 
     python -m eval.efficiency --sets large --batches 1 8 --threads 1 2 --modes eager compiled --output FILE.json
     python -m eval.efficiency --models timm:vit_base_patch16_224 sparseformer-augreg-b sparseformer-augreg-b@448
+    python -m eval.efficiency --sets large --modes packed onnx onnx-int8 training
 
 All models of a set take turns in one process, with random weights, and a matrix product takes its turn among them: what
 share of its speed a model reaches is comparable across machines. Output: tables, FILE.json, FILE.md, FILE.png.

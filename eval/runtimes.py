@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from eval.timing import DTYPES, Run
 from eval.vision_towers import Tower
-from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
 from sparse_vlm.encoder.inference import optimize_for_inference
 
-MODES = ("eager", "packed", "compiled", "onnx", "onnx-int8")
+MODES = ("eager", "packed", "compiled", "onnx", "onnx-int8", "training")
 CPU_FLOAT32 = ("packed", "onnx", "onnx-int8")
 
 
@@ -28,7 +29,8 @@ class Setting:
         dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
         mode: "eager": as the model is called. "packed": `optimize_for_inference`. "compiled": channels_last,
             torch.compile with frozen weights, CUDA graphs on a GPU. "onnx": ONNX Runtime; "onnx-int8": with its
-            dynamic quantisation. Packed and onnx: float32 on the CPU only. SDPA is in all of PyTorch's.
+            dynamic quantisation. "training": eager, forward and backward from the embedding to all weights. Packed
+            and onnx: float32 on the CPU only. SDPA is in all of PyTorch's.
     """
 
     threads: int
@@ -50,7 +52,7 @@ def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Modul
 
 
 def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
-    """A forward pass of the images in the setting's mode; compiled code is made at its first call.
+    """A pass of the images in the setting's mode; compiled code is made at its first call.
 
     Args:
         model: of `build` with the same mode.
@@ -60,6 +62,8 @@ def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
     if setting.mode.startswith("onnx"):
         session, pixels = _session(model, images, setting), images.numpy()
         return lambda: session.run(None, {"images": pixels})
+    if setting.mode == "training":
+        return partial(_train, model, images)
     called: Any = model
     if setting.mode == "compiled":
         images = images.to(memory_format=torch.channels_last)
@@ -73,6 +77,13 @@ def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
             return called(images)
 
     return forward
+
+
+def _train(model: nn.Module, images: Tensor) -> None:
+    output = model(images)
+    embedding = output.pooled if isinstance(output, EncoderOutput) else output
+    embedding.square().mean().backward()
+    model.zero_grad()
 
 
 def _session(model: nn.Module, images: Tensor, setting: Setting) -> Any:

@@ -18,13 +18,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import AdamW
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import DTYPES, Run, machine, peak_bytes, require_positive, take_turns
+from eval.timing import DTYPES, gmacs_of, machine, peak_bytes, require_positive, take_turns
 from sparse_vlm.errors import exit_with_sentence
 
 
@@ -71,13 +70,6 @@ def step(model: PreTrainedModel, optimizer: AdamW, visual: Tensor, words: Tensor
     optimizer.zero_grad()
 
 
-def count_gmacs(run: Run) -> float:
-    """1e9 multiply-accumulates, counted while it runs."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 2e9
-
-
 def measure(
     llm: LLM,
     visual_tokens: Sequence[int],
@@ -106,7 +98,7 @@ def measure(
         runs.append(partial(step, model, optimizer, sample["visual"].to(dtype), sample["words"]))
     seconds = take_turns(runs, repeats, device)
     costs = [
-        StepCost(number, count_gmacs(run), times, peak_bytes(run, device))
+        StepCost(number, gmacs_of(run), times, peak_bytes(run, device))
         for number, run, times in zip(visual_tokens, runs, seconds, strict=True)
     ]
     moments = (value for state in optimizer.state.values() for value in state.values())

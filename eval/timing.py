@@ -1,4 +1,4 @@
-"""Stopwatch, memory meter and description of the machine, for everything that measures cost."""
+"""Stopwatch, meters of memory and arithmetic, and description of the machine, for everything that measures cost."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 from torch.autograd.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_vlm.errors import UserError, unknown_choice
 
@@ -102,6 +103,13 @@ def matmul(dtype: torch.dtype, device: torch.device) -> tuple[Run, float]:
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: left @ right, 2.0 * side**3
+
+
+def gmacs_of(run: Run) -> float:
+    """1e9 multiply-accumulates, counted while it runs."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2e9
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:

@@ -16,8 +16,8 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from eval.timing import gmacs_of
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError, one_line, unknown_choice
@@ -82,9 +82,7 @@ def open_tower(text: str, image_size: int | None = None) -> Tower:
 
 def count_gmacs(model: nn.Module, image_size: int) -> float:
     """1e9 multiply-accumulates of one image; `model` on the meta device."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.get_total_flops() / 2e9
+    return gmacs_of(lambda: model(torch.empty(1, 3, image_size, image_size, device="meta")))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -70,6 +70,17 @@ def test_no_mode_changes_the_numbers(mode: str, tolerance: float, dense: bool, t
     assert mode != "onnx-int8" or difference > 1e-4  # it did round
 
 
+def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str) -> None:
+    tower = open_tower(tiny_variant)
+    model = build(tower, "float32", "training", torch.device("cpu"))
+    reached = set()
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))
+    runner(model, torch.randn(2, 3, 64, 64), Setting(1, 2, "float32", "training"))()
+    assert reached == {name for name, _ in model.named_parameters()}
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

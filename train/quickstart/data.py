@@ -5,10 +5,10 @@
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
 instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
 the questions; then conversations about pictures, where it has to find the same in the visual tokens: first without the
-questions that negate ("is there not a circle?"), which ask for one more thought, then with them. In all of them as
-many yes/no questions are about what is there as about what is not: in easy-VQA seven of eight that name a colour name
-another one, so that a model that never recognises a colour does well. The order is the curriculum: train on the file
-sequentially.
+questions that negate ("is there not a circle?"), which ask for one more thought, then with them. In all of them about
+as many yes/no questions are about what is there as about what is not: in easy-VQA seven of eight that name a colour
+name another one, so that a model that never recognises a colour does well. The order is the curriculum: train on the
+file sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -50,12 +50,12 @@ def text_records(
     records: list[Record] = []
     for image in _rounds(usable_images(questions, shown) & attributes.keys(), count, order):
         caption = attributes[image].caption
-        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in balanced(questions[image], shown, order)]
+        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in balanced(questions[image], shown, order, 3)]
         records.append(_record(f"text-{len(records)}-{image}", turns))
     return records
 
 
-def image_records(questions: Questions, sort: Sort, count: int, order: random.Random) -> list[Record]:
+def image_records(questions: Questions, sort: Sort, count: int, order: random.Random, each: int) -> list[Record]:
     """`count` conversations about pictures; all usable images once before any comes again, with other questions.
 
     Args:
@@ -63,10 +63,11 @@ def image_records(questions: Questions, sort: Sort, count: int, order: random.Ra
         sort: what is balanced.
         count: of conversations.
         order: random numbers.
+        each: questions of both sorts in a conversation, at most.
     """
     records: list[Record] = []
     for image in _rounds(usable_images(questions, sort), count, order):
-        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order)]
+        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order, each)]
         turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
         records.append(_record(f"{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
@@ -87,16 +88,15 @@ def usable_images(questions: Questions, sort: Sort) -> set[int]:
     return {image for image, found in questions.items() if {True, False} <= {sort(question) for question in found}}
 
 
-def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int = 3) -> list[VqaQuestion]:
-    """Different questions of one image, shuffled: as many of both sorts, at most `each`, and one that asks for a colour
-    or a shape. Yes/no questions of no sort are left out."""
+def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int) -> list[VqaQuestion]:
+    """Different questions of one image, shuffled: at most `each` of both sorts, and one that asks for a colour or a
+    shape. Yes/no questions of no sort are left out."""
     groups: dict[bool | None, list[VqaQuestion]] = {True: [], False: [], None: []}
     for question in {question.text: question for question in questions}.values():
         if sort(question) is not None or question.kind != "yes/no":
             groups[sort(question)].append(question)
-    count = min(each, len(groups[True]), len(groups[False]))
-    chosen = [*order.sample(groups[True], count), *order.sample(groups[False], count)]
-    chosen += order.sample(groups[None], min(1, len(groups[None])))
+    most = {True: each, False: each, None: 1}
+    chosen = [q for key, group in groups.items() for q in order.sample(group, min(most[key], len(group)))]
     return order.sample(chosen, len(chosen))
 
 
@@ -157,8 +157,8 @@ def write_data(
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
     instruct = text_records(attributes, questions, texts, order)
-    instruct += image_records(questions, shown_plainly, plain_images, order)
-    instruct += image_records(questions, shown, images, order)
+    instruct += image_records(questions, shown_plainly, plain_images, order, 2)
+    instruct += image_records(questions, shown, images, order, 3)
     write_json(output_dir / "instruct.json", instruct)
 
 
