@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=160, help="conversations without a picture")
+    parser.add_argument("--texts", type=int, default=256, help="conversations without a picture")
     parser.add_argument("--plain_images", type=int, default=480, help="conversations about pictures, no negations")
     parser.add_argument("--images", type=int, default=720, help="conversations about pictures, with negations")
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")

@@ -29,7 +29,7 @@ FULL = Recipe(
     teacher_steps=1500,
     bootstrap_steps=800,
     align_steps=130,
-    texts=160,
+    texts=256,
     plain_images=480,
     images=720,
     test_images=None,
@@ -199,7 +199,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     align += ["--per_device_train_batch_size", "8", *_training(aligned, recipe.align_steps, recipe.save_steps)]
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
-    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "5e-4", "--warmup_steps", "5"]
+    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "1e-3", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "2e-4"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += _training(model, None, recipe.save_steps)
