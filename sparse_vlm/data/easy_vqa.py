@@ -43,12 +43,8 @@ class VqaQuestion:
     @property
     def asks_for_what_is_shown(self) -> bool:
         """Of a yes/no question: whether the picture shows what it names. "is there not a circle?" no -> True."""
-        return (self.answer == "yes") != self.negated
-
-    @property
-    def negated(self) -> bool:
-        """Whether it asks for what is not there: "is there not a circle?", "is no circle present?"."""
-        return bool(set(self.text.rstrip("?").split()) & {"no", "not"})
+        negated = bool(set(self.text.rstrip("?").split()) & {"no", "not"})
+        return (self.answer == "yes") != negated
 
 
 @dataclass(frozen=True)

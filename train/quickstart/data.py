@@ -4,11 +4,10 @@
 
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
 instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
-the questions; then conversations about pictures, where it has to find the same in the visual tokens: first without the
-questions that negate ("is there not a circle?"), which ask for one more thought, then with them. In all of them about
-as many yes/no questions are about what is there as about what is not: in easy-VQA seven of eight that name a colour
-name another one, so that a model that never recognises a colour does well. The order is the curriculum: train on the
-file sequentially.
+the questions; then conversations about pictures, where it has to find the same in the visual tokens: some with as many
+answers "yes" as "no", then some with as many questions about the colour that is shown as about others. Without these a
+model that never recognises a colour does well, because seven of eight such questions name another one. The order is the
+curriculum: train on the file sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -22,6 +21,7 @@ from typing import Any
 
 from sparse_vlm.data.conversations import IMAGE_PLACEHOLDER
 from sparse_vlm.data.easy_vqa import (
+    COLOURS,
     Attributes,
     VqaQuestion,
     attributes_from_questions,
@@ -48,14 +48,15 @@ def text_records(
 ) -> list[Record]:
     """`count` conversations without a picture: each prompt is the caption and a question."""
     records: list[Record] = []
-    for image in _rounds(usable_images(questions, shown) & attributes.keys(), count, order):
+    for image in _rounds(usable_images(questions, by_colour) & attributes.keys(), count, order):
         caption = attributes[image].caption
-        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in balanced(questions[image], shown, order, 3)]
+        chosen = balanced(questions[image], by_colour, order)
+        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen]
         records.append(_record(f"text-{len(records)}-{image}", turns))
     return records
 
 
-def image_records(questions: Questions, sort: Sort, count: int, order: random.Random, each: int) -> list[Record]:
+def image_records(questions: Questions, sort: Sort, count: int, order: random.Random) -> list[Record]:
     """`count` conversations about pictures; all usable images once before any comes again, with other questions.
 
     Args:
@@ -63,24 +64,24 @@ def image_records(questions: Questions, sort: Sort, count: int, order: random.Ra
         sort: what is balanced.
         count: of conversations.
         order: random numbers.
-        each: questions of both sorts in a conversation, at most.
     """
     records: list[Record] = []
     for image in _rounds(usable_images(questions, sort), count, order):
-        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order, each)]
+        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order)]
         turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
-        records.append(_record(f"{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
+        records.append(_record(f"image-{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
 
 
-def shown(question: VqaQuestion) -> bool | None:
-    """Sort of a yes/no question: whether the picture shows what it names; None of another question."""
-    return question.asks_for_what_is_shown if question.kind == "yes/no" else None
+def by_answer(question: VqaQuestion) -> bool | None:
+    """Sort of a yes/no question: whether the answer is "yes"; None of another."""
+    return question.answer == "yes" if question.kind == "yes/no" else None
 
 
-def shown_plainly(question: VqaQuestion) -> bool | None:
-    """The same of a question that does not negate."""
-    return None if question.negated else shown(question)
+def by_colour(question: VqaQuestion) -> bool | None:
+    """Sort of a yes/no question about a colour: whether the picture shows it; None of another."""
+    about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
+    return question.asks_for_what_is_shown if about_colour else None
 
 
 def usable_images(questions: Questions, sort: Sort) -> set[int]:
@@ -88,15 +89,12 @@ def usable_images(questions: Questions, sort: Sort) -> set[int]:
     return {image for image, found in questions.items() if {True, False} <= {sort(question) for question in found}}
 
 
-def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int) -> list[VqaQuestion]:
-    """Different questions of one image, shuffled: at most `each` of both sorts, and one that asks for a colour or a
-    shape. Yes/no questions of no sort are left out."""
+def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int = 2) -> list[VqaQuestion]:
+    """Different questions of one image, shuffled: at most `each` of both sorts and of the rest."""
     groups: dict[bool | None, list[VqaQuestion]] = {True: [], False: [], None: []}
     for question in {question.text: question for question in questions}.values():
-        if sort(question) is not None or question.kind != "yes/no":
-            groups[sort(question)].append(question)
-    most = {True: each, False: each, None: 1}
-    chosen = [q for key, group in groups.items() for q in order.sample(group, min(most[key], len(group)))]
+        groups[sort(question)].append(question)
+    chosen = [question for group in groups.values() for question in order.sample(group, min(each, len(group)))]
     return order.sample(chosen, len(chosen))
 
 
@@ -127,8 +125,8 @@ def write_data(
     output_dir: Path,
     *,
     texts: int,
-    plain_images: int,
-    images: int,
+    images_by_answer: int,
+    images_by_colour: int,
     test_images: int | None,
     validation_images: int,
     seed: int,
@@ -138,8 +136,8 @@ def write_data(
     Args:
         output_dir: of the three files.
         texts: conversations without a picture.
-        plain_images: conversations about pictures without negations.
-        images: conversations about pictures with all kinds of questions.
+        images_by_answer: conversations about pictures with as many questions answered "yes" as "no".
+        images_by_colour: with as many questions about the colour that the picture shows as about others.
         test_images: test images whose questions are asked; None: all.
         validation_images: training images left out of training; their questions are asked instead, for choosing
             settings; 0: none.
@@ -157,8 +155,8 @@ def write_data(
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
     instruct = text_records(attributes, questions, texts, order)
-    instruct += image_records(questions, shown_plainly, plain_images, order, 2)
-    instruct += image_records(questions, shown, images, order, 3)
+    instruct += image_records(questions, by_answer, images_by_answer, order)
+    instruct += image_records(questions, by_colour, images_by_colour, order)
     write_json(output_dir / "instruct.json", instruct)
 
 
@@ -166,9 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=256, help="conversations without a picture")
-    parser.add_argument("--plain_images", type=int, default=480, help="conversations about pictures, no negations")
-    parser.add_argument("--images", type=int, default=720, help="conversations about pictures, with negations")
+    parser.add_argument("--texts", type=int, default=200, help="conversations without a picture")
+    parser.add_argument("--images_by_answer", type=int, default=800, help="conversations, yes and no in balance")
+    parser.add_argument(
+        "--images_by_colour", type=int, default=600, help="conversations, the colour shown and others in balance"
+    )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")
     parser.add_argument("--seed", type=int, default=0)

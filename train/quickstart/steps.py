@@ -18,8 +18,8 @@ class Recipe:
     bootstrap_steps: int
     align_steps: int
     texts: int
-    plain_images: int
-    images: int
+    images_by_answer: int
+    images_by_colour: int
     test_images: int | None
     save_steps: int
     timed_batches: int
@@ -28,10 +28,10 @@ class Recipe:
 FULL = Recipe(
     teacher_steps=1500,
     bootstrap_steps=800,
-    align_steps=130,
-    texts=256,
-    plain_images=480,
-    images=720,
+    align_steps=50,
+    texts=200,
+    images_by_answer=720,
+    images_by_colour=720,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
     timed_batches=8,
@@ -41,8 +41,8 @@ FAST = Recipe(
     bootstrap_steps=4,
     align_steps=2,
     texts=8,
-    plain_images=4,
-    images=4,
+    images_by_answer=4,
+    images_by_colour=4,
     test_images=10,
     save_steps=2,
     timed_batches=1,
@@ -143,8 +143,8 @@ def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
 
 def _data(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
-    arguments += ["--texts", str(recipe.texts), "--plain_images", str(recipe.plain_images)]
-    arguments += ["--images", str(recipe.images)]
+    arguments += ["--texts", str(recipe.texts), "--images_by_answer", str(recipe.images_by_answer)]
+    arguments += ["--images_by_colour", str(recipe.images_by_colour)]
     if recipe.test_images is not None:
         arguments += ["--test_images", str(recipe.test_images)]
     return Step("data", "easy-VQA as LLaVA data", tuple(arguments), paths.data / "instruct.json")
@@ -196,11 +196,11 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     build = ["-m", "sparse_vlm.cli", "build", str(vision), str(packaged_llm()), str(built), *template]
     align = ["-m", "train.align", "--model_name_or_path", str(built), "--data_path", str(paths.data / "captions.json")]
     align += ["--image_folder", str(paths.train_images), "--learning_rate", "2e-3", "--warmup_steps", "5"]
-    align += ["--per_device_train_batch_size", "8", *_training(aligned, recipe.align_steps, recipe.save_steps)]
+    align += ["--per_device_train_batch_size", "32", *_training(aligned, recipe.align_steps, recipe.save_steps)]
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "1e-3", "--warmup_steps", "5"]
-    instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "2e-4"]
+    instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "5e-4"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += _training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]

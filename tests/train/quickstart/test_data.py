@@ -10,7 +10,7 @@ pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations import parse_sample
 from sparse_vlm.data.easy_vqa import VqaQuestion, load_questions
-from train.quickstart.data import Sort, balanced, main, shown, shown_plainly, usable_images
+from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
 
 SORTED = [
     ("is there a red shape?", "yes"),
@@ -24,7 +24,7 @@ SORTED = [
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("data")
     arguments = ["--output_dir", str(directory), "--texts", "20", "--test_images", "3"]
-    arguments += ["--plain_images", "30", "--images", "20"]
+    arguments += ["--images_by_answer", "30", "--images_by_colour", "20"]
     assert main(arguments) == 0
     return directory
 
@@ -55,33 +55,25 @@ def test_answers_are_the_official_ones(data: Path) -> None:
             assert known[image, human["value"].splitlines()[-1]] == gpt["value"]
 
 
-@pytest.mark.parametrize(("sort", "each"), [(shown_plainly, 2), (shown, 3)])
-def test_questions_of_both_sorts(sort: Sort, each: int) -> None:
+@pytest.mark.parametrize("sort", [by_answer, by_colour])
+def test_questions_of_both_sorts(sort: Sort) -> None:
     questions = load_questions("train")
     asked = {image: [q for q in questions if q.image_id == image] for image in range(50)}
     usable = usable_images(asked, sort)
-    assert 15 < len(usable) < 50
+    assert 20 < len(usable) < 50
     for image in usable:
-        chosen = balanced(asked[image], sort, random.Random(0), each)
+        chosen = balanced(asked[image], sort, random.Random(0))
         sorts = [sort(question) for question in chosen]
-        assert 1 <= sorts.count(True) <= each
-        assert 1 <= sorts.count(False) <= each
-        assert [q.kind for q in chosen].count("yes/no") == len(chosen) - sorts.count(None) >= len(chosen) - 1
+        assert 1 <= sorts.count(True) <= 2
+        assert 1 <= sorts.count(False) <= 2
+        assert sorts.count(None) <= 2
         assert len({question.text for question in chosen}) == len(chosen)
 
 
 def test_sorts_of_questions() -> None:
     questions = [VqaQuestion(0, 0, text, answer) for text, answer in SORTED]
-    assert [shown(question) for question in questions] == [True, True, False, None]
-    assert [shown_plainly(question) for question in questions] == [True, None, False, None]
-
-
-def test_negations_come_last(data: Path) -> None:
-    questions = [[turn["value"] for turn in r["conversations"][::2]] for r in _read(data / "instruct.json")]
-    negated = [any({"no", "not"} & set(text.rstrip("?").split()) for text in texts) for texts in questions]
-    assert not any(negated[20:50])
-    assert sum(negated[:20]) > 10
-    assert sum(negated[50:]) > 10
+    assert [by_answer(question) for question in questions] == [True, False, False, None]
+    assert [by_colour(question) for question in questions] == [True, True, None, None]
 
 
 def test_questions_are_the_official_test_questions(data: Path) -> None:
@@ -90,7 +82,7 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
 
 
 def test_validation_images_are_left_out(tmp_path: Path) -> None:
-    main(["--output_dir", str(tmp_path), "--images", "3800", "--validation_images", "200"])
+    main(["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images", "200"])
     asked = {image for _, _, image in _read(tmp_path / "questions.json")}
     shown = {
         record["image"]
@@ -102,7 +94,7 @@ def test_validation_images_are_left_out(tmp_path: Path) -> None:
 
 
 def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
-    main(["--output_dir", str(tmp_path), "--texts", "0", "--images", "0", "--plain_images", "3000"])
+    main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
-    assert len(set(images)) == 1866  # the others have no plain question about what is there, or about what is not
+    assert len(set(images)) == 1911  # the others have no question about the colour shown, or about no other
