@@ -22,6 +22,7 @@ from eval.encoder_cost import Result, measure
 from eval.runtimes import CPU_FLOAT32, MODES, Setting, build
 from eval.timing import DTYPES, machine, open_device, require_positive
 from eval.vision_towers import open_tower
+from sparse_vlm.encoder.export import require_onnx
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 # What is bootstrapped from what: the dense towers first.
@@ -41,7 +42,7 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
     """Every set in every setting; one set's models are in memory at a time.
 
     Raises:
-        UserError: an unknown model, a size that it cannot have, or a mode that does not fit.
+        UserError: an unknown model, a size that it cannot have, or a mode that does not fit or needs more packages.
     """
     device = open_device(arguments.device)
     special = [mode for mode in arguments.modes if mode in CPU_FLOAT32]
@@ -50,6 +51,8 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
         )
+    if any(mode.startswith("onnx") for mode in arguments.modes):
+        require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     sizes: Sequence[int | None] = arguments.image_sizes or [None]
     towers = {  # all of them before the first is timed: a wrong name must not cost an hour

@@ -69,12 +69,21 @@ def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) 
     return differences
 
 
-def _check(encoder: SparseFormer) -> None:
+def require_onnx() -> None:
+    """Checks that the extra `export` is installed.
+
+    Raises:
+        UserError: it is not.
+    """
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install 'sparse-vlm[export]'.") from error
+
+
+def _check(encoder: SparseFormer) -> None:
+    require_onnx()
     dtype = encoder.stem.conv.weight.dtype
     if dtype != torch.float32:
         raise UserError(f"Only float32 encoders are exported, this one is {dtype}: call encoder.float() first.")

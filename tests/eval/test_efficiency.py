@@ -1,6 +1,7 @@
 """The benchmark of encoders: what a run leaves, and its arguments."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,9 @@ def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str)
 def test_bad_arguments(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_onnx_needs_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["--modes", "eager", "onnx"]) == 2
+    assert "ONNX export needs onnxscript: pip install 'sparse-vlm[export]'." in capsys.readouterr().err
