@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from eval.cost_report import Section, megabytes, publish, require_json_name
 from eval.encoder_cost import Result, measure
-from eval.runtimes import CPU_FLOAT32, MODES, Setting, build
+from eval.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
 from eval.timing import DTYPES, machine, open_device, require_positive
 from eval.vision_towers import open_tower
 from sparse_vlm.encoder.export import require_onnx
@@ -51,7 +51,7 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
         )
-    if any(mode.startswith("onnx") for mode in arguments.modes):
+    if set(ONNX) & set(arguments.modes):
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     sizes: Sequence[int | None] = arguments.image_sizes or [None]

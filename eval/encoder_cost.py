@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.runtimes import Setting, runner
+from eval.runtimes import ONNX, Setting, runner
 from eval.timing import DTYPES, matmul, peak_bytes, take_turns
 from eval.vision_towers import Tower
 
@@ -94,10 +94,9 @@ def measure(
     ]
     product_run, operations = matmul(DTYPES[setting.dtype], device)
     *seconds, of_product = take_turns([*runs, product_run], repeats, device)
-    onnx = setting.mode.startswith("onnx")
     itemsize = 1 if setting.mode == "onnx-int8" else DTYPES[setting.dtype].itemsize
     costs = [
-        Cost(tower, tower.parameters * itemsize, None if onnx else peak_bytes(run, device), times)
+        Cost(tower, tower.parameters * itemsize, None if setting.mode in ONNX else peak_bytes(run, device), times)
         for tower, run, times in zip(towers, runs, seconds, strict=True)
     ]
     return Result(name, setting, costs, operations / statistics.median(of_product))

@@ -15,8 +15,9 @@ from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
 from sparse_vlm.encoder.inference import optimize_for_inference
 
-MODES = ("eager", "packed", "compiled", "onnx", "onnx-int8", "training")
-CPU_FLOAT32 = ("packed", "onnx", "onnx-int8")
+ONNX = ("onnx", "onnx-int8")
+CPU_FLOAT32 = ("packed", *ONNX)
+MODES = ("eager", "compiled", *CPU_FLOAT32, "training")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
         images: float[B, 3, H, W] of the setting's dtype.
         setting: how to run.
     """
-    if setting.mode.startswith("onnx"):
+    if setting.mode in ONNX:
         session, pixels = _session(model, images, setting), images.numpy()
         return lambda: session.run(None, {"images": pixels})
     if setting.mode == "training":
