@@ -21,8 +21,10 @@ from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train import vlm
 from train.arguments import parse_arguments
+from train.checkpoints import last_checkpoint
 from train.stage import Part, StageArguments
 from train.vlm_data import DataArguments, make_data
+from train.word_start import start_from_words
 
 
 @dataclass
@@ -33,6 +35,18 @@ class AlignArguments(StageArguments):
         default=None,
         metadata={"help": "plain: LLaVA's format for captions (image, caption, newline); default: the chat template"},
     )
+    word_start: int = field(
+        default=0,
+        metadata={
+            "help": "captions from which the projector is solved before it trains, so that a picture's tokens read "
+            "like its caption's words; 0: it trains from where it is"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.word_start < 0:
+            raise UserError(f"--word_start must not be negative, got {self.word_start}.")
 
 
 def trained_parts(model: SparseVLMForConditionalGeneration, args: AlignArguments) -> list[Part]:
@@ -48,6 +62,8 @@ def align(model_args: vlm.ModelArguments, data_args: DataArguments, args: AlignA
         raise UserError("--version plain knows no turns: leave out --independent_turns.")
     model, processor = vlm.load(model_args, args)
     data = make_data(data_args, args, model, processor, language=False, plain=args.version == "plain")
+    if args.word_start and last_checkpoint(Path(args.output_dir)) is None:  # a run that goes on has its projector
+        start_from_words(model, data, args.word_start, args)
     vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
 
 

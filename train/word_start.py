@@ -1,0 +1,126 @@
+"""`--word_start N`: the projector starts where a picture's tokens read like the words of its caption (ours).
+
+From a random start the projector has to find through all of the frozen language model which directions it reads as
+words. Here the projector's last layer is solved by least squares in one pass over captioned pictures: the target of
+visual token k is the language model's embedding of its caption's word k, the caption repeated to fill all the tokens.
+What a language model can do with a caption's text, it can then do with the picture to begin with. A hidden layer before
+the last stays random, drawn wider than weights that are to be trained, so that its GELU bends within its inputs' range.
+"""
+
+import logging
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from sparse_vlm.data.conversations import IGNORE
+from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
+from train.stage import StageArguments
+from train.vlm_data import StageData
+
+logger = logging.getLogger(__name__)
+HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 2.0, 1.0  # of a hidden unit's sum over normalised inputs; of its offset
+RIDGE = 1e-4  # times the mean square of a feature
+
+
+class LeastSquares:
+    """Linear map with offset from rows of features to rows of targets, from sums alone (float64).
+
+    Args:
+        features: width of a row.
+        targets: width of a row.
+    """
+
+    def __init__(self, features: int, targets: int) -> None:
+        self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
+        self.cross = torch.zeros(features + 1, targets, dtype=torch.float64)
+        self.squares = torch.zeros(targets, dtype=torch.float64)
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """float[R, F] and float[R, T]."""
+        rows = torch.cat([features, features.new_ones(len(features), 1)], dim=1).double()
+        self.gram += (rows.T @ rows).cpu()
+        self.cross += (rows.T @ targets.double()).cpu()
+        self.squares += targets.double().square().sum(0).cpu()
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+        """(weight float64[T, F], bias float64[T], explained share of the targets' variance around their mean)."""
+        count = self.gram[-1, -1]
+        damping = ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=torch.float64)
+        damping[-1, -1] = 0  # the offset is free
+        solution = torch.linalg.solve(self.gram + damping, self.cross)
+        explained = 2 * (solution * self.cross).sum(0) - (solution * (self.gram @ solution)).sum(0)
+        mean_part = self.cross[-1].square() / count
+        share = (explained - mean_part).sum() / (self.squares - mean_part).sum()
+        return solution[:-1].T, solution[-1], share.item()
+
+
+def start_from_words(
+    model: SparseVLMForConditionalGeneration, data: StageData, pictures: int, args: StageArguments
+) -> None:
+    """Sets the projector's weights in place; the same in every process.
+
+    Args:
+        model: tower, projector and word embeddings are used; the rest of the language model is not.
+        data: of the stage; all that the assistant says in a sample counts as its pictures' caption.
+        pictures: how many samples are read, randomly chosen; all if there are fewer.
+        args: device, batch size and seed.
+
+    Raises:
+        UserError: under ZeRO-3, or no chosen sample has a picture.
+    """
+    if is_deepspeed_zero3_enabled():
+        raise UserError("--word_start needs the whole projector in each process: use train/zero2.json, not ZeRO-3.")
+    for part in (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings()):
+        part.to(args.device)
+    projector: Any = model.model.multi_modal_projector
+    hidden, last = projector[:-1], projector[-1]
+    _redraw(hidden, args.seed)
+    problem = LeastSquares(last.in_features, last.out_features)
+    chosen = random.Random(args.seed).sample(range(len(data.training)), min(pictures, len(data.training)))
+    batches = DataLoader(Subset(data.training, chosen), batch_size=args.train_batch_size, collate_fn=list)
+    with torch.no_grad():
+        for batch in tqdm(batches, desc="Words of the captions", disable=args.disable_tqdm or args.process_index > 0):
+            images = [image for item in batch for image in item["images"]]
+            if not images:
+                continue
+            stacked = torch.stack(images).to(args.device)
+            tokens = stacked if data.collator.image_key == "visual_tokens" else model.model.encode_images(stacked)
+            tokens = tokens.to(last.weight.dtype)  # a cache's may have less precision
+            words = _words(batch, data.training, tokens.shape[1]).to(args.device)
+            problem.add(hidden(tokens).flatten(0, 1), model.get_input_embeddings()(words).flatten(0, 1))
+        if not problem.gram[-1, -1]:
+            raise UserError(
+                f"None of the {len(chosen)} samples of --word_start has a picture: raise it, or leave it out."
+            )
+        weight, bias, share = problem.solve(RIDGE)
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
+    logger.warning("--word_start: the visual tokens explain %.1f %% of their captions' word embeddings.", 100 * share)
+
+
+def _redraw(hidden: nn.Sequential, seed: int) -> None:
+    """New random weights before the projector's last layer; a linear projector has only a norm there."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in hidden:
+        if isinstance(layer, nn.Linear):
+            weight, bias = (torch.randn(tensor.shape, generator=generator) for tensor in (layer.weight, layer.bias))
+            with torch.no_grad():
+                layer.weight.copy_(weight * HIDDEN_WEIGHT_STD / layer.in_features**0.5)
+                layer.bias.copy_(bias * HIDDEN_BIAS_STD)
+
+
+def _words(batch: list[dict], dataset: ConversationDataset, width: int) -> Tensor:
+    """int64[I, width]: for each picture its sample's answers without the tokens that end turns, over and over."""
+    control = dataset.chat.control_tokens
+    rows = []
+    for item in batch:
+        words = [token for token in item["row"].targets if token != IGNORE and token not in control]
+        rows += [[words[k % len(words)] for k in range(width)]] * len(item["images"])
+    return torch.tensor(rows)
