@@ -25,7 +25,7 @@ from train.stage import StageArguments
 from train.vlm_data import StageData
 
 logger = logging.getLogger(__name__)
-HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 2.0, 1.0  # of a hidden unit's sum over normalised inputs; of its offset
+HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 1.0, 0.5  # of a hidden unit's sum over normalised inputs; of its offset
 RIDGE = 1e-4  # times the mean square of a feature
 
 

@@ -3,11 +3,11 @@
     python -m train.quickstart.data --output_dir runs/quickstart/data
 
 captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
-instruct.json: first conversations without a picture, whose prompts hold the caption instead, until the LLM can answer
-the questions; then conversations about pictures, where it has to find the same in the visual tokens: some with as many
-answers "yes" as "no", then some with as many questions about the colour that is shown as about others. Without these a
-model that never recognises a colour does well, because seven of eight such questions name another one. The order is the
-curriculum: train on the file sequentially.
+reading.json: conversations without a picture, whose prompts hold the caption instead: the LLM learns to answer the
+questions from words, and to say the caption when it is asked nothing.
+instruct.json: conversations about pictures: first with as many answers "yes" as "no", then with as many questions about
+the colour that is shown as about others. Without these a model that never recognises a colour does well, because seven
+of eight such questions name another one. The order is a curriculum: train on the file sequentially.
 questions.json: the test questions in the official format, all or those of the first images.
 """
 
@@ -46,12 +46,12 @@ def caption_records(attributes: dict[int, Attributes], order: random.Random) -> 
 def text_records(
     attributes: dict[int, Attributes], questions: Questions, count: int, order: random.Random
 ) -> list[Record]:
-    """`count` conversations without a picture: each prompt is the caption and a question."""
+    """`count` conversations without a picture: each prompt is the caption and a question, one the caption alone."""
     records: list[Record] = []
     for image in _rounds(usable_images(questions, by_colour) & attributes.keys(), count, order):
         caption = attributes[image].caption
         chosen = balanced(questions[image], by_colour, order)
-        turns = [(f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen]
+        turns = [(caption, caption), *((f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen)]
         records.append(_record(f"text-{len(records)}-{image}", turns))
     return records
 
@@ -131,10 +131,10 @@ def write_data(
     validation_images: int,
     seed: int,
 ) -> None:
-    """Writes questions.json, captions.json and instruct.json.
+    """Writes questions.json, captions.json, reading.json and, last, instruct.json.
 
     Args:
-        output_dir: of the three files.
+        output_dir: of the files.
         texts: conversations without a picture.
         images_by_answer: conversations about pictures with as many questions answered "yes" as "no".
         images_by_colour: with as many questions about the colour that the picture shows as about others.
@@ -154,8 +154,8 @@ def write_data(
     for question in everything:
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
-    instruct = text_records(attributes, questions, texts, order)
-    instruct += image_records(questions, by_answer, images_by_answer, order)
+    write_json(output_dir / "reading.json", text_records(attributes, questions, texts, order))
+    instruct = image_records(questions, by_answer, images_by_answer, order)
     instruct += image_records(questions, by_colour, images_by_colour, order)
     write_json(output_dir / "instruct.json", instruct)
 
@@ -165,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=200, help="conversations without a picture")
-    parser.add_argument("--images_by_answer", type=int, default=800, help="conversations, yes and no in balance")
+    parser.add_argument("--images_by_answer", type=int, default=360, help="conversations, yes and no in balance")
     parser.add_argument(
-        "--images_by_colour", type=int, default=600, help="conversations, the colour shown and others in balance"
+        "--images_by_colour", type=int, default=360, help="conversations, the colour shown and others in balance"
     )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")

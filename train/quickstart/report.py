@@ -22,7 +22,10 @@ def write_report(paths: Paths) -> dict[str, Any]:
     encoder = SparseFormer.from_pretrained(paths.encoder)
     shown = [open_image(paths.test_images / f"{number}.png") for number in range(4)]
     save_figure(roi_figure(encoder, shown), paths.root / "rois.png")
-    logs = {name: read_log(paths.root / name / "log.jsonl") for name in ("teacher", "encoder", "aligned", "model")}
+    logs = {
+        name: read_log(paths.root / name / "log.jsonl")
+        for name in ("teacher", "encoder", "reading", "aligned", "model")
+    }
     save_figure(loss_figure(logs), paths.root / "losses.png")
     save_figure(accuracy_figure(_bars(paths)), paths.root / "accuracy.png")
     write_text(paths.root / "report.md", as_markdown(report))

@@ -16,6 +16,7 @@ class Recipe:
 
     teacher_steps: int
     bootstrap_steps: int
+    word_start: int
     align_steps: int
     texts: int
     images_by_answer: int
@@ -28,10 +29,11 @@ class Recipe:
 FULL = Recipe(
     teacher_steps=1500,
     bootstrap_steps=800,
-    align_steps=50,
+    word_start=4000,
+    align_steps=40,
     texts=200,
-    images_by_answer=720,
-    images_by_colour=720,
+    images_by_answer=360,
+    images_by_colour=360,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
     timed_batches=8,
@@ -39,6 +41,7 @@ FULL = Recipe(
 FAST = Recipe(
     teacher_steps=4,
     bootstrap_steps=4,
+    word_start=32,
     align_steps=2,
     texts=8,
     images_by_answer=4,
@@ -57,7 +60,7 @@ class Paths:
 
     @property
     def data(self) -> Path:
-        """captions.json, instruct.json, questions.json"""
+        """captions.json, reading.json, instruct.json, questions.json"""
         return self.root / "data"
 
     @property
@@ -188,19 +191,25 @@ def _first_token(paths: Paths, dense_model: Path) -> Step:
 
 
 def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, prefix: str) -> list[Step]:
-    """Build, align, instruct, evaluate on a vision tower; `vision` is an encoder or a teacher directory."""
-    built, aligned, model = root / "built", root / "aligned", root / "model"
+    """Build, read, align, instruct, evaluate on a vision tower; `vision` is an encoder or a teacher directory."""
+    built, reading, aligned, model = (root / name for name in ("built", "reading", "aligned", "model"))
     answers, blind, scores = root / "answers.jsonl", root / "answers_no_image.jsonl", root / "scores.json"
     questions = str(paths.data / "questions.json")
     template = ["--chat_template", str(CHAT_TEMPLATE)]
     build = ["-m", "sparse_vlm.cli", "build", str(vision), str(packaged_llm()), str(built), *template]
-    align = ["-m", "train.align", "--model_name_or_path", str(built), "--data_path", str(paths.data / "captions.json")]
-    align += ["--image_folder", str(paths.train_images), "--learning_rate", "2e-3", "--warmup_steps", "5"]
-    align += ["--per_device_train_batch_size", "32", *_training(aligned, recipe.align_steps, recipe.save_steps)]
+    # a constant rate: what is learnt here is learnt in the last third
+    read = ["-m", "train.instruct", "--model_name_or_path", str(built), "--independent_turns", "True"]
+    read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
+    read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
+    read += ["--per_device_train_batch_size", "4", *_training(reading, None, recipe.save_steps)]
+    align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
+    align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
+    align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
+    align += _training(aligned, recipe.align_steps, recipe.save_steps)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
-    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "1e-3", "--warmup_steps", "5"]
-    instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "5e-4"]
+    instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
+    instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += _training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
@@ -210,6 +219,13 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     on = "the dense teacher" if prefix else "SparseFormer"
     return [
         Step(f"{prefix}build", f"SmolLM2-135M on {on}", tuple(build), built / "config.json"),
+        Step(
+            f"{prefix}read",
+            "The language model learns the questions from words",
+            tuple(read),
+            reading / "config.json",
+            reading,
+        ),
         Step(f"{prefix}align", "Alignment of the projector", tuple(align), aligned / "config.json", aligned),
         Step(f"{prefix}instruct", "Instruction tuning", tuple(instruct), model / "config.json", model),
         # answers.jsonl grows while it is made, so only the scores say that these are done

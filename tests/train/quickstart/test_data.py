@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations import parse_sample
-from sparse_vlm.data.easy_vqa import VqaQuestion, load_questions
+from sparse_vlm.data.easy_vqa import VqaQuestion, attributes_from_questions, load_questions
 from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
 
 SORTED = [
@@ -34,25 +34,27 @@ def _read(path: Path) -> list:
 
 
 def test_every_record_is_a_sound_llava_sample(data: Path) -> None:
-    captions, instruct = _read(data / "captions.json"), _read(data / "instruct.json")
-    assert len(captions) == 3578
-    assert len(instruct) == 70
-    for index, record in enumerate(captions + instruct):
+    captions, reading, instruct = (_read(data / f"{name}.json") for name in ("captions", "reading", "instruct"))
+    assert [len(captions), len(reading), len(instruct)] == [3578, 20, 50]
+    for index, record in enumerate(captions + reading + instruct):
         parse_sample(record, index)
+    assert all("image" in record for record in captions + instruct)
+    assert not any("image" in record for record in reading)
 
 
-def test_text_comes_first_and_pictures_after(data: Path) -> None:
-    has_image = ["image" in record for record in _read(data / "instruct.json")]
-    assert has_image == [False] * 20 + [True] * 50
-
-
-def test_answers_are_the_official_ones(data: Path) -> None:
+@pytest.mark.parametrize("name", ["reading", "instruct"])
+def test_answers_are_the_official_ones(data: Path, name: str) -> None:
     known = {(q.image_id, q.text): q.answer for q in load_questions("train")}
-    for record in _read(data / "instruct.json"):
+    captions = {i: attributes.caption for i, attributes in attributes_from_questions(load_questions("train")).items()}
+    for record in _read(data / f"{name}.json"):
         image = int(record["id"].rpartition("-")[2])
-        turns = record["conversations"]
-        for human, gpt in zip(turns[::2], turns[1::2], strict=True):
-            assert known[image, human["value"].splitlines()[-1]] == gpt["value"]
+        values = [turn["value"] for turn in record["conversations"]]
+        turns = list(zip(values[::2], values[1::2], strict=True))
+        if name == "reading":
+            assert turns[0] == (captions[image], captions[image])
+            turns = [(human.removeprefix(f"{captions[image]}\n"), answer) for human, answer in turns[1:]]
+        for human, answer in turns:
+            assert known[image, human.removeprefix("<image>\n")] == answer
 
 
 @pytest.mark.parametrize("sort", [by_answer, by_colour])
