@@ -26,7 +26,7 @@ from train.vlm_data import StageData
 
 logger = logging.getLogger(__name__)
 HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 1.0, 0.5  # of a hidden unit's sum over normalised inputs; of its offset
-RIDGE = 1e-4  # times the mean square of a feature
+RIDGE = 1e-4  # times the mean of the features' sums of squares
 
 
 class LeastSquares:
@@ -102,7 +102,8 @@ def start_from_words(
         weight, bias, share = problem.solve(RIDGE)
         last.weight.copy_(weight)
         last.bias.copy_(bias)
-    logger.warning("--word_start: the visual tokens explain %.1f %% of their captions' word embeddings.", 100 * share)
+    if args.process_index == 0:
+        logger.warning("--word_start: the tokens explain %.1f %% of their captions' word embeddings.", 100 * share)
 
 
 def _redraw(hidden: nn.Sequential, seed: int) -> None:

@@ -93,7 +93,11 @@ def test_the_stage_trains_from_there_and_a_run_that_goes_on_does_not_start_again
     options = {"word_start": 4, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "whole", **options)) == 0
     assert changed(vlm_dir, tmp_path / "whole") == {"multi_modal_projector"}
-    monkeypatch.setattr(align.vlm, "finish", lambda saved, args: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupted(saved: Path, args: StageArguments) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(align.vlm, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         align.main(flags(vlm_dir, data_dir, tmp_path / "cut", **options))
     monkeypatch.undo()
