@@ -21,7 +21,7 @@ from sparse_vlm.data.conversations import IGNORE
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from train.stage import StageArguments
+from train.stage import StageArguments, workers_sentences
 from train.vlm_data import StageData
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,13 @@ def start_from_words(
     _redraw(hidden, args.seed)
     problem = LeastSquares(last.in_features, last.out_features)
     chosen = random.Random(args.seed).sample(range(len(data.training)), min(pictures, len(data.training)))
-    batches = DataLoader(Subset(data.training, chosen), batch_size=args.train_batch_size, collate_fn=list)
-    with torch.no_grad():
+    batches = DataLoader(
+        Subset(data.training, chosen),
+        batch_size=args.train_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=list,
+    )
+    with workers_sentences(), torch.no_grad():
         for batch in tqdm(batches, desc="Words of the captions", disable=args.disable_tqdm or args.process_index > 0):
             images = [image for item in batch for image in item["images"]]
             if not images:
@@ -95,11 +100,10 @@ def start_from_words(
             tokens = tokens.to(last.weight.dtype)  # a cache's may have less precision
             words = _words(batch, data.training, tokens.shape[1]).to(args.device)
             problem.add(hidden(tokens).flatten(0, 1), model.get_input_embeddings()(words).flatten(0, 1))
-        if not problem.gram[-1, -1]:
-            raise UserError(
-                f"None of the {len(chosen)} samples of --word_start has a picture: raise it, or leave it out."
-            )
-        weight, bias, share = problem.solve(RIDGE)
+    if not problem.gram[-1, -1]:
+        raise UserError(f"None of the {len(chosen)} samples of --word_start has a picture: raise it, or leave it out.")
+    weight, bias, share = problem.solve(RIDGE)
+    with torch.no_grad():
         last.weight.copy_(weight)
         last.bias.copy_(bias)
     if args.process_index == 0:

@@ -144,8 +144,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     if report["steps_resumed"]:
         lines += [f"Resumed, so without the seconds before the interruption: {', '.join(report['steps_resumed'])}.", ""]
     lines += [
-        "The captions of the alignment and of the instruction tuning's text part follow from the training questions' "
-        "answers. The test images and questions were used for this report alone.",
+        "The captions that the language model reads and that the projector is aligned with follow from the training "
+        "questions' answers. The test images and questions were used for this report alone.",
         "",
     ]
     return "\n".join(lines)
