@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train import vlm
-from train.arguments import parse_arguments
+from train.arguments import check_ranges, parse_arguments
 from train.checkpoints import last_checkpoint
 from train.stage import Part, StageArguments
 from train.vlm_data import DataArguments, make_data
@@ -45,8 +45,7 @@ class AlignArguments(StageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.word_start < 0:
-            raise UserError(f"--word_start must not be negative, got {self.word_start}.")
+        check_ranges(self, {"word_start": "[0, inf)"})
 
 
 def trained_parts(model: SparseVLMForConditionalGeneration, args: AlignArguments) -> list[Part]:

@@ -121,7 +121,7 @@ def test_cached_tokens_and_text_only_samples_start_it_too(vlm_dir: Path, data_di
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"word_start": -1}, "--word_start must not be negative, got -1"),
+        ({"word_start": -1}, "--word_start must lie in [0, inf), got -1."),
         ({"word_start": 3, "data_path": "text.json"}, "None of the 3 samples of --word_start has a picture"),
     ],
 )
