@@ -86,7 +86,7 @@ class TimmSparseFormer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """float[B, 3, H, W] -> float[B, prefix + n, C] behind the final norm; the n latent tokens have no grid."""
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
-        return self.cortex.trunk.norm(self.cortex.run_blocks(tokens)[-1])
+        return self.cortex.trunk.norm(self.cortex(tokens)[-1])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """float[B, prefix + n, C] -> logits float[B, classes]; pooled float[B, C] with `pre_logits`."""

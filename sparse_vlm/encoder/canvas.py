@@ -3,7 +3,7 @@
 Batches stack pictures, so all need one shape; an encoder takes any, and must not see what is no picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -56,13 +56,8 @@ def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
     Returns:
         As of a batch; the RoIs are in the coordinates of each picture, not of its canvas.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    pictures = [on_canvas(canvas) for canvas in canvases]
-    for index, picture in enumerate(pictures):
-        groups.setdefault(tuple(picture.shape), []).append(index)
-    outputs = [encoder(torch.stack([pictures[index] for index in members])) for members in groups.values()]
-    order = torch.tensor([index for members in groups.values() for index in members], device=canvases.device)
-    place = order.argsort()
+    batches, place = _batches(canvases)
+    outputs = [encoder(batch) for batch in batches]
     states = zip(*(output.hidden_states for output in outputs), strict=True)
     return EncoderOutput(
         torch.cat([output.tokens for output in outputs])[place],
@@ -70,3 +65,20 @@ def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
         torch.cat([output.rois for output in outputs], dim=1)[:, place],
         tuple(torch.cat(state)[place] for state in states),
     )
+
+
+def hidden_states_of_canvases(encoder: SparseFormer, canvases: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+    """`SparseFormer.hidden_states` of the pictures on canvases float[B, 3, S, S] of `place_on_canvas`."""
+    batches, place = _batches(canvases)
+    states = zip(*(encoder.hidden_states(batch, layers) for batch in batches), strict=True)
+    return tuple(torch.cat(state)[place] for state in states)
+
+
+def _batches(canvases: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The pictures in batches of equal size, and where in their concatenation each picture lies, int64[B]."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    pictures = [on_canvas(canvas) for canvas in canvases]
+    for index, picture in enumerate(pictures):
+        groups.setdefault(tuple(picture.shape), []).append(index)
+    order = torch.tensor([index for members in groups.values() for index in members], device=canvases.device)
+    return [torch.stack([pictures[index] for index in members]) for members in groups.values()], order.argsort()

@@ -71,21 +71,24 @@ class Cortex(nn.Module):
         self.cls_embedding = nn.Parameter(torch.zeros(1, config.width)) if has_cls else None
         self.register_embeddings = nn.Parameter(torch.zeros(registers, config.width)) if registers else None
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Latent tokens float[B, n, C] -> pooled float[B, D] and the hidden states, see `run_blocks`."""
-        states = self.run_blocks(tokens)
-        return self.trunk.forward_head(self.trunk.norm(states[-1])), states
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What leaves the last block, float[B, prefix + n, C] -> float[B, D]: normed, pooled and projected."""
+        return self.trunk.forward_head(self.trunk.norm(tokens))
 
-    def run_blocks(self, tokens: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, tokens: Tensor, count: int | None = None) -> tuple[Tensor, ...]:
         """Latent tokens float[B, n, C] -> the hidden states, without norm, pooling and head.
 
         Hidden states are the input and what leaves each block, float[B, prefix + n, C] each: CLS, registers, latent.
+
+        Args:
+            tokens: of the focusing transformer.
+            count: of blocks, from the first; None: all.
         """
         for prefix in (self.register_embeddings, self.cls_embedding):
             if prefix is not None:
                 tokens = torch.cat([prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         states = [tokens]
-        for block in self.trunk.blocks:
+        for block in list(self.trunk.blocks)[:count]:
             recompute = self.trunk.grad_checkpointing and torch.is_grad_enabled()
             states.append(checkpoint(block, states[-1], use_reentrant=False) if recompute else block(states[-1]))
         return tuple(states)

@@ -1,5 +1,6 @@
 """SparseFormer: stem → focusing transformer → cortex."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,15 +57,39 @@ class SparseFormer(nn.Module):
         Raises:
             UserError: `images` is not a non-empty floating-point batch of RGB images.
         """
+        tokens, rois = self._look(images)
+        states = self.cortex(tokens)
+        return EncoderOutput(states[-1], self.cortex.pool(states[-1]), rois, states)
+
+    def hidden_states(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Some of `EncoderOutput.hidden_states`; the blocks behind the last of them are not computed.
+
+        Args:
+            images: as `forward` takes them.
+            layers: which of them; negative ones count from the end.
+
+        Raises:
+            UserError: as of `forward`, or there is no such layer.
+        """
+        depth = self.config.cortex.depth
+        for layer in layers:
+            if not -depth - 1 <= layer <= depth:
+                raise UserError(
+                    f"There is no hidden state {layer}: this encoder has 0 to {depth}, or -1 to {-depth - 1}."
+                )
+        places = [layer % (depth + 1) for layer in layers]
+        tokens, _ = self._look(images)
+        states = self.cortex(tokens, max(places))
+        return tuple(states[place] for place in places)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the focusing transformer makes of the images: latent tokens and RoIs."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
             raise UserError(
                 "SparseFormer takes a non-empty batch of RGB images, float[B, 3, H, W], "
                 f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
             )
-        features = self.stem(images.to(self.stem.conv.weight.dtype))
-        tokens, rois = self.focus(features)
-        pooled, hidden_states = self.cortex(tokens)
-        return EncoderOutput(hidden_states[-1], pooled, rois, hidden_states)
+        return self.focus(self.stem(images.to(self.stem.conv.weight.dtype)))
 
     @property
     def num_prefix_tokens(self) -> int:

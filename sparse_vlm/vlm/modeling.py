@@ -98,10 +98,10 @@ class SparseVLMModel(LlavaModel):
         """float[I, 3, H, W] -> float[I, n, C], what the projector takes: the hidden states that the configuration
         names, without CLS where it says so."""
         asked = self.config.vision_feature_layer
-        states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        chosen = [states[layer] for layer in ([asked] if isinstance(asked, int) else asked)]
+        layers = [asked] if isinstance(asked, int) else list(asked)
+        states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
         drop = int(self.config.vision_feature_select_strategy == "default")
-        return torch.cat([state[:, drop:] for state in chosen], dim=-1)
+        return torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)
 
     def forward(
         self, *args: Any, visual_tokens: Tensor | None = None, **inputs: Any

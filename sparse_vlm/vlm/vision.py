@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases
+from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases, hidden_states_of_canvases
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import unknown_choice
 
@@ -94,7 +96,7 @@ def _unpartitioned() -> Iterator[None]:
 
 
 class SparseFormerVisionModel(PreTrainedModel):
-    """`SparseFormer` with transformers' interface. All hidden states are returned always: they exist anyway.
+    """`SparseFormer` with transformers' interface. All hidden states are returned where none is selected by number.
 
     Register tokens are left out of them: they say nothing about the picture, and Llava knows only CLS to drop.
     """
@@ -147,10 +149,18 @@ class SparseFormerVisionModel(PreTrainedModel):
 
         Args:
             pixel_values: images, preprocessed; canvases where the aspect is "native".
-            output_hidden_states: what transformers' Llava asks for; all are returned whatever it is.
+            output_hidden_states: one number or several: those hidden states alone, None in the places of the others and
+                of `pooler_output`; blocks behind the last of them are not computed. Else all are returned.
             use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
         """
         native = self.config.aspect == "native"
+        selected = selected_hidden_states(output_hidden_states)
+        if selected is not None:
+            found: list[Any] = [None] * (self.encoder.config.cortex.depth + 1)
+            hidden_states = partial(hidden_states_of_canvases, self.encoder) if native else self.encoder.hidden_states
+            for layer, state in zip(selected, hidden_states(pixel_values, selected), strict=True):
+                found[layer] = self._without_registers(state)
+            return BaseModelOutputWithPooling(last_hidden_state=found[-1], hidden_states=tuple(found))
         out = encode_canvases(self.encoder, pixel_values) if native else self.encoder(pixel_values)
         states = tuple(map(self._without_registers, out.hidden_states))
         return BaseModelOutputWithPooling(last_hidden_state=states[-1], pooler_output=out.pooled, hidden_states=states)

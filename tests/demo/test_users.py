@@ -41,7 +41,7 @@ def test_ten_users_at_once(served: Served, vlm: tuple[Any, Any], images: list[Im
     questions = [f"What is number {number} about, please?" for number in range(USERS)]
 
     def use(number: int) -> Any:
-        client = Client(served.address, verbose=False)
+        client = Client(served.address, download_files=False, verbose=False)
         message = {"text": questions[number], "files": [handle_file(str(files[number]))]}
         return greedy(client, message, MAX_NEW_TOKENS).result(timeout=600)
 
@@ -59,7 +59,7 @@ def test_ten_users_at_once(served: Served, vlm: tuple[Any, Any], images: list[Im
 
 
 def test_stop_keeps_what_was_said(served: Served) -> None:
-    client = Client(served.address, verbose=False)
+    client = Client(served.address, download_files=False, verbose=False)
     job = greedy(client, {"text": "Tell me everything.", "files": []}, 1024)
     end = time.monotonic() + 300
     while len(job.outputs()) < 3:

@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import (
-    CortexConfig,
     EncoderOutput,
-    FocusConfig,
     SparseFormer,
-    SparseFormerConfig,
-    StemConfig,
     create_encoder,
 )
 from sparse_vlm.errors import UserError
@@ -38,6 +34,19 @@ def test_output(tiny_encoder: SparseFormer) -> None:
     assert cls is not None
     assert torch.equal(output.hidden_states[0][:, 0], cls.expand(2, -1))
     assert tiny_encoder.num_prefix_tokens == 1
+
+
+@torch.no_grad()
+def test_hidden_states_without_the_blocks_behind_them(tiny_encoder: SparseFormer) -> None:
+    images = torch.randn(2, 3, 64, 50)
+    expected = tiny_encoder(images).hidden_states
+    for layers in ([-1], [0, 2], [-2, -3, 1]):
+        got = tiny_encoder.hidden_states(images, layers)
+        assert all(torch.equal(state, expected[layer]) for state, layer in zip(got, layers, strict=True))
+    tiny_encoder.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
+    assert torch.equal(*tiny_encoder.hidden_states(images, [-2]), expected[-2])
+    with pytest.raises(UserError, match=r"There is no hidden state -4: this encoder has 0 to 2, or -1 to -3\."):
+        tiny_encoder.hidden_states(images, [-1, -4])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 200), (500, 20), (64, 64), (96, 50)])
@@ -122,24 +131,6 @@ def test_one_graph_for_any_batch_and_size_without_breaks(name: str) -> None:
     others = torch.randn(3, 3, 50, 75)
     with torch.compiler.set_stance("fail_on_recompile"):
         assert_same(compiled(others), encoder(others), tolerance=1e-5)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_compiled_to_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a cache of its own: a test that was killed leaves half a library in the shared one
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch.manual_seed(0)
-    config = SparseFormerConfig(
-        StemConfig(8),
-        FocusConfig("bootstrapped", tokens=4, width=64, heads=1, repeats=1),
-        CortexConfig("vit_base_patch16_clip_quickgelu_224", depth=1, width=64, heads=1),
-    )
-    encoder, images = SparseFormer(config).eval(), torch.randn(2, 3, 32, 48)
-    compiled = torch.compile(
-        encoder, fullgraph=True, options={"compile_threads": 1, "cpp_cache_precompile_headers": True}
-    )
-    assert_same(compiled(images), encoder(images), tolerance=1e-4)
 
 
 def test_exported_with_any_size(tiny_encoder: SparseFormer) -> None:

@@ -48,6 +48,8 @@ def test_training_loads_at_once_and_freezes(loaded: SparseFormerTower, encoder_d
     assert torch.equal(out, expected[:, 1:])  # without CLS
     assert (loaded.hidden_size, loaded.num_patches, loaded.config.image_size) == (128, 6, 64)
     assert loaded.dummy_feature.shape == (1, 128)
+    loaded.vision_tower.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
+    assert torch.equal(loaded(images), out)
 
 
 @pytest.mark.parametrize(("layer", "feature", "tokens"), [(-1, "patch", 6), (-2, "cls_patch", 7), (-3, "patch", 6)])

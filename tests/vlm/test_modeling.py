@@ -189,6 +189,12 @@ def test_the_vision_model_alone_opens_with_automodel(tiny_encoder: SparseFormer)
     torch.testing.assert_close(out.last_hidden_state, expected.tokens)
     assert len(out.hidden_states) == 3
 
+    model.encoder.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
+    chosen = model(pixel_values, output_hidden_states=[-2, 0])
+    assert [state is None for state in chosen.hidden_states] == [False, False, True]
+    assert chosen.pooler_output is chosen.last_hidden_state is None
+    torch.testing.assert_close(chosen.hidden_states[:2], out.hidden_states[:2])
+
 
 @pytest.fixture(scope="session")
 def encoder_without_cls(tmp_path_factory: pytest.TempPathFactory) -> Path:

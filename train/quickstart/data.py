@@ -164,10 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=200, help="conversations without a picture")
-    parser.add_argument("--images_by_answer", type=int, default=360, help="conversations, yes and no in balance")
+    parser.add_argument("--texts", type=int, default=160, help="conversations without a picture")
+    parser.add_argument("--images_by_answer", type=int, default=320, help="conversations, yes and no in balance")
     parser.add_argument(
-        "--images_by_colour", type=int, default=360, help="conversations, the colour shown and others in balance"
+        "--images_by_colour", type=int, default=320, help="conversations, the colour shown and others in balance"
     )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")
