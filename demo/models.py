@@ -1,6 +1,5 @@
 """Opening what is talked to: a model directory of ours, or of any image-text-to-text model of transformers."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -10,12 +9,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.model_directory import read_config
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.quantization import quantization
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _model_type(directory: Path) -> str | None:
         raise UserError(
             f"There is no model directory {directory}. A model of the hub: `hf download NAME --local-dir DIR`."
         )
-    try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory} is no model directory: it has no readable config.json.") from error
+    config = read_config(directory)
+    if not config:
+        raise UserError(f"{directory} is no model directory: it has no config.json.")
+    return config.get("model_type")

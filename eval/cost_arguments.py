@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from eval.cost_report import require_json_name
-from eval.timing import DTYPES, open_device, require_positive
+from eval.timing import open_device, require_positive
+from sparse_vlm.dtypes import DTYPES
 
 
 def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) -> None:

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from eval.cost_report import Section, megabytes, publish, require_json_name
 from eval.encoder_cost import Result, measure
 from eval.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
-from eval.timing import DTYPES, machine, open_device, require_positive
+from eval.timing import machine, open_device, require_positive
 from eval.vision_towers import open_tower
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder.export import require_onnx
 from sparse_vlm.errors import UserError, exit_with_sentence
 

@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, publish
-from eval.timing import DTYPES, finish, machine, matmul, require_positive, take_turns
+from eval.timing import finish, machine, matmul, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix

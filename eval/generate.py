@@ -20,11 +20,11 @@ from eval.answer_log import AnswerLog, open_log
 from eval.benchmarks import BENCHMARKS, find_benchmark
 from eval.protocol import EncodedImage, Question
 from sparse_vlm.data.images import decode_image, open_image
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together
 TEXTS_PER_PART = 480  # different questions about no picture
 Part = dict[Path | EncodedImage | None, list[int]]  # picture -> indices of the questions about it

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import DTYPES, gmacs_of, machine, peak_bytes, require_positive, take_turns
+from eval.timing import gmacs_of, machine, peak_bytes, require_positive, take_turns
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
 
 

@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparse_vlm.errors import UserError, unknown_choice
 
 Run = Callable[[], object]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open_device(name: str) -> torch.device:

@@ -19,12 +19,11 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
 from sparse_vlm.files import new_directory
 from sparse_vlm.vlm.build import load_vlm
 from train.arguments import parse_arguments
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass

@@ -16,13 +16,13 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.processing import IMAGE_TOKEN
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_NEW_TOKENS = 1024  # of tasks that do not say
 
 

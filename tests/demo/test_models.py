@@ -189,7 +189,7 @@ def test_sampling(sparse: OpenModel) -> None:
 def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no model directory"):
         opened(tmp_path / "none")
-    with pytest.raises(UserError, match=r"no readable config.json"):
+    with pytest.raises(UserError, match=r"it has no config.json"):
         opened(tmp_path)
     with pytest.raises(UserError, match="cannot be opened"):
         opened(encoder_dir)

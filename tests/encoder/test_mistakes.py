@@ -352,13 +352,17 @@ def unscaled_attention(patch: Patch, encoder: SparseFormer) -> None:
 def cortex_like(change: Callable[[Cortex, Tensor], tuple[Tensor, Tensor]]) -> Mistake:
     """`change` gives what enters the blocks (from the latent tokens) and, from what leaves them, the pooled output."""
 
-    def forward(self: Cortex, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self: Cortex, tokens: Tensor) -> tuple[Tensor, ...]:
         states = [change(self, tokens)[0]]
         for block in self.trunk.blocks:
             states.append(block(states[-1]))
-        return change(self, states[-1])[1], tuple(states)
+        return tuple(states)
 
-    return replace(Cortex, "forward", forward)
+    def mistake(patch: Patch, encoder: SparseFormer) -> None:
+        patch.setattr(Cortex, "forward", forward)
+        patch.setattr(Cortex, "pool", lambda self, tokens: change(self, tokens)[1])
+
+    return mistake
 
 
 def with_cls(cortex: Cortex, tokens: Tensor) -> Tensor:
