@@ -59,10 +59,10 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2_gguf: Path) -> PreTrainedTokenizerBase:
-    """SmolLM2's own tokenizer with its own chat template (about ten seconds, once per session)."""
-    from transformers import AutoTokenizer
+    """SmolLM2's own tokenizer with its own chat template."""
+    from transformers import PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    return PreTrainedTokenizerFast.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
 
 
 @pytest.fixture(scope="session")

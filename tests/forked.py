@@ -8,13 +8,16 @@ from train.forked import fork_python
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_together(words: Sequence[str], environments: Sequence[Mapping[str, str]], printed: Path) -> str:
-    """Runs `python WORDS` in each of the environments, all at the same time; each must end well.
+def run_together(
+    words: Sequence[str], environments: Sequence[Mapping[str, str]], printed: Path, exitcode: int = 0
+) -> str:
+    """Runs `python WORDS` in each of the environments, all at the same time; each must end with that exit status.
 
     Args:
         words: `-m MODULE …` or `FILE …`.
         environments: of one process each.
         printed: the first one's output; those of the others lie beside it.
+        exitcode: the expected one.
 
     Returns:
         What the first one printed.
@@ -24,5 +27,5 @@ def run_together(words: Sequence[str], environments: Sequence[Mapping[str, str]]
     for process, file in zip(processes, files, strict=True):
         process.join(timeout=900)
         process.kill()
-        assert process.exitcode == 0, file.read_text()[-6000:]
+        assert process.exitcode == exitcode, file.read_text()[-6000:]
     return printed.read_text()

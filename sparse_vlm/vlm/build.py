@@ -14,6 +14,7 @@ from transformers import (
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -120,7 +121,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
         if gguf_file is None:
             model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
             return model, AutoTokenizer.from_pretrained(llm)
-        tokenizer = AutoTokenizer.from_pretrained(llm, gguf_file=gguf_file)
+        # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
         loaded = AutoModelForCausalLM.from_pretrained(
             llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )

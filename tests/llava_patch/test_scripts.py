@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from tests.llava_patch.tiny import ROOT, run
+from tests.llava_patch.tiny import ROOT, run_forked
 
 SCRIPTS = ROOT / "llava_patch" / "scripts"
 PARSE = """
@@ -44,7 +44,9 @@ def parsed(script: str, folder: Path) -> dict[str, Any]:
     """The same as LLaVA's dataclasses."""
     words = arguments_of(script, folder)
     assert words[:3] == ["--module", "llava_patch", "llava.train.train_mem"]
-    return json.loads(run("-c", PARSE, *words[3:]).stdout.strip().splitlines()[-1])
+    (folder / "parse.py").write_text(PARSE)
+    printed = run_forked(folder / "parse.py", *words[3:], printed=folder / "printed.txt")
+    return json.loads(printed.strip().splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.llava_patch.tiny import run, run_forked
+from tests.llava_patch.tiny import run_forked
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "tiny", 1)]
 
 
 @pytest.mark.slow
-def test_an_unknown_llm_is_a_sentence(llava: None) -> None:
-    result = run("-m", "llava_patch.step_time", "--llm", "2b", check=False)
-    assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1].startswith("error: Unknown --llm '2b'. Did you mean '1b'?")
+def test_an_unknown_llm_is_a_sentence(llava: None, tmp_path: Path) -> None:
+    command = ["-m", "llava_patch.step_time", "--llm", "2b"]
+    printed = run_forked(*command, printed=tmp_path / "printed.txt", exitcode=2)
+    assert printed.strip().splitlines()[-1].startswith("error: Unknown --llm '2b'. Did you mean '1b'?")

@@ -124,6 +124,7 @@ def run(*command: str, check: bool = True, stdin: str = "", **environment: str) 
     return result
 
 
-def run_forked(*command: str, printed: Path) -> str:
+def run_forked(*command: str, printed: Path, exitcode: int = 0) -> str:
     """The same without the start, for what needs no fresh interpreter (`train.forked`): what it printed."""
-    return run_together(list(map(str, command)), [{"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}], printed)
+    environments = [{"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}]
+    return run_together(list(map(str, command)), environments, printed, exitcode)

@@ -1,8 +1,6 @@
 """The alignment stage end to end on a tiny VLM."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_vlm.vlm.build import build_vlm, load_vlm
-from tests.train.launch import ROOT, deepspeed
+from tests.forked import run_together
+from tests.train.launch import deepspeed
 from train import align
 from train.log import read_log
 
@@ -154,11 +153,10 @@ def test_bad_input_is_one_sentence_at_the_command_line(vlm_dir: Path, data_dir: 
     turns = '[{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]'
     data.write_text(f'[{{"id": "s", "image": "corrupt.png", "conversations": {turns}}}]')
     options = {"data_path": data, "image_folder": tmp_path, "dataloader_num_workers": 1}
-    command = [sys.executable, "train/align.py", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: Sample s: The image ")
-    assert "Traceback" not in done.stderr
+    command = ["train/align.py", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
+    printed = run_together(command, [{}], tmp_path / "printed.txt", exitcode=2)
+    assert printed.splitlines()[-1].startswith("error: Sample s: The image ")
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow
