@@ -166,6 +166,8 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments += ["--eval_data_path", str(paths.test_images), "--tokens", "16", "--focus_repeats", "2"]
     arguments += ["--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
+    if recipe.test_images is not None:
+        arguments += ["--eval_samples", str(recipe.test_images)]
     arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
     title = "Bootstrapping: a SparseFormer of 16 tokens, without labels"
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder)
