@@ -79,7 +79,7 @@ class SparseFormer(nn.Module):
                 )
         places = [layer % (depth + 1) for layer in layers]
         tokens, _ = self._look(images)
-        states = self.cortex(tokens, max(places))
+        states = self.cortex(tokens, max(places, default=0))
         return tuple(states[place] for place in places)
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
