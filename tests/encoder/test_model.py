@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.encoder import (
-    EncoderOutput,
-    SparseFormer,
-    create_encoder,
-)
+from sparse_vlm.encoder import EncoderOutput, SparseFormer, create_encoder
 from sparse_vlm.errors import UserError
 from tests.encoder.official import NAMES, load_official, recorded
 
