@@ -22,13 +22,15 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """config.json of a directory; empty where there is none.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: it cannot be read, or is no JSON.
     """
     file = Path(directory) / "config.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{file} is no valid JSON: {error}.") from error
 

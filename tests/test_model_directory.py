@@ -72,6 +72,10 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     (directory / "config.json").write_text("{")
     with pytest.raises(UserError, match="is no valid JSON"):
         describe(str(directory))
+    (directory / "config.json").unlink()
+    (directory / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read: Is a directory"):
+        describe(str(directory))
 
 
 @pytest.mark.parametrize("kind", ["encoder_dir", "vlm_dir"])
