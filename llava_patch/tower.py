@@ -11,7 +11,7 @@ from llava_patch.image_processor import TowerImageProcessor
 from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import hidden_states_of_canvases
+from sparse_vlm.encoder.canvas import hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -144,11 +144,7 @@ class SparseFormerTower(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         encoder: SparseFormer = self.vision_tower
-        native = self.tower_name.aspect == "native"
-        layers = [self.select_layer]
-        (tokens,) = (
-            hidden_states_of_canvases(encoder, images, layers) if native else encoder.hidden_states(images, layers)
-        )
+        (tokens,) = hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
         latent, prefix = tokens[:, encoder.num_prefix_tokens :], encoder.num_prefix_tokens - encoder.num_register_tokens
         return latent if self.select_feature == "patch" else torch.cat([tokens[:, :prefix], latent], dim=1)
 

@@ -67,9 +67,11 @@ def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
     )
 
 
-def hidden_states_of_canvases(encoder: SparseFormer, canvases: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
-    """`SparseFormer.hidden_states` of the pictures on canvases float[B, 3, S, S] of `place_on_canvas`."""
-    batches, place = _batches(canvases)
+def hidden_states(encoder: SparseFormer, pictures: Tensor, layers: Sequence[int], aspect: str) -> tuple[Tensor, ...]:
+    """`SparseFormer.hidden_states` of pictures float[B, 3, S, S] as `preparation` of the same aspect makes them."""
+    if aspect != "native":
+        return encoder.hidden_states(pictures, layers)
+    batches, place = _batches(pictures)
     states = zip(*(encoder.hidden_states(batch, layers) for batch in batches), strict=True)
     return tuple(torch.cat(state)[place] for state in states)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases, hidden_states_of_canvases
+from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases, hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import unknown_choice
 
@@ -153,14 +152,14 @@ class SparseFormerVisionModel(PreTrainedModel):
                 of `pooler_output`; blocks behind the last of them are not computed. Else all are returned.
             use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
         """
-        native = self.config.aspect == "native"
         selected = selected_hidden_states(output_hidden_states)
         if selected is not None:
             found: list[Any] = [None] * (self.encoder.config.cortex.depth + 1)
-            hidden_states = partial(hidden_states_of_canvases, self.encoder) if native else self.encoder.hidden_states
-            for layer, state in zip(selected, hidden_states(pixel_values, selected), strict=True):
+            states = hidden_states(self.encoder, pixel_values, selected, self.config.aspect)
+            for layer, state in zip(selected, states, strict=True):
                 found[layer] = self._without_registers(state)
             return BaseModelOutputWithPooling(last_hidden_state=found[-1], hidden_states=tuple(found))
+        native = self.config.aspect == "native"
         out = encode_canvases(self.encoder, pixel_values) if native else self.encoder(pixel_values)
         states = tuple(map(self._without_registers, out.hidden_states))
         return BaseModelOutputWithPooling(last_hidden_state=states[-1], pooler_output=out.pooled, hidden_states=states)

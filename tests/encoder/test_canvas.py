@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import encode_canvases, hidden_states_of_canvases, on_canvas, place_on_canvas
+from sparse_vlm.encoder.canvas import encode_canvases, hidden_states, on_canvas, place_on_canvas
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, Transform
 
 CLIP = Preprocessing(64, 64, CLIP_MEAN, CLIP_STD)
@@ -50,7 +50,7 @@ def test_a_batch_of_canvases_equals_the_encoder_on_each_picture(tiny_config: Spa
                 torch.testing.assert_close(state[index], expected[0], atol=1e-5, rtol=1e-5)
     assert out.rois.dtype == torch.float32
     with torch.no_grad():
-        chosen = hidden_states_of_canvases(encoder, torch.stack([_canvas(picture) for picture in pictures]), [-2, 0])
+        chosen = hidden_states(encoder, torch.stack([_canvas(picture) for picture in pictures]), [-2, 0], "native")
     assert torch.equal(chosen[0], out.hidden_states[-2])
     assert torch.equal(chosen[1], out.hidden_states[0])
 
