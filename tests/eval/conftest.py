@@ -1,5 +1,6 @@
 """The model that evaluations are tested on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ def vlm_dir(worded_vlm_dir: Path) -> Path:
 
 @pytest.fixture
 def tiny_variant(monkeypatch: pytest.MonkeyPatch, tiny_config: SparseFormerConfig) -> str:
-    """The name of a variant so small that measuring it costs nothing."""
-    monkeypatch.setitem(VARIANTS, "tiny", tiny_config)
+    """The name of a variant so small that measuring it costs nothing, and compiling it little."""
+    focus, cortex = replace(tiny_config.focus, repeats=1), replace(tiny_config.cortex, depth=1)
+    monkeypatch.setitem(VARIANTS, "tiny", replace(tiny_config, focus=focus, cortex=cortex))
     return "tiny"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from tests.llava_patch.tiny import make_data, make_llama, run, run_forked, training_arguments
+from tests.llava_patch.tiny import make_data, make_llama, run_forked, training_arguments
 
 TRAIN = ("-m", "llava_patch", "llava.train.train")
 
@@ -57,7 +57,7 @@ def pretrained(llava: None, llama: Path, tower: str, data: Path, tmp_path_factor
     """LLaVA's first stage: the projector alone, on captions."""
     out = tmp_path_factory.mktemp("pretrain") / "llava-tiny-pretrain"
     options = {"version": "plain", "tune_mm_mlp_adapter": True}
-    run(*TRAIN, *training_arguments(llama, tower, data, "plain.json", out, **options))
+    train(*training_arguments(llama, tower, data, "plain.json", out, **options))
     return out
 
 

@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.forked import run_together
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, trained, weights
-from tests.train.launch import ROOT, deepspeed, forked, torchrun
+from tests.train.launch import deepspeed, forked, torchrun
 from train.bootstrap import main
 
 
@@ -94,7 +93,5 @@ def test_a_compiled_task_gives_the_same_curve(clip_dir: Path, images: Path, whol
     """Captured and differentiated by torch.compile; inductor's own code would take minutes on two cores."""
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
-    program = [sys.executable, "-m", "train.bootstrap"]
-    done = subprocess.run([*program, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_together(["-m", "train.bootstrap", *command], [{}], tmp_path / "printed.txt")
     assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-4)
