@@ -6,6 +6,7 @@
 A study file (YAML) holds `arguments` of `train/bootstrap.py` that every run has, and `groups` of variants, each with
 the arguments that it changes. Variants with equal arguments are run once. `measure`, if given, is a further command
 (a module and its arguments) after each run, whose `--output` is a JSON file; its fractions go into table and figures.
+`curve` says which of `CURVES` is drawn against steps.
 
 Result: a folder per run, study.json, study.md, and a figure per group. Run again, it goes on where it was.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import save_figure
 from train.forked import fork_python
@@ -32,6 +33,10 @@ from train.log import LOG_NAME, read_log
 
 logger = logging.getLogger(__name__)
 Arguments = dict[str, Any]
+CURVES = {  # of log.jsonl
+    "eval_cosine": "cosine with the teacher, held out",
+    "eval_centered_cosine": "cosine of deviations from the mean, held out",
+}
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Study:
         groups: group -> variant -> the arguments that it changes.
         arguments: of every run.
         measure: a command after each run, with {run} for the run's folder and {NAME} for an argument; empty: none.
+        curve: a key of `CURVES`.
     """
 
     title: str
     groups: Mapping[str, Mapping[str, Arguments]]
     arguments: Arguments = field(default_factory=dict)
     measure: Sequence[str] = ()
+    curve: str = "eval_cosine"
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ def read_study(file: Path) -> Study:
             raise TypeError("its groups are no mapping of group to variants to arguments")
         if not study.groups:
             raise TypeError("it has no groups of variants")
+        if study.curve not in CURVES:
+            raise unknown_choice("curve", study.curve, tuple(CURVES))
     except OSError as error:
         raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (yaml.YAMLError, TypeError) as error:
@@ -140,11 +149,11 @@ def _call(command: Sequence[str]) -> None:
         raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run again to go on from here.")
 
 
-def result(done: Run) -> dict[str, Any]:
-    """What a finished run gave: the final cosine, the curve of cosines against steps, the accuracy if measured."""
+def result(done: Run, name: str) -> dict[str, Any]:
+    """What a finished run gave: the final cosines, the curve of that name against steps, what else was measured."""
     alignment = json.loads((done.folder / "alignment.json").read_text(encoding="utf-8"))
     lines = read_log(done.folder / LOG_NAME)
-    curve = [(line["step"], line["eval_cosine"]) for line in lines if "eval_cosine" in line]
+    curve = [(line["step"], line[name]) for line in lines if name in line]
     measured = done.folder / "measured.json"
     numbers = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
     return {
@@ -168,14 +177,14 @@ def table(title: str, results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def group_figure(group: str, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Held-out cosine against steps, and the final numbers beside it."""
+def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -> Figure:
+    """The curves against steps, named by `label`, and the final numbers beside them."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     curves, final = figure.subplots(1, 2)
     for row in results:
         steps, cosines = [step for step, _ in row["curve"]], [cosine for _, cosine in row["curve"]]
         curves.plot(steps, cosines, label=row["variant"])
-    curves.set(xlabel="step", ylabel="cosine with the teacher, held out", title=group)
+    curves.set(xlabel="step", ylabel=label, title=group)
     curves.legend()
     variants = [textwrap.fill(row["variant"], 12) for row in results]
     for name in results[0]["final"]:
@@ -207,11 +216,11 @@ def run_study(file: Path, output_dir: Path, common: Arguments) -> None:
     for number, todo in enumerate(runs, start=1):
         logger.warning("Run %d of %d: %s, %s", number, len(runs), todo.group, todo.variant)
         run(todo, plan.measure)
-    results = [result(done) for done in runs]
+    results = [result(done, plan.curve) for done in runs]
     write_json(output_dir / "study.json", results)
     write_text(output_dir / "study.md", table(plan.title, results))
     for group in plan.groups:
-        figure = group_figure(group, [row for row in results if row["group"] == group])
+        figure = group_figure(group, CURVES[plan.curve], [row for row in results if row["group"] == group])
         save_figure(figure, output_dir / f"{group.replace(' ', '_')}.png")
 
 

@@ -24,6 +24,7 @@ STUDY = {
         "eval_steps": 1,
     },
     "measure": ["eval.neighbours", "--teacher", "{teacher}", "--encoder", "{run}", "--images", "{eval_data_path}"],
+    "curve": "eval_centered_cosine",
     "groups": {"tokens": {"4": {}, "5": {"tokens": 5}}, "blocks": {"default": {}}},
 }
 
@@ -61,7 +62,8 @@ def test_results_of_a_study(
         ("blocks", "default"),
     ]
     assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are one run
-    assert [step for step, _ in results[0]["curve"]] == [1]
+    assert results[0]["curve"] == [[1, results[0]["final"]["centered_cosine"]]]
+    assert results[0]["final"]["centered_cosine"] != results[0]["final"]["cosine"]
     assert {"tokens.png", "blocks.png", "study.md"} <= {path.name for path in out.iterdir()}
     assert (out / "study.md").read_text().count("\n| tokens |") == 2
     assert caplog.text.count("$ python -m") == 4  # two runs, each trained and measured
@@ -83,6 +85,7 @@ def test_a_failing_run_is_one_sentence(study: Path, tmp_path: Path, capfd: pytes
         ("title: x", "is no study"),
         ("title: x\ngroups: {}", "it has no groups of variants"),
         ("title: x\ngroups: {a: {b: {}}}\nmeasures: []", "unexpected keyword argument 'measures'"),
+        ("title: x\ngroups: {a: {b: {}}}\ncurve: loss", "Unknown curve 'loss'"),
         ("title: [", "is no study"),
         ("title: x\ngroups: [a]", "are no mapping"),
         ("title: x\ngroups: {a: {b 1: {}, b/1: {tokens: 4}}}", "Two variants would have the folder a-b_1"),
