@@ -4,7 +4,7 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sparse_vlm.data.images import decode_image
 from sparse_vlm.errors import UserError
@@ -27,7 +27,7 @@ def open_upload(path: str, max_megapixels: float) -> Image.Image:
             f"The image {name} has {size[0]}×{size[1]} pixels, more than the {max_megapixels:g} megapixels that are "
             "taken here. Send a smaller one."
         )
-    return ImageOps.exif_transpose(decode_image(data, name))
+    return decode_image(data, name)
 
 
 def _size(data: bytes) -> tuple[int, int] | None:

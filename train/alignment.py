@@ -19,6 +19,7 @@ from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
 from train.image_trainer import ImageSource, ImageTrainer
 from train.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 from train.stage import Part
+from train.variant import fingerprint
 
 logger = logging.getLogger(__name__)
 EMA_FILE = "ema.safetensors"
@@ -61,6 +62,8 @@ class BootstrapTrainer(ImageTrainer):
         self._since: float | None = None  # when the images seen began to be counted
         self._seen = 0
         self._teacher_accuracy: float | None = None
+        # not the position embeddings: resampled on another processor, they may differ in the last bit
+        self._teacher_weights = fingerprint(task.teacher.trunk.blocks)
 
     @property
     def student(self) -> SparseFormer:
@@ -142,7 +145,7 @@ class BootstrapTrainer(ImageTrainer):
     def variant(self) -> dict[str, Any]:
         parts = {part.name: sum(p.numel() for p in part.parameters) for part in self.parts}
         own = {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
-        return super().variant() | own
+        return super().variant() | own | {"teacher_weights": self._teacher_weights}
 
     def restore(self, checkpoint: Path) -> None:
         super().restore(checkpoint)

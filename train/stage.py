@@ -206,7 +206,7 @@ def run(trainer: Trainer) -> None:
     """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl.
 
     Raises:
-        UserError: one that the data set raised, also in a data loader's worker process.
+        UserError: one that the data set raised, also in a data loader's worker process; the data ended too early.
     """
     output_dir = Path(str(trainer.args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -218,6 +218,12 @@ def run(trainer: Trainer) -> None:
         logger.warning("Going on from %s", checkpoint)
     with workers_sentences():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    state = trainer.state
+    if state.global_step < state.max_steps:  # transformers only warns
+        raise UserError(
+            f"Training ended after step {state.global_step} of {state.max_steps}: the data held no more batches. Give "
+            "more data, or make --per_device_train_batch_size smaller."
+        )
 
 
 @contextmanager

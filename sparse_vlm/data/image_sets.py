@@ -1,7 +1,8 @@
 """Sets of images with an index: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
 
+import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class ImageFolder(IndexedImages):
     """Every image file below a folder, in the order of the sorted paths.
 
     Args:
-        folder: searched recursively for the file endings that PIL reads.
+        folder: searched recursively, links followed, for the file endings that PIL reads.
         transform, seed, on_bad_image: see `SeededImages`.
 
     Raises:
@@ -112,19 +113,35 @@ class ImageTable(IndexedImages):
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """The image files below a folder, sorted.
+    """The image files below a folder, also behind links to other folders, sorted.
 
     Raises:
-        UserError: the folder is missing or holds none.
+        UserError: the folder is missing or holds none; one below it cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no image folder {folder}.")
     endings = readable_endings()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    try:
+        paths = sorted(path for path in _files_below(folder) if path.suffix.lower() in endings)
+    except OSError as error:
+        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
     if not paths:
         raise UserError(f"The folder {folder} holds no image files.")
     return paths
+
+
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """What is no folder; a link back to one of the folders `above` is not followed."""
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files_below(Path(entry.path), (*above, here))
+            else:
+                yield Path(entry.path)
 
 
 def cell_bytes(cell: dict[str, Any] | None, name: str) -> bytes:

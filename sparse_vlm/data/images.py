@@ -1,16 +1,15 @@
 """Image files -> PIL images, with errors that name the file."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sparse_vlm.encoder.preprocessing import to_rgb
-from sparse_vlm.errors import UserError
-
-# PIL's decoders raise all of these for damaged files
-_DAMAGED = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+from sparse_vlm.errors import UserError, one_line
 
 
 @cache
@@ -21,32 +20,40 @@ def readable_endings() -> frozenset[str]:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Reads an image file completely and returns it as RGB, any size and aspect ratio.
+    """Reads an image file completely and returns it as RGB, upright as its EXIF says, any size and aspect ratio.
 
     Raises:
         UserError: the file is missing, no image, or cut short; the sentence names it.
     """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"The image {path} does not exist. Check the path and --image_folder.") from None
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    with _sentences(path), Image.open(path) as image:
+        return _upright(image)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """An encoded image (the bytes of a file) as RGB; `name` stands for it in the error.
+    """An encoded image (the bytes of a file) likewise; `name` stands for it in the error.
 
     Raises:
         UserError: no image, or cut short.
     """
+    with _sentences(name), Image.open(io.BytesIO(data)) as image:
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """All pixels as RGB, turned as the camera says, where it says something."""
+    image.load()
+    with suppress(Exception):  # of damaged EXIF data; PIL raises nearly anything here, too, and the pixels are there
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
+
+
+@contextmanager
+def _sentences(name: str | Path) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(image)
-    except _DAMAGED as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str | Path, error: BaseException) -> UserError:
-    return UserError(f"The image {name} cannot be read ({error}). Replace or remove it.")
+        yield
+    except MemoryError:  # the machine's fault, not the file's
+        raise
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"The image {name} does not exist. Check the path and the folder that it is in.") from None
+    except Exception as error:  # PIL's decoders have no error in common: AVIF's RuntimeError, QOI's IndexError, …
+        raise UserError(f"The image {name} cannot be read ({one_line(error)}). Replace or remove it.") from error

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from sparse_vlm.data.image_sets import IndexedImages
 from sparse_vlm.data.image_streams import ImageStream
 from sparse_vlm.data.seeded import seed_of
+from sparse_vlm.errors import UserError
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -63,7 +64,7 @@ def train_loader(
         batch_size: instead of `args.train_batch_size`.
 
     Raises:
-        UserError: an epoch of a stream is less than a batch of every process.
+        UserError: an epoch is less than a batch of every process, where no smaller ones are allowed.
     """
     size = args.train_batch_size if batch_size is None else batch_size
     options: dict[str, Any] = {
@@ -79,6 +80,11 @@ def train_loader(
         loader = DataLoader(dataset.share(size, rank, processes), batch_size=size, **options)
     else:
         batches = EpochBatches(dataset, size, rank, processes, drop_last=args.dataloader_drop_last)
+        if len(batches) == 0:
+            raise UserError(
+                f"--dataloader_drop_last True leaves nothing of {len(dataset)} images in batches of {size} in each of "
+                f"{processes} processes. Make --per_device_train_batch_size smaller."
+            )
         loader = DataLoader(dataset, batch_sampler=batches, **options)
     # One of one process: it is split already. What is left to accelerate is the device, the epoch, and skipping.
     return prepare_data_loader(

@@ -39,6 +39,22 @@ def test_persistent_workers_hear_of_the_epoch(image_folder: Path) -> None:
         assert torch.equal(batches, torch.stack([dataset[i]["pixel_values"] for i in range(10)]))
 
 
+def test_every_file_below_the_folder(image_files: list[bytes], tmp_path: Path) -> None:
+    """Behind links too, each place once; what a name promises and the disk does not hold is no silent gap."""
+    folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    for place in (folder / "a", elsewhere):
+        place.mkdir(parents=True)
+        (place / "1.png").write_bytes(image_files[0])
+    (folder / "b.png").mkdir()
+    (folder / "c").symlink_to(elsewhere)
+    (folder / "a" / "loop").symlink_to(folder)
+    dataset = ImageFolder(folder, crop)
+    assert list(dataset.paths) == [str(folder / "a" / "1.png"), str(folder / "c" / "1.png")]
+    (folder / "gone.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"gone\.png does not exist"):
+        ImageFolder(folder, crop)[2]
+
+
 def test_damaged_files_stop_or_their_successor_takes_their_place(
     image_files: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

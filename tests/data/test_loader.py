@@ -21,6 +21,7 @@ from transformers import (
 from sparse_vlm.data.image_sets import ImageFolder
 from sparse_vlm.data.loader import EpochBatches, train_loader
 from sparse_vlm.data.sources import open_images
+from sparse_vlm.errors import UserError
 
 crop = v2.Compose([v2.RandomResizedCrop(8), v2.PILToTensor(), v2.ToDtype(torch.float32)])
 
@@ -122,6 +123,14 @@ def test_every_process_has_as_many_batches_of_the_same_size(image_folder: Path) 
     assert list(lengths(dataset, 4, 1, drop_last=False)) == [[4, 4, 2]]
     assert list(lengths(dataset, 1, 16, drop_last=False)) == [[1]] * 16
     assert sorted({i for r in range(16) for batch in EpochBatches(dataset, 1, r, 16) for i in batch}) == list(range(10))
+
+
+def test_an_epoch_without_a_batch_is_a_sentence(image_folder: Path, tmp_path: Path) -> None:
+    args = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, dataloader_drop_last=True, use_cpu=True, report_to="none"
+    )
+    with pytest.raises(UserError, match="leaves nothing of 10 images in batches of 16 in each of 1 processes"):
+        train_loader(ImageFolder(image_folder, crop), args, default_data_collator)
 
 
 def test_the_order_changes_with_epoch_and_seed(image_folder: Path) -> None:

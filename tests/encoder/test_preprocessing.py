@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, to_rgb
+from sparse_vlm.errors import UserError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
 
@@ -46,6 +47,15 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     values = np.linspace(0, 65535, 300, dtype=np.uint16).reshape(10, 30)
     for array in (values, values.astype(">u2")):
         assert np.array_equal(np.asarray(to_rgb(Image.fromarray(array)))[..., 1], values // 256)
+    wide = Image.fromarray(values.astype(np.int32))  # as PIL opens a PGM of 16 bits
+    assert np.array_equal(np.asarray(to_rgb(wide))[..., 1], values // 256)
+
+
+@pytest.mark.parametrize("numbers", [[[0.0, 0.5, 1.0]], [[0.0, 3e4]], [[-1.0, 200.0]], [[0, 70_000]]])
+def test_grey_without_a_known_white_is_refused(numbers: list[list[float]]) -> None:
+    kind = np.int32 if isinstance(numbers[0][0], int) else np.float32
+    with pytest.raises(UserError, match=rf"to {max(numbers[0]):g}: convert it to 8 bits first"):
+        to_rgb(Image.fromarray(np.array(numbers, dtype=kind)))
 
 
 @pytest.mark.parametrize(("resize_mode", "size"), [("shortest", 64), ("squash", (64, 64))])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same
 from tests.train.launch import ROOT
@@ -96,6 +97,18 @@ def test_a_checkpoint_of_another_variant_is_a_sentence(
     values = {name: value for name, value in {**RESUMABLE, **options}.items() if value is not None}
     assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **values)) == 2
     assert f"checkpoint-2 is of another variant: {sentence}" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_weights_is_another_variant(
+    clip_dir: Path, images: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = shutil.copytree(clip_dir, tmp_path / clip_dir.name)
+    weights = load_file(teacher / "open_clip_model.safetensors")
+    weights["visual.transformer.resblocks.5.mlp.c_fc.bias"] += 1e-3
+    save_file(weights, teacher / "open_clip_model.safetensors")
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "out" / "checkpoint-2")
+    assert main(arguments(teacher, images, tmp_path / "out", eval_data_path=images, **RESUMABLE)) == 2
+    assert "checkpoint-2 is of another variant: its teacher_weights is " in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_no_variant_is_a_sentence(

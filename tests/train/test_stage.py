@@ -172,6 +172,13 @@ def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: 
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+@pytest.mark.filterwarnings("ignore:There seems not to be a single sample")
+def test_a_run_without_a_batch_is_a_sentence(tmp_path: Path) -> None:
+    """transformers alone would be content with step 0, and the starting weights would be published."""
+    with pytest.raises(UserError, match=r"ended after step 0 of 8: the data held no more batches"):
+        run(trainer(tmp_path, per_device_train_batch_size=32, dataloader_drop_last=True))
+
+
 def test_values_that_do_not_go_together_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load_best_model_at_end requires the save and eval strategy to match"):
         StageArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True)
