@@ -35,5 +35,7 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # that of a data loader's worker process comes with torch's words and the worker's traceback before its own
+        sentence = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
+        print(f"error: {sentence}", file=sys.stderr)
         return 2

@@ -1,8 +1,19 @@
 """Errors: one sentence for people, nothing hidden."""
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
+
+
+class Damaged(Dataset):
+    """A set of one picture that nobody can read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise UserError(f"Picture {index} is damaged.")
 
 
 def test_unknown_choices_name_the_nearest_and_all() -> None:
@@ -24,6 +35,11 @@ def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixt
 
     assert exit_with_sentence(fail) == 2
     assert capsys.readouterr().err == "error: The value 3 is too small. Use 4.\n"
+
+
+def test_a_sentence_of_a_data_worker_comes_without_torchs_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_with_sentence(lambda: len(list(DataLoader(Damaged(), num_workers=1)))) == 2
+    assert capsys.readouterr().err == "error: Picture 0 is damaged.\n"
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (5, 5)])

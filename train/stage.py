@@ -6,8 +6,7 @@ Knows nothing of the model. A stage makes its model, data and parts, and calls `
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +205,7 @@ def run(trainer: Trainer) -> None:
     """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl.
 
     Raises:
-        UserError: one that the data set raised, also in a data loader's worker process; the data ended too early.
+        UserError: one that the data set raised; the data ended too early.
     """
     output_dir = Path(str(trainer.args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -216,23 +215,13 @@ def run(trainer: Trainer) -> None:
         remove_incomplete(output_dir)
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
-    with workers_sentences():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     state = trainer.state
     if state.global_step < state.max_steps:  # transformers only warns
         raise UserError(
             f"Training ended after step {state.global_step} of {state.max_steps}: the data held no more batches. Give "
             "more data, or make --per_device_train_batch_size smaller."
         )
-
-
-@contextmanager
-def workers_sentences() -> Iterator[None]:
-    """A UserError of a data loader's worker process comes through as its sentence: torch adds the whole traceback."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
 
 
 def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:

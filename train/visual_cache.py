@@ -20,7 +20,7 @@ from sparse_vlm.files import write_json
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.precision import compute_dtype
-from train.stage import StageArguments, workers_sentences
+from train.stage import StageArguments
 
 logger = logging.getLogger(__name__)
 SHARD_PICTURES = 512
@@ -64,8 +64,7 @@ def use_cached_tokens(
         write_json(folder / "about.json", about)
     distinct = {(id(p.images), p.name): p for dataset in datasets for p in dataset.pictures()}
     mine = list(distinct.values())[args.process_index :: args.world_size]
-    with workers_sentences():
-        computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
+    computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
     args.distributed_state.wait_for_everyone()
     cache.refresh()
     total = _sum(computed, args)

@@ -21,7 +21,7 @@ from sparse_vlm.data.conversations import IGNORE
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from train.stage import StageArguments, workers_sentences
+from train.stage import StageArguments
 from train.vlm_data import StageData
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def start_from_words(
         num_workers=args.dataloader_num_workers,
         collate_fn=list,
     )
-    with workers_sentences(), torch.no_grad():
+    with torch.no_grad():
         for batch in tqdm(batches, desc="Words of the captions", disable=args.disable_tqdm or args.process_index > 0):
             images = [image for item in batch for image in item["images"]]
             if not images:

@@ -72,6 +72,20 @@ def test_other_classes_held_out(
     assert "The held-out images have the classes green, red, those to train on black, blue" in capsys.readouterr().err
 
 
+def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
+    small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read in a worker process, after training."""
+    held_out = tmp_path / "held out"
+    shutil.copytree(class_folders, held_out)
+    (held_out / "red/broken.png").write_bytes(b"\x89PNG nothing more")
+    options = {"eval_data_path": held_out, "max_steps": 1, "dataloader_num_workers": 1}
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "out", **options)) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"error: The image {held_out / 'red/broken.png'} cannot be read")
+
+
 @pytest.mark.usefixtures("zero3")
 def test_zero3_is_refused(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
