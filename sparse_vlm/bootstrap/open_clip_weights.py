@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import timm
+import yaml
 from huggingface_hub import ModelCard
 
 from sparse_vlm.errors import one_line
@@ -66,7 +67,7 @@ def licence_of(origin: str | Path) -> str:
 def _card_licence(card: str | Path) -> str:
     try:
         return ModelCard.load(card).data.license or ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         logger.warning(
             "The licence of the teacher's weights is unknown: %s cannot be read (%s).", card, one_line(error)
         )

@@ -43,6 +43,13 @@ def test_licences(tmp_path: Path) -> None:
     assert open_teacher(str(tmp_path)).licence == "cc-by-nc-4.0"
 
 
+@pytest.mark.parametrize("card", [b"---\nlicense: mit: yes\n---\n", b"---\n- mit\n---\n", b"---\nlicense: \xff\n---\n"])
+def test_a_card_that_cannot_be_read_is_a_warning(card: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "README.md").write_bytes(card)
+    assert licence_of(tmp_path) == ""
+    assert f"The licence of the teacher's weights is unknown: {tmp_path / 'README.md'} cannot be read" in caplog.text
+
+
 def test_an_open_clip_file_is_loaded_strictly(tiny_name: str, tmp_path: Path) -> None:
     encode_image = write_family("laion and datacomp clip", tmp_path)
     name, file = tiny_name, tmp_path / "model.safetensors"
