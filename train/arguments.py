@@ -1,5 +1,6 @@
 """Command lines of the training scripts: an optional recipe file, then flags that override it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -88,4 +89,6 @@ def _names(classes: Sequence[type]) -> list[str]:
 
 
 def _as_words(name: str, value: Any) -> list[str]:
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    """A mapping is JSON, as transformers' flags have it."""
+    values = value if isinstance(value, list) else [value]
+    return [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]

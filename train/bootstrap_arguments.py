@@ -18,7 +18,7 @@ TEACHER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class StudentArguments:
     """The teacher, and the shape of the student."""
 
-    teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG, or a directory of either"})
+    teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG[@FILE], or a directory of either"})
     tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
     image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
     drop_blocks: int | None = field(default=None, metadata={"help": "first blocks left out; default: a third"})

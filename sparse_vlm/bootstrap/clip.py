@@ -54,8 +54,8 @@ class SparseClip:
         """The teacher's text side and temperature, with the student in the place of the image side.
 
         Args:
-            source: the teacher as in `open_teacher`: "open_clip:NAME/TAG", "open_clip:NAME@WEIGHTS_FILE", or a
-                directory of open_clip.
+            source: the teacher as in `open_teacher`: "open_clip:NAME/TAG", "open_clip:NAME/TAG@WEIGHTS_FILE",
+                or a directory of open_clip.
             student: bootstrapped from it; its weights are copied.
 
         Raises:
@@ -64,8 +64,8 @@ class SparseClip:
         text = open_teacher(source).text if parse_spec(source).library == "open_clip" else None
         if text is None:
             raise UserError(
-                f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME@FILE, or a directory of "
-                "open_clip."
+                f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or a directory "
+                "of open_clip."
             )
         model, config = text.clip.requires_grad_(), text.config  # a teacher is frozen, a model of the user's is not
         cortex = student.config.cortex

@@ -1,6 +1,5 @@
 """Teachers of open_clip: its own VisionTransformer, converted to timm's, and its towers that are timm's already."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,12 +10,12 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from huggingface_hub import ModelCard
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from sparse_vlm.bootstrap.open_clip_weights import PREPROCESSING, licence_of, untagged_options, weights_options
 from sparse_vlm.bootstrap.teacher import Teacher, TextSide, square_side
 from sparse_vlm.bootstrap.timm_teachers import cortex_of, require_inheritable
 from sparse_vlm.encoder import CortexConfig, Preprocessing
@@ -24,15 +23,14 @@ from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.cortex import build_trunk
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 
-logger = logging.getLogger(__name__)
-
 
 def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
     """A teacher by open_clip's name.
 
     Args:
         name: NAME/TAG; NAME alone with a file, or with random weights.
-        file: weights, loaded strictly. Its activation is that of NAME: OpenAI's weights need ViT-…-quickgelu.
+        file: weights instead of the tag's own, loaded strictly. Activation, preprocessing and licence are those of the
+            tag; without a tag see `untagged_options`, and the licence is unknown.
         pretrained, image_size: see `open_teacher`.
 
     Raises:
@@ -44,22 +42,15 @@ def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: i
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and tag not in tags:
         raise unknown_choice(f"pretrained tag of open_clip's {model}", tag, tags)
-    if not pretrained or file:
-        shown = f"open_clip:{model}@{file.name}" if file else f"open_clip:{name}"
-        return _teacher(shown, model, image_size, pretrained=str(file) if file and pretrained else None)
-    if not tag:
+    if pretrained and not tag and file is None:
         raise UserError(f"Which weights of {model}? Write open_clip:{model}/TAG with one of: {', '.join(tags)}.")
+    shown = f"open_clip:{name}@{file.name}" if file else f"open_clip:{name}"
+    options = weights_options(model, tag) if tag else untagged_options(shown, model)
+    if not pretrained:
+        return _teacher(shown, model, image_size, **options)
     hub_path = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
-    return _teacher(f"open_clip:{name}", model, image_size, hub_path, **weights_options(model, tag))
-
-
-def weights_options(model: str, tag: str) -> dict[str, Any]:
-    """Arguments of `open_clip.create_model` that belong to the weights MODEL/TAG, their activation among them.
-
-    open_clip itself would use the activation of the name MODEL, and only warn where the weights have another one.
-    """
-    about: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
-    return {"pretrained": tag, "force_quick_gelu": bool(about.get("quick_gelu", False))}
+    weights = str(file.absolute()) if file else tag  # open_clip would take the relative name of a file for a tag
+    return _teacher(shown, model, image_size, hub_path, pretrained=weights, **options)
 
 
 def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
@@ -81,9 +72,7 @@ def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path =
     trunk, cortex = _trunk_of(clip.visual, shown)
     values = open_clip.get_model_preprocess_cfg(clip)
     crop = square_side(values["size"], shown)
-    preprocessing = Preprocessing(
-        crop, crop, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
-    )
+    preprocessing = Preprocessing(crop, crop, **{key: values[key] for key in PREPROCESSING})
     clip.visual = nn.Identity()  # the trunk is the image side
     text = TextSide(clip, config, partial(open_tokenizer, shown, name))
     return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
@@ -209,28 +198,3 @@ def _cortex_of(visual: Any) -> CortexConfig:
         options=options,
         norm_eps=None if block.ln_1.eps == 1e-5 else block.ln_1.eps,  # 1e-5: the architecture's own
     )
-
-
-def licence_of(origin: str | Path) -> str:
-    """Licence of weights, "" if unknown: from timm's table, which has its own weights', or from a model card.
-
-    Args:
-        origin: a directory, or OWNER/MODEL on the hub and what may follow, as in open_clip's table of weights.
-    """
-    if isinstance(origin, Path):
-        return _card_licence(origin / "README.md") if (origin / "README.md").is_file() else ""
-    owner, _, rest = origin.partition("/")
-    model = rest.partition("/")[0]
-    if owner == "timm" and timm.is_model_pretrained(model):
-        return timm.get_pretrained_cfg_value(model, "license") or ""
-    return _card_licence(f"{owner}/{model}") if model else ""
-
-
-def _card_licence(card: str | Path) -> str:
-    try:
-        return ModelCard.load(card).data.license or ""
-    except (OSError, ValueError) as error:
-        logger.warning(
-            "The licence of the teacher's weights is unknown: %s cannot be read (%s).", card, one_line(error)
-        )
-        return ""

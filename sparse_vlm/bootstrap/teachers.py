@@ -47,7 +47,7 @@ def parse_spec(spec: str) -> TeacherSource:
     if library not in ("timm", "open_clip") or not name:
         raise UserError(
             f"Cannot open the teacher {spec!r}: it is no directory. Write timm:NAME, timm:NAME@FILE, "
-            "open_clip:NAME/TAG, open_clip:NAME@FILE, or the path of a directory that timm or open_clip wrote."
+            "open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or the path of a directory that timm or open_clip wrote."
         )
     name, _, file = name.partition("@")
     if file and not Path(file).is_file():
@@ -59,9 +59,9 @@ def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = No
     """Opens a teacher.
 
     Args:
-        spec: "timm:NAME[.TAG]" or "open_clip:NAME/TAG" with weights from the hub, "timm:NAME@WEIGHTS_FILE" or
-            "open_clip:NAME@WEIGHTS_FILE", or a directory that `open_clip` (open_clip_config.json) or timm
-            (`timm.models.save_for_hf`: config.json) wrote, with the weights beside it.
+        spec: "timm:NAME[.TAG]" or "open_clip:NAME/TAG" with weights from the hub, "timm:NAME[.TAG]@WEIGHTS_FILE" or
+            "open_clip:NAME[/TAG]@WEIGHTS_FILE" (TAG: whose they are), or a directory that `open_clip`
+            (open_clip_config.json) or timm (`timm.models.save_for_hf`: config.json) wrote, with the weights beside it.
         pretrained: False: random weights (tests).
         image_size: input side in pixels instead of the model's own; position embeddings are resampled.
 

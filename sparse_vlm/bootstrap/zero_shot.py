@@ -19,14 +19,14 @@ def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str],
     """
     import open_clip  # its import is slow and only these tables need it
 
-    return names or open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    return open_clip.IMAGENET_CLASSNAMES if names is None else names, open_clip.OPENAI_IMAGENET_TEMPLATES
 
 
 def read_class_names(file: str | Path) -> list[str]:
-    """The lines of a text file, one class name each.
+    """The lines of a text file, one class name each. Names may repeat: two of ImageNet's do.
 
     Raises:
-        UserError: the file is missing or not UTF-8, or a line is empty or stands twice.
+        UserError: the file is missing, empty or not UTF-8, or a line is empty.
     """
     if not Path(file).is_file():
         raise UserError(f"There is no file of class names {file}.")
@@ -36,9 +36,10 @@ def read_class_names(file: str | Path) -> list[str]:
         raise UserError(
             f"The class names {file} are no text in UTF-8: {one_line(error)}. Save them as such."
         ) from error
-    for number, name in enumerate(names, start=1):
-        if not name or name in names[: number - 1]:
-            raise UserError(f"Line {number} of the class names {file} is {'empty' if not name else 'a repetition'}.")
+    if not names:
+        raise UserError(f"The file of class names {file} is empty: write a name per line, one for each class folder.")
+    if "" in names:
+        raise UserError(f"Line {names.index('') + 1} of the class names {file} is empty.")
     return names
 
 

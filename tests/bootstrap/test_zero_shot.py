@@ -27,6 +27,7 @@ def test_a_given_class_list_takes_the_same_templates() -> None:
     names, templates = imagenet_prompts(["red", "green"])
     assert list(names) == ["red", "green"]
     assert templates[0]("red") == "a bad photo of a red."
+    assert imagenet_prompts([])[0] == []
 
 
 def test_the_nearest_class_counts_whatever_the_length() -> None:
@@ -40,7 +41,9 @@ def test_class_names_are_lines(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("red fox\ngreen\n")
     assert read_class_names(file) == ["red fox", "green"]
-    for text, sentence in (("red\n\n", "Line 2 .* is empty"), ("red\nred\n", "Line 2 .* is a repetition")):
+    file.write_text("\n".join(open_clip.IMAGENET_CLASSNAMES))  # two of its names stand twice
+    assert read_class_names(file) == list(open_clip.IMAGENET_CLASSNAMES)
+    for text, sentence in (("red\n\n", r"Line 2 .* is empty"), ("", r"names\.txt is empty: write a name per line")):
         file.write_text(text)
         with pytest.raises(UserError, match=sentence):
             read_class_names(file)

@@ -8,6 +8,7 @@ import pytest
 
 from sparse_vlm.errors import UserError
 from train.arguments import check_ranges, parse_arguments
+from train.stage_arguments import StageArguments
 
 
 @dataclass
@@ -67,6 +68,12 @@ def test_the_launchers_rank_may_stand_before_the_recipe(recipe: Path) -> None:
 
     kitchen, _, ranked = parse_arguments((Kitchen, Guests, Ranked), ["--local_rank=3", str(recipe), "--spoons=2"])
     assert (kitchen.dish, kitchen.spoons, ranked.local_rank) == ("soup", 2.0, 3)
+
+
+def test_a_mapping_in_a_recipe_is_one(recipe: Path) -> None:
+    recipe.write_text('lr_scheduler_kwargs: {num_cycles: 0.5, label: "it\'s", last: true}\nreport_to: [none]\n')
+    (args,) = parse_arguments((StageArguments,), [str(recipe), "--output_dir", "out", "--use_cpu", "True"])
+    assert args.lr_scheduler_kwargs == {"num_cycles": 0.5, "label": "it's", "last": True}
 
 
 def test_json_is_a_recipe_too(tmp_path: Path) -> None:
