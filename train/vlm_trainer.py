@@ -1,5 +1,6 @@
 """The trainer of the stages of a VLM: batches of like lengths, checkpoints that hold what trains and nothing else."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,41 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.seeded import seed_of
 from sparse_vlm.errors import UserError
 from train.stage import StageTrainer
 
 TRAINED_FILE = "trained.safetensors"
+
+
+class LengthGroups(Sampler[int]):
+    """The rows in an order in which those of like lengths come together, as transformers' LengthGroupedSampler has it.
+
+    It follows from (seed, epoch) alone. transformers' own is drawn from the global random numbers: an interrupted run
+    would go on with other rows.
+
+    Args:
+        batch_size: rows of a step of one process.
+        lengths: of all rows.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """For the data loader, before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class ConversationTrainer(StageTrainer):
@@ -30,7 +59,13 @@ class ConversationTrainer(StageTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, ConversationDataset):
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(batch, lengths=dataset.lengths())
+        return LengthGroups(batch, dataset.lengths(), self.args.order_seed)
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # Going on within an epoch, transformers tells it to a loader that skips what was seen, and on several processes
+        # accelerate hands that one's on to samplers of its own only: LengthGroups would have the first epoch's order.
+        options["train_dataloader"].set_epoch(options["epoch"])
+        super()._run_epoch(*args, **options)
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         self._in_checkpoint = True

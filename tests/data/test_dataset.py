@@ -60,6 +60,24 @@ def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog
         dataset(folder, chat, *bad, on_bad_sample="skip")
 
 
+def test_a_sample_that_is_too_long_is_found_when_lengths_are_counted(folder: Path, chat: ChatFormat) -> None:
+    """Whether at the end of the data or not, and without its image, which would fail as well."""
+    long = record("<image>\nQ", "A " * 40, image="corrupt.png", id="long")
+    with pytest.raises(UserError, match=r"Sample long has \d+ tokens, more than --model_max_length 40\. Raise"):
+        dataset(folder, chat, GOOD, long, max_length=40).lengths()
+
+
+def test_samples_that_are_too_long_are_skipped_and_counted(
+    folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = record("Q", "A " * 40, image=None, id="long")
+    with caplog.at_level(logging.WARNING):
+        data = dataset(folder, chat, long, GOOD, max_length=40, on_bad_sample="skip")
+    assert "Skipped 1 of 2 samples" in caplog.text
+    assert "Sample long has" in data.skipped[0]
+    assert data.lengths() == dataset(folder, chat, GOOD).lengths() == [len(data[0]["row"].input_ids)]
+
+
 def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
     def source(name: str, weight: float) -> Source:
         records = [record("Q", "A", image=None, id=f"{name}{index}") for index in range(4)]

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
 QLORA = {**LORA, "bits": 4}
 FOCUSING = {"tune_focusing": True, "mm_focusing_lr": 2e-4}
+ORDERS = [{"train_sampling_strategy": name} for name in ("random", "sequential", "group_by_length")]
+WITHIN_EPOCH_2 = {"per_device_train_batch_size": 3}  # three steps an epoch: checkpoint-4 lies in the second
 
 
 def run(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> set[str]:
@@ -120,7 +122,7 @@ def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir
     assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, LORA, QLORA, FOCUSING])
+@pytest.mark.parametrize("options", [{}, LORA, QLORA, FOCUSING, *(order | WITHIN_EPOCH_2 for order in ORDERS)])
 def test_an_interrupted_run_goes_on_to_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,3 +198,19 @@ def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
     forked("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), 1)
     assert losses(halves) == pytest.approx(losses(out), abs=1e-5)
     assert changed(out, halves) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_processes_go_on_within_the_second_epoch(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, order: dict[str, object]
+) -> None:
+    """Three steps an epoch; checkpoint-4 lies in the second, and what is skipped there is skipped in its order."""
+    more = {"deepspeed": "train/zero2.json", "num_processes": 2, "per_device_train_batch_size": 1, "max_steps": 6}
+    more |= {"save_steps": 4, "save_total_limit": 2, "keep_checkpoints": True, **order}
+    out, halves = tmp_path / "out", tmp_path / "halves"
+    forked("train/align.py", flags(vlm_dir, data_dir, out, **more))
+    shutil.copytree(out / "checkpoint-4", halves / "checkpoint-4")
+    shutil.copy(out / "log.jsonl", halves)
+    forked("train/align.py", flags(vlm_dir, data_dir, halves, **more))
+    assert losses(halves) == losses(out)

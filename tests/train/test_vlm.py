@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sparse_vlm.data.collate import PACKINGS, ConversationCollator
 from sparse_vlm.data.conversations import encode, parse_sample
@@ -17,7 +16,7 @@ from tests.vlm.test_llms import FAMILIES
 from train.stage import StageArguments, what_trains
 from train.vlm import ModelArguments, load, vlm_parts
 from train.vlm_data import PACKABLE, DataArguments, make_data
-from train.vlm_trainer import ConversationTrainer
+from train.vlm_trainer import ConversationTrainer, LengthGroups
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +205,19 @@ def test_grouping_by_length_reads_no_image(
     parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)
     trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
-    assert isinstance(sampler, LengthGroupedSampler)
+    assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths
     assert sorted(sampler) == list(range(8))
+
+
+def test_length_groups_follow_from_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        groups = LengthGroups(2, [3, 9, 4, 8] * 8, seed)
+        groups.set_epoch(epoch)
+        return list(groups)
+
+    first = order(0, 0)
+    torch.rand(1)
+    assert order(0, 0) == first
+    assert sorted(first) == list(range(32))
+    assert first != order(0, 1) != order(1, 1)

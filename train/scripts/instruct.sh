@@ -3,6 +3,8 @@
 #   MODEL=aligned DATA=llava_v1_5_mix665k.json IMAGES=images OUT=tuned GPUS=8 train/scripts/instruct.sh
 # GPUS: 1, 2, 4 or 8. Any flag of train/instruct.py may follow. Weights, gradients and AdamW's two moments take 16 bytes a parameter, so 112 GB
 # for 7B, split over the GPUs by ZeRO-3; with too little add --deepspeed train/zero3_offload.json.
+# LLaVA's data has conversations of more than 2048 tokens, which LLaVA's code cuts: they are left out here, counted, and
+# listed in OUT/skipped_samples.txt. To find them all the data is read once before the first step.
 # Hours and memory: docs/training.md.
 set -euo pipefail
 
@@ -21,6 +23,7 @@ exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../instruct.py" \
     --weight_decay 0 \
     --warmup_ratio 0.03 \
     --model_max_length 2048 \
+    --on_bad_sample skip \
     --train_sampling_strategy group_by_length \
     --activation_checkpointing True \
     --dataloader_num_workers 4 \
