@@ -105,8 +105,8 @@ class BootstrapTrainer(ImageTrainer):
         """Alignment, RoIs and zero-shot accuracy of the student as it is now; all processes take part.
 
         Returns:
-            cosine, centered_cosine, images, roi_size, roi_spread, roi_outside; with a zero-shot set also
-            zero_shot_student and zero_shot_teacher.
+            cosine, centered_cosine, images, unreadable, roi_size, roi_spread, roi_outside; with a zero-shot set also
+            zero_shot_student, zero_shot_teacher, zero_shot_images, zero_shot_unreadable.
         """
         student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
         alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
@@ -115,17 +115,23 @@ class BootstrapTrainer(ImageTrainer):
             "cosine": alignment.cosine,
             "centered_cosine": alignment.centered_cosine,
             "images": alignment.images,
+            "unreadable": alignment.unreadable,
         }
         measured |= {"roi_size": rois.size, "roi_spread": rois.spread, "roi_outside": rois.outside}
         if (collapse := rois.collapse()) is not None and self.is_world_process_zero():
             logger.warning("The RoIs have collapsed at step %d: %s", self.state.global_step, collapse)
-        if self.zero_shot is not None:
-            classes, images = self.zero_shot.classes, self.zero_shot.images
-            if self._teacher_accuracy is None:  # it stays the same
-                self._teacher_accuracy = measure_zero_shot(self.task.target, classes, self._batches(images), gather)
-            own = measure_zero_shot(lambda x: student(x).pooled, classes, self._batches(images), gather)
-            measured |= {"zero_shot_student": own, "zero_shot_teacher": self._teacher_accuracy}
-        return measured
+        return measured if self.zero_shot is None else measured | self._measure_zero_shot(self.zero_shot)
+
+    def _measure_zero_shot(self, zero_shot: ZeroShotTask) -> dict[str, float]:
+        student, gather = self.student, self.accelerator.gather_for_metrics
+        classes, images = zero_shot.classes, zero_shot.images
+        if self._teacher_accuracy is None:  # it stays the same
+            teacher = measure_zero_shot(self.task.target, classes, self._batches(images), gather)
+            self._teacher_accuracy = teacher.value
+        own = measure_zero_shot(lambda x: student(x).pooled, classes, self._batches(images), gather)
+        measured = {"student": own.value, "teacher": self._teacher_accuracy}
+        measured |= {"images": own.images, "unreadable": own.unreadable}
+        return {f"zero_shot_{name}": value for name, value in measured.items()}
 
     def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
         return (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset))

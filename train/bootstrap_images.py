@@ -8,14 +8,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sparse_vlm.data.image_sets import IndexedImages
-from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.image_sets import HeldOutImages, IndexedImages
+from sparse_vlm.data.image_streams import HeldOutStream, ImageStream
 from sparse_vlm.data.sources import PREFIXES, STREAMS, open_images
 from sparse_vlm.errors import UserError
 from train.bootstrap_arguments import ImageArguments
 from train.image_trainer import ImageSource
 
-HeldOut = ImageStream | IndexedImages | Subset[dict[str, Tensor]]
+HeldOut = HeldOutStream | HeldOutImages
 
 
 def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
@@ -49,34 +49,37 @@ def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
         image_column=images.image_column if prefix in PREFIXES else None,
         shuffle_buffer=0,
     )
-    if images.eval_samples is None or isinstance(found, ImageStream):
-        return found
+    if isinstance(found, ImageStream):
+        return HeldOutStream(found)
+    if images.eval_samples is None:
+        return HeldOutImages(found)
     if images.eval_samples > len(found):
         raise UserError(
             f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} holds {len(found)}. "
             "Leave it out for all of them."
         )
-    return _spread(found, images.eval_samples)
+    return HeldOutImages(found, _spread(found, images.eval_samples))
 
 
-def _spread(images: IndexedImages, count: int) -> Subset:
-    """So many of the images, at equal distances: a folder is often sorted by class."""
-    return Subset(images, [index * len(images) // count for index in range(count)])
+def _spread(images: IndexedImages, count: int) -> list[int]:
+    """So many indices at equal distances: a folder is often sorted by class."""
+    return [index * len(images) // count for index in range(count)]
 
 
 def typical_images(images: ImageArguments, transform: Any) -> Tensor:
     """Training images, spread evenly, of a stream the first: float[statistics_images or all there are, 3, H, W]."""
     found = training_images(images, transform, seed=0, shuffle_buffer=0)
     count = images.statistics_images
-    chosen = found if isinstance(found, ImageStream) else _spread(found, min(count, len(found)))
+    chosen = found if isinstance(found, ImageStream) else Subset(found, _spread(found, min(count, len(found))))
     return torch.stack([item["pixel_values"] for item in islice(iter(chosen), count)])
 
 
 def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:
-    """The first held-out pictures, or the first of all."""
+    """The first held-out pictures that can be read, or the first of all."""
 
     def unchanged(image: Image.Image) -> Image.Image:
         return image
 
     source = held_out_images(images, unchanged) or training_images(images, unchanged, seed=0, shuffle_buffer=0)
-    return [item["pixel_values"] for item in islice(iter(source), count)]
+    pictures = (item["pixel_values"] for item in iter(source) if item.get("readable", True))
+    return list(islice(pictures, count))

@@ -2,10 +2,15 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import EvalPrediction
+
+from sparse_vlm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,33 @@ def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float |
     _, position, counts = np.unique(scores.astype(np.float64), return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[position][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def of_readable(
+    metric: Callable[[EvalPrediction], dict[str, Any]], loss: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[EvalPrediction], dict[str, Any]]:
+    """A metric, and the loss, over the images that can be read; how many those are ("images"), and the "unreadable".
+
+    Args:
+        metric: of logits and labels.
+        loss: logits and labels -> float[].
+
+    Returns:
+        a metric whose labels are (labels, bool[N] whether it can be read), of all held-out images; it raises UserError
+        if none can.
+    """
+
+    def measured(prediction: EvalPrediction) -> dict[str, Any]:
+        given: Any = prediction.label_ids  # transformers declares one array
+        labels, readable = given
+        if not readable.any():
+            raise UserError(f"None of the {len(readable)} held-out images (--eval_data_path) can be read.")
+        logits, labels = np.asarray(prediction.predictions)[readable], labels[readable]
+        found = {"loss": loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()}
+        found |= metric(EvalPrediction(logits, labels))
+        return found | {"images": len(labels), "unreadable": int((~readable).sum())}
+
+    return measured
 
 
 def top_1(prediction: EvalPrediction) -> dict[str, float]:

@@ -24,6 +24,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from sparse_vlm.data.image_sets import HeldOutImages
 from sparse_vlm.data.labels import LabelledImages, Labels, read_class_folders, read_label_table
 from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
@@ -32,7 +33,7 @@ from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.recompute import recompute_blocks
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
 from train.arguments import parse_arguments
-from train.classification import auroc_of, top_1
+from train.classification import auroc_of, of_readable, top_1
 from train.finetune_arguments import FinetuneArguments
 from train.image_trainer import ImageTrainer
 from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
@@ -72,22 +73,24 @@ class FinetuneTask(nn.Module):
             pixel_values, labels = self.mixup(pixel_values, labels)
             smoothing = 0.0  # it is in the labels
         logits = self.model(pixel_values).float()
+        return {"loss": self.loss(logits, labels, smoothing), "logits": logits}
+
+    def loss(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean over the images: float[]."""
         if self.several:
-            loss = F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2)
-        else:
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return {"loss": loss, "logits": logits}
+            return F.binary_cross_entropy_with_logits(logits, labels * (1 - smoothing) + smoothing / 2)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 class FinetuneTrainer(ImageTrainer):
-    """ImageTrainer that goes on with the same classes and encoder only.
+    """ImageTrainer that goes on with the same classes and encoder only, and measures what can be read.
 
     Args:
         parts: as given to `what_trains`.
         task: the model.
         images: to train on.
         held_out: to measure with; None: nothing is measured.
-        **trainer: transformers' Trainer arguments.
+        **trainer: transformers' Trainer arguments; compute_metrics is from `of_readable`.
     """
 
     def __init__(
@@ -96,11 +99,23 @@ class FinetuneTrainer(ImageTrainer):
         *,
         task: FinetuneTask,
         images: LabelledImages,
-        held_out: LabelledImages | None,
+        held_out: HeldOutImages | None,
         **trainer: Any,
     ) -> None:
         super().__init__(parts, images=images, model=task, eval_dataset=held_out, **trainer)
         self.task, self.labels, self.held_out = task, images.labels, held_out
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, Any, Any]:
+        # transformers would average a batch's loss over its unreadable images too: the loss is among the metrics
+        readable = self._prepare_input(inputs.pop("readable"))
+        _, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        return None, logits, (labels, readable)
 
     def variant(self) -> dict[str, Any]:
         labels = {"classes": self.labels.classes, "several_per_image": self.labels.several}
@@ -189,15 +204,17 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         random_erasing=arguments.reprob,
     )
-    bad = arguments.on_bad_image
+    bad, measured = arguments.on_bad_image, None
+    if held_out is not None:
+        measured = HeldOutImages(LabelledImages(held_out, Transform(preprocessing), on_bad_image=bad))
     return FinetuneTrainer(
         parts,
         task=task,
         args=args,
         images=LabelledImages(labels, transform, seed=args.order_seed, on_bad_image=bad),
-        held_out=None if held_out is None else LabelledImages(held_out, Transform(preprocessing), on_bad_image=bad),
+        held_out=measured,
         data_collator=default_data_collator,
-        compute_metrics=auroc_of(labels.classes) if labels.several else top_1,
+        compute_metrics=of_readable(auroc_of(labels.classes) if labels.several else top_1, task.loss),
     )
 
 
@@ -215,11 +232,10 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
     with new_directory(saved) as directory:
         trainer.task.model.save_pretrained(directory)
         write_json(directory / CLASSES_FILE, {"classes": labels.classes, "several_per_image": labels.several})
-        if trainer.held_out is not None and metrics is not None:
-            chosen = {
-                name.removeprefix("eval_"): metrics[name] for name in metrics if "auroc" in name or "top1" in name
-            }
-            write_json(directory / METRICS_FILE, chosen | {"images": len(trainer.held_out)})
+        if metrics is not None:
+            measured = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+            chosen = [name for name in measured if name.startswith(("auroc", "top1"))] + ["images", "unreadable"]
+            write_json(directory / METRICS_FILE, {name: measured[name] for name in chosen})
     publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
 
 

@@ -14,6 +14,7 @@ from sparse_vlm.bootstrap import BootstrapTask, Teacher
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits, imagenet_prompts, read_class_names
+from sparse_vlm.data.image_sets import HeldOutImages
 from sparse_vlm.data.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
@@ -32,12 +33,14 @@ class Alignment:
             gives the same whatever it sees, whose `cosine` may be high.
         rois: of the RoIs that the last unit samples.
         images: how many.
+        unreadable: how many more could not be read; they count in nothing.
     """
 
     cosine: float
     centered_cosine: float
     rois: RoIStatistics
     images: int
+    unreadable: int
 
 
 @torch.no_grad()
@@ -49,22 +52,38 @@ def measure_alignment(
     Args:
         task: knows the teacher.
         student: in eval mode; the task's own or its moving average.
-        batches: "pixel_values" float[B, 3, H, W], on the student's device.
+        batches: "pixel_values" float[B, 3, H, W] and "readable" bool[B], on the student's device.
         gather: joins the processes' tensors along the batch.
 
     Raises:
-        UserError: there is no image.
+        UserError: there is no image, or none that can be read.
     """
-    rows: list[tuple[Tensor, ...]] = []
-    for batch in batches:
+
+    def measured(batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         images = batch["pixel_values"]
         output = student(images)
-        seen = (output.pooled.float(), task.target(images), roi_numbers(output.rois[-1]))
-        rows.append(tuple(gather(tensor).cpu() for tensor in seen))
+        return output.pooled.float(), task.target(images), roi_numbers(output.rois[-1])
+
+    (pooled, target, rois), unreadable = _of_readable(measured, batches, gather, "--eval_data_path")
+    cosines = mean_cosine(pooled, target), centered_cosine(pooled, target)
+    return Alignment(*cosines, roi_statistics(rois), len(rois), unreadable)
+
+
+def _of_readable(
+    measured: Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]],
+    batches: Batches,
+    gather: Callable[[Tensor], Tensor],
+    flag: str,
+) -> tuple[list[Tensor], int]:
+    """What is measured of the images that can be read, each tensor joined over batches and processes, on the CPU; and
+    how many cannot be."""
+    rows = [[gather(tensor).cpu() for tensor in (batch["readable"], *measured(batch))] for batch in batches]
     if not rows:
-        raise UserError("The held-out data (--eval_data_path) holds no image.")
-    pooled, target, rois = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
-    return Alignment(mean_cosine(pooled, target), centered_cosine(pooled, target), roi_statistics(rois), len(rois))
+        raise UserError(f"The held-out data ({flag}) holds no image.")
+    readable, *tensors = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    if not readable.any():
+        raise UserError(f"None of the {len(readable)} held-out images ({flag}) can be read.")
+    return [tensor[readable] for tensor in tensors], int((~readable).sum())
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,7 @@ class ZeroShotTask:
         classes: unit embeddings float32[K, D] on the CPU.
     """
 
-    images: LabelledImages
+    images: HeldOutImages
     classes: Tensor
 
 
@@ -113,23 +132,43 @@ def open_zero_shot_task(
         )
     classes = class_embeddings(teacher.text.to(device), names, templates).cpu()
     teacher.text.cpu()
-    return ZeroShotTask(images, classes)
+    return ZeroShotTask(HeldOutImages(images), classes)
+
+
+@dataclass(frozen=True)
+class ZeroShotAccuracy:
+    """Over the labelled images.
+
+    Attributes:
+        value: share of those whose nearest class embedding is their label's.
+        images: how many.
+        unreadable: how many more could not be read; they count in nothing.
+    """
+
+    value: float
+    images: int
+    unreadable: int
 
 
 @torch.no_grad()
 def measure_zero_shot(
     encode: Callable[[Tensor], Tensor], classes: Tensor, batches: Batches, gather: Callable[[Tensor], Tensor]
-) -> float:
-    """Share of labelled images whose nearest class embedding is their label's.
+) -> ZeroShotAccuracy:
+    """Zero-shot classification of labelled images.
 
     Args:
         encode: float[B, 3, H, W] -> float[B, D].
         classes: float32[K, D].
-        batches: "pixel_values" and "labels" int64[B].
+        batches: "pixel_values", "labels" int64[B] and "readable" bool[B].
         gather: as above.
+
+    Raises:
+        UserError: there is no image, or none that can be read.
     """
-    right = []
-    for batch in batches:
-        images, labels = batch["pixel_values"], batch["labels"]
-        right.append(gather(hits(encode(images), classes.to(images.device), labels).float()).cpu())
-    return torch.cat(right).mean().item()
+
+    def measured(batch: Mapping[str, Tensor]) -> tuple[Tensor]:
+        images = batch["pixel_values"]
+        return (hits(encode(images), classes.to(images.device), batch["labels"]).float(),)
+
+    (right,), unreadable = _of_readable(measured, batches, gather, "--zero_shot_data_path")
+    return ZeroShotAccuracy(right.mean().item(), len(right), unreadable)

@@ -2,12 +2,13 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,11 +33,7 @@ class IndexedImages(SeededImages, Dataset):
         """
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, index = self.read_or_next(index)
-        return {"pixel_values": self.augmented(image, index)}
-
-    def read_or_next(self, index: int) -> tuple[Image.Image, int]:
-        """The image at `index`, or the next one that can be read, with its index.
+        """The image at `index`, or the next one that can be read.
 
         Raises:
             IndexError: beyond the last image.
@@ -47,10 +44,45 @@ class IndexedImages(SeededImages, Dataset):
         for step in range(len(self)):
             found = (index + step) % len(self)
             try:
-                return self.read(found), found
+                image = self.read(found)
             except UserError as error:
                 self.bad.handle(error)
+                continue
+            return self.item(self.augmented(image, found), found)
         raise UserError(f"None of the {len(self)} images can be read.")
+
+    def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
+        """What there is at an index, with these pixels."""
+        return {"pixel_values": pixels}
+
+
+class HeldOutImages(Dataset):
+    """Images to measure with: no other takes an unreadable one's place, it would count twice.
+
+    Items: those of the set, and "readable": bool[]. Where that is False (on_bad_image "skip") the picture is black, so
+    that batches keep their shape, and is to be left out of what is measured.
+
+    Args:
+        images: the set.
+        indices: of the images to take; None: all.
+    """
+
+    def __init__(self, images: IndexedImages, indices: Sequence[int] | None = None) -> None:
+        self.images, self.indices = images, range(len(images)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        index = self.indices[position]
+        try:
+            image = self.images.read(index)
+        except UserError as error:
+            self.images.bad.handle(error)
+            pixels, readable = self.images.blank(), False
+        else:
+            pixels, readable = self.images.augmented(image, index), True
+        return self.images.item(pixels, index) | {"readable": torch.tensor(readable)}
 
 
 class ImageFolder(IndexedImages):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import NamedTuple, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -101,11 +102,13 @@ class ImageStream(SeededImages, IterableDataset):
         worker = get_worker_info()
         position, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         batches = len(range(position, len(self) // self.batch_size, workers))
-        reader, readers = self.rank * workers + position, self.world_size * workers
-        return islice(self._decoded(reader, readers), batches * self.batch_size)
+        tried = self.tried(self.rank * workers + position, self.world_size * workers)
+        readable = ({"pixel_values": pixels} for pixels in tried if pixels is not None)
+        return islice(readable, batches * self.batch_size)
 
-    def _decoded(self, reader: int, readers: int) -> Iterator[dict[str, Tensor]]:
-        """One reader's images over and over: another visit to its shards, another order and other crops.
+    def tried(self, reader: int, readers: int) -> Iterator[Tensor | None]:
+        """One reader's images over and over: another visit to its shards, another order and other crops. None: one
+        that cannot be read.
 
         Raises:
             UserError: it has tried as many shards as there are, and read no image in between.
@@ -124,9 +127,10 @@ class ImageStream(SeededImages, IterableDataset):
                 except UserError as error:
                     self.bad.handle(error)
                     last = error
+                    yield None
                     continue
                 barren = 0
-                yield {"pixel_values": self.augmented(image, number, len(encoded.data), zlib.crc32(encoded.data))}
+                yield self.augmented(image, number, len(encoded.data), zlib.crc32(encoded.data))
             if barren == patience:
                 raise UserError(f"Reader {reader} of {readers} can read no image of {shards} shards; the last: {last}")
 
@@ -180,3 +184,23 @@ class ImageStream(SeededImages, IterableDataset):
         else:
             if not found:
                 yield UserError(f"The shard {self.shards.names[index]} holds no images.")
+
+
+class HeldOutStream(IterableDataset):
+    """The first images of a stream, to measure with; for one reader. An unreadable one is an item of its own: see
+    `HeldOutImages`.
+
+    Args:
+        stream: in the order of its shards (shuffle_buffer 0).
+    """
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.images
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for pixels in islice(self.stream.tried(0, 1), len(self)):
+            shown = self.stream.blank() if pixels is None else pixels
+            yield {"pixel_values": shown, "readable": torch.tensor(pixels is not None)}

@@ -59,9 +59,8 @@ class LabelledImages(IndexedImages):
     def read(self, index: int) -> Image.Image:
         return open_image(self.labels.paths[index])
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, index = self.read_or_next(index)
-        return {"pixel_values": self.augmented(image, index), "labels": self.labels.values[index]}
+    def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
+        return super().item(pixels, index) | {"labels": self.labels.values[index]}
 
 
 def read_class_folders(folder: str | Path) -> Labels:

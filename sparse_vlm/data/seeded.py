@@ -93,6 +93,10 @@ class SeededImages:
         """Reads that failed so far, over all data workers of this process; with on_bad_image "skip"."""
         return self.bad.count
 
+    def blank(self) -> Tensor:
+        """The transform of a black picture: what stands for an unreadable one in a batch that is to keep its shape."""
+        return self.augmented(Image.new("RGB", (32, 32)), "blank")
+
     def augmented(self, image: Image.Image, *identity: int | str) -> Tensor:
         """The transform of an image; its random numbers follow from the seed, the epoch and the item's identity."""
         with torch.random.fork_rng(devices=[]):

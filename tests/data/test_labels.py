@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from sparse_vlm.data.image_sets import HeldOutImages
 from sparse_vlm.data.labels import LabelledImages, read_class_folders, read_label_table
 from sparse_vlm.errors import UserError
 
@@ -35,6 +36,19 @@ def test_the_next_image_brings_its_own_label(image_folder: Path, image_files: li
     dataset = LabelledImages(read_class_folders(tmp_path), v2.PILToTensor(), on_bad_image="skip")
     assert [item["labels"].item() for item in dataset] == [1, 1]
     assert dataset.unreadable == 1
+
+
+def test_held_out_images_stay_at_their_place(image_files: list[bytes], tmp_path: Path) -> None:
+    for name, data in (("a", b"no image"), ("b", image_files[0])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "picture.png").write_bytes(data)
+    labels = read_class_folders(tmp_path)
+    with pytest.raises(UserError, match="--on_bad_image skip"):
+        HeldOutImages(LabelledImages(labels, v2.PILToTensor()))[0]
+    held_out = HeldOutImages(LabelledImages(labels, v2.PILToTensor(), on_bad_image="skip"))
+    assert [(item["labels"].item(), item["readable"].item()) for item in held_out] == [(0, False), (1, True)]
+    assert not held_out[0]["pixel_values"].any()
+    assert [item["labels"].item() for item in HeldOutImages(held_out.images, [1])] == [1]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ def arguments(teacher: Path, images: Path | str, out: Path, **options: Any) -> l
     return flags({**values, **options})
 
 
+def measuring(teacher: Path, images: Path, held_out: Path | str, out: Path, **options: Any) -> list[str]:
+    """The command line of one that measures, also with two classes, and goes on without unreadable images."""
+    names = out.parent / "names.txt"
+    names.write_text("cat\ndog\n")
+    places = {"eval_data_path": held_out, "class_names": names, "on_bad_image": "skip"}
+    return arguments(teacher, images, out, **places, **options)
+
+
 def flags(values: dict[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 

@@ -1,6 +1,7 @@
 """Tiny data sets for the stages, and an uninterrupted bootstrap."""
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,6 +50,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / str(index % 2)).mkdir(exist_ok=True)
         pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / str(index % 2) / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def damaged(images: Path, tmp_path: Path) -> Path:
+    """The eight pictures and two unreadable ones among them, in each folder one."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(images, folder)
+    for name in ("0/3.png", "1/4.png"):  # between 2 and 4, 3 and 5
+        (folder / name).write_bytes(b"\x89PNG nothing more")
     return folder
 
 

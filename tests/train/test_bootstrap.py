@@ -193,19 +193,6 @@ def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: P
     assert trained(tmp_path / "out")[-1]["unreadable_images"] == 1
 
 
-def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
-    clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Read in a worker process, after training."""
-    (tmp_path / "held out").mkdir()
-    (tmp_path / "held out/broken.png").write_bytes(b"\x89PNG nothing more")
-    options = {"eval_data_path": tmp_path / "held out", "max_steps": 1, "dataloader_num_workers": 1}
-    assert main(arguments(clip_dir, images, tmp_path / "out", **options)) == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    assert printed.splitlines()[-1].startswith(f"error: The image {tmp_path / 'held out/broken.png'} cannot be read")
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

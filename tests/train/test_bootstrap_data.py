@@ -1,5 +1,6 @@
 """What bootstrapping opens its pictures with, and what it refuses."""
 
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparse_vlm.data.image_streams import ImageStream
+from sparse_vlm.data.image_streams import HeldOutStream
 from sparse_vlm.errors import UserError
-from tests.train.bootstrap_runs import arguments, evaluated, make
+from tests.train.bootstrap_runs import arguments, evaluated, make, measuring
 from train.bootstrap import main
 from train.bootstrap_arguments import ImageArguments
-from train.bootstrap_images import held_out_images
+from train.bootstrap_images import held_out_images, some_pictures
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_held_out_images_come_from_the_same_column(two_endings: str) -> None:
     images = held_out_images(
         ImageArguments(data_path=two_endings, eval_data_path=two_endings, image_column="png"), v2.PILToTensor()
     )
-    assert isinstance(images, ImageStream)
+    assert isinstance(images, HeldOutStream)
     assert [item["pixel_values"][:, 0, 0].tolist() for item in images] == [[0, 0, 255]]
 
 
@@ -79,6 +80,62 @@ def test_some_of_a_folder_are_spread_and_of_shards_the_first(images: Path, image
     assert len(set(every)) == 8
     assert pixels(images, eval_samples=3) == [every[0], every[2], every[5]]
     assert pixels(image_shards, eval_samples=5) == pixels(image_shards)[:5]
+
+
+def test_unreadable_held_out_images_count_in_nothing(
+    clip_dir: Path, images: Path, damaged: Path, tmp_path: Path
+) -> None:
+    """What is measured is what the readable ones alone give, in whatever batches, as a folder or as shards."""
+    command = measuring(clip_dir, images, images, tmp_path / "out", zero_shot_data_path=images)
+    expected = make(command).measure()
+    assert (expected["unreadable"], expected["zero_shot_unreadable"]) == (0, 0)
+    command = measuring(clip_dir, images, damaged, tmp_path / "out", zero_shot_data_path=damaged)
+    for batch_size in (1, 3, 10):
+        measured = make([*command, "--per_device_eval_batch_size", str(batch_size)]).measure()
+        assert measured == pytest.approx(expected | {"unreadable": 2, "zero_shot_unreadable": 2}, abs=1e-6)
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        for file in sorted(damaged.rglob("*.png")):
+            shard.add(file, f"{file.parent.name}{file.stem}.png")
+    measured = make(measuring(clip_dir, images, f"wds:{tmp_path}/0.tar", tmp_path / "out")).measure()
+    names = ("cosine", "centered_cosine", "roi_size", "roi_spread", "roi_outside", "images")
+    assert measured == pytest.approx({name: expected[name] for name in names} | {"unreadable": 2}, abs=1e-6)
+
+
+def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
+    """Of four chosen ones; nor does the figure show a picture that could not be read."""
+    command = measuring(clip_dir, images, damaged, tmp_path / "out", eval_samples=4, eval_steps=1, max_steps=1)
+    assert main(command) == 0
+    line = evaluated(tmp_path / "out")[-1]
+    assert (line["eval_images"], line["eval_unreadable"]) == (2, 2)
+    alignment = json.loads((tmp_path / "out/alignment.json").read_text())
+    assert (alignment["images"], alignment["unreadable"]) == (2, 2)
+    sources = ImageArguments(data_path="nowhere", eval_data_path=str(damaged), on_bad_image="skip")
+    shown = [picture.tobytes() for picture in some_pictures(sources, count=10)]
+    assert sorted(shown) == sorted(Image.open(file).tobytes() for file in images.rglob("*.png"))
+
+
+def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
+    clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read in a worker process, after training."""
+    (tmp_path / "held out").mkdir()
+    (tmp_path / "held out/broken.png").write_bytes(b"\x89PNG nothing more")
+    options = {"eval_data_path": tmp_path / "held out", "max_steps": 1, "dataloader_num_workers": 1}
+    assert main(arguments(clip_dir, images, tmp_path / "out", **options)) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith(f"error: The image {tmp_path / 'held out/broken.png'} cannot be read")
+
+
+def test_nothing_to_measure_is_one_sentence(
+    clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held out").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "held out" / name).write_bytes(b"no image")
+    assert main(measuring(clip_dir, images, tmp_path / "held out", tmp_path / "out", max_steps=1)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: None of the 2 held-out images (--eval_data_path) can be read."
 
 
 def test_remote_shards_need_a_number(image_shards: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.forked import run_together
-from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, trained, weights
+from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, measuring, trained, weights
 from tests.train.launch import deepspeed, forked, torchrun
 from train.bootstrap import main
 
@@ -51,6 +51,19 @@ def test_two_processes_without_deepspeed_follow_one(
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
     assert [line["eval_images"] for line in evaluated(tmp_path)] == [8] * 5
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_same_images_out(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
+    """Ten held-out pictures, two of them unreadable, in batches of 2 × 3: the last one is filled up."""
+    options = {"max_steps": 1, "eval_steps": 1, "learning_rate": 0, "per_device_eval_batch_size": 3}
+    options |= {"zero_shot_data_path": damaged}
+    assert main(measuring(clip_dir, images, damaged, tmp_path / "one", **options)) == 0
+    command = measuring(clip_dir, images, damaged, tmp_path / "two", **options, per_device_train_batch_size=2)
+    torchrun("train/bootstrap.py", command)
+    line = evaluated(tmp_path / "two")[-1]
+    assert line == pytest.approx(evaluated(tmp_path / "one")[-1], abs=1e-5)
+    assert (line["eval_images"], line["eval_unreadable"], line["eval_zero_shot_unreadable"]) == (8, 2, 2)
 
 
 @pytest.mark.slow

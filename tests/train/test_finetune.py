@@ -24,7 +24,7 @@ def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path,
         == 0
     )
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics == {"top1": 1.0, "images": 8}
+    assert metrics == {"top1": 1.0, "images": 8, "unreadable": 0}
     assert json.loads((out / "classes.json").read_text()) == {"classes": list(CLASSES), "several_per_image": False}
     encoder = SparseFormer.from_pretrained(out)
     pictures = torch.stack([encoder.transform(Image.new("RGB", (30, 24), colour)) for colour in CLASSES])
@@ -40,7 +40,7 @@ def test_several_labels(small_encoder_dir: Path, class_folders: Path, tmp_path: 
     )
     assert main([*arguments, "--max_steps", "30", "--smoothing", "0.05"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics.keys() == {"auroc", "auroc_reddish", "auroc_bluish", "auroc_picture", "images"}
+    assert metrics.keys() == {"auroc", "auroc_reddish", "auroc_bluish", "auroc_picture", "images", "unreadable"}
     assert metrics["auroc_picture"] is None
     assert metrics["auroc"] == (metrics["auroc_reddish"] + metrics["auroc_bluish"]) / 2
     assert metrics["auroc"] > 0.95
@@ -84,6 +84,48 @@ def test_unreadable_images_are_counted(small_encoder_dir: Path, class_folders: P
     command = words(small_encoder_dir, tmp_path / "data", tmp_path / "out", on_bad_image="skip", max_steps=3)
     assert main(command) == 0
     assert [line["unreadable_images"] for line in read_log(tmp_path / "out/log.jsonl")][-1] == 1  # of 9, in 3 batches
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_unreadable_held_out_images_count_in_nothing(
+    several: bool, small_encoder_dir: Path, class_folders: Path, tmp_path: Path
+) -> None:
+    """Loss and metric are those of the readable ones alone, in whatever batches."""
+    damaged, bad = tmp_path / "damaged", "black/25.png"
+    shutil.copytree(class_folders, damaged)
+    (damaged / bad).write_bytes(b"\x89PNG nothing more")
+    (damaged / "labels.csv").write_text((damaged / "labels.csv").read_text() + f"{bad},1,0,1\n")
+
+    def evaluated(held_out: Path, batch_size: int) -> dict[str, float]:
+        options = {"eval_data_path": held_out, "per_device_eval_batch_size": batch_size, "on_bad_image": "skip"}
+        if several:
+            options |= {"label_file": class_folders / "labels.csv", "eval_label_file": held_out / "labels.csv"}
+        torch.manual_seed(0)
+        found = make(words(small_encoder_dir, class_folders, tmp_path / "out", **options)).evaluate()
+        timing = ("eval_runtime", "per_second", "preparation_time")
+        return {name: value for name, value in found.items() if not name.endswith(timing)}
+
+    expected = evaluated(class_folders, 8)
+    assert expected["eval_images"] == 8
+    for batch_size in (1, 4, 9):
+        assert evaluated(damaged, batch_size) == pytest.approx(expected | {"eval_unreadable": 1}, abs=1e-5)
+
+
+def test_metrics_say_how_many_could_not_be_read(
+    small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = tmp_path / "held out"
+    shutil.copytree(class_folders, held_out)
+    (held_out / "red/20.png").write_bytes(b"no image")
+    options = {"eval_data_path": held_out, "on_bad_image": "skip", "eval_strategy": "epoch", "max_steps": 2}
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "out", **options)) == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text()).items() >= {"images": 7, "unreadable": 1}.items()
+    lines = [line for line in read_log(tmp_path / "out/log.jsonl") if "eval_loss" in line]
+    assert [(line["eval_images"], line["eval_unreadable"]) for line in lines] == [(7, 1)] * 2
+    for file in held_out.rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert main(words(small_encoder_dir, class_folders, tmp_path / "none", **options)) == 2
+    assert "None of the 8 held-out images (--eval_data_path) can be read." in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")

@@ -18,7 +18,7 @@ from train.monitor import measure_alignment, measure_zero_shot, open_zero_shot_t
 
 def batches(images: Tensor, labels: Tensor, sizes: tuple[int, ...]) -> Iterator[dict[str, Tensor]]:
     for pixels, wanted in zip(images.split(sizes), labels.split(sizes), strict=True):
-        yield {"pixel_values": pixels, "labels": wanted}
+        yield {"pixel_values": pixels, "labels": wanted, "readable": torch.ones(len(pixels), dtype=torch.bool)}
 
 
 def alone(tensor: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def test_zero_shot_accuracy_counts_images() -> None:
     classes, labels = torch.eye(3), torch.tensor([0, 1, 2, 0, 0])
     images = torch.eye(3)[torch.tensor([0, 1, 2, 1, 2])].view(5, 3, 1, 1)
     accuracy = measure_zero_shot(lambda x: x.flatten(1) * 5, classes, batches(images, labels, (4, 1)), alone)
-    assert accuracy == pytest.approx(3 / 5)
+    assert (accuracy.value, accuracy.images, accuracy.unreadable) == (pytest.approx(3 / 5), 5, 0)
 
 
 @pytest.fixture
