@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import EvalPrediction
 
+from sparse_vlm.data.labels import Labels
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +32,21 @@ def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float |
     _, position, counts = np.unique(scores.astype(np.float64), return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[position][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def metric_names(labels: Labels) -> tuple[str, ...]:
+    """What an evaluation on these images measures, the undefined ones too."""
+    return ("loss", "auroc", *(f"auroc_{name}" for name in labels.classes)) if labels.several else ("loss", "top1")
+
+
+def undefined_metrics(labels: Labels) -> dict[str, str]:
+    """Those that are not defined for these held-out images -> why."""
+    if not labels.several:
+        return {}
+    same = (labels.values == labels.values[0]).all(dim=0).tolist()
+    why = "all held-out images have the same label of"
+    undefined = {f"auroc_{name}": f"{why} {name}" for name, alike in zip(labels.classes, same, strict=True) if alike}
+    return undefined | ({"auroc": f"{why} each class"} if all(same) else {})
 
 
 def top_1(prediction: EvalPrediction) -> dict[str, float]:
