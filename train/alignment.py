@@ -23,6 +23,9 @@ from train.variant import fingerprint
 
 logger = logging.getLogger(__name__)
 EMA_FILE = "ema.safetensors"
+# What an evaluation measures, and what only with labelled images.
+MEASURED = ("cosine", "centered_cosine", "roi_size", "roi_spread", "roi_outside")
+ZERO_SHOT = ("zero_shot_student", "zero_shot_teacher")
 
 
 class BootstrapTrainer(ImageTrainer):

@@ -29,7 +29,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
-from train.alignment import BootstrapTrainer
+from train.alignment import MEASURED, ZERO_SHOT, BootstrapTrainer
 from train.arguments import parse_arguments
 from train.bootstrap_arguments import (
     ARGUMENTS,
@@ -45,6 +45,7 @@ from train.monitor import open_zero_shot_task
 from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
 
 logger = logging.getLogger(__name__)
+NEEDS_LABELS = "it needs labelled images, give --zero_shot_data_path"
 
 
 def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTraining) -> list[Part]:
@@ -120,6 +121,8 @@ def make_trainer(
     """
     if args.eval_strategy != "no" and images.eval_data_path is None:
         raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
+    labelled = images.zero_shot_data_path is not None
+    args.require_metric((*MEASURED, *ZERO_SHOT), {} if labelled else dict.fromkeys(ZERO_SHOT, NEEDS_LABELS))
     parts = parts_of(task.student, report, args)
     if args.process_index == 0:
         logger.warning("%s", report)

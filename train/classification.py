@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import EvalPrediction
 
+from sparse_vlm.data.labels import Labels
 from sparse_vlm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,21 @@ def of_readable(
         return found | {"images": len(labels), "unreadable": int((~readable).sum())}
 
     return measured
+
+
+def metric_names(labels: Labels) -> tuple[str, ...]:
+    """What an evaluation on these images measures, the undefined ones too."""
+    return ("loss", "auroc", *(f"auroc_{name}" for name in labels.classes)) if labels.several else ("loss", "top1")
+
+
+def undefined_metrics(labels: Labels) -> dict[str, str]:
+    """Those that are not defined for these held-out images -> why."""
+    if not labels.several:
+        return {}
+    same = (labels.values == labels.values[0]).all(dim=0).tolist()
+    why = "all held-out images have the same label of"
+    undefined = {f"auroc_{name}": f"{why} {name}" for name, alike in zip(labels.classes, same, strict=True) if alike}
+    return undefined | ({"auroc": f"{why} each class"} if all(same) else {})
 
 
 def top_1(prediction: EvalPrediction) -> dict[str, float]:

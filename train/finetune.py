@@ -33,7 +33,7 @@ from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.recompute import recompute_blocks
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
 from train.arguments import parse_arguments
-from train.classification import auroc_of, of_readable, top_1
+from train.classification import auroc_of, metric_names, of_readable, top_1, undefined_metrics
 from train.finetune_arguments import FinetuneArguments
 from train.image_trainer import ImageTrainer
 from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
@@ -190,6 +190,8 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
     labels, held_out = read_labels(arguments)
     if args.eval_strategy != "no" and held_out is None:
         raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
+    if held_out is not None:
+        args.require_metric(metric_names(held_out), undefined_metrics(held_out))
     mixup = make_mixup(arguments, labels, args)
     model = create_from_directory(arguments.encoder, drop_rate=arguments.drop, drop_path_rate=arguments.drop_path)
     model.reset_classifier(len(labels.classes))

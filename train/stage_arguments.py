@@ -1,12 +1,24 @@
 """The arguments of every training stage."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
+from train.arguments import check_ranges
 from train.log import LOG_NAME
 from train.precision import with_autocast
+
+RANGES = {  # outside them transformers and torch fail with a traceback, some only when training has begun
+    "per_device_train_batch_size": "[1, inf)",
+    "per_device_eval_batch_size": "[1, inf)",
+    "gradient_accumulation_steps": "[1, inf)",
+    "num_train_epochs": "[0, inf)",
+    "learning_rate": "[0, inf)",
+    "weight_decay": "[0, inf)",
+}
 
 
 @dataclass
@@ -27,14 +39,35 @@ class StageArguments(TrainingArguments):
     warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
 
     def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
         if self.bf16 and self.deepspeed:
             self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
         try:
             super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise UserError(f"An argument is no valid JSON: {error.doc} ({error.msg}).") from error
         except ValueError as error:  # transformers' checks of values that do not go together
             raise UserError(str(error)) from error
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio
+
+    def require_metric(self, names: Sequence[str], absent: Mapping[str, str]) -> None:
+        """Whether evaluations while training measure --metric_for_best_model.
+
+        Args:
+            names: of what the stage's evaluations can measure.
+            absent: those of them that this run cannot measure -> why.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.eval_strategy == "no" or self.metric_for_best_model is None:
+            return
+        name = self.metric_for_best_model.removeprefix("eval_")
+        if name in absent:
+            raise UserError(f"--metric_for_best_model {name} cannot be measured: {absent[name]}.")
+        if name not in names:
+            raise unknown_choice("--metric_for_best_model", name, names)
 
     @property
     def order_seed(self) -> int:

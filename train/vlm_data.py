@@ -147,6 +147,7 @@ def _check_evaluation(data_args: DataArguments, args: StageArguments) -> None:
         raise UserError(f"--eval_strategy {strategy} needs held-out data: give --eval_data_path.")
     if strategy == "no" and data_args.eval_data_path is not None:
         raise UserError(f"--eval_data_path {data_args.eval_data_path} is measured with --eval_strategy steps or epoch.")
+    args.require_metric(["loss"], {})
 
 
 def _packing(model: SparseVLMForConditionalGeneration) -> str:

@@ -1,5 +1,6 @@
 """The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -37,8 +38,10 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         values = asdict(self)
-        if min(values.values()) < 0 or not any(values.values()):
-            raise UserError(f"The weights of the loss must not be negative, nor all zero, got {values}.")
+        if not all(0 <= value < math.inf for value in values.values()) or not any(values.values()):
+            raise UserError(
+                f"The weights of the loss must be finite, must not be negative, nor all zero, got {values}."
+            )
 
 
 class BootstrapTask(nn.Module):

@@ -45,6 +45,9 @@ def test_other_classes_than_the_checkpoints_are_a_sentence(
         ({"mixup": 0.5}, "give an even --per_device_train_batch_size (it is 4) and --dataloader_drop_last True"),
         ({"on_bad_image": "ignore"}, "Unknown --on_bad_image 'ignore'"),
         ({"eval_strategy": "epoch"}, "Evaluation while training needs held-out images: give --eval_data_path"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must lie in [1, inf), got 0."),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must lie in [1, inf), got 0."),
+        ({"weight_decay": -1}, "--weight_decay must lie in [0, inf), got -1."),
         ({"drop_path": 1}, "--drop_path must lie in [0, 1), got 1."),
         ({"layer_dekay": 0.5}, "Unknown argument 'layer_dekay'. Did you mean 'layer_decay'"),
     ],
@@ -59,6 +62,36 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     filled = {name: str(value).format(class_folders) for name, value in extra.items()}
     assert main(words(small_encoder_dir, class_folders, tmp_path / "out", **filled)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+SAME = "cannot be measured: all held-out images have the same label of"
+
+
+@pytest.mark.parametrize(
+    ("table", "metric", "sentence"),
+    [
+        (None, "top_1", "Unknown --metric_for_best_model 'top_1'. Did you mean 'top1'? Choices: loss, top1."),
+        (((0, 1), (0, 0)), "auroc_reddish", f"--metric_for_best_model auroc_reddish {SAME} reddish."),
+        (((0, 1), (0, 1)), "auroc", f"--metric_for_best_model auroc {SAME} each class."),
+    ],
+)
+def test_the_metric_of_the_best_checkpoint_is_measured(
+    table: tuple[tuple[int, int], ...] | None,
+    metric: str,
+    sentence: str,
+    small_encoder_dir: Path,
+    class_folders: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    extra: dict[str, Any] = {"eval_data_path": class_folders, "eval_strategy": "steps", "load_best_model_at_end": True}
+    if table is not None:
+        rows = [f"{colour}/20.png,{a},{b}\n" for colour, (a, b) in zip(("red", "blue"), table, strict=True)]
+        (tmp_path / "labels.csv").write_text("".join(["image,reddish,bluish\n", *rows]))
+        extra |= {"label_file": tmp_path / "labels.csv", "eval_label_file": tmp_path / "labels.csv"}
+    command = words(small_encoder_dir, class_folders, tmp_path / "out", metric_for_best_model=metric, **extra)
+    assert main(command) == 2
     assert sentence in capsys.readouterr().err
 
 
