@@ -27,7 +27,7 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.quantization import KINDS
 from train import qlora, vlm
-from train.arguments import parse_arguments
+from train.arguments import check_ranges, parse_arguments
 from train.merge_lora import merge_lora
 from train.stage import Part, StageArguments
 from train.vlm_data import DataArguments, make_data
@@ -55,6 +55,7 @@ class InstructArguments(StageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_ranges(self, {"lora_r": "[1, inf)", "lora_alpha": "(0, inf)", "lora_dropout": "[0, 1)"})
         if self.bits not in (4, 16):
             raise UserError(f"--bits must be 4 or 16, got {self.bits}.")
         if self.bits == 4 and not self.lora_enable:
