@@ -55,7 +55,8 @@ class InstructArguments(StageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, dict.fromkeys(("mm_projector_lr", "mm_vision_tower_lr", "mm_focusing_lr"), "[0, inf)"))
+        rates = dict.fromkeys(("mm_projector_lr", "mm_vision_tower_lr", "mm_focusing_lr"), "[0, inf)")
+        check_ranges(self, rates | {"lora_r": "[1, inf)", "lora_alpha": "(0, inf)", "lora_dropout": "[0, 1)"})
         if self.bits not in (4, 16):
             raise UserError(f"--bits must be 4 or 16, got {self.bits}.")
         if self.bits == 4 and not self.lora_enable:

@@ -57,8 +57,5 @@ class JsonlLog(TrainerCallback):
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
     """The lines of a stage's log.jsonl; a last line cut short by a crash is left out."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
-        if text.endswith("\n"):
-            lines.append(json.loads(text))
-    return lines
+    *lines, _cut_short = Path(path).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]

@@ -166,14 +166,19 @@ class StageTrainer(Trainer):
 
 
 def prepare(args: StageArguments) -> None:
-    """Fails early: a finished output directory, or another number of processes than asked for. Tells DeepSpeed of the
-    processes, and seeds. To be called before a model is loaded.
+    """Fails early: a finished output directory, a checkpoint to go on from, or another number of processes than asked
+    for. Tells DeepSpeed of the processes, and seeds. To be called before a model is loaded.
 
     Raises:
         UserError: with the values.
     """
     if (Path(args.output_dir) / "config.json").exists():
         raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
+    if args.resume_from_checkpoint is not None:
+        raise UserError(
+            f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run goes on from the last "
+            "complete checkpoint in its --output_dir by itself. Leave it out."
+        )
     asked = args.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != asked:
         raise UserError(

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.data.seeded import seed_of
 from sparse_vlm.errors import UserError
-from train.stage import StageTrainer
+from train.stage import StageArguments, StageTrainer
 
 TRAINED_FILE = "trained.safetensors"
 
@@ -52,6 +52,7 @@ class ConversationTrainer(StageTrainer):
     leave out the frozen weights, which the starting model has: TRAINED_FILE, of an adapter peft's own files, under
     DeepSpeed what `exclude_frozen_parameters` writes."""
 
+    args: StageArguments
     _in_checkpoint = False
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:

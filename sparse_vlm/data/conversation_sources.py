@@ -90,8 +90,8 @@ def read_mixture(file: Path) -> list[MixtureEntry]:
     """The entries of a mixture file.
 
     Raises:
-        UserError: the file is missing or no list of entries; an entry has an unknown key, no data_path, or a weight
-            that is no positive number.
+        UserError: the file is missing or no list of entries; an entry has an unknown key, no data_path, a path that is
+            no text, or a weight that is no positive number.
     """
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -99,17 +99,25 @@ def read_mixture(file: Path) -> list[MixtureEntry]:
         raise UserError(f"The mixture {file} cannot be read: {one_line(error)}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"The mixture {file} must be a list of entries (- data_path: …).")
+    return [_mixture_entry(entry, f"entry {n} of the mixture {file}") for n, entry in enumerate(entries, start=1)]
+
+
+def _mixture_entry(values: dict[str, Any], place: str) -> MixtureEntry:
+    """The entry that YAML's mapping says; `place` names it."""
     known = [field.name for field in fields(MixtureEntry)]
-    for number, entry in enumerate(entries, start=1):
-        for key in entry:
-            if key not in known:
-                raise unknown_choice(f"key of entry {number} of the mixture {file}", str(key), known)
-        if not isinstance(entry.get("data_path"), str):
-            raise UserError(f"Entry {number} of the mixture {file} has no data_path.")
-        weight = entry.get("weight", 1.0)
-        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise UserError(f"Entry {number} of the mixture {file} has the weight {weight!r}: a positive number.")
-    return [MixtureEntry(**entry) for entry in entries]
+    for key in values:
+        if key not in known:
+            raise unknown_choice(f"key of {place}", str(key), known)
+    if "data_path" not in values:
+        raise UserError(f"There is no data_path in {place}.")
+    entry = MixtureEntry(**values)
+    for name in ("data_path", "image_folder"):
+        if not isinstance(getattr(entry, name), str):
+            raise UserError(f"In {place}, {name} is {getattr(entry, name)!r}: it must be a path.")
+    is_number = isinstance(entry.weight, int | float) and not isinstance(entry.weight, bool)
+    if not is_number or not 0 < entry.weight < float("inf"):
+        raise UserError(f"In {place}, weight is {entry.weight!r}: it must be a positive number.")
+    return entry
 
 
 def _open_source(data_path: str, image_folder: Path, base: Path = Path()) -> Source:
@@ -137,7 +145,8 @@ def read_samples(path: str | Path) -> list[Record]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            # not splitlines(), which also cuts at U+2028 and others, which a string may contain
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             records = json.loads(text)
     except ValueError as error:
@@ -154,9 +163,13 @@ class FolderImages:
         self.folder = folder
 
     def check(self, name: str) -> None:
-        if not (self.folder / name).is_file():
+        try:
+            problem = None if (self.folder / name).is_file() else "does not exist"
+        except OSError as error:  # too long for a name, or a folder that may not be read
+            problem = f"cannot be read ({one_line(error)})"
+        if problem:
             raise UserError(
-                f"the image {self.folder / name} does not exist. Check --image_folder, or use --on_bad_sample skip."
+                f"the image {self.folder / name} {problem}. Check --image_folder, or use --on_bad_sample skip."
             )
 
     def read(self, name: str) -> bytes:

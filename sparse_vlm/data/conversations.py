@@ -129,7 +129,7 @@ def _turns(name: str, conversation: Any) -> list[tuple[str, str]]:
     turns = []
     for turn in conversation:
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"Sample {name}: {unknown_choice('role', str(role), ROLES)}")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"Sample {name}: a {role} turn has no text.")

@@ -52,6 +52,14 @@ def test_json_and_jsonl_hold_the_same(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "a.json") == read_samples(tmp_path / "a.jsonl") == records
 
 
+def test_lines_of_jsonl_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """U+2028 and U+0085, which Python also counts as ends of lines, may stand in a JSON string as they are."""
+    records = [record("a\u2028b\x85c", "d"), NONE]
+    lines = [json.dumps(one, ensure_ascii=False) for one in records]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
+    assert read_samples(tmp_path / "a.jsonl") == records
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.json does not exist"):
         read_samples(tmp_path / "missing.json")
@@ -142,8 +150,11 @@ def test_mixture(folder: Path) -> None:
     [
         ("data_path: a.json", "must be a list of entries"),
         ("- data_path: a.json\n  wieght: 2", "Unknown key of entry 1 of the mixture .*'wieght'. Did you mean 'weight'"),
-        ("- weight: 2", "Entry 1 of the mixture .* has no data_path"),
-        ("- data_path: a.json\n  weight: 0", "has the weight 0: a positive number"),
+        ("- weight: 2", "There is no data_path in entry 1 of the mixture"),
+        ("- data_path: a.json\n  weight: 0", "weight is 0: it must be a positive number"),
+        ("- data_path: a.json\n  weight: true", "In entry 1 of the mixture .* weight is True"),
+        ("- data_path: 3", "data_path is 3: it must be a path"),
+        ("- data_path: a.json\n- data_path: b\n  image_folder: null", "In entry 2 .* image_folder is None"),
         ("- {", "cannot be read"),
     ],
 )

@@ -42,6 +42,8 @@ def test_errors_name_the_sample(folder: Path, chat: ChatFormat) -> None:
         dataset(folder, chat, GOOD, record("<image>\nQ", "A", image="gone.png"))
     with pytest.raises(UserError, match=r"Sample s1: The image .*corrupt\.png cannot be read"):
         dataset(folder, chat, record("<image>\nQ", "A", image="corrupt.png"))[0]
+    with pytest.raises(UserError, match=r"Sample s1: the image .* cannot be read .*File name too long"):
+        dataset(folder, chat, GOOD, record("<image>\nQ", "A", image="x" * 400))
     with pytest.raises(UserError, match=r"Sample s1 has \d+ tokens, more than --model_max_length 20"):
         dataset(folder, chat, GOOD, max_length=20)[0]
     with pytest.raises(UserError, match="--on_bad_sample 'ignore'"):
@@ -76,6 +78,15 @@ def test_samples_that_are_too_long_are_skipped_and_counted(
     assert "Skipped 1 of 2 samples" in caplog.text
     assert "Sample long has" in data.skipped[0]
     assert data.lengths() == dataset(folder, chat, GOOD).lengths() == [len(data[0]["row"].input_ids)]
+
+
+def test_malformed_samples_are_skipped_like_others(folder: Path, chat: ChatFormat) -> None:
+    roles: list[Any] = [["human"], {"human": 1}, None]
+    bad = [{"conversations": [{"from": role, "value": "Q"}, {"from": "gpt", "value": "A"}]} for role in roles]
+    bad.append(record("<image>\nQ", "A", image="x" * 400))
+    data = dataset(folder, chat, GOOD, *bad, on_bad_sample="skip")
+    assert len(data) == 1
+    assert [reason.split(":")[0].split()[-1] for reason in data.skipped] == ["1", "2", "3", "s1"]
 
 
 def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:

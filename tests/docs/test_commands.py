@@ -123,6 +123,14 @@ def _main(name: str) -> Any:
     return importlib.import_module(f"{name}.__main__").main if hasattr(module, "__path__") else module.main
 
 
+def test_every_subcommand_is_in_the_table() -> None:
+    table = re.findall(r"^\| `sparse-vlm (\w+)` \|", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    (subcommands,) = (
+        each.choices for each in cli.build_parser()._actions if isinstance(each, argparse._SubParsersAction)
+    )
+    assert sorted(table) == sorted(subcommands)
+
+
 def test_commands_are_found() -> None:
     """The reader of pages itself."""
     text = """Run `make test` or `sparse-vlm llava enable | disable`, not `python -m eval.score`'s `--help`.

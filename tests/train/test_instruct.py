@@ -64,6 +64,7 @@ def test_the_focusing_part_alone_can_be_tuned(
         ({"bits": 4}, "--bits 4 freezes the language model: add --lora_enable True"),
         ({"bits": 8}, "--bits must be 4 or 16, got 8"),
         ({**QLORA, "quant_type": "nf5"}, "Unknown --quant_type 'nf5'"),
+        ({**LORA, "lora_r": 0}, "--lora_r must lie in [1, inf), got 0"),
         ({"mm_focusing_lr": 1e-3}, "--mm_focusing_lr needs --tune_focusing True"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end"),
     ],

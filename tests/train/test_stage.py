@@ -198,6 +198,9 @@ def test_start_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, warmup_ratio=0.03)
     assert args.warmup_steps == 0.03
     prepare(args)
+    args.resume_from_checkpoint = "old/checkpoint-4"
+    with pytest.raises(UserError, match=r"--resume_from_checkpoint old/checkpoint-4 is not .* --output_dir by itself"):
+        prepare(args)
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="already holds a finished model"):
         prepare(args)

@@ -53,7 +53,7 @@ def collect(paths: Paths) -> dict[str, Any]:
         "floors_by_type": {name: floor["accuracy_by_type"] for name, floor in scores["floors"].items()},
         "dense_accuracy": dense and dense["scores"]["accuracy"],
         "dense_accuracy_by_type": dense and dense["scores"]["accuracy_by_type"],
-        "compared": _compare(paths) if dense else None,
+        "compared": _compare(paths),
         "teacher_zero_shot": zero_shot["teacher"],
         "student_zero_shot": zero_shot["student"],
         "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
@@ -63,8 +63,11 @@ def collect(paths: Paths) -> dict[str, Any]:
     }
 
 
-def _compare(paths: Paths) -> list[dict[str, Any]]:
-    """Visual tokens, seconds of an instruction-tuning step and of the first token: SparseFormer, then dense."""
+def _compare(paths: Paths) -> list[dict[str, Any]] | None:
+    """Visual tokens, seconds of an instruction-tuning step and of the first token: SparseFormer, then dense; None
+    where they have not been measured, or not all: a comparison that was interrupted."""
+    if not (paths.first_token.exists() and paths.step_time.exists()):
+        return None
     first_tokens, steps = _read(paths.first_token)["results"], _read(paths.step_time)["results"]
     return [
         {

@@ -1,0 +1,52 @@
+"""The numbers of a report, from the steps' files: all of them, and those of a comparison that was interrupted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.quickstart.report import SECONDS_FILE, as_markdown, collect
+from train.quickstart.steps import Paths
+
+SCORES = {"accuracy": 0.5, "accuracy_by_type": {"colour": 0.25, "shape": 0.75}}
+EVALUATED = {
+    "scores": SCORES,
+    "confidence_95": {"accuracy": [0.4, 0.6]},
+    "questions": 8,
+    "floors": dict.fromkeys(("no_image", "majority", "question_only"), SCORES),
+}
+FIRST_TOKENS = [{"visual_tokens": count, "median_seconds": {"first_token": count / 100}} for count in (16, 64)]
+STEPS = [{"median_seconds": seconds} for seconds in (2.0, 5.0)]
+
+
+def write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """Of a quickstart without a comparison."""
+    paths = Paths(tmp_path)
+    write(paths.scores, EVALUATED)
+    write(paths.zero_shot, {"teacher": 0.9, "student": 0.8})
+    write(paths.encoder / "alignment.json", {"alignment_cosine": 0.9})
+    write(paths.model / "processor_config.json", {"num_image_tokens": 16})
+    (tmp_path / SECONDS_FILE).write_text('{"step": "data", "seconds": 1.5, "resumed": false}\n')
+    return paths
+
+
+def test_a_comparison_is_reported_when_all_of_it_is_there(paths: Paths) -> None:
+    """Also where the run was interrupted after the dense model's scores, or after the first of two times."""
+    files = [(paths.dense_scores, EVALUATED), (paths.step_time, {"results": STEPS})]
+    for file, content in [(None, None), *files]:
+        if file is not None:
+            write(file, content)
+        report = collect(paths)
+        assert report["compared"] is None
+        assert (report["dense_accuracy"] is None) == (file is None)
+        assert "tuning step" not in as_markdown(report)
+    write(paths.first_token, {"results": FIRST_TOKENS})
+    text = as_markdown(collect(paths))
+    assert "| SparseFormer | 16 | 2.00 | 0.160 |\n| dense teacher | 64 | 5.00 | 0.640 |" in text
