@@ -9,17 +9,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import new_directory
+from sparse_vlm.vlm.llm import load_llm, settle_generation
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -74,6 +71,8 @@ def build_vlm(
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
+    _prepare_tokenizer(tokenizer, template)
+    settle_generation(language_model, tokenizer)
     image_token_id = add_image_token(tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
@@ -92,7 +91,7 @@ def build_vlm(
     model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
-        _prepare_tokenizer(tokenizer, template),
+        tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=template,
     )
@@ -101,56 +100,9 @@ def build_vlm(
         processor.save_pretrained(temporary)
 
 
-def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, float32.
-
-    A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
-    cannot be saved.
-
-    Args:
-        llm: local directory, name on the Hugging Face hub, or path of a .gguf file.
-        gguf_file: name of the GGUF file in the directory `llm`.
-
-    Raises:
-        UserError: nothing is there, or transformers cannot open it.
-    """
-    if Path(llm).suffix == ".gguf" and gguf_file is None:
-        llm, gguf_file = Path(llm).parent, Path(llm).name
-    _check_llm(Path(llm), gguf_file)
-    try:
-        if gguf_file is None:
-            model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-            return model, AutoTokenizer.from_pretrained(llm)
-        # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The LLM {llm} cannot be opened: {one_line(error)}") from error
-    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    return model.eval(), tokenizer
-
-
 def _public_name(llm: str | Path) -> str:
     """The LLM's name for the model card: of the hub as it is, of a directory or file the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
-
-
-def _check_llm(directory: Path, gguf_file: str | None) -> None:
-    """Says what is missing of a local LLM. A name with at most one slash that is no directory is the hub's."""
-    if not directory.is_dir():
-        if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
-            raise UserError(f"There is no LLM directory {directory}.")
-        return
-    if gguf_file is not None and not (directory / gguf_file).is_file():
-        present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
-        raise UserError(f"There is no file {gguf_file} in {directory}; .gguf files there: {present}.")
-    if gguf_file is None and not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json: it is no LLM directory. For GGUF, name the file.")
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
@@ -223,11 +175,10 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
     return projector
 
 
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> PreTrainedTokenizerBase:
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
     tokenizer.chat_template = chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_vlm(

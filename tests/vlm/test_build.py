@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from transformers import (
 
 from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_llm, load_vlm
+from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.llm import load_llm
 from tests.vlm.conftest import Loaded
 
 
@@ -239,3 +241,27 @@ def test_an_llm_without_padding_token_gets_one(
     tokenizer.save_pretrained(tmp_path / "llm")
     build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
     assert load_vlm(tmp_path / "vlm")[1].tokenizer.pad_token == smollm2_tokenizer.eos_token
+
+
+def test_an_llms_generation_settings_can_be_saved_after_training(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path
+) -> None:
+    """Vicuna-7B-v1.5's hold sampling values without do_sample, which transformers saves only where nothing changed."""
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    settings = {"eos_token_id": [5, 6], "pad_token_id": 0, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
+    (llm / "generation_config.json").write_text(json.dumps(settings))
+    build_vlm(encoder_dir, llm, tmp_path / "vlm")
+    model: Any = load_vlm(tmp_path / "vlm")[0]
+    generation = model.generation_config
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (None, None, None)  # greedy, as before
+    assert (generation.eos_token_id, generation.pad_token_id, generation.max_length) == ([2, 5, 6], 2, 4096)
+    generation.pad_token_id = 3
+    model.save_pretrained(tmp_path / "trained")
+
+
+def test_an_llm_that_samples_goes_on_sampling(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    (llm / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9, "top_p": 0.6}))
+    build_vlm(encoder_dir, llm, tmp_path / "vlm")
+    generation: Any = load_vlm(tmp_path / "vlm")[0].generation_config
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.9, 0.6)
