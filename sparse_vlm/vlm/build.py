@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import new_directory
-from sparse_vlm.vlm.llm import load_llm, settle_generation
+from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -222,10 +222,8 @@ def load_vlm(
             raise
         raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
     model, report = loaded
-    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):
-        named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-        raise UserError(f"The weights in {model_dir} do not fit its config.json ({named}).")
+    if unfit := unfit_weights(report, "missing_keys", "unexpected_keys", "mismatched_keys"):
+        raise UserError(f"The weights in {model_dir} do not fit its config.json ({unfit}).")
     return model, processor
 
 

@@ -1,9 +1,10 @@
 """Any causal LM of transformers, from a directory, the hub or a GGUF file, as a part of a VLM."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,26 +26,24 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     cannot be saved.
 
     Args:
-        llm: local directory, name on the Hugging Face hub, or path of a .gguf file.
+        llm: local directory, OWNER/NAME on the Hugging Face hub, or path of a .gguf file.
         gguf_file: name of the GGUF file in the directory `llm`.
 
     Raises:
-        UserError: nothing is there, or transformers cannot open it.
+        UserError: nothing is there, transformers cannot open it, or weights are missing or of other shapes.
     """
+    name = llm
     if Path(llm).suffix == ".gguf" and gguf_file is None:
         llm, gguf_file = Path(llm).parent, Path(llm).name
     _check_llm(Path(llm), gguf_file)
     try:
         if gguf_file is None:
-            model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-            return model, AutoTokenizer.from_pretrained(llm)
+            return _load_strictly(llm), AutoTokenizer.from_pretrained(llm)
         # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The LLM {llm} cannot be opened: {one_line(error)}") from error
+        loaded = _load_strictly(llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
+    except Exception as error:  # damaged files and missing packages make transformers raise nearly anything
+        raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
@@ -52,11 +51,31 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     return model.eval(), tokenizer
 
 
+def _load_strictly(llm: str | Path, **gguf: Any) -> PreTrainedModel:
+    """The model, none of its weights made up. Names that it does not know may be there: heads for other purposes."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        llm, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **gguf
+    )
+    if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
+        raise UserError(f"its weights do not fit its config.json ({unfit}).")
+    return model
+
+
+def unfit_weights(report: Mapping[str, Collection[Any]], *kinds: str) -> str:
+    """What transformers' loading report lists under `kinds`, by name where there are few; "" where there is nothing."""
+    problems = {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
+    return "; ".join(
+        f"{kind}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for kind, keys in problems.items()
+    )
+
+
 def _check_llm(directory: Path, gguf_file: str | None) -> None:
-    """Says what is missing of a local LLM. A name with at most one slash that is no directory is the hub's."""
+    """Says what is missing of a local LLM. OWNER/NAME that is no directory is the hub's; so a mistyped directory seldom
+    becomes a question to the hub."""
     if not directory.is_dir():
         if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
-            raise UserError(f"There is no LLM directory {directory}.")
+            raise UserError(f"There is no LLM directory {directory}; on the Hugging Face hub a name is OWNER/NAME.")
         return
     if gguf_file is not None and not (directory / gguf_file).is_file():
         present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"

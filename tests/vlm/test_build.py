@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -134,8 +134,9 @@ def test_smollm2_from_gguf(
     read = AutoModelForCausalLM.from_pretrained
 
     def reading(*args: Any, **kwargs: Any) -> Any:
-        kept.append(read(*args, **kwargs))
-        return kept[-1]
+        loaded = read(*args, **kwargs)
+        kept.append(loaded[0])
+        return loaded
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
     assert main(["build", str(encoder_dir), str(smollm2_gguf), str(tmp_path / "vlm")]) == 0
@@ -178,7 +179,7 @@ def test_untied_llm_of_another_family_with_spare_rows(
         ("/nowhere/at/all", None, "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/at/all", "model.gguf", "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/model.gguf", None, "There is no LLM directory /nowhere"),
-        ("nowhere", None, "There is no LLM directory nowhere"),
+        ("nowhere", None, "There is no LLM directory nowhere; on the Hugging Face hub a name is OWNER/NAME"),
         ("EMPTY", "model.gguf", r"There is no file model.gguf in .*; .gguf files there: none"),
         ("EMPTY", None, "holds no config.json"),
     ],
@@ -196,6 +197,24 @@ def test_damaged_llm(tmp_path: Path, llm_dir: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"no GGUF")
     with pytest.raises(UserError, match=r"The LLM .* cannot be opened"):
         load_llm(tmp_path, "broken.gguf")
+
+
+def test_no_weight_of_an_llm_is_made_up(tmp_path: Path, llm_dir: Path) -> None:
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    weights = load_file(llm / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "layers.1" not in name}, llm / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing_keys: model\.layers\.1\.input_layernorm.* and 4 more"):
+        load_llm(llm)
+    save_file(weights | {"model.norm.weight": torch.zeros(3)}, llm / "model.safetensors")
+    with pytest.raises(UserError, match=r"mismatched_keys: .*model\.norm\.weight"):
+        load_llm(llm)
+
+
+def test_a_gguf_file_cut_short(tmp_path: Path, smollm2_gguf: Path) -> None:
+    with smollm2_gguf.open("rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(1000))
+    with pytest.raises(UserError, match=r"The LLM .*/cut\.gguf cannot be opened: unpack_from"):
+        load_llm(tmp_path / "cut.gguf")
 
 
 def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
