@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.files import new_directory
+from sparse_vlm.files import check_output, new_directory
 from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
@@ -61,8 +61,9 @@ def build_vlm(
         seed: of the projector's initialisation.
 
     Raises:
-        UserError: an input is missing or does not fit.
+        UserError: an input is missing or does not fit, or something would be lost in `out_dir` (`new_directory`).
     """
+    check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
         raise UserError(
