@@ -26,6 +26,23 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(file: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or holds another JSON value.
+    """
+    try:
+        value = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds no JSON object but a {type(value).__name__}.")
+    return value
+
+
 def check_output(path: str | Path, *inputs: str | Path) -> None:
     """Whether a directory may be written to `path`; for what takes long, before it begins.
 

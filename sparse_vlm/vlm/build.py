@@ -1,12 +1,12 @@
 """A vision encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
 
-import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.files import check_output, new_directory, read_object
 from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
@@ -200,13 +200,16 @@ def load_vlm(
         device: where to; None: the CPU.
 
     Raises:
-        UserError: no such directory, not one of ours, its weights are incomplete, or the attention is not available.
+        UserError: no such directory, not one of ours, incomplete or damaged, or the attention is not available.
     """
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
         raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
     _check_model_type(model_dir)
-    try:
+    with _opening(model_dir, attn_implementation):
+        processor = SparseVLMProcessor.from_pretrained(model_dir)  # first: it takes no time to find it damaged
+        if processor.chat_template is None:
+            raise UserError(f"The model directory {model_dir} is incomplete: it has no chat_template.jinja.")
         loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
             model_dir,
             dtype=dtype,
@@ -215,24 +218,29 @@ def load_vlm(
             quantization_config=quantization,
             device_map=None if device is None else {"": device},
         )
-        processor = SparseVLMProcessor.from_pretrained(model_dir)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The model directory {model_dir} is incomplete: {one_line(error)}") from error
-    except (ImportError, ValueError) as error:
-        if attn_implementation is None:
-            raise
-        raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
     model, report = loaded
     if unfit := unfit_weights(report, "missing_keys", "unexpected_keys", "mismatched_keys"):
         raise UserError(f"The weights in {model_dir} do not fit its config.json ({unfit}).")
     return model, processor
 
 
-def _check_model_type(model_dir: Path) -> None:
+@contextmanager
+def _opening(model_dir: Path, attn_implementation: str | None) -> Iterator[None]:
+    """Makes a sentence of what transformers raises at a damaged directory, which is nearly anything."""
     try:
-        model_type = json.loads((model_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model_dir} is no model directory: it has no readable config.json.") from error
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
+            raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
+        raise UserError(f"The model directory {model_dir} cannot be opened: {one_line(error)}") from error
+
+
+def _check_model_type(model_dir: Path) -> None:
+    if not (model_dir / "config.json").is_file():
+        raise UserError(f"{model_dir} is no model directory: it has no config.json.")
+    model_type = read_object(model_dir / "config.json").get("model_type")
     if model_type != SparseVLMConfig.model_type:
         hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
         raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

@@ -53,9 +53,10 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
 
 def _load_strictly(llm: str | Path, **gguf: Any) -> PreTrainedModel:
     """The model, none of its weights made up. Names that it does not know may be there: heads for other purposes."""
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         llm, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **gguf
     )
+    model, report = loaded
     if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
         raise UserError(f"its weights do not fit its config.json ({unfit}).")
     return model

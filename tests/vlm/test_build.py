@@ -230,15 +230,49 @@ def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None
 def test_load_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
     with pytest.raises(UserError, match=r"There is no model directory .*none"):
         load_vlm(tmp_path / "none")
-    with pytest.raises(UserError, match=r"no readable config\.json"):
+    with pytest.raises(UserError, match=r"it has no config\.json"):
         load_vlm(tmp_path)
     with pytest.raises(UserError, match=r"type 'sparseformer'.* joins it to an LLM"):
         load_vlm(encoder_dir)
     with pytest.raises(UserError, match="type 'llama', not 'sparse_vlm'"):
         load_vlm(llm_dir)
     (tmp_path / "config.json").write_bytes((vlm_dir / "config.json").read_bytes())
-    with pytest.raises(UserError, match="is incomplete"):
+    with pytest.raises(UserError, match="cannot be opened"):
         load_vlm(tmp_path)
+
+
+def damaged(change: str, directory: Path) -> None:
+    """Damages a model directory: "FILE" is removed, "FILE=TEXT" is written, "PART.FIELD=JSON" is set in config.json."""
+    name, _, value = change.partition("=")
+    if name.startswith(("text_config.", "vision_config.")):
+        part, field = name.split(".")
+        config = json.loads((directory / "config.json").read_text())
+        config[part][field] = json.loads(value)
+        value, name = json.dumps(config), "config.json"
+    if value:
+        (directory / name).write_text(value)
+    else:
+        (directory / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tokenizer.json", "vlm cannot be opened: Couldn't instantiate the backend tokenizer"),
+        ("tokenizer.json={", "vlm cannot be opened: Expecting property name"),
+        ("chat_template.jinja", r"vlm is incomplete: it has no chat_template\.jinja"),
+        ("config.json=[]", r"config\.json holds no JSON object but a list"),
+        ('config.json={"model_type": "sparse_vlm"}', "The configuration is incomplete: .*'stem'"),
+        ("text_config.hidden_size=64", "vlm cannot be opened: "),
+        ('text_config.model_type="nope"', "vlm cannot be opened: .*nope"),
+        ('text_config.vocab_size="x"', "vlm cannot be opened: .*vocab_size"),
+        ('vision_config.encoder={"stem": 3}', "stem must be a JSON object, got 3"),
+    ],
+)
+def test_a_damaged_model_directory_is_one_sentence(tmp_path: Path, vlm_dir: Path, change: str, message: str) -> None:
+    damaged(change, shutil.copytree(vlm_dir, tmp_path / "vlm"))
+    with pytest.raises(UserError, match=message):
+        load_vlm(tmp_path / "vlm")
 
 
 def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> None:
