@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from sparse_vlm.errors import unknown_choice
-from sparse_vlm.vlm.build import load_llm
+from sparse_vlm.vlm.llm import load_llm
 
 # Numbers of the published config.json files; all are Llamas.
 SHAPES: dict[str, dict[str, Any]] = {

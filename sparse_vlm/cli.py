@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]  # of a clone: its folders that are not install
 
 def _convert(arguments: argparse.Namespace) -> None:
     from sparse_vlm.encoder import SparseFormer
+    from sparse_vlm.files import check_output
 
+    check_output(arguments.out_dir, arguments.file)
     encoder = SparseFormer.from_released(arguments.file, arguments.variant)
     encoder.save_pretrained(arguments.out_dir)
     print(f"{arguments.variant}: {encoder.num_parameters / 1e6:.1f}M parameters written to {arguments.out_dir}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_vlm.encoder import SparseFormerConfig, info
-from sparse_vlm.model_directory import MODEL_TYPE, TOWER, read_config, weight_shapes
+from sparse_vlm.model_directory import MODEL_TYPE, TOWER, described_by_config, read_config, weight_shapes
 
 # what the names of a model directory's weights begin with; the rest is the language model's
 PARTS = {TOWER: "vision encoder", "model.multi_modal_projector.": "projector"}
@@ -21,7 +21,8 @@ def describe(name: str | None) -> str:
     config = {} if name is None else read_config(name)
     if name is None or config.get("model_type") != MODEL_TYPE:
         return info.describe(name)
-    return _describe_vlm(name, config)
+    with described_by_config(name):
+        return _describe_vlm(name, config)
 
 
 def _describe_vlm(name: str, config: dict[str, Any]) -> str:

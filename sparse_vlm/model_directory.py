@@ -1,6 +1,5 @@
 """Reading a part of a model directory (`sparse_vlm.vlm`) without transformers and without its language model."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import read_object
 
 MODEL_TYPE = "sparse_vlm"
 TOWER = "model.vision_tower."
@@ -22,17 +22,19 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """config.json of a directory; empty where there is none.
 
     Raises:
-        UserError: it cannot be read, or is no JSON.
+        UserError: it cannot be read, or is no JSON object.
     """
     file = Path(directory) / "config.json"
+    return read_object(file) if file.exists() else {}
+
+
+@contextmanager
+def described_by_config(directory: str | Path) -> Iterator[None]:
+    """For a block that takes the configuration of a model directory apart: what is not there becomes a UserError."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON: {error}.") from error
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"config.json of {directory} is incomplete or damaged: {error!r}.") from error
 
 
 def weight_shapes(directory: str | Path) -> dict[str, list[int]]:
@@ -56,10 +58,12 @@ def open_encoder(directory: str | Path) -> SparseFormer:
     config = read_config(directory)
     if config.get("model_type") != MODEL_TYPE:
         return SparseFormer.from_pretrained(directory)
-    vision = config["vision_config"]
-    if vision["model_type"] != "sparseformer":
-        raise UserError(f"The vision tower of {directory} is a dense ViT ({vision['model_type']}): it has no RoIs.")
-    encoder = SparseFormer(SparseFormerConfig.from_dict(vision["encoder"]))
+    with described_by_config(directory):
+        vision = config["vision_config"]
+        if vision["model_type"] != "sparseformer":
+            raise UserError(f"The vision tower of {directory} is a dense ViT ({vision['model_type']}): it has no RoIs.")
+        encoder_config = SparseFormerConfig.from_dict(vision["encoder"])
+    encoder = SparseFormer(encoder_config)
     found: dict[str, Tensor] = {}
     for weights in _open_weights(Path(directory)):
         names = [name for name in weights.keys() if name.startswith(ENCODER)]  # noqa: SIM118

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import new_directory, write_json, write_text
+from sparse_vlm.files import check_output, new_directory, write_json, write_text
 
 
 def test_text_and_json(tmp_path: Path) -> None:
@@ -41,14 +41,43 @@ def test_a_directory_appears_when_its_block_succeeds(tmp_path: Path) -> None:
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
 
 
-def test_an_existing_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[], ["config.json"]])
+def test_an_earlier_result_is_replaced_as_a_whole(names: list[str], tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").touch()
-    with new_directory(target) as temporary:
-        (temporary / "new").touch()
-    assert [path.name for path in target.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for name in names:
+        (target / name).write_text("old")
+    (tmp_path / "link").symlink_to(target)
+    with new_directory(tmp_path / "link") as temporary:
+        (temporary / "config.json").write_text("new")
+        (temporary / "more").touch()
+    assert (target / "config.json").read_text() == "new"
+    assert {path.name for path in target.iterdir()} == {"config.json", "more"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link"}
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "out" / "photos").mkdir(parents=True)
+    (tmp_path / "out" / "photos" / "precious.png").touch()
+    with pytest.raises(UserError, match=r"out is not replaced: precious\.png would be lost"):  # noqa: SIM117
+        with new_directory(tmp_path / "out") as temporary:
+            (temporary / "photos").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "photos", "precious.png"]
+
+
+@pytest.mark.parametrize("output", [".", "..", "deep/..", "input", "link", "input/.."])
+def test_neither_inputs_nor_the_working_directory_are_replaced(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("input/part").mkdir(parents=True)
+    Path("deep").mkdir()
+    Path("link").symlink_to("input")
+    with pytest.raises(UserError, match=r"the working directory is there|would replace the input input/part"):
+        check_output(output, "hub/name", "input/part")
+    check_output("new", "input")
+    check_output("hub", "hub/name")
 
 
 @pytest.mark.parametrize("existed", [True, False])

@@ -69,6 +69,12 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     change(directory, vision_config={"model_type": "clip_vision_model"})
     with pytest.raises(UserError, match=r"is a dense ViT \(clip_vision_model\): it has no RoIs"):
         open_encoder(directory)
+    (directory / "config.json").write_text('{"model_type": "sparse_vlm"}')
+    with pytest.raises(UserError, match=r"config\.json of .* is incomplete or damaged: KeyError\('vision_config'\)"):
+        open_encoder(directory)
+    (directory / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no JSON object but a list"):
+        describe(str(directory))
     (directory / "config.json").write_text("{")
     with pytest.raises(UserError, match="is no valid JSON"):
         describe(str(directory))

@@ -10,6 +10,7 @@ Docs: docs/training.md.
 """
 
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,9 @@ def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: Ins
     saved = vlm.train(wrapped, parts, args, data, processor)
     if args.process_index == 0:
         unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
-        merge_lora(model_args.model_name_or_path, saved, saved, provenance=wrapped.config.provenance)
+        adapter, saved = saved, saved.with_name(".merged")
+        merge_lora(model_args.model_name_or_path, adapter, saved, provenance=wrapped.config.provenance)
+        shutil.rmtree(adapter)
     vlm.finish(saved, args)
 
 

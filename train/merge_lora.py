@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
-from sparse_vlm.files import new_directory
+from sparse_vlm.files import check_output, new_directory
 from sparse_vlm.vlm.build import load_vlm
 from train.arguments import parse_arguments
 
@@ -48,17 +48,18 @@ def merge_lora(
     Args:
         model_dir: the model that the adapter was trained on.
         adapter: what peft saved.
-        output_dir: an existing directory is replaced, the adapter's own too.
+        output_dir: of the result; see `new_directory`.
         dtype: of the result, a key of DTYPES.
         provenance: what the result's card says; None: what that of `model_dir` says.
 
     Raises:
-        UserError: a directory is missing or the adapter does not fit.
+        UserError: a directory is missing, the adapter does not fit, or the output would replace an input.
     """
     if dtype not in DTYPES:
         raise unknown_choice("--dtype", dtype, DTYPES)
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"{adapter} holds no LoRA adapter (adapter_config.json).")
+    check_output(output_dir, model_dir, adapter)
     model, processor = load_vlm(model_dir, dtype=torch.float32)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -1,6 +1,5 @@
 """Weights on disk: encoder directories, and the authors' released layouts (declarative key maps). Always strict."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.rois import from_center_size
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import new_directory, write_json
+from sparse_vlm.files import new_directory, read_object, write_json
 
 Weights = Mapping[str, Tensor]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -181,10 +180,7 @@ def load_config(directory: str | Path) -> SparseFormerConfig:
     """
     directory = Path(directory)
     _require_files(directory, CONFIG_FILE)
-    try:
-        values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{directory / CONFIG_FILE} is no valid JSON: {error}.") from error
+    values = read_object(directory / CONFIG_FILE)
     kind = values.pop("model_type", None)
     if kind != "sparseformer":
         raise UserError(f"{directory} holds a model of type {kind!r}, not a SparseFormer encoder.")

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from sparse_vlm.encoder.preprocessing import Preprocessing
 from sparse_vlm.errors import UserError, unknown_choice
@@ -144,8 +145,10 @@ class SparseFormerConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            UserError: a field is unknown (the nearest is named) or missing.
+            UserError: a field is unknown (the nearest is named), missing or of another type.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"The configuration of an encoder must be a JSON object, got {values!r}.")
         nested = {
             "stem": StemConfig,
             "focus": FocusConfig,
@@ -160,11 +163,29 @@ class SparseFormerConfig:
 
 
 def _construct(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part:
-    names = [item.name for item in fields(part)]  # type: ignore[arg-type]
-    for name in values:
-        if name not in names:
-            raise unknown_choice("configuration field", prefix + name, [prefix + known for known in names])
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.')} must be a JSON object, got {values!r}.")
+    types = {item.name: item.type for item in fields(part)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in types:
+            raise unknown_choice("configuration field", prefix + name, [prefix + known for known in types])
+        if not _is_a(value, types[name]):
+            raise UserError(f"{prefix}{name} has the wrong type or length: {value!r}.")
     try:
         return part(**values)
     except TypeError as error:
         raise UserError(f"The configuration is incomplete: {error}.") from error
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether a JSON value, or a part made of one, is of a field's type; its value is checked at construction."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_a(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_is_a, value, inner))
+    if origin is Literal:
+        return isinstance(value, str)
+    if isinstance(value, bool):  # Python's are numbers
+        return kind is bool
+    return isinstance(value, int | float if kind is float else origin or kind)

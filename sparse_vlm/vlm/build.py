@@ -1,25 +1,22 @@
 """A vision encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
 
-import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.files import new_directory
+from sparse_vlm.files import check_output, new_directory, read_object
+from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -64,8 +61,9 @@ def build_vlm(
         seed: of the projector's initialisation.
 
     Raises:
-        UserError: an input is missing or does not fit.
+        UserError: an input is missing or does not fit, or something would be lost in `out_dir` (`new_directory`).
     """
+    check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
         raise UserError(
@@ -74,6 +72,8 @@ def build_vlm(
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
+    _prepare_tokenizer(tokenizer, template)
+    settle_generation(language_model, tokenizer)
     image_token_id = add_image_token(tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
@@ -92,7 +92,7 @@ def build_vlm(
     model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
-        _prepare_tokenizer(tokenizer, template),
+        tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=template,
     )
@@ -101,56 +101,9 @@ def build_vlm(
         processor.save_pretrained(temporary)
 
 
-def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, float32.
-
-    A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
-    cannot be saved.
-
-    Args:
-        llm: local directory, name on the Hugging Face hub, or path of a .gguf file.
-        gguf_file: name of the GGUF file in the directory `llm`.
-
-    Raises:
-        UserError: nothing is there, or transformers cannot open it.
-    """
-    if Path(llm).suffix == ".gguf" and gguf_file is None:
-        llm, gguf_file = Path(llm).parent, Path(llm).name
-    _check_llm(Path(llm), gguf_file)
-    try:
-        if gguf_file is None:
-            model = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-            return model, AutoTokenizer.from_pretrained(llm)
-        # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"The LLM {llm} cannot be opened: {one_line(error)}") from error
-    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    return model.eval(), tokenizer
-
-
 def _public_name(llm: str | Path) -> str:
     """The LLM's name for the model card: of the hub as it is, of a directory or file the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
-
-
-def _check_llm(directory: Path, gguf_file: str | None) -> None:
-    """Says what is missing of a local LLM. A name with at most one slash that is no directory is the hub's."""
-    if not directory.is_dir():
-        if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
-            raise UserError(f"There is no LLM directory {directory}.")
-        return
-    if gguf_file is not None and not (directory / gguf_file).is_file():
-        present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
-        raise UserError(f"There is no file {gguf_file} in {directory}; .gguf files there: {present}.")
-    if gguf_file is None and not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json: it is no LLM directory. For GGUF, name the file.")
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
@@ -223,11 +176,10 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
     return projector
 
 
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> PreTrainedTokenizerBase:
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
     tokenizer.chat_template = chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_vlm(
@@ -248,13 +200,16 @@ def load_vlm(
         device: where to; None: the CPU.
 
     Raises:
-        UserError: no such directory, not one of ours, its weights are incomplete, or the attention is not available.
+        UserError: no such directory, not one of ours, incomplete or damaged, or the attention is not available.
     """
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
         raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
     _check_model_type(model_dir)
-    try:
+    with _opening(model_dir, attn_implementation):
+        processor = SparseVLMProcessor.from_pretrained(model_dir)  # first: it takes no time to find it damaged
+        if processor.chat_template is None:
+            raise UserError(f"The model directory {model_dir} is incomplete: it has no chat_template.jinja.")
         loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
             model_dir,
             dtype=dtype,
@@ -263,26 +218,29 @@ def load_vlm(
             quantization_config=quantization,
             device_map=None if device is None else {"": device},
         )
-        processor = SparseVLMProcessor.from_pretrained(model_dir)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The model directory {model_dir} is incomplete: {one_line(error)}") from error
-    except (ImportError, ValueError) as error:
-        if attn_implementation is None:
-            raise
-        raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
     model, report = loaded
-    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):
-        named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-        raise UserError(f"The weights in {model_dir} do not fit its config.json ({named}).")
+    if unfit := unfit_weights(report, "missing_keys", "unexpected_keys", "mismatched_keys"):
+        raise UserError(f"The weights in {model_dir} do not fit its config.json ({unfit}).")
     return model, processor
 
 
-def _check_model_type(model_dir: Path) -> None:
+@contextmanager
+def _opening(model_dir: Path, attn_implementation: str | None) -> Iterator[None]:
+    """Makes a sentence of what transformers raises at a damaged directory, which is nearly anything."""
     try:
-        model_type = json.loads((model_dir / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model_dir} is no model directory: it has no readable config.json.") from error
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
+            raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
+        raise UserError(f"The model directory {model_dir} cannot be opened: {one_line(error)}") from error
+
+
+def _check_model_type(model_dir: Path) -> None:
+    if not (model_dir / "config.json").is_file():
+        raise UserError(f"{model_dir} is no model directory: it has no config.json.")
+    model_type = read_object(model_dir / "config.json").get("model_type")
     if model_type != SparseVLMConfig.model_type:
         hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
         raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

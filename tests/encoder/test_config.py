@@ -56,6 +56,25 @@ def test_unknown_and_missing_fields_are_named() -> None:
         SparseFormerConfig.from_dict({"stem": {}, "cortex": CORTEX})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": 3}, "stem must be a JSON object, got 3"),
+        ({"focus": FOCUS | {"tokens": 16.5}}, r"focus\.tokens has the wrong type or length: 16\.5"),
+        ({"focus": FOCUS | {"tokens": "16"}}, r"focus\.tokens has the wrong type or length: '16'"),
+        ({"focus": FOCUS | {"tokens": True}}, r"focus\.tokens has the wrong type"),
+        ({"preprocessing": {"mean": [0.5]}}, r"preprocessing\.mean has the wrong type or length: \[0\.5\]"),
+        ({"cortex": CORTEX | {"norm_eps": "1"}}, r"cortex\.norm_eps has the wrong type"),
+        ({"teacher": None}, "teacher has the wrong type"),
+    ],
+)
+def test_wrong_types_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SparseFormerConfig.from_dict({"stem": {}, "focus": FOCUS, "cortex": CORTEX} | changes)
+    with pytest.raises(UserError, match="must be a JSON object, got None"):
+        SparseFormerConfig.from_dict(None)  # type: ignore[arg-type]
+
+
 def test_configurations_cannot_be_changed(tiny_config: SparseFormerConfig) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny_config.focus.tokens = 7  # type: ignore[misc]

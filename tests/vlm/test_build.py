@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -19,8 +20,9 @@ from transformers import (
 
 from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_llm, load_vlm
+from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.llm import load_llm
 from tests.vlm.conftest import Loaded
 
 
@@ -132,8 +134,9 @@ def test_smollm2_from_gguf(
     read = AutoModelForCausalLM.from_pretrained
 
     def reading(*args: Any, **kwargs: Any) -> Any:
-        kept.append(read(*args, **kwargs))
-        return kept[-1]
+        loaded = read(*args, **kwargs)
+        kept.append(loaded[0])
+        return loaded
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
     assert main(["build", str(encoder_dir), str(smollm2_gguf), str(tmp_path / "vlm")]) == 0
@@ -176,7 +179,7 @@ def test_untied_llm_of_another_family_with_spare_rows(
         ("/nowhere/at/all", None, "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/at/all", "model.gguf", "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/model.gguf", None, "There is no LLM directory /nowhere"),
-        ("nowhere", None, "There is no LLM directory nowhere"),
+        ("nowhere", None, "There is no LLM directory nowhere; on the Hugging Face hub a name is OWNER/NAME"),
         ("EMPTY", "model.gguf", r"There is no file model.gguf in .*; .gguf files there: none"),
         ("EMPTY", None, "holds no config.json"),
     ],
@@ -196,6 +199,24 @@ def test_damaged_llm(tmp_path: Path, llm_dir: Path) -> None:
         load_llm(tmp_path, "broken.gguf")
 
 
+def test_no_weight_of_an_llm_is_made_up(tmp_path: Path, llm_dir: Path) -> None:
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    weights = load_file(llm / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if "layers.1" not in name}, llm / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing_keys: model\.layers\.1\.input_layernorm.* and 4 more"):
+        load_llm(llm)
+    save_file(weights | {"model.norm.weight": torch.zeros(3)}, llm / "model.safetensors")
+    with pytest.raises(UserError, match=r"mismatched_keys: .*model\.norm\.weight"):
+        load_llm(llm)
+
+
+def test_a_gguf_file_cut_short(tmp_path: Path, smollm2_gguf: Path) -> None:
+    with smollm2_gguf.open("rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(1000))
+    with pytest.raises(UserError, match=r"The LLM .*/cut\.gguf cannot be opened: unpack_from"):
+        load_llm(tmp_path / "cut.gguf")
+
+
 def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
     with pytest.raises(UserError, match="There is no encoder directory"):
         build_vlm(tmp_path / "none", llm_dir, tmp_path / "out")
@@ -209,15 +230,49 @@ def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None
 def test_load_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
     with pytest.raises(UserError, match=r"There is no model directory .*none"):
         load_vlm(tmp_path / "none")
-    with pytest.raises(UserError, match=r"no readable config\.json"):
+    with pytest.raises(UserError, match=r"it has no config\.json"):
         load_vlm(tmp_path)
     with pytest.raises(UserError, match=r"type 'sparseformer'.* joins it to an LLM"):
         load_vlm(encoder_dir)
     with pytest.raises(UserError, match="type 'llama', not 'sparse_vlm'"):
         load_vlm(llm_dir)
     (tmp_path / "config.json").write_bytes((vlm_dir / "config.json").read_bytes())
-    with pytest.raises(UserError, match="is incomplete"):
+    with pytest.raises(UserError, match="cannot be opened"):
         load_vlm(tmp_path)
+
+
+def damaged(change: str, directory: Path) -> None:
+    """Damages a model directory: "FILE" is removed, "FILE=TEXT" is written, "PART.FIELD=JSON" is set in config.json."""
+    name, _, value = change.partition("=")
+    if name.startswith(("text_config.", "vision_config.")):
+        part, field = name.split(".")
+        config = json.loads((directory / "config.json").read_text())
+        config[part][field] = json.loads(value)
+        value, name = json.dumps(config), "config.json"
+    if value:
+        (directory / name).write_text(value)
+    else:
+        (directory / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("tokenizer.json", "vlm cannot be opened: Couldn't instantiate the backend tokenizer"),
+        ("tokenizer.json={", "vlm cannot be opened: Expecting property name"),
+        ("chat_template.jinja", r"vlm is incomplete: it has no chat_template\.jinja"),
+        ("config.json=[]", r"config\.json holds no JSON object but a list"),
+        ('config.json={"model_type": "sparse_vlm"}', "The configuration is incomplete: .*'stem'"),
+        ("text_config.hidden_size=64", "vlm cannot be opened: "),
+        ('text_config.model_type="nope"', "vlm cannot be opened: .*nope"),
+        ('text_config.vocab_size="x"', "vlm cannot be opened: .*vocab_size"),
+        ('vision_config.encoder={"stem": 3}', "stem must be a JSON object, got 3"),
+    ],
+)
+def test_a_damaged_model_directory_is_one_sentence(tmp_path: Path, vlm_dir: Path, change: str, message: str) -> None:
+    damaged(change, shutil.copytree(vlm_dir, tmp_path / "vlm"))
+    with pytest.raises(UserError, match=message):
+        load_vlm(tmp_path / "vlm")
 
 
 def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> None:
@@ -239,3 +294,27 @@ def test_an_llm_without_padding_token_gets_one(
     tokenizer.save_pretrained(tmp_path / "llm")
     build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
     assert load_vlm(tmp_path / "vlm")[1].tokenizer.pad_token == smollm2_tokenizer.eos_token
+
+
+def test_an_llms_generation_settings_can_be_saved_after_training(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path
+) -> None:
+    """Vicuna-7B-v1.5's hold sampling values without do_sample, which transformers saves only where nothing changed."""
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    settings = {"eos_token_id": [5, 6], "pad_token_id": 0, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
+    (llm / "generation_config.json").write_text(json.dumps(settings))
+    build_vlm(encoder_dir, llm, tmp_path / "vlm")
+    model: Any = load_vlm(tmp_path / "vlm")[0]
+    generation = model.generation_config
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (None, None, None)  # greedy, as before
+    assert (generation.eos_token_id, generation.pad_token_id, generation.max_length) == ([2, 5, 6], 2, 4096)
+    generation.pad_token_id = 3
+    model.save_pretrained(tmp_path / "trained")
+
+
+def test_an_llm_that_samples_goes_on_sampling(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+    llm = shutil.copytree(llm_dir, tmp_path / "llm")
+    (llm / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9, "top_p": 0.6}))
+    build_vlm(encoder_dir, llm, tmp_path / "vlm")
+    generation: Any = load_vlm(tmp_path / "vlm")[0].generation_config
+    assert (generation.do_sample, generation.temperature, generation.top_p) == (True, 0.9, 0.6)
