@@ -47,17 +47,15 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
     """Whether a directory may be written to `path`; for what takes long, before it begins.
 
     Args:
-        path: of the new directory.
+        path: of the directory.
         inputs: what it is made from; one that does not exist is no file's name (e.g. a model's on the hub).
 
     Raises:
-        UserError: `path` is a file, the working directory or one above it, an input or a directory above one.
+        UserError: `path` is a file, an input or a directory above one.
     """
     target = Path(path).resolve()
     if target.exists() and not target.is_dir():
         raise UserError(f"Cannot write the directory {path}: a file of that name exists. Choose another name.")
-    if Path.cwd().is_relative_to(target):
-        raise UserError(f"Cannot write the directory {path}: the working directory is there. Name a new directory.")
     for source in map(Path, inputs):
         if source.exists() and source.resolve().is_relative_to(target):
             raise UserError(f"The output {path} would replace the input {source}. Choose another name.")
@@ -65,13 +63,14 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary sibling of `path` that takes its place when the block succeeds.
+    """Yields an empty temporary sibling of `path`, which takes its place when the block succeeds.
 
-    An existing directory is replaced where it is empty or an earlier result: each file of it is written anew. When the
-    block raises, `path` is left as it was. Of a symbolic link the directory behind it is meant.
+    An existing directory of which each file is written anew is replaced as a whole. In another one the files take
+    their places one by one, config.json last, and what else is there stays. When the block raises, `path` is left as it
+    was. Of a symbolic link the directory behind it is meant.
 
     Raises:
-        UserError: see `check_output`; or a file in `path` would be lost.
+        UserError: `path` is a file; or it holds weights that would be taken for a part of the result.
     """
     check_output(path)
     target = Path(path).resolve()
@@ -81,18 +80,24 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if target.exists():
-            _refuse_loss(target, temporary)
-            old = temporary.with_name(f"{temporary.name}.old")
-            os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
+            _take_places(temporary, target)
         else:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _refuse_loss(old: Path, new: Path) -> None:
-    for file in sorted(old.rglob("*")):
-        if not (new / file.relative_to(old)).exists():
-            raise UserError(f"{old} is not replaced: {file.name} would be lost. Remove it, or choose another output.")
+def _take_places(new: Path, old: Path) -> None:
+    names, there = ({file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} for folder in (new, old))
+    for name in sorted(there - names):
+        if name.match("*.safetensors") and name.parent == Path():
+            raise UserError(f"{old} holds {name}: it would be taken for a part of the result. Choose another output.")
+    if there <= names and not Path.cwd().is_relative_to(old):
+        away = new.with_name(f"{new.name}.old")
+        os.replace(old, away)
+        os.replace(new, old)
+        shutil.rmtree(away)
+        return
+    for name in sorted(names, key=lambda name: name.name == "config.json"):
+        (old / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(new / name, old / name)

@@ -57,24 +57,39 @@ def test_an_earlier_result_is_replaced_as_a_whole(names: list[str], tmp_path: Pa
     assert (tmp_path / "link").is_symlink()
 
 
-def test_nothing_is_lost(tmp_path: Path) -> None:
+def test_what_else_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the working directory, which cannot be replaced."""
     (tmp_path / "out" / "photos").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "precious.png").touch()
-    with pytest.raises(UserError, match=r"out is not replaced: precious\.png would be lost"):  # noqa: SIM117
-        with new_directory(tmp_path / "out") as temporary:
+    (tmp_path / "out" / "config.json").write_text("old")
+    monkeypatch.chdir(tmp_path / "out")
+    for path in (tmp_path / "out", "."):
+        with new_directory(path) as temporary:
             (temporary / "photos").mkdir()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "photos", "precious.png"]
+            (temporary / "photos" / "new.png").touch()
+            (temporary / "config.json").write_text(str(path))
+        assert (tmp_path / "out" / "config.json").read_text() == str(path)
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["out/config.json", "out/photos/new.png", "out/photos/precious.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "other.safetensors").touch()
+    with pytest.raises(UserError, match=r"out holds other\.safetensors: it would be taken"):  # noqa: SIM117
+        with new_directory(tmp_path / "out") as temporary:
+            (temporary / "model.safetensors").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "other.safetensors"]
 
 
 @pytest.mark.parametrize("output", [".", "..", "deep/..", "input", "link", "input/.."])
-def test_neither_inputs_nor_the_working_directory_are_replaced(
-    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_are_not_replaced(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("input/part").mkdir(parents=True)
     Path("deep").mkdir()
     Path("link").symlink_to("input")
-    with pytest.raises(UserError, match=r"the working directory is there|would replace the input input/part"):
+    with pytest.raises(UserError, match="would replace the input input/part"):
         check_output(output, "hub/name", "input/part")
     check_output("new", "input")
     check_output("hub", "hub/name")

@@ -78,11 +78,14 @@ def convert_released(weights: Weights, config: SparseFormerConfig) -> dict[str, 
         config: tells where the final norm lies (timm calls it fc_norm when pooling comes before it).
 
     Raises:
-        UserError: two keys stand for the same weight.
+        UserError: two keys stand for the same weight; the tables of initial RoIs are none.
     """
     renamed = _rename_all({key: value for key, value in weights.items() if not re.search(DROPPED, key)}, OLD_TO_V2)
     center, size = "token_roi_cc.weight", "token_roi_wh.weight"
     if center in renamed and size in renamed and "initial_roi.weight" not in renamed:
+        shapes = {tuple(renamed[key].shape) for key in (center, size)}
+        if len(shapes) > 1 or {shape[1:] for shape in shapes} != {(2,)}:
+            raise UserError(f"{center} and {size} must be float[tokens, 2] both, got {[*map(list, shapes)]}.")
         renamed["initial_roi.weight"] = from_center_size(renamed.pop(center).float(), renamed.pop(size).float())
     pools_first = bool(config.cortex.options.get("fc_norm", False))
     final_norm: Rule = (r"^norm\.", "cortex.trunk.fc_norm." if pools_first else "cortex.trunk.norm.")
@@ -122,7 +125,8 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    pairs = content.items() if isinstance(content, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         raise UserError(f'{file} holds no state dict (names with tensors, possibly under "model").')
     return content
 

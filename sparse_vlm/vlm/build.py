@@ -61,7 +61,7 @@ def build_vlm(
         seed: of the projector's initialisation.
 
     Raises:
-        UserError: an input is missing or does not fit, or something would be lost in `out_dir` (`new_directory`).
+        UserError: an input is missing or does not fit, or `out_dir` cannot take the result (`new_directory`).
     """
     check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)

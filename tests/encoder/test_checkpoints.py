@@ -110,11 +110,21 @@ def test_cut_files_are_refused(layout: str, tmp_path: Path) -> None:
         read_weights(file)
 
 
-@pytest.mark.parametrize("content", [{"weight": [1.0]}, {"model": {"weight": 1}}, torch.zeros(3)], ids=str)
+@pytest.mark.parametrize(
+    "content", [{"weight": [1.0]}, {"model": {"weight": 1}}, {0: torch.zeros(3)}, torch.zeros(3)], ids=str
+)
 def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         read_weights(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("size", [(4, 2), (3,), (3, 4)])
+def test_tables_of_initial_rois_that_are_none(size: tuple[int, ...], tmp_path: Path) -> None:
+    center = torch.zeros(3, 2) if len(size) == 2 and size[1] == 2 else torch.zeros(size)
+    torch.save({"token_roi_cc.weight": center, "token_roi_wh.weight": torch.zeros(size)}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"token_roi_wh\.weight must be float\[tokens, 2\] both, got"):
+        SparseFormer.from_released(tmp_path / "file.pth", "sparseformer-v1-t")
 
 
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
@@ -148,11 +158,11 @@ def test_incomplete_directories_are_refused(tiny_encoder: SparseFormer, tmp_path
             SparseFormer.from_pretrained(directory)
 
 
-def test_saving_replaces_a_directory_and_never_a_file(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
+def test_saving_leaves_what_is_there_and_never_replaces_a_file(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "leftover").touch()
+    (tmp_path / "old" / "notes").touch()
     tiny_encoder.save_pretrained(tmp_path / "old")
-    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.json", "model.safetensors", "notes"]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="a file of that name exists"):
         tiny_encoder.save_pretrained(tmp_path / "file")
