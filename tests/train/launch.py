@@ -30,9 +30,9 @@ def _run(command: list[str], more: Mapping[str, str]) -> None:
 
 
 def forked(script: str, arguments: list[str], processes: int = 2) -> None:
-    """In processes with the environment that DeepSpeed's launcher makes, but forked.
+    """In processes with the environment that DeepSpeed's and torch's launchers make, but forked.
 
-    That the launcher itself makes such processes is tested once a stage.
+    That the launchers themselves make such processes is tested once a stage.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

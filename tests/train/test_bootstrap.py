@@ -45,7 +45,8 @@ def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names:
     assert [line["step"] for line in evaluated(out)] == [2, 4]
     alignment = json.loads((out / "alignment.json").read_text())
     assert alignment["images"] == 8
-    assert {*MEASURED, *ZERO_SHOT} == {*alignment} - {"alignment_cosine", "images", "weights"} | {"cosine"}
+    counts = {"images", "unreadable", "zero_shot_images", "zero_shot_unreadable"}
+    assert {*MEASURED, *ZERO_SHOT, *counts} == {*alignment} - {"alignment_cosine", "weights"} | {"cosine"}
     last = evaluated(out)[-1]
     assert alignment["alignment_cosine"] == pytest.approx(last["eval_cosine"], abs=1e-6)
     assert alignment["weights"] == "the trained weights of step 4"

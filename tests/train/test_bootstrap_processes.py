@@ -59,8 +59,8 @@ def test_two_processes_leave_the_same_images_out(clip_dir: Path, images: Path, d
     options = {"max_steps": 1, "eval_steps": 1, "learning_rate": 0, "per_device_eval_batch_size": 3}
     options |= {"zero_shot_data_path": damaged}
     assert main(measuring(clip_dir, images, damaged, tmp_path / "one", **options)) == 0
-    command = measuring(clip_dir, images, damaged, tmp_path / "two", **options, per_device_train_batch_size=2)
-    torchrun("train/bootstrap.py", command)
+    options |= {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+    forked("train/bootstrap.py", measuring(clip_dir, images, damaged, tmp_path / "two", **options))
     line = evaluated(tmp_path / "two")[-1]
     assert line == pytest.approx(evaluated(tmp_path / "one")[-1], abs=1e-5)
     assert (line["eval_images"], line["eval_unreadable"], line["eval_zero_shot_unreadable"]) == (8, 2, 2)

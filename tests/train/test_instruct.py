@@ -202,13 +202,12 @@ def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ORDERS)
-def test_two_processes_go_on_within_the_second_epoch(
-    vlm_dir: Path, data_dir: Path, tmp_path: Path, order: dict[str, object]
-) -> None:
-    """Three steps an epoch; checkpoint-4 lies in the second, and what is skipped there is skipped in its order."""
+def test_two_processes_go_on_within_the_second_epoch(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Three steps an epoch; checkpoint-4 lies in the second, and what is skipped there is skipped in its order, which
+    is ours: those of accelerate's own samplers are its business."""
     more = {"deepspeed": "train/zero2.json", "num_processes": 2, "per_device_train_batch_size": 1, "max_steps": 6}
-    more |= {"save_steps": 4, "save_total_limit": 2, "keep_checkpoints": True, **order}
+    more |= {"save_steps": 4, "save_total_limit": 2, "keep_checkpoints": True}
+    more |= {"train_sampling_strategy": "group_by_length"}
     out, halves = tmp_path / "out", tmp_path / "halves"
     forked("train/align.py", flags(vlm_dir, data_dir, out, **more))
     shutil.copytree(out / "checkpoint-4", halves / "checkpoint-4")
