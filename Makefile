@@ -26,10 +26,10 @@ test: .venv/test.installed chromium ## check and every test, a half on each of t
 	$(MAKE) --jobs 2 --output-sync --no-print-directory test-stages check test-rest
 
 test-stages: .venv/test.installed
-	$(BIN)/python -m pytest tests/train tests/vlm
+	$(BIN)/python -m pytest tests/train tests/demo
 
 test-rest: .venv/test.installed
-	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/vlm
+	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
