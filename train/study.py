@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Arguments = dict[str, Any]
 CURVES = {  # of log.jsonl
     "eval_cosine": "cosine with the teacher, held out",
-    "eval_centered_cosine": "cosine of deviations from the mean, held out",
+    "eval_centered_cosine": "cosine of deviations, held out",
 }
 
 
