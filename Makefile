@@ -22,14 +22,14 @@ quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on 
 	$(BIN)/python -m train.quickstart --compare
 
 test: .venv/test.installed chromium ## check and every test, a half on each of two cores; both halves end in a summary line
-	@echo "Two halves at once, about 14 minutes on two cores; each is printed when it ends."
+	@echo "Two halves at once, about 15 minutes on two cores; each is printed when it ends."
 	$(MAKE) --jobs 2 --output-sync --no-print-directory test-stages check test-rest
 
 test-stages: .venv/test.installed
-	$(BIN)/python -m pytest tests/train tests/demo
+	$(BIN)/python -m pytest tests/train tests/demo tests/data
 
 test-rest: .venv/test.installed
-	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo
+	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo --ignore tests/data
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
