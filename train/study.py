@@ -179,7 +179,7 @@ def table(title: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     """The curves against steps, named by `label`, and the final numbers beside them."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     curves, final = figure.subplots(1, 2)
     for row in results:
         steps, cosines = [step for step, _ in row["curve"]], [cosine for _, cosine in row["curve"]]
@@ -190,7 +190,7 @@ def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -
     for name in results[0]["final"]:
         final.plot(variants, [row["final"][name] for row in results], "o-", label=name)
     final.set_title("at the end")
-    final.legend()
+    final.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the axes: lines lie at every height
     return figure
 
 
