@@ -22,8 +22,9 @@ from rich.console import Console
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 from train.forked import fork_python
+from train.quickstart.paths import Paths
 from train.quickstart.report import SECONDS_FILE, write_report
-from train.quickstart.steps import FAST, FULL, Paths, Step, all_steps
+from train.quickstart.steps import FAST, FULL, Step, all_steps
 
 
 def run_step(step: Step, paths: Paths, console: Console) -> None:

@@ -10,7 +10,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import accuracy_figure, loss_figure, roi_figure, save_figure
 from train.log import read_log
-from train.quickstart.steps import Paths
+from train.quickstart.paths import Paths
 
 SECONDS_FILE = "seconds.jsonl"
 

@@ -4,8 +4,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparse_vlm.data.easy_vqa import split_folder
+import torch
+
 from sparse_vlm.errors import UserError
+from train.quickstart.paths import Paths
 
 CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
@@ -50,68 +52,6 @@ FAST = Recipe(
     save_steps=2,
     timed_batches=1,
 )
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Where everything lies."""
-
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        """captions.json, reading.json, instruct.json, questions.json"""
-        return self.root / "data"
-
-    @property
-    def teacher(self) -> Path:
-        """The tiny CLIP, in open_clip's format."""
-        return self.root / "teacher"
-
-    @property
-    def encoder(self) -> Path:
-        """The bootstrapped SparseFormer."""
-        return self.root / "encoder"
-
-    @property
-    def model(self) -> Path:
-        """The final model directory."""
-        return self.root / "model"
-
-    @property
-    def scores(self) -> Path:
-        """Of the final model."""
-        return self.root / "scores.json"
-
-    @property
-    def dense_scores(self) -> Path:
-        """Of the same LLM on the dense teacher's tokens, with --compare."""
-        return self.root / "dense" / "scores.json"
-
-    @property
-    def first_token(self) -> Path:
-        """Seconds to the first token of both models, with --compare."""
-        return self.root / "first_token.json"
-
-    @property
-    def step_time(self) -> Path:
-        """Seconds of a training step of both models, with --compare."""
-        return self.root / "step_time.json"
-
-    @property
-    def zero_shot(self) -> Path:
-        """Accuracies of teacher and student."""
-        return self.root / "zero_shot.json"
-
-    @property
-    def train_images(self) -> Path:
-        """easy-VQA's pictures."""
-        return split_folder("train") / "images"
-
-    @property
-    def test_images(self) -> Path:
-        """easy-VQA's pictures."""
-        return split_folder("test") / "images"
 
 
 @dataclass(frozen=True)
@@ -203,17 +143,18 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     read = ["-m", "train.instruct", "--model_name_or_path", str(built), "--independent_turns", "True"]
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
-    read += ["--per_device_train_batch_size", "4", *_training(reading, None, recipe.save_steps)]
+    read += ["--per_device_train_batch_size", "4"]
+    read += _language_training(reading, None, recipe.save_steps)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
     align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
-    align += _training(aligned, recipe.align_steps, recipe.save_steps)
+    align += _language_training(aligned, recipe.align_steps, recipe.save_steps)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
-    instruct += _training(model, None, recipe.save_steps)
+    instruct += _language_training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]
@@ -248,6 +189,13 @@ def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[
     # 0.999 remembers the large gradients of the start for longer than these short runs last
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
+
+
+def _language_training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
+    """Where the CPU has units for it (AMX), the language model's matrices are multiplied in bf16; weights and optimizer
+    stay float32. Elsewhere bf16 would be the slower one."""
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return [*_training(output_dir, max_steps, save_steps), "--bf16", str(amx)]
 
 
 def packaged_llm() -> Path:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from train.quickstart.paths import Paths
 from train.quickstart.report import SECONDS_FILE, as_markdown, collect
-from train.quickstart.steps import Paths
 
 SCORES = {"accuracy": 0.5, "accuracy_by_type": {"colour": 0.25, "shape": 0.75}}
 EVALUATED = {

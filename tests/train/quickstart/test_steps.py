@@ -1,0 +1,53 @@
+"""The quickstart's list of commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import HfArgumentParser
+
+from train.quickstart.paths import Paths
+from train.quickstart.steps import FULL, Step, all_steps
+from train.stage_arguments import StageArguments
+
+pytest.importorskip("easy_vqa")
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Step]]:
+    """The steps on a CPU with such capabilities."""
+
+    def made(compare: bool = False, **capabilities: bool) -> list[Step]:
+        monkeypatch.setattr("train.quickstart.steps.packaged_llm", lambda: Path("smollm2.gguf"))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        return all_steps(Paths(tmp_path), FULL, compare)
+
+    return made
+
+
+def bf16(steps: list[Step]) -> list[str]:
+    """The steps that train in bf16."""
+    parser = HfArgumentParser(StageArguments)  # type: ignore[arg-type]
+    training = [step for step in steps if "--output_dir" in step.arguments and "--save_steps" in step.arguments]
+    assert training
+    parsed = {
+        step.name: parser.parse_args_into_dataclasses(list(step.arguments[2:]), return_remaining_strings=True)
+        for step in training
+    }
+    return [name for name, (arguments, *_) in parsed.items() if arguments.bf16]
+
+
+def test_bf16_is_for_cpus_that_multiply_it(steps: Callable[..., list[Step]]) -> None:
+    language = ["read", "align", "instruct"]
+    assert bf16(steps(amx_bf16=True)) == language
+    assert bf16(steps(True, amx_bf16=True)) == [*language, *(f"dense_{name}" for name in language)]
+    assert bf16(steps(amx_bf16=False, avx512_f=True)) == bf16(steps()) == []  # an ARM CPU has no such entry
+
+
+def test_a_comparison_comes_behind_the_quickstart(steps: Callable[..., list[Step]]) -> None:
+    alone, compared = steps(), steps(True)
+    assert compared[: len(alone)] == alone
+    names = [step.name for step in compared]
+    assert len(set(names)) == len(names)
+    assert names[len(alone) :] == [*(f"dense_{name}" for name in names[4 : len(alone)]), "step_time", "first_token"]

@@ -1,0 +1,68 @@
+"""Where the quickstart's results lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_vlm.data.easy_vqa import split_folder
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything lies."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """captions.json, reading.json, instruct.json, questions.json"""
+        return self.root / "data"
+
+    @property
+    def teacher(self) -> Path:
+        """The tiny CLIP, in open_clip's format."""
+        return self.root / "teacher"
+
+    @property
+    def encoder(self) -> Path:
+        """The bootstrapped SparseFormer."""
+        return self.root / "encoder"
+
+    @property
+    def model(self) -> Path:
+        """The final model directory."""
+        return self.root / "model"
+
+    @property
+    def scores(self) -> Path:
+        """Of the final model."""
+        return self.root / "scores.json"
+
+    @property
+    def dense_scores(self) -> Path:
+        """Of the same LLM on the dense teacher's tokens, with --compare."""
+        return self.root / "dense" / "scores.json"
+
+    @property
+    def first_token(self) -> Path:
+        """Seconds to the first token of both models, with --compare."""
+        return self.root / "first_token.json"
+
+    @property
+    def step_time(self) -> Path:
+        """Seconds of a training step of both models, with --compare."""
+        return self.root / "step_time.json"
+
+    @property
+    def zero_shot(self) -> Path:
+        """Accuracies of teacher and student."""
+        return self.root / "zero_shot.json"
+
+    @property
+    def train_images(self) -> Path:
+        """easy-VQA's pictures."""
+        return split_folder("train") / "images"
+
+    @property
+    def test_images(self) -> Path:
+        """easy-VQA's pictures."""
+        return split_folder("test") / "images"
