@@ -1,5 +1,6 @@
 """Commands in forked processes, on one thread, and what became of them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,3 +30,10 @@ def run_together(
         process.kill()
         assert process.exitcode == exitcode, file.read_text()[-6000:]
     return printed.read_text()
+
+
+def run_program(program: str, *arguments: str, folder: Path, exitcode: int = 0) -> str:
+    """`run_together` for one process and the text of a program, which is kept in `folder` as what it printed is."""
+    file = folder / "program.py"
+    file.write_text(textwrap.dedent(program))
+    return run_together([str(file), *arguments], [{}], folder / "printed.txt", exitcode)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
 from sparse_vlm.timm_models import create_from_directory
 from tests.bootstrap.families import FAMILIES, OPEN_CLIP, write_family
+from tests.forked import run_program
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CAPTIONS = ["a red circle", "a blue square", "nothing"]
@@ -161,7 +160,7 @@ main(["--model", "local-dir:{saved}", "--dataset-type", "synthetic", "--train-da
       "--device", "cpu", "--precision", "fp32", "--grad-checkpointing", "--save-frequency", "1",
       "--logs", {str(tmp_path)!r}, "--name", "run"])
 """
-    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    run_program(program, folder=tmp_path)
     trained = torch.load(tmp_path / "run/checkpoints/epoch_1.pt", weights_only=False)["state_dict"]
     before = SparseClip.load(saved).model.state_dict()
     assert trained.keys() == before.keys()

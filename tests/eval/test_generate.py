@@ -2,12 +2,10 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from eval.protocol import EncodedImage, Question
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
+from train.forked import fork_python
 
 QUESTIONS = 400
 
@@ -60,17 +59,12 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["metadata"]["visual_tokens"] == 6
 
 
-def start(model: Path, questions: Path, answers: Path) -> subprocess.Popen[bytes]:
+def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
     """Another process at the same file, once it has answered some questions; in small batches, so it takes its time."""
     arguments = command(model, questions, answers, "--batch-rows", "2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eval.generate", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = fork_python(["-m", "eval.generate", *arguments], printed=Path(os.devnull), threads=1)
     while not (answers.exists() and answers.stat().st_size > 2000):
-        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert process.is_alive(), "the run ended before it could be disturbed"
         time.sleep(0.01)
     return process
 
@@ -78,8 +72,9 @@ def start(model: Path, questions: Path, answers: Path) -> subprocess.Popen[bytes
 def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
     """kill -9 in the middle, a torn last line, and another batch size: no line is lost, doubled or different."""
     file = tmp_path / "answers.jsonl"
-    with start(vlm_dir, question_file, file) as process:
-        process.send_signal(signal.SIGKILL)
+    process = start(vlm_dir, question_file, file)
+    process.kill()
+    process.join()
     before = file.read_bytes()
     assert 0 < before.count(b"\n") < QUESTIONS
     file.write_bytes(before[:-7])
@@ -96,9 +91,10 @@ def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file:
 def test_processes_share_the_work(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
     """While another process answers its part, we answer the others; who is last sorts the file."""
     file = tmp_path / "answers.jsonl"
-    with start(vlm_dir, question_file, file) as process:
-        assert main(command(vlm_dir, question_file, file)) == 0
-        assert process.wait() == 0
+    process = start(vlm_dir, question_file, file)
+    assert main(command(vlm_dir, question_file, file)) == 0
+    process.join()
+    assert process.exitcode == 0
     assert texts(file) == texts(uninterrupted)
     assert [answer.question_id for answer in read_answers(file)] == list(range(QUESTIONS))
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.forked import ROOT, run_together
@@ -13,18 +12,9 @@ from tests.forked import ROOT, run_together
 def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
     """Under DeepSpeed's launcher, as docs/training.md says."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
-    _run([*launcher, script, *arguments], {"DS_ACCELERATOR": "cpu"})
-
-
-def torchrun(script: str, arguments: list[str], processes: int = 2) -> None:
-    """Under torch's launcher, which makes it DistributedDataParallel."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    _run([*launcher, script, *arguments, "--ddp_backend", "gloo"], {})
-
-
-def _run(command: list[str], more: Mapping[str, str]) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path} | more
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
+    command = [*launcher, script, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
@@ -32,7 +22,8 @@ def _run(command: list[str], more: Mapping[str, str]) -> None:
 def forked(script: str, arguments: list[str], processes: int = 2) -> None:
     """In processes with the environment that DeepSpeed's and torch's launchers make, but forked.
 
-    That the launchers themselves make such processes is tested once a stage.
+    That the launchers themselves make such processes is tested once a stage for DeepSpeed's, and with LLaVA's training
+    for torch's.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import torch
 
 from tests.forked import run_together
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same, evaluated, measuring, trained, weights
-from tests.train.launch import deepspeed, forked, torchrun
+from tests.train.launch import deepspeed, forked
 from train.bootstrap import main
 
 
@@ -45,8 +45,9 @@ def test_two_processes_without_deepspeed_follow_one(
 ) -> None:
     """torch's DistributedDataParallel. The held-out pictures come in shards, which one process reads for both."""
     options = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "num_processes": 2}
+    options |= {"ddp_backend": "gloo"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=image_shards, **RESUMABLE, **options)
-    torchrun("train/bootstrap.py", command)
+    forked("train/bootstrap.py", command)
     for name, lines in (("loss", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)

@@ -1,19 +1,15 @@
 """A bootstrap that was interrupted goes on to the same curve, bit by bit, or is refused with a sentence."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.forked import run_program
 from tests.train.bootstrap_runs import RESUMABLE, arguments, assert_same
-from tests.train.launch import ROOT
 from train.bootstrap import main
 
 
@@ -45,7 +41,7 @@ def test_kill_9_while_a_checkpoint_is_written_loses_only_the_steps_since_the_las
     clip_dir: Path, images: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process dies with half an optimizer.pt in checkpoint-4: the run goes on from checkpoint-2."""
-    script = textwrap.dedent("""
+    program = """
         import os, signal, sys
         from pathlib import Path
         from train import bootstrap
@@ -61,19 +57,16 @@ def test_kill_9_while_a_checkpoint_is_written_loses_only_the_steps_since_the_las
 
         bootstrap.BootstrapTrainer = Killed
         bootstrap.main(sys.argv[1:])
-    """)
-    command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE)
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here: two add up in another order
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *command], cwd=ROOT, env=one_thread, capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (tmp_path / "checkpoint-4/optimizer.pt").exists()
-    assert not (tmp_path / "config.json").exists()
+    """
+    out = tmp_path / "out"
+    command = arguments(clip_dir, images, out, eval_data_path=images, **RESUMABLE)
+    run_program(program, *command, folder=tmp_path, exitcode=-signal.SIGKILL)
+    assert (out / "checkpoint-4/optimizer.pt").exists()
+    assert not (out / "config.json").exists()
     assert main(command) == 0
-    assert f"Going on from {tmp_path / 'checkpoint-2'}" in caplog.text
-    assert f"Removing the incomplete checkpoint {tmp_path / 'checkpoint-4'}" in caplog.text
-    assert_same(tmp_path, whole)
+    assert f"Going on from {out / 'checkpoint-2'}" in caplog.text
+    assert f"Removing the incomplete checkpoint {out / 'checkpoint-4'}" in caplog.text
+    assert_same(out, whole)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_vlm.errors import UserError
+from tests.forked import run_program
 from train.checkpoints import last_checkpoint
 from train.log import read_log
 from train.stage import (
@@ -112,7 +110,7 @@ def test_what_trains_counts_every_parameter_once() -> None:
 
 def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
     run(trainer(tmp_path / "whole"))
-    script = textwrap.dedent("""
+    program = """
         import os, signal, sys
         from pathlib import Path
         from transformers import TrainerCallback
@@ -126,10 +124,9 @@ def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
         stage = trainer(Path(sys.argv[1]))
         stage.add_callback(Kill())
         run(stage)
-    """)
+    """
     halves = tmp_path / "halves"
-    killed = subprocess.run([sys.executable, "-c", script, str(halves)], capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_program(program, str(halves), folder=tmp_path, exitcode=-signal.SIGKILL)
     cut_short = halves / "checkpoint-6"  # as if killed while writing it
     cut_short.mkdir()
     (cut_short / "trainer_state.json").write_text('{"global_step": 6')

@@ -23,6 +23,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.llm import load_llm
+from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
 
@@ -104,25 +105,37 @@ def test_auto_classes_open_it(vlm: Loaded, vlm_dir: Path, images: list[Image.Ima
     assert torch.equal(logits_of(model, inputs), logits_of(vlm[0], inputs))
 
 
+OPEN = """
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+print(type(model).__name__, type(processor).__name__, processor.num_image_tokens)
+"""
+OPENED = "SparseVLMForConditionalGeneration SparseVLMProcessor 6"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import sparse_vlm, sys; assert 'transformers' not in sys.modules\n"
-        "from transformers import AutoModelForImageTextToText, AutoProcessor",
-        "from transformers import AutoModelForImageTextToText, AutoProcessor\nimport sparse_vlm",
-        "import sparse_vlm\nfrom transformers.models.llava.modeling_llava import LlavaModel\n"
-        "from transformers import AutoModelForImageTextToText, AutoProcessor",
-    ],
-)
-def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path, imports: str) -> None:
-    code = f"""{imports}
-model = AutoModelForImageTextToText.from_pretrained({str(vlm_dir)!r})
-processor = AutoProcessor.from_pretrained({str(vlm_dir)!r})
-print(type(model).__name__, type(processor).__name__, processor.num_image_tokens)"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path) -> None:
+    """Through transformers' Auto classes, whose Llava may have been imported by then."""
+    program = """
+import sparse_vlm, sys
+assert "transformers" not in sys.modules
+from transformers.models.llava.modeling_llava import LlavaModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+"""
+    command = [sys.executable, "-c", program + OPEN, str(vlm_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "SparseVLMForConditionalGeneration SparseVLMProcessor 6"
+    assert done.stdout.splitlines()[-1] == OPENED
+
+
+def test_a_process_that_has_transformers_opens_it_after_import_sparse_vlm(vlm_dir: Path, tmp_path: Path) -> None:
+    program = """
+import sys
+assert "transformers" in sys.modules and "sparse_vlm" not in sys.modules  # forked from such a process
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import sparse_vlm
+"""
+    assert run_program(program + OPEN, str(vlm_dir), folder=tmp_path).splitlines()[-1] == OPENED
 
 
 @pytest.mark.slow
