@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,14 +195,13 @@ def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_d
 
 
 def test_grouping_by_length_reads_no_image(
-    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     dataset, collate = data(loaded, data_dir, "chats.json")
     lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
     monkeypatch.setattr("sparse_vlm.data.conversation_sources.open_image", None)
-    args = StageArguments(
-        output_dir="unused", use_cpu=True, train_sampling_strategy="group_by_length", per_device_train_batch_size=2
-    )
+    options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)
     trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
