@@ -29,10 +29,10 @@ test-stages: .venv/test.installed
 	$(BIN)/python -m pytest tests/train --ignore tests/train/quickstart
 
 test-whole: .venv/test.installed
-	$(BIN)/python -m pytest tests/train/quickstart tests/demo tests/data
+	$(BIN)/python -m pytest tests/train/quickstart tests/demo tests/llava_patch
 
 test-rest: .venv/test.installed
-	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo --ignore tests/data
+	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
