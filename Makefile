@@ -21,18 +21,22 @@ quickstart: .venv/quickstart.installed ## a working vision-language model and it
 quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on the dense teacher's tokens beside it
 	$(BIN)/python -m train.quickstart --compare
 
-test: .venv/test.installed chromium ## check and every test, in three parts at once; each part ends in a summary line
+test: .venv/test.installed chromium ## check and every test, in three parts at once on two cores; ends in a summary line
 	@echo "Three parts at once, about 15 minutes on two cores; each is printed when it ends."
-	$(MAKE) --jobs 3 --output-sync --no-print-directory test-stages test-rest check test-whole
+	@rm -rf build/tests
+	@$(MAKE) --keep-going --jobs 3 --output-sync --no-print-directory test-stages test-rest check test-whole; \
+	status=$$?; $(BIN)/python -m tests.summary build/tests; exit $$status
+
+PYTEST := $(BIN)/python -m pytest --junit-xml=build/tests
 
 test-stages: .venv/test.installed
-	$(BIN)/python -m pytest tests/train --ignore tests/train/quickstart
+	$(PYTEST)/stages.xml tests/train --ignore tests/train/quickstart
 
 test-whole: .venv/test.installed
-	$(BIN)/python -m pytest tests/train/quickstart tests/demo tests/llava_patch
+	$(PYTEST)/whole.xml tests/train/quickstart tests/demo tests/llava_patch
 
 test-rest: .venv/test.installed
-	$(BIN)/python -m pytest tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch
+	$(PYTEST)/rest.xml tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
