@@ -174,6 +174,10 @@ def prepare(args: StageArguments) -> None:
     """
     if (Path(args.output_dir) / "config.json").exists():
         raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder --output_dir {args.output_dir} cannot be made: {error.strerror}.") from error
     if args.resume_from_checkpoint is not None:
         raise UserError(
             f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run goes on from the last "

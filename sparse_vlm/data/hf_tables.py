@@ -27,7 +27,10 @@ def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, s
     column = _image_column(name, rows.features, image_column)
     if not len(rows):
         raise UserError(f"The data set {name} is empty.")
-    return _undecoded(rows, column), column
+    try:
+        return _undecoded(rows, column), column
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's are subclasses of these
+        raise UserError(f"The column {column!r} of {name} holds no images ({one_line(error)}).") from error
 
 
 def open_rows(name: str) -> datasets.Dataset:

@@ -92,6 +92,7 @@ def test_bad_columns_and_splits(tables: Path) -> None:
         ("saved:train", None, "holds one data set without splits. Leave out 'train'"),
         ("splits:test", None, "Unknown split of .* 'test'"),
         ("parquet:test", None, "cannot be opened: Unknown split"),
+        ("saved", "number", "The column 'number' of .*saved holds no images"),
     ):
         with pytest.raises(UserError, match=sentence):
             open_images(f"hf:{tables}/{spec}", to_tensor, image_column=column)
