@@ -196,7 +196,12 @@ def prepare(args: StageArguments) -> None:
     if args.deepspeed:
         import deepspeed  # slow, and needs a compiler
 
-        deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
+        try:
+            deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
+        except ModuleNotFoundError as error:  # mpi4py, where nobody says which of how many processes this is
+            raise UserError(
+                "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun in place of python."
+            ) from error
     set_seed(args.seed)
 
 

@@ -25,6 +25,7 @@ from train.bootstrap import main
         ({"report_to": "tensorbord"}, "Unknown or not installed: --report_to 'tensorbord'. Did you mean 'tensorboard'"),
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers must lie in [0, inf), got -1"),
         ({"seed": -1}, "--seed must lie in [0, 4294967295], got -1"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for language models"),
         ({"warmup_ratio": 2}, "--warmup_ratio must lie in [0, 1), got 2"),
         (
             {"load_best_model_at_end": True},
