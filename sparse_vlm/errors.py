@@ -25,8 +25,13 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 def one_line(error: Exception) -> str:
-    """The message of another library's error on one line, cut where it goes on and on."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of another library's error on one line, cut where it goes on and on.
+
+    A message of one word, as a KeyError's, says nothing without the error's kind.
+    """
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if " " not in text:
+        text = f"{kind}: {text}" if text else kind
     return text if len(text) <= 500 else f"{text[:500]} …"
 
 

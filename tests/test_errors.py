@@ -55,4 +55,5 @@ def test_bugs_keep_their_traceback() -> None:
 def test_another_librarys_error_is_one_line() -> None:
     assert one_line(OSError("first\n  second")) == "first second"
     assert one_line(OSError()) == "OSError"
-    assert one_line(OSError("x" * 501)) == "x" * 500 + " …"
+    assert one_line(KeyError(105)) == "KeyError: 105"
+    assert one_line(OSError("x " * 300)) == "x " * 250 + " …"

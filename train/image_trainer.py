@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from sparse_vlm.data.image_sets import IndexedImages
 from sparse_vlm.data.image_streams import ImageStream
 from sparse_vlm.data.loader import train_loader
+from sparse_vlm.errors import UserError
 from train.stage import Part, StageTrainer
 
 ImageSource = IndexedImages | ImageStream
@@ -22,9 +23,16 @@ class ImageTrainer(StageTrainer):
         parts: as given to `what_trains`.
         images: to train on; their loader is `train_loader`.
         **trainer: transformers' Trainer arguments.
+
+    Raises:
+        UserError: a setting that only language models have.
     """
 
     def __init__(self, parts: Sequence[Part], *, images: ImageSource, **trainer: Any) -> None:
+        if trainer["args"].label_smoothing_factor:
+            raise UserError(
+                "--label_smoothing_factor is for language models. Leave it out (train/finetune.py has --smoothing)."
+            )
         super().__init__(parts, train_dataset=images, **trainer)
         self.images = images
 

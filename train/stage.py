@@ -174,6 +174,10 @@ def prepare(args: StageArguments) -> None:
     """
     if (Path(args.output_dir) / "config.json").exists():
         raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder --output_dir {args.output_dir} cannot be made: {error.strerror}.") from error
     if args.resume_from_checkpoint is not None:
         raise UserError(
             f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run goes on from the last "
@@ -192,7 +196,12 @@ def prepare(args: StageArguments) -> None:
     if args.deepspeed:
         import deepspeed  # slow, and needs a compiler
 
-        deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
+        try:
+            deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
+        except ModuleNotFoundError as error:  # mpi4py, where nobody says which of how many processes this is
+            raise UserError(
+                "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun in place of python."
+            ) from error
     set_seed(args.seed)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 from train.arguments import check_ranges
 from train.log import LOG_NAME
 from train.precision import with_autocast
@@ -18,6 +19,9 @@ RANGES = {  # outside them transformers and torch fail with a traceback, some on
     "num_train_epochs": "[0, inf)",
     "learning_rate": "[0, inf)",
     "weight_decay": "[0, inf)",
+    "warmup_ratio": "[0, 1)",
+    "dataloader_num_workers": "[0, inf)",
+    "seed": "[0, 4294967295]",
 }
 
 
@@ -47,7 +51,11 @@ class StageArguments(TrainingArguments):
         except json.JSONDecodeError as error:
             raise UserError(f"An argument is no valid JSON: {error.doc} ({error.msg}).") from error
         except ValueError as error:  # transformers' checks of values that do not go together
-            raise UserError(str(error)) from error
+            raise UserError(one_line(error)) from error
+        installed = get_available_reporting_integrations() if self.report_to else []
+        for program in self.report_to:
+            if program not in installed:
+                raise unknown_choice("or not installed: --report_to", program, ["none", *installed])
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio
 

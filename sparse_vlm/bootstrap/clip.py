@@ -61,8 +61,9 @@ class SparseClip:
         Raises:
             UserError: the teacher is not open_clip's or cannot be opened, or its embeddings have another width.
         """
-        text = open_teacher(source).text if parse_spec(source).library == "open_clip" else None
-        if text is None:
+        teacher = open_teacher(source) if parse_spec(source).library == "open_clip" else None
+        text = None if teacher is None else teacher.text
+        if teacher is None or text is None:
             raise UserError(
                 f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or a directory "
                 "of open_clip."
@@ -74,6 +75,13 @@ class SparseClip:
             raise UserError(
                 f"The embeddings of {source} have {config['embed_dim']} channels, those of the SparseFormer {width}: "
                 "it was not bootstrapped from this teacher."
+            )
+        if student.config.teacher not in ("", teacher.name):
+            logger.warning(
+                "The SparseFormer was bootstrapped from %s, the text side is that of %s: unless both are the same "
+                "weights, its embeddings say nothing to this text side.",
+                student.config.teacher,
+                teacher.name,
             )
         config["vision_cfg"] = _vision_config(student)
         model.visual = _visual(student, config["embed_dim"], config["vision_cfg"])

@@ -96,7 +96,7 @@ def bootstrap_from(
         UserError: the numbers do not fit the teacher.
     """
     drop, tune = _split(teacher, drop, tune, freeze)
-    width = focus_width or max(64, teacher.cortex.width // 2 // 64 * 64)
+    width = max(64, teacher.cortex.width // 2 // 64 * 64) if focus_width is None else focus_width
     if width % 64:
         raise UserError(f"focus_width must be a multiple of 64 (the channels of a head), got {width}.")
     config = SparseFormerConfig(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import timm
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
@@ -68,7 +67,6 @@ def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path =
     if options.get("force_quick_gelu"):
         config["quick_gelu"] = True
     clip = create_clip(shown, name, force_image_size=image_size, **options)
-    _require_inheritable(clip.visual, shown)
     trunk, cortex = _trunk_of(clip.visual, shown)
     values = open_clip.get_model_preprocess_cfg(clip)
     crop = square_side(values["size"], shown)
@@ -82,9 +80,10 @@ def _model_config(shown: str, name: str) -> dict[str, Any]:
     """open_clip's model_cfg of a model. What cannot be inherited is refused here, before its weights are fetched."""
     with sentences(shown):
         config: Any = open_clip.get_model_config(name)
-        if architecture := config["vision_cfg"].get("timm_model_name"):
-            with torch.device("meta"):
-                require_inheritable(timm.create_model(architecture), shown)
+        vision = config["vision_cfg"] | {"timm_model_pretrained": False}
+        with torch.device("meta"):
+            visual = open_clip.model._build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+        _require_inheritable(visual, shown)
     return config
 
 

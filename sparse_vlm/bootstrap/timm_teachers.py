@@ -75,10 +75,15 @@ def _teacher(shown: str, name: str, file: Path | None, pretrained: bool, image_s
     if min(trunk.patch_embed.grid_size) < 1:
         raise UserError(f"{shown} makes no patch of {image_size} pixels: choose a larger image size.")
     if pretrained:
+        source = f"{file} as {name}" if file else shown
         weights = read_weights(file) if file else _create(shown, name, pretrained=True).state_dict()
-        # antialias=False: how DINOv2's authors resample position embeddings
-        weights = checkpoint_filter_fn(weights, trunk, adapt_layer_scale=True, antialias=False)
-        load_strictly(trunk, weights, source=f"{file} as {name}" if file else shown)
+        try:  # antialias=False: how DINOv2's authors resample position embeddings
+            weights = checkpoint_filter_fn(weights, trunk, adapt_layer_scale=True, antialias=False)
+        except Exception as error:  # it reshapes what it takes for its own: another model's weights may raise anything
+            raise UserError(
+                f"The weights of {source} do not fit ({one_line(error)}). Is it another variant?"
+            ) from error
+        load_strictly(trunk, weights, source=source)
     licence = trunk.pretrained_cfg.get("license") or ""
     return Teacher(shown, trunk, cortex_of(trunk), _preprocessing_of(trunk, shown), licence)
 

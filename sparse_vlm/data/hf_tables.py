@@ -1,5 +1,6 @@
 """Hugging Face data sets with images: from the hub or a directory, whole or streamed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import datasets
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 DEFAULT_SPLIT = "train"
+SPLIT = re.compile(r":([^:\[\]]*(?:\[[^\]]*\])?)$")  # at the end of a name; a slice, as in train[:50%], has a colon too
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` writes, of one split or of several
 
 
@@ -25,7 +27,10 @@ def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, s
     column = _image_column(name, rows.features, image_column)
     if not len(rows):
         raise UserError(f"The data set {name} is empty.")
-    return _undecoded(rows, column), column
+    try:
+        return _undecoded(rows, column), column
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's are subclasses of these
+        raise UserError(f"The column {column!r} of {name} holds no images ({one_line(error)}).") from error
 
 
 def open_rows(name: str) -> datasets.Dataset:
@@ -81,8 +86,8 @@ def _open(name: str, *, streaming: bool) -> tuple[Any, int | None]:
 def _path_and_split(name: str) -> tuple[str, str | None]:
     if Path(name).is_dir():
         return name, None
-    path, colon, split = name.rpartition(":")
-    return (path, split) if colon else (name, None)
+    found = SPLIT.search(name)
+    return (name[: found.start()], found[1]) if found else (name, None)
 
 
 def _saved(path: str, split: str | None) -> datasets.Dataset:

@@ -87,7 +87,11 @@ class WebShards:
             raise UserError(f"The shard {path} cannot be read ({one_line(error)}).") from error
         images = {key for key, ending in names if key is not None and self._is_image(ending.lower())}
         if not images:
-            raise UserError(f"The shard {path} holds no images.")
+            endings = sorted({ending for key, ending in names if key is not None})
+            raise UserError(
+                f"The shard {path} holds no images: its endings are {', '.join(endings[:5]) or 'none'}, --image_column "
+                "says which one."
+            )
         return len(images)
 
 

@@ -176,6 +176,15 @@ def test_another_size_of_resizing_is_reported(
     assert "resizes to 32 pixels, where this SparseFormer's resizes to 40" in caplog.text
 
 
+def test_the_text_side_of_another_teacher_is_reported(
+    clip_dir: Path, student: SparseFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    SparseClip.from_teacher(str(clip_dir), student)
+    assert not caplog.text
+    SparseClip.from_teacher(str(shutil.copytree(clip_dir, tmp_path / "another")), student)
+    assert f"was bootstrapped from {clip_dir.name}, the text side is that of another" in caplog.text
+
+
 def test_bad_input_is_one_sentence(
     clip_dir: Path, student: SparseFormer, tiny_encoder: SparseFormer, saved: Path, tmp_path: Path
 ) -> None:

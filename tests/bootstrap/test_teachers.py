@@ -131,6 +131,14 @@ def test_a_timm_file_is_loaded_strictly(suffix: str, tmp_path: Path) -> None:
         open_teacher(f"timm:test_vit@{file}")
 
 
+def test_positions_of_another_model_that_cannot_be_resampled(tmp_path: Path) -> None:
+    """As DINOv2's for DINOv2 with registers: timm's conversion fails before any name is compared."""
+    foreign = {"pos_embed": torch.zeros(1, 105, 64), "patch_embed.proj.weight": torch.zeros(1)}
+    save_file(foreign, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"w\.safetensors as test_vit do not fit \(.*Is it another variant\?"):
+        open_teacher(f"timm:test_vit@{tmp_path / 'w.safetensors'}", image_size=64)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", bytes(1000)])
 def test_damaged_weights(content: bytes, tiny_name: str, tmp_path: Path) -> None:
     (tmp_path / "file.pth").write_bytes(content)
@@ -203,6 +211,8 @@ GRID, ROTARY = (
         ("timm:beit_base_patch16_224", "class Beit.* only the blocks of timm's plain VisionTransformer"),
         ("open_clip:EVA02-B-16/merged2b_s8b_b131k", f"class Eva.*{ROTARY}"),
         ("open_clip:convnext_base/laion400m_s13b_b51k", f"class ConvNeXt.*{GRID}"),
+        ("open_clip:RN50/openai", f"class ModifiedResNet.*{GRID}"),
+        ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "no counterpart of its attentional pooling"),
     ],
 )
 def test_bad_specifications(spec: str, sentence: str) -> None:

@@ -197,6 +197,8 @@ def test_broken_shards(shards: str, tmp_path: Path, image_files: list[bytes]) ->
     ):
         with pytest.raises(UserError, match=sentence):
             seen(ImageStream(WebShards(str(spec)), first_pixels, 5))
+    with pytest.raises(UserError, match=r"text\.tar holds no images: its endings are txt, --image_column says"):
+        WebShards(str(tmp_path / "text.tar")).count()
     both = WebShards(f"{tmp_path}/cut.tar::pipe:cat {whole}")
     assert both.count() is None
     skipping = ImageStream(both, first_pixels, 4, on_bad_image="skip", shuffle_buffer=0)

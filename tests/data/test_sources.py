@@ -40,6 +40,12 @@ def test_a_table_holds_the_folders_pictures(kind: str, tables: Path, folder_pict
     assert pictures(kind.format(tables)) == folder_pictures
 
 
+def test_a_split_may_be_a_slice(tables: Path, folder_pictures: set[bytes]) -> None:
+    assert pictures(f"hf:{tables}/parquet:train[:40%]") < folder_pictures
+    with pytest.raises(UserError, match=r"Unknown split of .*splits 'train\[1:\]'"):
+        open_images(f"hf:{tables}/splits:train[1:]", to_tensor)
+
+
 @pytest.mark.parametrize("kind", ["hf-stream:{}/saved", "hf-stream:{}/splits:train", "hf-stream:{}/parquet"])
 def test_a_streamed_table_too(kind: str, tables: Path, folder_pictures: set[bytes]) -> None:
     assert pictures(kind.format(tables)) == folder_pictures
@@ -86,6 +92,7 @@ def test_bad_columns_and_splits(tables: Path) -> None:
         ("saved:train", None, "holds one data set without splits. Leave out 'train'"),
         ("splits:test", None, "Unknown split of .* 'test'"),
         ("parquet:test", None, "cannot be opened: Unknown split"),
+        ("saved", "number", "The column 'number' of .*saved holds no images"),
     ):
         with pytest.raises(UserError, match=sentence):
             open_images(f"hf:{tables}/{spec}", to_tensor, image_column=column)

@@ -188,6 +188,25 @@ def test_seed_decides_the_curve(tmp_path: Path) -> None:
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
 
 
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"The folder --output_dir .*file cannot be made: File exists"):
+        prepare(StageArguments(output_dir=str(tmp_path / "file"), use_cpu=True))
+
+
+def test_deepspeed_without_its_launcher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deepspeed = pytest.importorskip("deepspeed")
+
+    def discover() -> None:
+        raise ModuleNotFoundError("No module named 'mpi4py'")
+
+    monkeypatch.setattr(deepspeed, "init_distributed", discover)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.deepspeed = "train/zero2.json"
+    with pytest.raises(UserError, match="--deepspeed needs a launcher"):
+        prepare(args)
+
+
 def test_start_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, num_processes=2)
     with pytest.raises(UserError, match="2 processes were asked for but 1 trains"):
