@@ -51,11 +51,12 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
         inputs: what it is made from; one that does not exist is no file's name (e.g. a model's on the hub).
 
     Raises:
-        UserError: `path` is a file, an input or a directory above one.
+        UserError: `path` or a part of it is a file, or it is an input or a directory above one.
     """
     target = Path(path).resolve()
-    if target.exists() and not target.is_dir():
-        raise UserError(f"Cannot write the directory {path}: a file of that name exists. Choose another name.")
+    for part in (target, *target.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"Cannot write the directory {path}: {part} is a file. Choose another name.")
     for source in map(Path, inputs):
         if source.exists() and source.resolve().is_relative_to(target):
             raise UserError(f"The output {path} would replace the input {source}. Choose another name.")

@@ -116,6 +116,6 @@ def test_a_crash_leaves_what_was_there(existed: bool, tmp_path: Path) -> None:
 
 def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(UserError, match="a file of that name exists"), new_directory(tmp_path / "out"):
+    with pytest.raises(UserError, match=r"is a file\. Choose another name"), new_directory(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "precious"

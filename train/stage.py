@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_text
+from sparse_vlm.files import check_output, write_text
 from sparse_vlm.weight_decay import decayed_weights
 from train.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
 from train.log import LOG_NAME, JsonlLog
@@ -166,18 +166,15 @@ class StageTrainer(Trainer):
 
 
 def prepare(args: StageArguments) -> None:
-    """Fails early: a finished output directory, a checkpoint to go on from, or another number of processes than asked
-    for. Tells DeepSpeed of the processes, and seeds. To be called before a model is loaded.
+    """Fails early: an output directory that is finished or a file, a checkpoint to go on from, or another number of
+    processes than asked for. Tells DeepSpeed of the processes, and seeds. To be called before a model is loaded.
 
     Raises:
         UserError: with the values.
     """
     if (Path(args.output_dir) / "config.json").exists():
         raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The folder --output_dir {args.output_dir} cannot be made: {error.strerror}.") from error
+    check_output(str(args.output_dir))
     if args.resume_from_checkpoint is not None:
         raise UserError(
             f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run goes on from the last "

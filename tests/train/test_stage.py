@@ -188,10 +188,11 @@ def test_seed_decides_the_curve(tmp_path: Path) -> None:
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_a_folder_that_cannot_be_made_is_a_sentence(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"The folder --output_dir .*file cannot be made: File exists"):
-        prepare(StageArguments(output_dir=str(tmp_path / "file"), use_cpu=True))
+    with pytest.raises(UserError, match=f"Cannot write the directory .*{name}: .*/file is a file"):
+        prepare(StageArguments(output_dir=str(tmp_path / name), use_cpu=True))
 
 
 def test_deepspeed_without_its_launcher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
