@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Threads that wait look for work a few microseconds, then sleep: 13 % faster than sleeping at once, while threads that
 # spin for long make a busy machine ten times slower.
 export GOMP_SPINCOUNT := 10000
+# What DeepSpeed compiles is this environment's own: two of them would go on replacing each other's.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

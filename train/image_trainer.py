@@ -10,7 +10,8 @@ from sparse_vlm.data.image_sets import IndexedImages
 from sparse_vlm.data.image_streams import ImageStream
 from sparse_vlm.data.loader import train_loader
 from sparse_vlm.errors import UserError
-from train.stage import Part, StageTrainer
+from train.stage import Part
+from train.stage_trainer import StageTrainer
 
 ImageSource = IndexedImages | ImageStream
 

@@ -15,7 +15,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.data.seeded import seed_of
 from sparse_vlm.errors import UserError
-from train.stage import StageArguments, StageTrainer
+from train.stage import StageArguments
+from train.stage_trainer import StageTrainer
 
 TRAINED_FILE = "trained.safetensors"
 
@@ -95,17 +96,16 @@ class ConversationTrainer(StageTrainer):
             engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
         super()._save_optimizer_and_scheduler(output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        target: Any = self.model if model is None else model
-        if isinstance(target, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_weights(self, checkpoint: str, model: nn.Module) -> None:
+        if isinstance(model, PeftModel):
+            super().load_weights(checkpoint, model)
             return
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED_FILE)
-        trained = _trained(target)
+        saved = load_file(Path(checkpoint) / TRAINED_FILE)
+        trained = _trained(model)
         if saved.keys() != trained.keys():
             name = min(saved.keys() ^ trained.keys())
             raise UserError(
-                f"{resume_from_checkpoint} is of a run in which other weights train ({name} …). Choose another "
+                f"{checkpoint} is of a run in which other weights train ({name} …). Choose another "
                 "--output_dir, or start with the arguments of that run."
             )
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,11 @@ from train.log import read_log
 from train.stage import (
     Part,
     StageArguments,
-    StageTrainer,
     prepare,
     run,
     what_trains,
 )
+from train.stage_trainer import StageTrainer
 
 STEPS = 8
 
@@ -137,6 +138,15 @@ def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
     assert len(curve(halves)) == STEPS
     seconds = [line["seconds"] for line in read_log(halves / "log.jsonl")]
     assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_a_sentence(name: str, tmp_path: Path) -> None:
+    run(trainer(tmp_path, save_total_limit=2))
+    shutil.rmtree(tmp_path / f"checkpoint-{STEPS}")
+    (tmp_path / f"checkpoint-{STEPS - 2}" / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"checkpoint-{STEPS - 2} cannot be restored \(.*\)\. If .* remove it"):
+        run(trainer(tmp_path))
 
 
 def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
 from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
-from train.stage import Part, StageArguments, StageTrainer, prepare, publish, run, what_trains
+from train.stage import Part, StageArguments, prepare, publish, run, what_trains
+from train.stage_trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 BATCH = 12
