@@ -35,10 +35,10 @@ test-stages: .venv/test.installed
 	$(PYTEST)/stages.xml tests/train --ignore tests/train/quickstart
 
 test-whole: .venv/test.installed
-	$(PYTEST)/whole.xml tests/train/quickstart tests/demo tests/llava_patch
+	$(PYTEST)/whole.xml tests/train/quickstart tests/demo tests/llava_patch tests/data
 
 test-rest: .venv/test.installed
-	$(PYTEST)/rest.xml tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch
+	$(PYTEST)/rest.xml tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch --ignore tests/data
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
