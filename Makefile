@@ -24,7 +24,7 @@ quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on 
 	$(BIN)/python -m train.quickstart --compare
 
 test: .venv/test.installed chromium ## check and every test, in three parts at once on two cores; ends in a summary line
-	@echo "Three parts at once, about 15 minutes on two cores; each is printed when it ends."
+	@echo "Three parts at once, 13 to 15 minutes on two cores; each is printed when it ends."
 	@rm -rf build/tests
 	@$(MAKE) --keep-going --jobs 3 --output-sync --no-print-directory test-stages test-rest check test-whole; \
 	status=$$?; $(BIN)/python -m tests.summary build/tests; exit $$status
