@@ -115,7 +115,6 @@ class BootstrapTraining(StageArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept while running"})
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"eval_steps": "(0, inf)"})  # transformers takes 0 for --logging_steps
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         super().__post_init__()

@@ -20,6 +20,7 @@ RANGES = {  # outside them transformers and torch fail with a traceback, some on
     "learning_rate": "[0, inf)",
     "weight_decay": "[0, inf)",
     "warmup_ratio": "[0, 1)",
+    "eval_steps": "(0, inf)",  # transformers would take 0 for --logging_steps
     "dataloader_num_workers": "[0, inf)",
     "seed": "[0, 4294967295]",
 }

@@ -62,12 +62,12 @@ class SparseClip:
             UserError: the teacher is not open_clip's or cannot be opened, or its embeddings have another width.
         """
         teacher = open_teacher(source) if parse_spec(source).library == "open_clip" else None
-        text = None if teacher is None else teacher.text
-        if teacher is None or text is None:
+        if teacher is None or teacher.text is None:
             raise UserError(
                 f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or a directory "
                 "of open_clip."
             )
+        text = teacher.text
         model, config = text.clip.requires_grad_(), text.config  # a teacher is frozen, a model of the user's is not
         cortex = student.config.cortex
         width = cortex.head_dim or cortex.width
