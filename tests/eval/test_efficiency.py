@@ -54,7 +54,7 @@ def tokens_of(found: Any) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "dense", "tolerance"),
-    [("packed", False, 1e-5), ("compiled", False, 1e-5), ("onnx-int8", True, 0.1)],
+    [("packed", False, 1e-5), ("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
 )
 def test_no_mode_changes_the_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
     tower = open_tower("timm:vit_tiny_patch16_224@64" if dense else tiny_variant)

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
@@ -113,12 +114,13 @@ OPENED = "SparseVLMForConditionalGeneration SparseVLMProcessor 6"
 
 
 @pytest.mark.slow
-def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path) -> None:
-    """Through transformers' Auto classes, whose Llava may have been imported by then."""
-    program = """
+@pytest.mark.parametrize("before", ["", "from transformers.models.llava.modeling_llava import LlavaModel"])
+def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path, before: str) -> None:
+    """Through transformers' Auto classes, whose Llava may have been imported before them."""
+    program = f"""
 import sparse_vlm, sys
 assert "transformers" not in sys.modules
-from transformers.models.llava.modeling_llava import LlavaModel
+{before}
 from transformers import AutoModelForImageTextToText, AutoProcessor
 """
     command = [sys.executable, "-c", program + OPEN, str(vlm_dir)]
@@ -138,8 +140,10 @@ import sparse_vlm
 
 
 @pytest.mark.slow
-def test_smollm2_from_gguf(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packaged LLM; what transformers reads is kept aside for the comparison. The smoke quickstart builds on it."""
+def test_smollm2_from_gguf(
+    tmp_path: Path, encoder_dir: Path, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
+) -> None:
+    """The packaged LLM end to end; what transformers reads from GGUF is kept aside for the comparison."""
     kept = []
     read = AutoModelForCausalLM.from_pretrained
 
@@ -149,14 +153,16 @@ def test_smollm2_from_gguf(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) 
         return loaded
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
-    loaded: Any = load_llm(smollm2_gguf)
-    model, tokenizer = loaded
+    assert main(["build", str(encoder_dir), str(smollm2_gguf), str(tmp_path / "vlm")]) == 0
+    loaded: Loaded = load_vlm(tmp_path / "vlm")
+    model, processor = loaded
     assert is_tied(model)
-    turns = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    assert torch.equal(logits_of(model, inputs), logits_of(kept[0], inputs))
+    inputs = encode_prompt(processor, None, "What is the capital of France?")
+    expected = logits_of(kept[0], inputs)
+    torch.testing.assert_close(logits_of(model, inputs)[..., : expected.shape[-1]], expected, atol=1e-4, rtol=1e-5)
     ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    assert "Paris" in tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :])
+    assert "Paris" in processor.decode(ids[0, inputs["input_ids"].shape[1] :])
+    assert model.generate(**encode_prompt(processor, images[0], "What?"), max_new_tokens=2).shape[0] == 1
 
 
 def test_untied_llm_of_another_family_with_spare_rows(
