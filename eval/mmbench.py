@@ -17,7 +17,7 @@ from pathlib import Path
 from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER
 from eval.metrics import matched_option, most_frequent
-from eval.protocol import Benchmark, EncodedImage, Predictions, Question, Scores
+from eval.protocol import Benchmark, EncodedImage, Mark, Predictions, Question, Scores
 from eval.records import align, require
 from sparse_vlm.errors import UserError
 
@@ -63,7 +63,7 @@ def _read_table(path: Path) -> list[Row]:
     """
     csv.field_size_limit(sys.maxsize)  # a picture is one cell
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", restval=""))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
@@ -141,16 +141,31 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Row]:
     return known
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[Row]:
+    """The table's row of each question, without the image."""
+    return [{name: cell for name, cell in row.items() if name != "image"} for row in _read(annotations, questions)]
+
+
+def mark(question: Question, text: str, known: Row) -> Mark:
+    """The option that the answer names."""
+    letter, right = matched_option(text, _options(known)), _cell(known, "answer")
+    return Mark(question, known, text, letter, float(letter == right), right)
+
+
+def _rotated(question: Question) -> int:
+    """What the rotations of a question have in common."""
+    return int(question.id) % ROUND
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over questions in all rotations, by ability and category, over single rows; unreadable answers."""
-    rows = _read(annotations, questions)
-    chosen = [matched_option(text, _options(row)) for text, row in zip(predictions, rows, strict=True)]
-    hits = [letter == _cell(row, "answer") for letter, row in zip(chosen, rows, strict=True)]
+    rows, hits = [row.known for row in marks], [row.credit for row in marks]
+    groups = [_rotated(row.question) for row in marks]
     rounds: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        rounds.setdefault(int(row["index"]) % ROUND, []).append(place)
+    for place, group in enumerate(groups):
+        rounds.setdefault(group, []).append(place)
     if max(map(len, rounds.values())) == 1:
-        raise UserError(f"{annotations} has no rotations of its questions, so it cannot be scored as MMBench is.")
+        raise UserError("The table has no rotations of its questions, so it cannot be scored as MMBench is.")
     circular = [float(all(hits[place] for place in places)) for places in rounds.values()]
     first = [rows[places[0]] for places in rounds.values()]
     scores: Scores = {("accuracy",): mean_score(circular, list(rounds))}
@@ -158,9 +173,8 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
         kinds = [_cell(row, column) for row in first]
         if all(kinds):
             scores |= mean_scores_by(name, kinds, circular, list(rounds))
-    groups = [int(row["index"]) % ROUND for row in rows]
-    scores["accuracy_single_rows",] = mean_score([float(hit) for hit in hits], groups)
-    scores["answers_that_name_no_option",] = mean_score([float(letter is None) for letter in chosen], groups)
+    scores["accuracy_single_rows",] = mean_score(hits, groups)
+    scores["answers_that_name_no_option",] = mean_score([float(row.read is None) for row in marks], groups)
     return scores
 
 
@@ -204,7 +218,10 @@ MMBENCH = Benchmark(
     protocol=lambda questions: _protocol("English"),
     max_new_tokens=128,
     load_questions=load_english,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    unit=_rotated,
     floors=floors,
     annotated=True,
     write_submission=write_submission,
@@ -215,3 +232,4 @@ MMBENCH = Benchmark(
 MMBENCH_CN = replace(
     MMBENCH, protocol=lambda questions: _protocol("Chinese"), load_questions=load_chinese, published=None
 )
+score = MMBENCH.score

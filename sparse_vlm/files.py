@@ -1,10 +1,12 @@
 """Atomic outputs: a file or directory is there whole or not at all."""
 
+import ctypes
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,39 @@ from sparse_vlm.errors import UserError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` through a temporary sibling, so that a crash leaves the old file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes `text` (UTF-8) to `path`, atomically.
+
+    Raises:
+        UserError: `path` cannot be written, e.g. because the disk is full.
+    """
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yields the name of a temporary sibling of `path`, which takes its place when the block succeeds.
+
+    Symbolic links are followed. A device or pipe such as /dev/stdout cannot be replaced; it is written in place.
+
+    Raises:
+        UserError: the file cannot be written, e.g. because the disk is full.
+    """
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    in_place = target.exists() and not target.is_file() and not target.is_dir()
+    # the ending stays: writers choose the format by it
+    temporary = target if in_place else target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if not in_place:
+                os.replace(temporary, target)
+        finally:
+            if not in_place:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -33,7 +62,7 @@ def read_object(file: str | Path) -> dict[str, Any]:
         UserError: the file cannot be read, is no JSON, or holds another JSON value.
     """
     try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
+        value = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -62,6 +91,48 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
             raise UserError(f"The output {path} would replace the input {source}. Choose another name.")
 
 
+def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Check that files can be written, before long work: each can be created, and none replaces another or an input.
+
+    Args:
+        outputs: what a file is called, e.g. "--output" -> its path; None: it is not wanted.
+        inputs: files and folders that are read; None or one that does not exist is not a file. An existing file inside
+            an input folder is taken for an input.
+
+    Raises:
+        UserError: one cannot be written, or would replace another output or an input.
+    """
+    sources = [Path(source).resolve() for source in inputs if source is not None and Path(source).exists()]
+    names: dict[Path, str] = {}
+    for name, output in outputs.items():
+        if output is None:
+            continue
+        target = Path(output).resolve()
+        if target in names:
+            raise UserError(f"{names[target]} and {name} are the same file, {output}. Choose another name.")
+        names[target] = name
+        for source in sources:
+            inside = source.is_dir() and target.is_file() and target.is_relative_to(source)
+            if target == source or inside:
+                raise UserError(f"{name} would replace the input {output}. Choose another name.")
+        _check_creatable(target, f"{name} {output}")
+
+
+def _check_creatable(target: Path, name: str) -> None:
+    if target.is_dir():
+        raise UserError(f"Cannot write {name}: it is a directory. Add the name of a file.")
+    if target.exists() and not target.is_file():
+        return  # a device or pipe
+    folder = next(part for part in target.parents if part.exists())
+    if not folder.is_dir():
+        raise UserError(f"Cannot write {name}: {folder} is a file. Choose another name.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name}"):
+            pass
+    except OSError as error:
+        raise UserError(f"Cannot write {name}: {error.strerror or error}. Choose another name.") from error
+
+
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Yields an empty temporary sibling of `path`, which takes its place when the block succeeds.
@@ -88,16 +159,34 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two directories of one file system in one step, so that both names always exist.
+
+    Where the system or the file system cannot do that (other than Linux, NFS), it takes three renames, and for a
+    moment `second` does not exist.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_working_directory, rename_exchange = -100, 2  # of fcntl.h and linux/fs.h
+    if renameat2 is not None:
+        names = os.fsencode(first), os.fsencode(second)
+        if not renameat2(at_working_directory, names[0], at_working_directory, names[1], rename_exchange):
+            return
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+    away = first.with_name(f"{first.name}.old")
+    os.replace(second, away)
+    os.replace(first, second)
+    os.replace(away, first)
+
+
 def _take_places(new: Path, old: Path) -> None:
     names, there = ({file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} for folder in (new, old))
     for name in sorted(there - names):
         if name.match("*.safetensors") and name.parent == Path():
             raise UserError(f"{old} holds {name}: it would be taken for a part of the result. Choose another output.")
     if there <= names and not Path.cwd().is_relative_to(old):
-        away = new.with_name(f"{new.name}.old")
-        os.replace(old, away)
-        os.replace(new, old)
-        shutil.rmtree(away)
+        exchange(new, old)
+        shutil.rmtree(new)
         return
     for name in sorted(names, key=lambda name: name.name == "config.json"):
         (old / name).parent.mkdir(parents=True, exist_ok=True)

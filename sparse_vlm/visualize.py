@@ -1,6 +1,5 @@
 """Pictures of what an encoder looks at and of how a training went, with matplotlib (no pyplot: nothing is global)."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.canvas import on_canvas, preparation
 from sparse_vlm.encoder.focusing import SamplingPoints
+from sparse_vlm.files import new_file
 
 
 class Glance(NamedTuple):
@@ -167,12 +167,10 @@ def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    """Writes a figure atomically; the ending of `path` chooses the format (.png, .svg, .pdf)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    """Writes a figure atomically; the ending of `path` chooses the format (.png, .svg, .pdf).
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    with new_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
