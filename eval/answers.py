@@ -1,7 +1,7 @@
 """Answers in LLaVA's format: one JSON object a line with at least "question_id" and "text"."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,16 +127,38 @@ class Places:
         )
 
 
+def answers_by_place(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> dict[int, str]:
+    """Index of a question -> its answer, of those that are answered.
+
+    Raises:
+        UserError: duplicate or unknown question ids; the sentence names the first and says how many.
+    """
+    return dict(zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True))
+
+
+def require_answers(texts: Mapping[int, str], places: Sequence[int], questions: Sequence[Question], path: Path) -> None:
+    """Check that all questions at `places` are answered.
+
+    Raises:
+        UserError: some are not; the sentence names the first and says how many.
+    """
+    missing = [questions[place].id for place in places if place not in texts]
+    if missing and len(missing) < len(places):
+        raise UserError(
+            f"{path}: question id {missing[0]!r} has no answer ({len(missing)} such ids in all). Answer them, or score "
+            "the rest with --part."
+        )
+    _reject("has no answer", missing, path)
+
+
 def match_answers(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> list[str]:
     """The answered text to each question, if there is exactly one answer to every question.
 
     Raises:
         UserError: duplicate, unknown or missing question ids; the sentence names the first and says how many.
     """
-    texts: dict[int, str] = dict(
-        zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True)
-    )
-    _reject("has no answer", [question.id for index, question in enumerate(questions) if index not in texts], path)
+    texts = answers_by_place(answers, questions, path)
+    require_answers(texts, range(len(questions)), questions, path)
     return [texts[index] for index in range(len(questions))]
 
 

@@ -106,12 +106,7 @@ def mark(question: Question, text: str, known: _Known) -> Mark:
 def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
     and the official scorer's other numbers, as far as the files have what they need."""
-    answered = [
-        _Answered(
-            str(row.question.id), row.known.record, row.known.choices, gqa_form(row.text), row.question.image_name
-        )
-        for row in marks
-    ]
+    answered = [_answered(row.question, row.known, gqa_form(row.text)) for row in marks]
     balanced = [row for row in answered if row.record.get("isBalanced", True)]
     if not balanced:
         raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
@@ -122,6 +117,10 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
         if all(text is not None for text in kinds):
             scores |= mean_scores_by(name, [str(text) for text in kinds], values, images)
     return scores | _plausibility(balanced) | _consistency(answered, balanced) | _distribution(balanced)
+
+
+def _answered(question: Question, known: _Known, said: str) -> _Answered:
+    return _Answered(str(question.id), known.record, known.choices, said, question.image_name)
 
 
 def _form(record: Record) -> str:

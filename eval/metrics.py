@@ -146,7 +146,7 @@ def scienceqa_letter(text: str) -> str | None:
 def matched_option(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer names (MMBench's matching without a judge); None: none or several.
 
-    The letter if exactly one of them is a word of the answer and stands among its last five words, as "A" in "A dog is
+    The letter if exactly one of them is a word of the answer and stands among its last four words, as "A" in "A dog is
     what I see." does not; otherwise the option whose words alone are in the answer, if the answer is no longer than
     twice all options. A refusal names none. Source: VLMEvalKit's `can_infer`.
 

@@ -20,6 +20,7 @@ from eval.metrics import matched_option, most_frequent
 from eval.protocol import Benchmark, EncodedImage, Mark, Predictions, Question, Scores
 from eval.records import align, require
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_file
 
 LETTER_INSTRUCTION_CN = "请直接回答选项字母。"
 LETTERS = "ABCD"
@@ -210,8 +211,8 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
     for row, text in zip(rows, predictions, strict=True):
         cells: dict[str, str | int] = {**row, "index": int(row["index"]), "prediction": text}
         sheet.append([cells[name] if name in ("index", "prediction") else _cell(row, name) for name in columns])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    book.save(output)
+    with new_file(output) as temporary:
+        book.save(temporary)
 
 
 MMBENCH = Benchmark(
