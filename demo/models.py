@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line, unknown_choice
-from sparse_vlm.model_directory import read_config
+from sparse_vlm.model_directory import read_config, short_name
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.quantization import quantization
@@ -52,7 +52,7 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         UserError: not a model of pictures and text, incomplete, or `bits` is another number.
     """
     settings = None if bits is None else quantization(bits, dtype)
-    name = "/".join(directory.resolve().parts[-2:])
+    name = short_name(directory)
     try:
         if _model_type(directory) == SparseVLMConfig.model_type:
             model, processor = load_vlm(directory, dtype, quantization=settings, device=device)

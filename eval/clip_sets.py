@@ -26,7 +26,7 @@ from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 RECALLS = [1, 5, 10]
 
@@ -172,6 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder, *arguments.datasets])
     results = compare(
         arguments.teacher,
         arguments.encoder,
@@ -179,9 +180,9 @@ def _run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         device=arguments.device,
     )
-    Console().print(as_table(results))
     if arguments.output is not None:
         write_json(arguments.output, results)
+    Console().print(as_table(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "easy-VQA, the plain question, greedy generation, exact match (case, white space and a final full stop do not "
+    "easy-VQA, the plain question, exact match (case, white space and a final full stop do not "
     "count); 95% intervals by bootstrap over images"
 )
 

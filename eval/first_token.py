@@ -24,7 +24,7 @@ from eval import easy_vqa
 from eval.timing import machine, require_positive
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -148,13 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
+        check_output_files({"--output": arguments.output}, arguments.models)
         require_positive(threads=arguments.threads)
         torch.set_num_threads(arguments.threads)
         measurements = measure(arguments.models, arguments.pictures)
-        Console().print(as_table(measurements))
         described = machine(torch.device("cpu")) | {"threads": arguments.threads}
         results = [measurement.as_json() for measurement in measurements]
         write_json(arguments.output, {"machine": described, "dtype": "float32", "batch": 1, "results": results})
+        Console().print(as_table(measurements))
 
     return exit_with_sentence(run)
 

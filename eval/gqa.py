@@ -17,7 +17,7 @@ from eval.records import Record, align, field, official_file, read_json_as, requ
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = "GQA, asked for a single word or phrase, greedy generation; the answer to the letter, small letters"
+PROTOCOL = "GQA, asked for a single word or phrase; the answer to the letter, small letters"
 WHAT = (
     "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
 )

@@ -19,7 +19,7 @@ from sparse_vlm.data.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 
 def top_1(encoder_dir: Path, folder: Path, batch_size: int = 64, device: str = "cpu") -> dict[str, Any]:
@@ -74,11 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.encoder, arguments.images])
     result = top_1(arguments.encoder, arguments.images, arguments.batch_size, arguments.device)
-    low, high = result["confidence_95"]
-    print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
     if arguments.output is not None:
         write_json(arguments.output, result)
+    low, high = result["confidence_95"]
+    print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

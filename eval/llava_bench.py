@@ -16,7 +16,7 @@ from eval.records import Record, align, field, read_json, read_lines, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "LLaVA-Bench (in the wild), the plain question, greedy generation; mean grade that the judge of --judgements gave "
+    "LLaVA-Bench (in the wild), the plain question; mean grade that the judge of --judgements gave "
     "the answer over the mean grade of GPT-4's"
 )
 

@@ -15,9 +15,7 @@ from eval.records import Record, align, field, official_file, read_json_as, requ
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = (
-    "MM-Vet, the plain question, greedy generation; mean of the grades, 0 to 1, that the judge of --judgements gave"
-)
+PROTOCOL = "MM-Vet, the plain question; mean of the grades, 0 to 1, that the judge of --judgements gave"
 MEME = (
     "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
     "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "

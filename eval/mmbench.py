@@ -51,7 +51,7 @@ Row = dict[str, str]
 
 def _protocol(language: str) -> str:
     return (
-        f"MMBench ({language}), asked for the option's letter, greedy generation; right is a question that is answered "
+        f"MMBench ({language}), asked for the option's letter; right is a question that is answered "
         "right in every rotation of its options; an answer that names no option is the judge's to read, or wrong"
     )
 
@@ -99,22 +99,28 @@ def _load_questions(file: Path | None, instruction: str) -> list[Question]:
     path = require(file, "--questions", "the official mmbench_*.tsv")
     rows = _read_table(path)
     by_index = {int(row["index"]): row for row in rows}
+    images: dict[tuple[int, str], EncodedImage] = {}  # that of all rotations is held once
     questions = []
     for row in rows:
         index = int(row["index"])
         lines = [_cell(row, "hint"), row["question"], *(f"{key}. {text}" for key, text in _options(row).items())]
         text = "\n".join([*(line for line in lines if line), instruction])
-        questions.append(Question(index, text, _image(index, by_index, path), _cell(row, "category") or "default"))
+        key = index % ROUND, _image_cell(row, by_index)
+        if key not in images:
+            images[key] = _image(*key, path)
+        questions.append(Question(index, text, images[key], _cell(row, "category") or "default"))
     return questions
 
 
-def _image(index: int, by_index: dict[int, Row], path: Path) -> EncodedImage:
-    """A row's picture; a rotation may name the row that holds it instead."""
-    cell = by_index[index]["image"]
-    if cell.isdigit() and int(cell) in by_index:
-        index, cell = int(cell), by_index[int(cell)]["image"]
+def _image_cell(row: Row, by_index: dict[int, Row]) -> str:
+    """A row's image in base64; a rotation may name the row that holds it instead."""
+    cell = row["image"]
+    return by_index[int(cell)]["image"] if cell.isdigit() and int(cell) in by_index else cell
+
+
+def _image(index: int, cell: str, path: Path) -> EncodedImage:
     try:
-        return EncodedImage(f"{path.name} {index % ROUND}", base64.b64decode(cell, validate=True))
+        return EncodedImage(f"{path.name} {index}", base64.b64decode(cell, validate=True))
     except binascii.Error as error:
         raise UserError(f"{path}: the picture of index {index} is not base64 ({error}).") from None
 

@@ -18,7 +18,7 @@ from eval.records import numbered_lines, read_text, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "MME, asked for a single word or phrase, greedy generation; percent of questions plus percent of pictures with "
+    "MME, asked for a single word or phrase; percent of questions plus percent of pictures with "
     "both questions right, summed over the tasks; the published column is perception"
 )
 PERCEPTION = (

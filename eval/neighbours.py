@@ -23,7 +23,7 @@ from sparse_vlm.data.sources import open_images
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 
 def nearest(embeddings: Tensor, count: int) -> Tensor:
@@ -98,11 +98,12 @@ def compare(
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder, arguments.images])
     result = compare(arguments.teacher, arguments.encoder, arguments.images, arguments.image_size, arguments.device)
-    for name, value in result.items():
-        print(f"{name}: {value:.4g}")
     if arguments.output is not None:
         write_json(arguments.output, result)
+    for name, value in result.items():
+        print(f"{name}: {value:.4g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from eval.records import Record, field, question_id, read_lines, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "POPE on COCO, asked for a single word or phrase, greedy generation; an answer counts as no if its first sentence "
+    "POPE on COCO, asked for a single word or phrase; an answer counts as no if its first sentence "
     'has the word "no" or "not", otherwise as yes; published numbers are F1, averaged over the three categories'
 )
 FILE_NAME = "coco_pope_{}.json"

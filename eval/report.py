@@ -1,5 +1,6 @@
 """A benchmark's report: scores with confidence intervals, floors and published scores beside them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,8 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
 
     Returns:
         the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
-        "visual_tokens" (of an image; None: not recorded), "questions" (how many were scored),
+        "visual_tokens" (of an image; None: not recorded), "generation" (settings; None: not recorded), "questions"
+        (how many were scored),
         "questions_in_benchmark", "unreadable" (answers that the scorer could not read, see `Benchmark.unreadable`),
         "judged" (how many answers a judge read; None: no judge), "scale" ("share" or "points"),
         "points" (names of scores on a scale of their own all the same), "scores" (nested names), and with the same
@@ -77,7 +79,9 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
         floors["no_image"] = _blind(part, inputs.no_image_answers)
     report = {
         "benchmark": name,
-        "protocol": "; ".join([benchmark.protocol([mark.question for mark in marks]), *_notes(benchmark, part, marks)]),
+        "protocol": "; ".join(
+            [benchmark.protocol([mark.question for mark in marks]), *_notes(benchmark, part, marks, inputs.answers)]
+        ),
         **_conditions(part.lines, inputs.answers),
         "questions": len(marks),
         "questions_in_benchmark": len(part.questions),
@@ -132,12 +136,31 @@ def _unreadable(marks: Sequence[Mark]) -> int:
     return sum(mark.read is None for mark in marks)
 
 
-def _notes(benchmark: Benchmark, part: Part, marks: Sequence[Mark]) -> list[str]:
+def _generation(answers: Sequence[Answer], path: Path) -> dict[str, Any] | None:
+    """The settings that `eval.generate` recorded; None: the answers are of another program."""
+    recorded = [answer.metadata.get("generation") for answer in answers]
+    settings = [json.dumps(each, sort_keys=True) if isinstance(each, dict) else "null" for each in recorded]
+    found: dict[str, Any] | None = json.loads(_one_value("generation", settings, path))
+    return found
+
+
+def _how_generated(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "how the answers were generated is not recorded"
+    special = {name: value for name, value in settings.items() if name != "max_new_tokens"}
+    named = ", ".join(f"{name} {value!r:.80}" for name, value in special.items())
+    kind = "sampled" if "temperature" in special else "beam search" if "num_beams" in special else "greedy generation"
+    limit = f"at most {settings.get('max_new_tokens')} new tokens"
+    return f"{kind} ({', '.join(filter(None, [named, limit]))})"
+
+
+def _notes(benchmark: Benchmark, part: Part, marks: Sequence[Mark], path: Path) -> list[str]:
     """What the protocol line says of these answers."""
+    how = _how_generated(_generation(part.lines, path))
     read = f"{_unreadable(marks):,} of {len(marks):,} answers could not be read and count as {benchmark.unreadable}"
     if len(marks) == len(part.questions):
-        return [read]
-    return [f"a part of the benchmark, {len(marks):,} of {len(part.questions):,} questions", read]
+        return [how, read]
+    return [f"a part of the benchmark, {len(marks):,} of {len(part.questions):,} questions", how, read]
 
 
 def _judged(
@@ -175,6 +198,7 @@ def _blind(part: Part, path: Path) -> dict[int, str]:
 def _conditions(answers: Sequence[Answer], path: Path) -> dict[str, Any]:
     """Which model answered, and how."""
     return {
+        "generation": _generation(answers, path),
         "model_id": _one_value("model_id", [answer.model_id for answer in answers], path),
         # other programs may write anything under these names
         "image": _one_value("image", [answer.metadata.get("image") is not False for answer in answers], path),

@@ -16,7 +16,7 @@ from eval.records import Record, align, field, read_json, read_json_as, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter, greedy generation; "
+    "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter; "
     "the letter as LLaVA's scorer reads it, unreadable answers are wrong"
 )
 LLAVA_FILE = "llava_test_CQM-A.json"

@@ -14,7 +14,7 @@ from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, question_id, read_json, require, write_lines
 
 PROTOCOL = (
-    "SEED-Bench, asked for the option's letter, the middle frame of videos, greedy generation; right is the letter "
+    "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter "
     "alone, nothing behind it"
 )
 LETTERS = ("A", "B", "C", "D")

@@ -21,7 +21,7 @@ def protocol(questions: Sequence[Question]) -> str:
     """Says with or without OCR hints."""
     hints = sum(OCR_HINT in question.text for question in questions)
     how = "without OCR hints" if not hints else f"OCR hints in {hints} of {len(questions)} prompts"
-    return f"TextVQA, {how}, asked for a single word or phrase, greedy generation; EvalAI's accuracy, ten answers each"
+    return f"TextVQA, {how}, asked for a single word or phrase; EvalAI's accuracy, ten answers each"
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:

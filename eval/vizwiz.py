@@ -20,10 +20,7 @@ from eval.metrics import textvqa_accuracy
 from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, read_json_as, require
 
-PROTOCOL = (
-    "VizWiz, asked for a single word or phrase or 'Unanswerable', greedy generation; EvalAI's accuracy, ten answers "
-    "each"
-)
+PROTOCOL = "VizWiz, asked for a single word or phrase or 'Unanswerable'; EvalAI's accuracy, ten answers each"
 INSTRUCTION = f"When the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT_ANSWER}"
 
 

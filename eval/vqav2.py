@@ -19,7 +19,7 @@ from eval.records import Record, align, field, official_file, read_json, require
 from eval.vqa_text import simplify_evalai
 
 PROTOCOL = (
-    "VQAv2, asked for a single word or phrase, greedy generation; accuracy of the VQA challenge, ten answers each, of "
+    "VQAv2, asked for a single word or phrase; accuracy of the VQA challenge, ten answers each, of "
     "the answers as they are and as LLaVA submits them (published numbers)"
 )
 

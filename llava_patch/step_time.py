@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 import llava_patch
 from sparse_vlm.errors import exit_with_sentence, unknown_choice
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 LLMS = {  # "1b": the shapes of TinyLlama-1.1B
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -176,15 +176,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", help="JSON file for every measurement")
     args = parser.parse_args(argv)
+    check_output_files({"--output": args.output or None})
     _shape(args.llm)  # before the models, which take their time
     torch.set_num_threads(args.threads)
     llava_patch.install()
     with tempfile.TemporaryDirectory(prefix="openai-clip-") as folder:
         results = measure([random_clip(folder), "sparseformer-clip-l?weights=random"], args.llm, args.repeats)
-    show(results, args.llm)
     if args.output:
         machine = {"threads": args.threads, "torch": torch.__version__, "processor": platform.processor()}
         write_json(args.output, {"llm": args.llm, **machine, "results": [asdict(result) for result in results]})
+    show(results, args.llm)
 
 
 if __name__ == "__main__":

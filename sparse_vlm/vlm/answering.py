@@ -1,4 +1,4 @@
-"""Greedy answers to many questions about few pictures, each picture's prefix computed once.
+"""Answers to many questions about few pictures, each picture's prefix computed once.
 
 All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
 the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.chat import check_length, encode_prompt
+from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
@@ -32,6 +33,8 @@ class Answerer:
         model, processor: of `load_vlm`.
         max_new_tokens: where an answer that does not end is cut.
         batch_rows: questions that are generated for together.
+        decoding: how the next token is chosen; None: greedily.
+        system: a system prompt; None: the chat template's own, where it has one.
     """
 
     def __init__(
@@ -40,11 +43,15 @@ class Answerer:
         processor: SparseVLMProcessor,
         max_new_tokens: int,
         batch_rows: int = 96,
+        *,
+        decoding: Decoding | None = None,
+        system: str | None = None,
     ) -> None:
         if batch_rows < 1:
             raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
+        self.decoding, self.system = decoding or Decoding(), system
         self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
 
     @torch.inference_mode()
@@ -61,21 +68,42 @@ class Answerer:
             (index into `questions`, answer) pairs of one batch.
 
         Raises:
-            UserError: see `encode_prompt`, or the chat template does not put the image before the question.
+            UserError: see `encode_prompt` and `check_length`, or the chat template does not put the image before the
+                question.
         """
         prompts = [self._prompt(images is not None, text) for _, text in questions]
+        check_length(self.model, max(map(len, prompts)), self.max_new_tokens)
         shared = self._shared_length(prompts)
         prefix = self._prefill(images, prompts[0][:shared])
         order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
         for start in range(0, len(order), self.batch_rows):
             batch = order[start : start + self.batch_rows]
-            cache = copy.deepcopy(prefix)
-            cache.batch_select_indices(torch.tensor([questions[index][0] for index in batch], device=self.model.device))
+            cache = self._rows(prefix, [questions[index][0] for index in batch])
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
+
+    def check_length(self, with_image: bool, text: str) -> None:
+        """Check that a prompt and its answer fit into the model, before anything is computed.
+
+        Raises:
+            UserError: see `encode_prompt`; or they do not.
+        """
+        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        around = len(self._prompt(with_image, "?"))
+        # a tokenizer makes at most one token of a byte, so that most prompts need not be tokenized for this
+        if longest is not None and around + len(text.encode()) + self.max_new_tokens > longest:
+            check_length(self.model, len(self._encode(with_image, text)), self.max_new_tokens)
+
+    def _rows(self, prefix: Cache, images: Sequence[int]) -> Cache:
+        """Keys and values of the prefix of each of these images; `prefix` itself is neither changed nor copied."""
+        cache = copy.copy(prefix)
+        cache.layers = [copy.copy(layer) for layer in prefix.layers]
+        rows = torch.tensor(images, device=self.model.device).repeat_interleave(self.decoding.beams)
+        cache.batch_select_indices(rows)
+        return cache
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
         """Token ids of a whole prompt."""
-        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
+        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text, self.system)
         return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
@@ -115,7 +143,7 @@ class Answerer:
             past_key_values=cache,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            **GREEDY,
+            **self.decoding.settings,
         )
         answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         return [answer.strip() for answer in answers]

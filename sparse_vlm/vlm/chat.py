@@ -11,31 +11,31 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.decoding import GREEDY
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import IMAGE_TOKEN, SparseVLMProcessor
-
-# A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
 
 # What a question may be about: nothing, a picture, or several, which stand before the question in their order.
 Pictures = Image.Image | Sequence[Image.Image] | None
 
 
-def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str) -> BatchFeature:
+def encode_prompt(
+    processor: SparseVLMProcessor, image: Pictures, question: str, system: str | None = None
+) -> BatchFeature:
     """One question as the model's inputs, up to where the answer begins.
 
     Args:
         processor: of the model directory.
         image: of any size and mode; see `Pictures`.
         question: plain text.
+        system: a system prompt; None: the chat template's own, where it has one.
 
     Raises:
         UserError: the question is empty or contains the placeholder.
     """
     check_question(question)
     images = as_list(image)
-    return encode_messages(processor, [user_message(question, len(images))], images)
+    return encode_messages(processor, [*system_message(system), user_message(question, len(images))], images)
 
 
 def check_question(question: str) -> None:
@@ -51,6 +51,11 @@ def check_question(question: str) -> None:
 def as_list(image: Pictures) -> list[Image.Image]:
     """The pictures one by one."""
     return [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+
+
+def system_message(text: str | None) -> list[dict[str, Any]]:
+    """The turn of a system prompt, if there is one."""
+    return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
 
 
 def user_message(question: str, images: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
     assert sorted(line["question_id"] for line in lines) == list(range(QUESTIONS))
     first = next(line for line in lines if line["question_id"] == 0)
     assert first["prompt"] == dataset.load_questions("test")[0].text
-    assert first["model_id"] == "tiny-vlm"
+    assert first["model_id"] == f"{vlm_dir.parent.name}/tiny-vlm"
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
 

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 from train import vlm
 from train.stage import StageArguments
 from train.vlm_data import DataArguments, make_data
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--output", type=Path, required=True, help="JSON file for every measurement")
     args = parser.parse_args(argv)
+    check_output_files({"--output": args.output}, [*args.models, args.data_path, args.image_folder])
     data = DataArguments(data_path=args.data_path, image_folder=args.image_folder, independent_turns=True)
     seconds = measure(args.models, data, args.batches, args.output.parent)
     results = [
