@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from eval.answers import Answer, Key, Places, parse_answer
 from eval.protocol import Question
 from eval.records import numbered_lines
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_text
+from sparse_vlm.files import write_text, writing
 
 
 class AnswerLog:
@@ -40,7 +40,7 @@ class AnswerLog:
         self._questions, self._places = questions, Places(questions)
         self._inode = 0
         self._begin()
-        with _writing(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             self._locks = (path.parent / f".{path.name}.locks").open("wb")
@@ -91,22 +91,26 @@ class AnswerLog:
         """Adds (index of the question, answer) pairs and hands them to the system: they survive this process."""
         answers = [self._answer(index, text) for index, text in texts]
         lines = "".join(_line(answer) for answer in answers).encode()
-        with self._appending(), _writing(self.path):
+        with self._appending(), writing(self.path):
             with self.path.open("ab") as file:
                 file.write(lines)
             self._lines += len(answers)
             self._read_bytes += len(lines)
             self._add(answers)
 
-    def sort(self) -> None:
-        """Puts the lines into the questions' order, as official scorers want them, once all questions are answered."""
+    def sort(self, asked: Collection[int] | None = None) -> None:
+        """Puts the lines into the questions' order, as official scorers want them, once these are answered; None: all.
+
+        The file of locks goes when all are answered: before that, other processes may be asking more.
+        """
         with self._appending():
-            if len(self.done) < len(self._questions):
+            if not self.done.issuperset(range(len(self._questions)) if asked is None else asked):
                 return
             if self._order != sorted(self._order):
                 by_place = dict(zip(self._order, self._answers, strict=True))
                 write_text(self.path, "".join(_line(by_place[place]) for place in sorted(by_place)))
-            (self.path.parent / f".{self.path.name}.locks").unlink(missing_ok=True)
+            if len(self.done) == len(self._questions):
+                (self.path.parent / f".{self.path.name}.locks").unlink(missing_ok=True)
 
     def _answer(self, index: int, text: str) -> Answer:
         question = self._questions[index]
@@ -157,14 +161,6 @@ class AnswerLog:
             )
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-
-
 def _text(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")  # a byte order mark can only be where the file begins
@@ -177,11 +173,18 @@ def _line(answer: Answer) -> str:
 
 
 @contextmanager
-def open_log(path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> Iterator[AnswerLog]:
-    """An `AnswerLog` that is sorted, if complete, and closed at the end of the block."""
+def open_log(
+    path: Path,
+    questions: Sequence[Question],
+    model_id: str,
+    metadata: dict[str, Any],
+    asked: Collection[int] | None = None,
+) -> Iterator[AnswerLog]:
+    """An `AnswerLog` that is sorted, once the questions that are asked (None: all) are answered, and closed at the end
+    of the block."""
     log = AnswerLog(path, questions, model_id, metadata)
     try:
         yield log
-        log.sort()
+        log.sort(asked)
     finally:
         log.close()

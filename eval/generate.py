@@ -65,7 +65,7 @@ def generate_answers(
     asked = set(range(len(questions)) if places is None else places)
     parts = list(_parts(questions, with_images))  # of all, so that every process numbers them alike
     with (
-        open_log(answers, questions, model_id, metadata) as log,
+        open_log(answers, questions, model_id, metadata, asked) as log,
         tqdm(total=len(asked), initial=len(log.done & asked), desc=answers.stem, unit="question") as progress,
     ):
         went_on = True

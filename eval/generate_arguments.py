@@ -60,6 +60,8 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
     answers = file_of("--answers", arguments.answers, name, names, ".jsonl")
     assert answers is not None  # required
     check_output_files({"--answers": answers}, [file])
+    if answers.exists() and not answers.is_file():
+        raise UserError(f"--answers {answers} is not a file, and answers are read again to go on with. Choose another.")
     questions = benchmark.load_questions(file, path_of("--images", arguments.images, name, names))
     places = first_questions(benchmark, questions, arguments.limit)
     if not arguments.no_image:

@@ -23,6 +23,8 @@ from eval.tables import as_markdown, as_tables
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import check_output_files, write_json, write_text
 
+TABLE, RESULTS = ".md", ".results.jsonl"  # beside the report
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `python -m eval.score`."""
@@ -70,15 +72,20 @@ class _Task:
     submission_questions: Path | None
     judge_inputs: Path | None
 
-    def outputs(self) -> dict[str, Path | None]:
+    def beside(self, ending: str) -> Path | None:
+        """The file beside the report with another ending; None where the report is a device, as /dev/stdout is."""
+        if self.report is None or (self.report.exists() and not self.report.is_file()):
+            return None
+        return self.report.with_suffix(ending)
+
+    def outputs(self, prefix: str) -> dict[str, Path | None]:
         """What each file to write is called -> where it lies."""
-        report = self.report
         return {
-            f"{self.name}: --output": report,
-            f"{self.name}: the table beside --output": report and report.with_suffix(".md"),
-            f"{self.name}: the results beside --output": report and report.with_suffix(".results.jsonl"),
-            f"{self.name}: --submission": self.submission,
-            f"{self.name}: --judge-inputs": self.judge_inputs,
+            f"{prefix}--output": self.report,
+            f"{prefix}the table beside --output": self.beside(TABLE),
+            f"{prefix}the results beside --output": self.beside(RESULTS),
+            f"{prefix}--submission": self.submission,
+            f"{prefix}--judge-inputs": self.judge_inputs,
         }
 
 
@@ -115,7 +122,11 @@ def _run(arguments: argparse.Namespace) -> None:
         _check_options(task)
     read = [path for task in tasks for path in (*vars(task.inputs).values(), task.submission_questions)]
     check_output_files(
-        {name: path for task in tasks for name, path in task.outputs().items()},
+        {
+            name: path
+            for task in tasks
+            for name, path in task.outputs("" if len(tasks) == 1 else f"{task.name}: ").items()
+        },
         [path for path in read if isinstance(path, Path)],
     )
     printed = [thing for task in tasks for thing in _do(task)]
@@ -134,9 +145,11 @@ def _do(task: _Task) -> list[Any]:
             return printed
     report, marks = score_answers(task.benchmark, task.name, task.inputs)
     if task.report is not None:
+        table, results = task.beside(TABLE), task.beside(RESULTS)
         write_json(task.report, report)
-        write_text(task.report.with_suffix(".md"), as_markdown(report))
-        write_lines(task.report.with_suffix(".results.jsonl"), result_lines(marks))
+        if table is not None and results is not None:
+            write_text(table, as_markdown(report))
+            write_lines(results, result_lines(marks))
     return [*printed, *as_tables(report)]
 
 

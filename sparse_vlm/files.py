@@ -25,6 +25,15 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """For a block that writes: an OSError becomes a UserError that says what could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
     """Yields the name of a temporary sibling of `path`, which takes its place when the block succeeds.
 
@@ -33,21 +42,18 @@ def new_file(path: str | Path) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written, e.g. because the disk is full.
     """
-    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
-    in_place = target.exists() and not target.is_file() and not target.is_dir()
-    # the ending stays: writers choose the format by it
-    temporary = target if in_place else target.with_name(f".{os.getpid()}.{target.name}")
-    try:
+    with writing(path):
+        target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            yield target
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")  # the ending chooses the format of a figure
         try:
             yield temporary
-            if not in_place:
-                os.replace(temporary, target)
+            os.replace(temporary, target)
         finally:
-            if not in_place:
-                temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -80,7 +86,7 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
         inputs: what it is made from; one that does not exist is no file's name (e.g. a model's on the hub).
 
     Raises:
-        UserError: `path` or a part of it is a file, or it is an input or a directory above one.
+        UserError: `path` or a part of it is a file, it is an input or a directory above one, or cannot be created.
     """
     target = Path(path).resolve()
     for part in (target, *target.parents):
@@ -89,6 +95,8 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
     for source in map(Path, inputs):
         if source.exists() and source.resolve().is_relative_to(target):
             raise UserError(f"The output {path} would replace the input {source}. Choose another name.")
+    with writing(path):
+        _create_something(target.parent)
 
 
 def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
@@ -107,15 +115,16 @@ def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterabl
     for name, output in outputs.items():
         if output is None:
             continue
-        target = Path(output).resolve()
-        if target in names:
-            raise UserError(f"{names[target]} and {name} are the same file, {output}. Choose another name.")
-        names[target] = name
-        for source in sources:
-            inside = source.is_dir() and target.is_file() and target.is_relative_to(source)
-            if target == source or inside:
-                raise UserError(f"{name} would replace the input {output}. Choose another name.")
-        _check_creatable(target, f"{name} {output}")
+        with writing(f"{name} {output}"):
+            target = Path(output).resolve()
+            if target in names:
+                raise UserError(f"{names[target]} and {name} are the same file, {output}. Choose another name.")
+            names[target] = name
+            for source in sources:
+                inside = source.is_dir() and target.is_file() and target.is_relative_to(source)
+                if target == source or inside:
+                    raise UserError(f"{name} would replace the input {output}. Choose another name.")
+            _check_creatable(target, f"{name} {output}")
 
 
 def _check_creatable(target: Path, name: str) -> None:
@@ -126,11 +135,13 @@ def _check_creatable(target: Path, name: str) -> None:
     folder = next(part for part in target.parents if part.exists())
     if not folder.is_dir():
         raise UserError(f"Cannot write {name}: {folder} is a file. Choose another name.")
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name}"):
-            pass
-    except OSError as error:
-        raise UserError(f"Cannot write {name}: {error.strerror or error}. Choose another name.") from error
+    _create_something(folder)
+
+
+def _create_something(folder: Path) -> None:
+    """Raises OSError where nothing can be created in a folder, or, where there is none, in the next one above it."""
+    with tempfile.NamedTemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
+        pass
 
 
 @contextmanager
