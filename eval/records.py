@@ -171,7 +171,7 @@ def align(questions: Sequence[Question], keys: Iterable[K], annotations: Mapping
         example = next(key for key in annotations if key in left_over)
         raise UserError(
             f"{source} annotates {len(left_over)} questions that were not asked, e.g. {example!r}. "
-            "Give the question file that belongs to it."
+            "Give the question file that belongs to it; to score a part of it, --part."
         )
     return [annotations[key] for key in keys]
 

@@ -67,6 +67,11 @@ def test_command_about_several_images_and_sampled(
     assert "--temperature must be 0 (greedy) or more, got -1" in capsys.readouterr().err
 
 
+def test_command_with_quantised_weights(vlm_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["chat", "--model", str(vlm_dir), "--max_new_tokens", "2", "--bits", "8", "What is it?"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     cases = [
