@@ -1,10 +1,11 @@
-"""Grades in a judge's reply, however it puts them: "0.5", "**0.5**", "Correctness: 0.5", "Because …"."""
+"""Grades and letters in a judge's reply, however it puts them: "0.5", "**0.5**", "Correctness: 0.5", "Letter: B"."""
 
 import re
 
 NUMBER = r"(?<![\w.,/-])(\d+(?:\.\d+)?|\.\d+)(?:\s*(?:/|out of)\s*{scale}(?:\.0)?)?(?![\w%/-]|[.,]\d)"
 LABEL = r"(?:correctness|score|grade|rating)\b[^\d\n]{{0,20}}?(?:[:=]|\bis|\bof)\s*"
 LIST_ITEM = re.compile(r"\d+[.)]\s+\S")
+LETTER = re.compile(r"(?:(?:[Tt]he )?(?:[Ll]etter|[Aa]nswer|[Oo]ption)(?:\s*[:=]|\s+is)?\s*)?\(?([A-Z])[).]*\s*")
 ROLE = re.compile(r"^(?:assistant|ai)\s*\d\s*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -38,6 +39,12 @@ def read_two_grades(reply: str) -> tuple[float, float] | None:
     if len(found) != 2 or rest.strip(" .;|"):
         return None
     return float(found[0]), float(found[1])
+
+
+def read_letter(reply: str) -> str:
+    """The capital letter that is the reply's first line, whatever explanation follows; the reply itself without one."""
+    first = LETTER.fullmatch(_plain(reply).split("\n")[0])
+    return first[1] if first else reply
 
 
 def _plain(reply: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.judge_replies import read_letter
 from eval.llava_format import OPTION_LETTER
 from eval.metrics import matched_option, most_frequent
 from eval.protocol import Benchmark, EncodedImage, Mark, Predictions, Question, Scores
@@ -233,6 +234,7 @@ MMBENCH = Benchmark(
     annotated=True,
     write_submission=write_submission,
     judge_inputs=judge_inputs,
+    read_reply=read_letter,
     judge="optional",
     published=("MMB", lambda scores: 100 * scores["accuracy",].value),
 )

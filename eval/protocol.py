@@ -110,6 +110,7 @@ class Benchmark:
         write_submission: (question file, questions, predictions, output) writes what the official server takes.
         judge_inputs: (questions, predictions, annotations) -> what a judge is asked about each prediction; None: it
             is clear without. The judge's replies take the place of the predictions that it was asked about.
+        read_reply: a judge's reply -> what takes the place of the prediction.
         judge: "needed": nothing can be scored without the replies. "optional": what is unclear counts as it stands.
         published: column of eval/published.csv and our number in it; None where its part was not asked.
     """
@@ -128,6 +129,7 @@ class Benchmark:
     points: tuple[str, ...] = ()
     write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
     judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], Sequence[str | None]] | None = None
+    read_reply: Callable[[str], str] = str
     judge: Literal["needed", "optional"] = "needed"
     published: tuple[str, Callable[[Scores], float | None]] | None = None
 

@@ -183,7 +183,8 @@ def _judged(
     places = part.places if needed else [place for place, _ in judge_prompts(benchmark, part, annotations)]
     asked = [part.questions[place] for place in places]
     replies = match_answers(read_judgements(inputs.judgements), asked, inputs.judgements)
-    return {**part.texts, **dict(zip(places, replies, strict=True))}, len(places)
+    read = map(benchmark.read_reply, replies)
+    return {**part.texts, **dict(zip(places, read, strict=True))}, len(places)
 
 
 def _blind(part: Part, path: Path) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.judge_replies import read_grade, read_two_grades
+from eval.judge_replies import read_grade, read_letter, read_two_grades
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,20 @@ def test_a_grade(reply: str, grade: float | None) -> None:
 )
 def test_two_grades(reply: str, grades: tuple[float, float] | None) -> None:
     assert read_two_grades(reply) == grades
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("B", "B"),
+        ("**B**\n\nBecause the answer means a cat, which is option B and nothing else.", "B"),
+        ("Letter: C.\nA long explanation follows", "C"),
+        ("The answer is (A)", "A"),
+        ("Z\nNone of them.", "Z"),
+        ("A cat", "A cat"),
+        ("a", "a"),
+        ("", ""),
+    ],
+)
+def test_a_letter(reply: str, read: str) -> None:
+    assert read_letter(reply) == read
