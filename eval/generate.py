@@ -20,8 +20,9 @@ from eval.answer_log import AnswerLog, open_log
 from eval.generate_arguments import Task, build_parser, read_tasks
 from eval.protocol import EncodedImage, Question
 from sparse_vlm.data.images import decode_image, open_image
-from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, exit_with_sentence, one_line
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.dtypes import name_of
+from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
@@ -60,7 +61,9 @@ def generate_answers(
         UserError: an image is missing or damaged, or the file holds answers that do not belong here (`open_log`).
     """
     tokens = answerer.model.config.image_seq_length if with_images else 0
-    metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(answerer.model)}
+    model = answerer.model
+    metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
+    metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
     metadata |= _generation(answerer, seed)
     asked = set(range(len(questions)) if places is None else places)
     parts = list(_parts(questions, with_images))  # of all, so that every process numbers them alike
@@ -161,15 +164,13 @@ def _check_lengths(task: Task, answerer: Answerer, with_images: bool) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    device = choose_device(arguments.device)
     decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, got {arguments.max_new_tokens}.")
     tasks = read_tasks(arguments)
-    model, processor = load_vlm(arguments.model, DTYPES[arguments.dtype])
-    try:
-        model.to(arguments.device)
-    except RuntimeError as error:
-        raise UserError(f"Cannot use the device {arguments.device!r}: {one_line(error)}") from None
+    model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
+    model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
     answerers = [
         Answerer(
             model,

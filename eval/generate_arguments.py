@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
 from eval.protocol import Benchmark, Question
 from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
-from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 
@@ -32,8 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="answer the first questions alone, as many as this")
     parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
     parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     how = parser.add_argument_group("generation")
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
     how.add_argument("--top-p", "--top_p", type=float, default=1.0, help="of sampling (default: 1)")

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
+from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 Parser = argparse.ArgumentParser
@@ -61,10 +62,10 @@ def _build(arguments: argparse.Namespace) -> None:
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from sparse_vlm.data.images import open_image
+    from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.vlm.build import load_vlm
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.decoding import Decoding
@@ -72,10 +73,12 @@ def _chat(arguments: argparse.Namespace) -> None:
     from sparse_vlm.vlm.terminal import converse
 
     disable_progress_bar()
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
     decoding = Decoding(arguments.temperature, arguments.top_p)
     images = [open_image(file) for file in arguments.image]
-    settings = None if arguments.bits is None else quantization(arguments.bits, torch.float32)
-    conversation = Conversation(*load_vlm(arguments.model, quantization=settings), decoding)
+    settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
+    conversation = Conversation(*load_vlm(arguments.model, dtype, quantization=settings, device=device), decoding)
     for image in images:
         conversation.show(image)
     if arguments.question is None:
@@ -88,6 +91,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.data.images import open_image
+    from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.model_directory import open_encoder, read_config
 
     if arguments.max_tokens < 1:
@@ -98,7 +102,8 @@ def _rois(arguments: argparse.Namespace) -> None:
 
     check_figure("--output", arguments.output, [*arguments.images, arguments.model])
     images = [open_image(file) for file in arguments.images]
-    encoder = open_encoder(arguments.model)
+    device = choose_device(arguments.device)
+    encoder = open_encoder(arguments.model).to(device, choose_dtype(arguments.dtype, device))
     aspect = read_config(arguments.model).get("vision_config", {}).get("aspect", "crop")  # an encoder's has none
     save_figure(roi_figure(encoder, images, arguments.max_tokens, aspect), arguments.output)
     print(f"RoIs and sampling points: {arguments.output}")
@@ -175,6 +180,7 @@ def _add_encoder_commands(commands: Commands) -> None:
     rois.add_argument("--model", required=True, help="an encoder directory or a model directory")
     rois.add_argument("-o", "--output", required=True, help="file to write: .png, .svg or .pdf")
     rois.add_argument("--max_tokens", type=int, default=64, help="draw so many tokens, evenly spread (default: 64)")
+    add_device_arguments(rois)
 
 
 def _add_vlm_commands(commands: Commands) -> None:
@@ -228,6 +234,7 @@ def _add_vlm_commands(commands: Commands) -> None:
     chat.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
     chat.add_argument("--top_p", type=float, default=1.0, help="of sampling (default: 1)")
     chat.add_argument("--bits", type=int, choices=(4, 8), help="of the language model's weights (bitsandbytes)")
+    add_device_arguments(chat)
 
     serve = _add(
         commands,
