@@ -14,6 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.literal_text import control_tokens, escape
+from sparse_vlm.literal_text import encode as encode_text
 
 IMAGE_PLACEHOLDER = "<image>"
 IGNORE = -100
@@ -49,16 +51,21 @@ class ChatFormat:
         special |= {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return {i: token for i, token in special.items() if i != self.image_token_id}
 
+    @cached_property
+    def escaped(self) -> list[str]:
+        """Control tokens that are text where a turn holds them: all but the image placeholder."""
+        return [token for token in control_tokens(self.tokenizer) if token != IMAGE_PLACEHOLDER]
+
     def tokens(self, turns: Sequence[tuple[str, str]], *, open_answer: bool = False) -> list[int]:
         """The rendered conversation, the placeholder widened to `tokens_per_image`; `open_answer` ends it with
         the opening of an assistant turn, as at inference."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in turns],
+        text: Any = self.tokenizer.apply_chat_template(
+            [{"role": role, "content": escape(text, self.escaped)} for role, text in turns],
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=open_answer,
         )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode_text(self.tokenizer, text)
         widths = {self.image_token_id: self.tokens_per_image}
         return [token for token in ids for _ in range(widths.get(token, 1))]
 
@@ -146,11 +153,10 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
     """Tokens and targets of a conversation in which every turn sees all earlier ones.
 
     Raises:
-        UserError: the text holds a control token of the template, or the template does not allow the
-            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow,
-            nothing stands before the answer, or no special token ends the assistant's turn).
+        UserError: the template does not allow the assistant's tokens to be found (its rendering of a conversation's
+            start changes as turns follow, nothing stands before the answer, or no special token ends the assistant's
+            turn).
     """
-    _reject_control_tokens(sample, chat)
     if chat.plain and (len(sample.turns) != 2 or not sample.images):
         raise UserError(
             f"Sample {sample.id} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is "
@@ -225,11 +231,3 @@ def _common_beginning(rows: Sequence[Row]) -> int:
             break
         length += 1
     return length
-
-
-def _reject_control_tokens(sample: Sample, chat: ChatFormat) -> None:
-    """A special token inside a turn's text would forge the template's structure and the label mask."""
-    text = "\n".join(text for _, text in sample.turns)
-    for token in chat.control_tokens.values():
-        if token in text:
-            raise UserError(f"Sample {sample.id} holds the template's control token {token!r} in its text. Remove it.")

@@ -68,7 +68,9 @@ def _on_white(image: Image.Image) -> Image.Image:
         try:
             return image.convert("RGB")
         except ValueError as error:  # LAB
-            raise UserError(f"An image of mode {image.mode} cannot be converted to RGB here: convert it first.") from error
+            raise UserError(
+                f"An image of mode {image.mode} cannot be converted to RGB here: convert it first."
+            ) from error
     transparency = image.info.get("transparency")
     if isinstance(transparency, tuple) and max(transparency) > 0xFF:  # PIL keeps a 16-bit PNG's, but not its pixels
         image = image.copy()

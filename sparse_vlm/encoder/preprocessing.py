@@ -64,7 +64,7 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 class Transform:
     """Image -> float32[3, crop, crop], normalised.
 
-    Takes PIL images of any mode and size, and arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. Pickles, so it
+    Takes PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. Pickles, so it
     works in data workers.
     """
 

@@ -1,21 +1,27 @@
 """Pictures and messages → model inputs: image processor, placeholder tokens, chat template."""
 
+import base64
+import binascii
+import copy
+import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jinja2
-import numpy as np
-import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.encoder.canvas import ASPECTS, preparation
+from sparse_vlm.encoder.images import AnyImage, to_rgb
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.literal_text import LiteralTokenizer, control_tokens, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.portable import auto_map
 from sparse_vlm.vlm.templates import CHAT_TEMPLATES
@@ -44,7 +50,7 @@ PARTS_TO_TEXT = """\
 class SparseFormerImageProcessor(PilBackend):
     """`encoder.transform` in transformers' clothes: the same numbers to the last bit, CLIP's names in the JSON file.
 
-    Takes PIL images of any mode and size, uint8[H,W,3] arrays and [3,H,W] tensors.
+    Takes what `sparse_vlm.encoder.images.to_rgb` takes, files, http(s) addresses, data: URLs, and lists of them.
 
     Args:
         aspect: "crop": the middle square; "native": the whole picture on a canvas (`sparse_vlm.encoder.canvas`), for a
@@ -86,11 +92,25 @@ class SparseFormerImageProcessor(PilBackend):
             resample=RESAMPLING[preprocessing.interpolation],
         )
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images for files, http(s) addresses and data: URLs, nested as they are; transformers' own drops transparency.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(source) for source in image_url_or_urls]
+        return _open(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        return flat_images(self.fetch_images(images))
+
     def process_image(  # type: ignore[override]
-        self, image: Image.Image | np.ndarray | torch.Tensor, **unused: object
+        self, image: AnyImage, input_data_format: Any = None, **unused: object
     ) -> Image.Image:
-        """One image as PIL. `unused` are transformers' settings of later steps."""
-        return image if isinstance(image, Image.Image) else to_pil_image(image)
+        """One image as RGB. `unused` are transformers' settings of later steps."""
+        layout = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
+        return to_rgb(image, layout=layout)
 
     def _preprocess(  # type: ignore[override]
         self,
@@ -125,10 +145,54 @@ class SparseFormerImageProcessor(PilBackend):
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
 
 
+def flat_images(images: Any) -> list[AnyImage]:
+    """The images of any nesting of lists, and of [B, …] arrays of them, in their order.
+
+    Raises:
+        UserError: there is none, or something is not an image.
+    """
+    flat = _flatten(images)
+    if not flat:
+        raise UserError("The list of images is empty. Leave images out where the text has none.")
+    return flat
+
+
+def _flatten(images: Any) -> list[AnyImage]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flatten(part)]
+    if isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3):
+        return [images]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    raise UserError(f"An image must be a PIL image, an array or a tensor, not {type(images).__name__}.")
+
+
+def _open(source: str) -> Image.Image:
+    """The image in a file, at an http(s) address, in a data: URL or in base64 letters."""
+    shown = source if len(source) < 100 else f"{source[:97]}…"
+    try:
+        if source.startswith(("http://", "https://")):
+            data = httpx.get(source, follow_redirects=True).raise_for_status().content
+        elif os.path.isfile(source):
+            data = Path(source).read_bytes()
+        else:
+            data = base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except binascii.Error:
+        raise UserError(f"There is no image {shown}: it is not a file, an http(s) address or a data: URL.") from None
+    except Exception as error:  # PIL's decoders and httpx have no error in common
+        raise UserError(f"The image {shown} cannot be read ({one_line(error)}).") from error
+    return image
+
+
 class SparseVLMProcessor(ProcessorMixin):
     """Texts with one `<image>` per picture, and the pictures -> input_ids, attention_mask, pixel_values.
 
-    Each `<image>` becomes `num_image_tokens` of them, whatever the picture's size.
+    Each `<image>` becomes `num_image_tokens` of them, whatever the picture's size. What people type is text:
+    `apply_chat_template` escapes the control tokens in messages (`sparse_vlm.literal_text`), and the processor reads
+    escaped ones as their letters. `<image>` itself is a placeholder in a user's content that is a string, where
+    nothing else could place an image, and text in a list of parts.
 
     Args:
         image_processor: see above.
@@ -151,6 +215,41 @@ class SparseVLMProcessor(ProcessorMixin):
         tokenizer.padding_side = "left"  # a batch of prompts ends where generation begins; not saved with a tokenizer
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
+    def __call__(self, images: Any = None, text: Any = None, *others: Any, **options: Any) -> BatchFeature:
+        """As ProcessorMixin's. Images may be nested, a list for each text.
+
+        Raises:
+            UserError: an image is not one; the list of images is empty; a text has not as many placeholders as images.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+            if (
+                texts is not None
+                and isinstance(images, list)
+                and all(isinstance(part, list) for part in images)
+                and images
+            ):
+                _check_dealt([part.count(self.image_token) for part in texts], [len(part) for part in images])
+                images = [image for part in images for image in part] or None
+        if images is not None:
+            images = [
+                self.image_processor.process_image(image, options.get("input_data_format"))
+                for image in flat_images(images)
+            ]
+        processor = self
+        if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
+            processor = copy.copy(self)
+            processor.tokenizer = LiteralTokenizer(self.tokenizer)
+        return super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        """As ProcessorMixin's, with the control tokens in messages escaped."""
+        tokens = control_tokens(self.tokenizer)
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        escaped: Any = [_escape(turns, tokens) for turns in conversation] if several else _escape(conversation, tokens)
+        return super().apply_chat_template(escaped, *args, **options)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
         """The text that the `image_idx`-th placeholder becomes (called by transformers)."""
         return self.image_token * self.num_image_tokens
@@ -163,6 +262,32 @@ class SparseVLMProcessor(ProcessorMixin):
             return MultiModalData()
         count = len(image_sizes)
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+
+def _check_dealt(placeholders: Sequence[int], images: Sequence[int]) -> None:
+    if len(placeholders) != len(images):
+        raise UserError(f"There are {len(placeholders)} texts and {len(images)} lists of images: each text needs one.")
+    for number, (wanted, given) in enumerate(zip(placeholders, images, strict=True), start=1):
+        if wanted != given:
+            raise UserError(f"Text {number} has {wanted} {IMAGE_TOKEN}, but its list has {given} images.")
+
+
+def _escape(turns: Any, tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns of a conversation with the control tokens in their words escaped."""
+    return [
+        {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
+        for turn in getattr(turns, "messages", turns)
+    ]
+
+
+def _escape_content(content: Any, tokens: Sequence[str], role: Any) -> Any:
+    if isinstance(content, str):
+        return escape(content, [token for token in tokens if token != IMAGE_TOKEN or role != "user"])
+    if not isinstance(content, list | tuple):
+        return content
+    said = [place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    words = dict(zip(said, escape_parts([content[place]["text"] for place in said], tokens), strict=True))
+    return [{**part, "text": words[place]} if place in words else part for place, part in enumerate(content)]
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:

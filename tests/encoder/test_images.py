@@ -159,7 +159,15 @@ def test_arrays_and_tensors_in_either_layout() -> None:
     for array, expected in ((COLOURS, COLOURS), (alpha, COLOURS), (grey[..., None], repeated), (grey, repeated)):
         tensor = torch.from_numpy(array)
         first = tensor.movedim(-1, 0) if array.ndim == 3 else tensor
-        for form in (array, tensor, first, first.numpy(), tensor.long(), tensor / 255, (array / 255).astype(np.float16)):
+        for form in (
+            array,
+            tensor,
+            first,
+            first.numpy(),
+            tensor.long(),
+            tensor / 255,
+            (array / 255).astype(np.float16),
+        ):
             assert np.array_equal(pixels(form), expected)
     assert pixels(np.array([[[0, 0], [0, 255]]], dtype=np.uint8))[0, :, 0].tolist() == [255, 0]
     assert pixels(np.array([[False, True]]))[0, :, 0].tolist() == [0, 255]
