@@ -29,13 +29,20 @@ def open_image(path: str | Path) -> Image.Image:
         return to_rgb(image)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, max_megapixels: float | None = None) -> Image.Image:
     """An encoded image (the bytes of a file) likewise; `name` stands for it in the error.
 
+    Args:
+        data: of a file.
+        name: stands for the image in the error.
+        max_megapixels: larger ones would fill the memory; None: PIL's own limit alone.
+
     Raises:
-        UserError: no image, or cut short.
+        UserError: no image, cut short, or too large.
     """
     with _sentences(name), Image.open(io.BytesIO(data)) as image:
+        if max_megapixels is not None and image.width * image.height > 1e6 * max_megapixels:
+            raise UserError(f"it has {image.width}×{image.height} pixels, more than {max_megapixels:g} megapixels")
         return to_rgb(image)
 
 
