@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_vlm.errors import UserError
 
-AnyImage: TypeAlias = "Image.Image | np.ndarray | Tensor"
+AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

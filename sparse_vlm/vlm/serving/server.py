@@ -60,7 +60,10 @@ def serve(
     kind = choose_dtype(dtype, place)
     settings = None if bits is None else quantization(bits, kind)
     with _listen(host, port) as listening:
-        model, processor = load_vlm(model_dir, kind, quantization=settings, device=place)
+        # quantised weights are made where they stay, which needs accelerate; others are moved
+        model, processor = load_vlm(model_dir, kind, quantization=settings, device=None if bits is None else place)
+        if bits is None:
+            model.to(place)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
         served = Served(
             Engine(model, processor, max_new_tokens),
             _names(model_dir, served_name),
