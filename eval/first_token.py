@@ -1,7 +1,7 @@
 """Seconds until the first word of an answer: `python -m eval.first_token --models DIR DIR … --output FILE`.
 
-One picture and one question, float32, batch 1: what `generate` does before its first token. The pictures and questions
-are easy-VQA's (test split). The models take turns in one process, picture by picture and in alternating order, so that
+One image and one question, float32, batch 1: what `generate` does before its first token. The images and questions
+are easy-VQA's (by default the test split). The models take turns in one process, picture by picture and in alternating order, so that
 a change of the machine's load meets all of them. The preparation of the picture and of the text is not counted.
 Output: a table of medians, and every measurement as JSON.
 """
@@ -102,13 +102,17 @@ def time_first_token(model: SparseVLMForConditionalGeneration, inputs: BatchFeat
     return token, Seconds(encoded - start, prefilled - encoded, end - prefilled)
 
 
-def measure(model_dirs: Sequence[Path], pictures: int) -> list[Measurement]:
-    """The first tokens of all models on the first `pictures` test pictures, after one unrecorded run each.
+def measure(
+    model_dirs: Sequence[Path], pictures: int, questions_file: Path | None = None, images: Path | None = None
+) -> list[Measurement]:
+    """The first tokens of all models on the first `pictures` images of easy-VQA, after one unrecorded run each.
+
+    `questions_file` and `images` are as for `easy_vqa.load_questions`.
 
     Raises:
         UserError: a directory is no model of ours, or there are not so many pictures.
     """
-    questions = {question.image: question for question in easy_vqa.load_questions(None, None)}
+    questions = {question.image: question for question in easy_vqa.load_questions(questions_file, images)}
     if not 1 <= pictures <= len(questions):
         raise UserError(f"--pictures must lie in 1…{len(questions)}, got {pictures}.")
     asked = [(open_image(path), questions[path].text) for path in list(questions)[:pictures] if isinstance(path, Path)]
@@ -143,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.first_token", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="model directories")
     parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
+    parser.add_argument("--questions", type=Path, help="easy-VQA's questions.json; default: the test split's")
+    parser.add_argument("--images", type=Path, help="the folder of its images")
     parser.add_argument("--pictures", type=int, default=50, help="measured runs of each model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args(argv)
@@ -150,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         require_positive(threads=arguments.threads)
         torch.set_num_threads(arguments.threads)
-        measurements = measure(arguments.models, arguments.pictures)
+        measurements = measure(arguments.models, arguments.pictures, arguments.questions, arguments.images)
         Console().print(as_table(measurements))
         described = machine(torch.device("cpu")) | {"threads": arguments.threads}
         results = [measurement.as_json() for measurement in measurements]
