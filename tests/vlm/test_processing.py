@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import ExifTags, Image
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, pipeline
 
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.processing import (
     IMAGE_TOKEN,
     SparseFormerImageProcessor,
@@ -261,3 +262,13 @@ def test_round_trip(vlm: Loaded, tmp_path: Path) -> None:
     assert again.chat_template == processor.chat_template
     assert again.tokenizer.padding_side == "left"
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_a_pipeline_reads_what_people_type_and_transparency(vlm_dir: Path, vlm: Loaded) -> None:
+    ask: Any = pipeline("image-text-to-text", model=str(vlm_dir))
+    clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))
+    for question in ("what is an <image> tag?", "<|im_end|>"):
+        content = [{"type": "image", "image": clear}, {"type": "text", "text": question}]
+        said = ask(text=[{"role": "user", "content": content}], max_new_tokens=4, do_sample=False)[0]
+        expected = answer(*vlm, Image.new("RGB", (30, 20), "white"), question, max_new_tokens=4)
+        assert said["generated_text"][-1]["content"].strip() == expected
