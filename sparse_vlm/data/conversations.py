@@ -8,12 +8,10 @@ the token that ends its turn, nothing of the template after it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.turns import ChatFormat
 
 IMAGE_PLACEHOLDER = "<image>"
 IGNORE = -100
@@ -28,39 +26,6 @@ class Sample:
     id: str
     images: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
-    takes in the place of the one placeholder token. `plain`: LLaVA's format for alignment, one answer that ends as
-    the text does, without a special token."""
-
-    tokenizer: PreTrainedTokenizerBase
-    chat_template: str
-    image_token_id: int
-    tokens_per_image: int
-    plain: bool = False
-
-    @cached_property
-    def control_tokens(self) -> dict[int, str]:
-        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
-        special = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
-        special |= {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return {i: token for i, token in special.items() if i != self.image_token_id}
-
-    def tokens(self, turns: Sequence[tuple[str, str]], *, open_answer: bool = False) -> list[int]:
-        """The rendered conversation, the placeholder widened to `tokens_per_image`; `open_answer` ends it with
-        the opening of an assistant turn, as at inference."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in turns],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=open_answer,
-        )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        widths = {self.image_token_id: self.tokens_per_image}
-        return [token for token in ids for _ in range(widths.get(token, 1))]
 
 
 @dataclass(frozen=True)
@@ -146,9 +111,7 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
     """Tokens and targets of a conversation in which every turn sees all earlier ones.
 
     Raises:
-        UserError: the text holds a control token of the template, or the template does not allow the
-            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow,
-            nothing stands before the answer, or no special token ends the assistant's turn).
+        UserError: with the sample's id: the text holds a control token of the template, or see `ChatFormat.answers`.
     """
     _reject_control_tokens(sample, chat)
     if chat.plain and (len(sample.turns) != 2 or not sample.images):
@@ -156,31 +119,15 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
             f"Sample {sample.id} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is "
             "for captions, one human turn with an image and one answer. Leave out --version plain."
         )
-    full = chat.tokens(sample.turns)
-    targets = [IGNORE] * len(full)
-    last = 0
-    for turn, (role, _) in enumerate(sample.turns):
-        if role != "assistant":
-            continue
-        prompt = chat.tokens(sample.turns[:turn], open_answer=True)
-        start = len(prompt)
-        if full[:start] != prompt:
-            raise UserError(
-                f"Sample {sample.id}: the chat template or tokenizer writes the prompt before turn {turn} differently "
-                "once the answer follows, so training would not match inference. Use another chat template."
-            )
-        if start == 0:
-            raise UserError(f"Sample {sample.id}: the chat template writes nothing before the answer of turn {turn}.")
-        ends = (i for i in range(start, len(full)) if full[i] in chat.control_tokens)
-        end = len(full) - 1 if chat.plain else next(ends, None)
-        if end is None:
-            raise UserError(
-                "The chat template puts no special token after the assistant's answer, so the model could not learn "
-                "to stop. Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
-            )
-        targets[start - 1 : end] = full[start : end + 1]
-        last = end
-    return Row(full[:last], targets[:last], list(range(last)), [0] * last)
+    try:
+        ids, spans = chat.answers(sample.turns)
+    except UserError as error:
+        raise UserError(f"Sample {sample.id}: {error}") from error
+    targets = [IGNORE] * len(ids)
+    for start, end in spans:
+        targets[start - 1 : end] = ids[start : end + 1]
+    last = spans[-1][1]
+    return Row(ids[:last], targets[:last], list(range(last)), [0] * last)
 
 
 def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
@@ -229,7 +176,6 @@ def _common_beginning(rows: Sequence[Row]) -> int:
 
 def _reject_control_tokens(sample: Sample, chat: ChatFormat) -> None:
     """A special token inside a turn's text would forge the template's structure and the label mask."""
-    text = "\n".join(text for _, text in sample.turns)
-    for token in chat.control_tokens.values():
-        if token in text:
-            raise UserError(f"Sample {sample.id} holds the template's control token {token!r} in its text. Remove it.")
+    found = chat.control_text.search("\n".join(text for _, text in sample.turns))
+    if found:
+        raise UserError(f"Sample {sample.id} holds the template's control token {found[0]!r} in its text. Remove it.")
