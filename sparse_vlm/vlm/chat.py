@@ -13,6 +13,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.turns import template_refusals
 
 # A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -63,9 +64,13 @@ def encode_messages(
         processor: of the model directory.
         messages: see `user_message`; answers are {"role": "assistant", "content": text}.
         images: of all turns, in their order.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
     """
     turns: Any = list(messages)
-    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    with template_refusals():
+        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
     return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
 

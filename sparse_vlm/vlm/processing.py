@@ -2,10 +2,8 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
@@ -14,25 +12,8 @@ from sparse_vlm.literal_text import LiteralTokenizer, control_tokens, escape, es
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.portable import auto_map
-from sparse_vlm.vlm.templates import CHAT_TEMPLATES
 
 IMAGE_TOKEN = "<image>"
-
-# Put before a chat template that prints a message's content as text: makes text of lists of parts first.
-PARTS_TO_TEXT = """\
-{%- set prepared = namespace(messages=[]) -%}
-{%- for message in messages -%}
-{%- if message['content'] is iterable and message['content'] is not string -%}
-{%- set content = namespace(text='') -%}
-{%- for part in message['content'] -%}
-{%- set content.text = content.text + ('<image>\n' if part['type'] == 'image' else part['text']) -%}
-{%- endfor -%}
-{%- set prepared.messages = prepared.messages + [dict(message, content=content.text)] -%}
-{%- else -%}
-{%- set prepared.messages = prepared.messages + [message] -%}
-{%- endif -%}
-{%- endfor -%}
-{%- set messages = prepared.messages %}"""
 
 
 class SparseVLMProcessor(ProcessorMixin):
@@ -47,8 +28,11 @@ class SparseVLMProcessor(ProcessorMixin):
         image_processor: see above.
         tokenizer: the LLM's, with `<image>` in its vocabulary.
         num_image_tokens: visual tokens of a picture.
-        chat_template: takes a message's content as text or as a list of parts, see `prepare_chat_template`.
+        chat_template: takes a message's content as text or as a list of parts, see sparse_vlm/vlm/templates.py.
     """
+
+    # The chat template writes them, in training too. Calls that say otherwise win.
+    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 (transformers' own convention)
 
     def __init__(
         self,
@@ -140,60 +124,6 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if IMAGE_TOKEN not in tokenizer.get_added_vocab():
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     return tokenizer.get_added_vocab()[IMAGE_TOKEN]
-
-
-def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Path | None = None) -> str:
-    """A template that renders `[{"type": "image"}, {"type": "text", "text": Q}]` and "<image>\\nQ" alike.
-
-    A template that prints the content as text (SmolLM2's own, and most LLMs') is extended by a few lines.
-
-    Args:
-        tokenizer: the LLM's; its own template is the default.
-        chat_template: a Jinja file, Jinja text, or a name of CHAT_TEMPLATES.
-
-    Raises:
-        UserError: there is no template, no such file, or it cannot place an image.
-    """
-    template = _read_template(chat_template) if chat_template is not None else tokenizer.chat_template
-    if not isinstance(template, str):
-        raise UserError(
-            "The LLM's tokenizer has no chat template: give one with --chat_template, a Jinja file or "
-            f"{' or '.join(CHAT_TEMPLATES)} (Vicuna's)."
-        )
-    for candidate in (template, PARTS_TO_TEXT + template):
-        if _places_image(tokenizer, candidate):
-            return candidate
-    raise UserError(
-        "The chat template cannot place an image: it must print the content of a user's message, e.g. "
-        "\"{% for message in messages %}{{ message['content'] }}{% endfor %}\"."
-    )
-
-
-def _read_template(chat_template: str | Path) -> str:
-    if isinstance(chat_template, str) and ("{{" in chat_template or "{%" in chat_template):
-        return chat_template
-    if chat_template in CHAT_TEMPLATES:
-        return CHAT_TEMPLATES[str(chat_template)]
-    if not Path(chat_template).is_file():
-        raise UserError(f"There is no chat template file {chat_template}; known names: {', '.join(CHAT_TEMPLATES)}.")
-    return Path(chat_template).read_text(encoding="utf-8")
-
-
-def _places_image(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
-    question = "What is shown?"
-    parts = [{"type": "image"}, {"type": "text", "text": question}]
-    rendered = []
-    try:
-        for content in (f"{IMAGE_TOKEN}\n{question}", parts):
-            messages: Any = [{"role": "user", "content": content}]
-            text: Any = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-            rendered.append(text)
-    except (jinja2.TemplateError, TypeError):  # e.g. text + list
-        return False
-    as_text, as_parts = rendered
-    return as_text == as_parts and as_text.count(IMAGE_TOKEN) == 1 and question in as_text
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

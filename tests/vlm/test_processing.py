@@ -17,8 +17,8 @@ from sparse_vlm.vlm.processing import (
     SparseFormerImageProcessor,
     SparseVLMProcessor,
     add_image_token,
-    prepare_chat_template,
 )
+from sparse_vlm.vlm.templates import prepare_chat_template
 from tests.vlm.conftest import Loaded
 
 QUESTION: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What?"}]
@@ -219,15 +219,42 @@ def test_apply_chat_template_can_do_it_all(vlm: Loaded) -> None:
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
 
 
+IN_ORDER = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+
+
 def test_a_template_that_places_images_itself_stays(smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    template = (
-        "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] %}{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}"
-        "{% endfor %}{% endif %}{% endfor %}"
-    )
+    template = IN_ORDER.replace("message['content'] %}{{", "message['content'] | sort(attribute='type') %}{{")
     assert prepare_chat_template(smollm2_tokenizer, template) == template
     (tmp_path / "chat.jinja").write_text(template)
     assert prepare_chat_template(smollm2_tokenizer, tmp_path / "chat.jinja") == template
+
+
+IMAGE, WORDS = QUESTION
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([WORDS, IMAGE], "<image>\nWhat?"),
+        ([WORDS, IMAGE, IMAGE], "<image>\n<image>\nWhat?"),
+        ([WORDS, IMAGE, {"type": "text", "text": " Really?"}], "<image>\nWhat? Really?"),
+        ([IMAGE, WORDS, IMAGE, WORDS], "<image>\nWhat?<image>\nWhat?"),
+    ],
+)
+def test_a_turns_images_stand_where_training_puts_them(
+    smollm2_tokenizer: PreTrainedTokenizerBase, content: list[dict[str, Any]], expected: str
+) -> None:
+    """In the template itself, the LLM's own or one that would place images as they come; words between images stay."""
+    messages: Any = [{"role": "user", "content": content}]
+    for given in (None, IN_ORDER):
+        template = prepare_chat_template(smollm2_tokenizer, given)
+        text: Any = smollm2_tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        assert expected in text
+        assert text.count("<image>") == expected.count("<image>")
 
 
 def test_a_template_that_prints_lists_as_python_does_is_extended(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
