@@ -75,7 +75,7 @@ class Session:
         """Adds a question.
 
         Raises:
-            UserError: it is empty or contains the placeholder.
+            UserError: it is empty.
         """
         check_question(question)
         self.turns.append(Turn(question, list(images)))

@@ -12,16 +12,17 @@ class UserError(ValueError):
     """Bad input. Its message is a full sentence; entry points print it without a traceback."""
 
 
-def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | None = None) -> UserError:
     """The error for a name that is not among `choices`: names the nearest ones first, then at most 30 of all.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
         name: the offending value.
         choices: every valid value.
+        meant: the one that `name` means, where spelling does not tell; ignored if it is not among them.
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
     return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")

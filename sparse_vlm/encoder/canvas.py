@@ -7,36 +7,37 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from sparse_vlm.encoder.images import AnyImage, to_rgb
 from sparse_vlm.encoder.model import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, Transform, to_rgb
+from sparse_vlm.encoder.preprocessing import INTERPOLATIONS, Preprocessing, Transform
 
 ASPECTS = ("crop", "native")
 
 
-def place_on_canvas(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def place_on_canvas(image: AnyImage, preprocessing: Preprocessing) -> Tensor:
     """A whole picture, resized so that its longer side is the crop's: float32[3, crop, crop], normalised, NaN outside.
 
     Args:
-        image: of any mode and size.
+        image: as `to_rgb` takes it.
         preprocessing: whose crop, mean, std and interpolation are used.
     """
+    rgb = to_rgb(image)
     side = preprocessing.crop
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
+    scale = side / max(rgb.size)
+    width, height = (max(1, round(length * scale)) for length in rgb.size)
     interpolation = INTERPOLATIONS[preprocessing.interpolation]
-    resized = v2.functional.resize(to_rgb(image), [height, width], interpolation, antialias=True)
+    resized = v2.functional.resize(rgb, [height, width], interpolation, antialias=True)
     pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True)
     canvas = torch.full((3, side, side), torch.nan)
     canvas[:, :height, :width] = v2.functional.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
     return canvas
 
 
-def preparation(preprocessing: Preprocessing, aspect: str) -> Callable[[Image.Image], Tensor]:
-    """PIL image -> float32[3, crop, crop]: its middle square ("crop"), or all of it on a canvas ("native")."""
+def preparation(preprocessing: Preprocessing, aspect: str) -> Callable[[AnyImage], Tensor]:
+    """Image -> float32[3, crop, crop]: its middle square ("crop"), or all of it on a canvas ("native")."""
     return partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else Transform(preprocessing)
 
 

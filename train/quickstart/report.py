@@ -111,7 +111,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     low, high = report["confidence_95"]
     rows = [["SparseFormer + SmolLM2-135M", report["accuracy"], report["accuracy_by_type"]]]
     if report["dense_accuracy"] is not None:
-        rows.append(["dense teacher + SmolLM2-135M, settings not tuned for it", report["dense_accuracy"], report["dense_accuracy_by_type"]])
+        dense = "dense teacher + SmolLM2-135M, settings not tuned for it"
+        rows.append([dense, report["dense_accuracy"], report["dense_accuracy_by_type"]])
     for name, by_type in report["floors_by_type"].items():
         rows.append([f"floor: {name.replace('_', ' ')}", report[f"floor_{name}"], by_type])
     seconds = report["seconds_by_step"]
