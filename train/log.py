@@ -15,7 +15,8 @@ LOG_NAME = "log.jsonl"
 
 class JsonlLog(TrainerCallback):
     """One line per logged step: step, loss, lr (of the first group), grad_norm, what else the trainer logs beside the
-    loss, seconds of training so far; null for a number that is not finite. An evaluation is a line of its own: step, its metrics (eval_…), seconds.
+    loss, seconds of training so far. An evaluation is a line of its own: step, its metrics (eval_…), seconds. A number
+    that is not finite is null.
 
     A resumed run drops the lines after its checkpoint and goes on, so the file reads like one uninterrupted run.
 

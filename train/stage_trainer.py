@@ -34,8 +34,10 @@ def _restoring(checkpoint: str | None) -> Iterator[None]:
 
 class StageTrainer(Trainer):
     """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), which restores a
-    checkpoint in full or not at all, and only one of the same `variant`. It stops when training has diverged: at the next
-    log, evaluation or checkpoint, which read numbers from the device anyway, and at the end.
+    checkpoint in full or not at all, and only one of the same `variant`.
+
+    It stops when training has diverged: at the next log, evaluation or checkpoint, which wait for the device anyway, and
+    at the end.
 
     Args:
         parts: as given to `what_trains`.

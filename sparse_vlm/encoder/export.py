@@ -194,7 +194,9 @@ def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     expected = _Outputs(encoder)(images)
     for name, ours in zip(OUTPUTS, expected, strict=True):
         if not ours.isfinite().all():
-            raise UserError(f"The encoder's {name} are not finite numbers: its weights are those of a diverged training.")
+            raise UserError(
+                f"The encoder's {name} are not finite numbers: its weights are those of a diverged training."
+            )
     return {
         name: ((torch.from_numpy(theirs) - ours).norm() / ours.norm()).item()
         for name, theirs, ours in zip(OUTPUTS, found, expected, strict=True)

@@ -90,7 +90,7 @@ class InfiniteNorm(TrainerCallback):
 
 
 def test_the_filter_that_hides_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--logging_nan_inf_filter True .* hide that training diverges"):
+    with pytest.raises(UserError, match=r"--logging_nan_inf_filter True .* hide that training diverges"):
         StageArguments(output_dir=str(tmp_path), use_cpu=True, logging_nan_inf_filter=True)
 
 
