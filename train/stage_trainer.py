@@ -36,8 +36,8 @@ class StageTrainer(Trainer):
     """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), which restores a
     checkpoint in full or not at all, and only one of the same `variant`.
 
-    It stops when training has diverged: at the next log, evaluation or checkpoint, which wait for the device anyway, and
-    at the end.
+    It stops when training has diverged: at the next log, evaluation or checkpoint, which wait for the device anyway,
+    and at the end.
 
     Args:
         parts: as given to `what_trains`.
