@@ -89,6 +89,25 @@ class IndexedImages(SeededImages, Dataset):
         raise UserError(f"None of the {len(self)} images can be read.")
 
 
+class PartOfImages(IndexedImages):
+    """Some images of a set, with its transform, seed and policy.
+
+    Args:
+        whole: the set.
+        indices: of the images.
+    """
+
+    def __init__(self, whole: IndexedImages, indices: Sequence[int]) -> None:
+        super().__init__(len(indices), whole.transform, whole.seed, whole.bad.policy)
+        self.whole, self.indices = whole, torch.tensor(indices)
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(int(self.indices[index]))
+
+    def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
+        return self.whole.item(pixels, int(self.indices[index]))
+
+
 class HeldOutImages(Dataset):
     """Images to measure with: no other takes an unreadable one's place, it would count twice.
 

@@ -222,9 +222,7 @@ def test_intermediates_as_open_clip_asks_for_them(clip: SparseClip, student: Spa
         IMAGES, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
     )
     assert torch.equal(got["image_intermediates_prefix"][0], states[-1][:, :1])
-    with pytest.raises(
-        UserError, match=r"have no grid: output_fmt must be 'NLC', got 'NCHW' \(open_clip: image_out"
-    ):
+    with pytest.raises(UserError, match=r"have no grid: output_fmt must be 'NLC', got 'NCHW' \(open_clip: image_out"):
         clip.model.forward_intermediates(IMAGES)
 
 
