@@ -42,8 +42,14 @@ def preparation(preprocessing: Preprocessing, aspect: str) -> Callable[[Image.Im
 
 def on_canvas(canvas: Tensor) -> Tensor:
     """float[3, S, S], NaN outside the picture -> the picture, float[3, H, W]; all of it where there is no NaN."""
-    there = ~canvas[0].isnan()
-    return canvas[:, : int(there[:, 0].sum()), : int(there[0].sum())]
+    ((height, width),) = _sizes(canvas[None])
+    return canvas[:, :height, :width]
+
+
+def _sizes(canvases: Tensor) -> list[list[int]]:
+    """[height, width] of each picture on canvases float[B, 3, S, S]; a GPU is asked once for all of them."""
+    there = ~canvases[:, 0].isnan()
+    return torch.stack([there[:, :, 0].sum(-1), there[:, 0].sum(-1)], dim=-1).tolist()
 
 
 def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
@@ -79,8 +85,8 @@ def hidden_states(encoder: SparseFormer, pictures: Tensor, layers: Sequence[int]
 def _batches(canvases: Tensor) -> tuple[list[Tensor], Tensor]:
     """The pictures in batches of equal size, and where in their concatenation each picture lies, int64[B]."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    pictures = [on_canvas(canvas) for canvas in canvases]
-    for index, picture in enumerate(pictures):
-        groups.setdefault(tuple(picture.shape), []).append(index)
-    order = torch.tensor([index for members in groups.values() for index in members], device=canvases.device)
-    return [torch.stack([pictures[index] for index in members]) for members in groups.values()], order.argsort()
+    for index, size in enumerate(_sizes(canvases)):
+        groups.setdefault(tuple(size), []).append(index)
+    batches = [canvases[members, :, :height, :width] for (height, width), members in groups.items()]
+    order = torch.tensor([index for members in groups.values() for index in members])
+    return batches, order.argsort().to(canvases.device)
