@@ -124,7 +124,9 @@ class TimmSparseFormer(nn.Module):
                 "image_output_fmt='NLC')."
             )
         blocks, final_norm, prefix = self.cortex.trunk.blocks, self.cortex.trunk.norm, self.num_prefix_tokens
-        wanted, last = feature_take_indices(len(blocks), indices)
+        wanted, last = feature_take_indices(
+            len(blocks), indices if indices is None or isinstance(indices, int) else [*indices]
+        )
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
         states = self.cortex(tokens, last + 1 if stop_early else None)[1:]
         taken = [final_norm(states[index]) if norm else states[index] for index in wanted]
