@@ -106,12 +106,12 @@ def build_vlm(
 
 def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
     """Raises UserError where an LLM has no room for an image, a short question and an answer's first token."""
-    positions, width = most_positions(language_model.config), chat.tokens_per_image
+    positions = most_positions(language_model.config)
     prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
     if positions is not None and prompt >= positions:
         raise UserError(
-            f"The LLM takes {positions} tokens, but the {width} of an image with a short question are {prompt} under "
-            "the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
+            f"The LLM takes {positions} tokens, but an image ({chat.tokens_per_image}) and a short question need {prompt} "
+            "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
         )
 
 
