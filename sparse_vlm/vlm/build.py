@@ -110,7 +110,7 @@ def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
     prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
     if positions is not None and prompt >= positions:
         raise UserError(
-            f"The LLM takes {positions} tokens, but an image ({chat.tokens_per_image}) and a short question need {prompt} "
+            f"The LLM takes {positions} tokens, but an image and a short question need {prompt} "
             "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
         )
 
