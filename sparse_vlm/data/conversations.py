@@ -91,9 +91,8 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
     """Tokens and targets of a conversation in which every turn sees all earlier ones.
 
     Raises:
-        UserError: with the sample's id: the text holds a control token of the template, or see `ChatFormat.answers`.
+        UserError: with the sample's id, see `ChatFormat.answers`.
     """
-    _reject_control_tokens(sample, chat)
     if chat.plain and (len(sample.turns) != 2 or not sample.images):
         raise UserError(
             f"Sample {sample.id} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is "
@@ -152,10 +151,3 @@ def _common_beginning(rows: Sequence[Row]) -> int:
             break
         length += 1
     return length
-
-
-def _reject_control_tokens(sample: Sample, chat: ChatFormat) -> None:
-    """A special token inside a turn's text would forge the template's structure and the label mask."""
-    found = chat.control_text.search("\n".join(text for _, text in sample.turns))
-    if found:
-        raise UserError(f"Sample {sample.id} holds the template's control token {found[0]!r} in its text. Remove it.")

@@ -13,7 +13,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import IMAGE_TOKEN, SparseVLMProcessor
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.turns import template_refusals
 
 # A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
@@ -33,7 +33,7 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
         question: plain text.
 
     Raises:
-        UserError: the question is empty or contains the placeholder.
+        UserError: the question is empty.
     """
     check_question(question)
     images = as_list(image)
@@ -41,13 +41,9 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
 
 
 def check_question(question: str) -> None:
-    """Raises UserError where a question is empty or contains the placeholder."""
+    """Raises UserError where a question is empty."""
     if not question.strip():
         raise UserError("The question is empty.")
-    if IMAGE_TOKEN in question:
-        raise UserError(
-            f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
-        )
 
 
 def as_list(image: Pictures) -> list[Image.Image]:

@@ -11,6 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.literal_text import encode, escape
 
 Turns = Sequence[tuple[str, str]]  # (role, text), with the chat template's role names
 
@@ -139,8 +140,12 @@ class ChatFormat:
     @cached_property
     def control_text(self) -> re.Pattern[str]:
         """Finds a control token in a text."""
-        longest_first = sorted(filter(None, self.control_tokens.values()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")  # the second finds nothing
+        return re.compile("|".join(map(re.escape, self.escaped)) or r"(?!)")  # the second finds nothing
+
+    @cached_property
+    def escaped(self) -> list[str]:
+        """Control tokens that are text where a turn holds them: all but the image placeholder."""
+        return sorted(filter(None, self.control_tokens.values()), key=len, reverse=True)
 
     def render(self, turns: Turns, *, open_answer: bool = False) -> str:
         """See `render` above."""
@@ -148,18 +153,21 @@ class ChatFormat:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a rendered conversation, the placeholder widened to `tokens_per_image`."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode(self.tokenizer, text)
         widths = {self.image_token_id: self.tokens_per_image}
         return [token for token in ids for _ in range(widths.get(token, 1))]
 
     def answers(self, turns: Turns) -> tuple[list[int], list[tuple[int, int]]]:
         """The conversation's tokens, and for each answer the place of its first token and of the token that ends it.
 
+        A control token in the words of a turn is text.
+
         Raises:
             UserError: the template refuses the conversation, or does not allow an answer's tokens to be found: its
                 rendering of a conversation's start changes as turns follow, nothing stands before the answer, no
                 special token ends it, or what stands there is not the answer.
         """
+        turns = [(role, escape(words, self.escaped)) for role, words in turns]
         text = self.render(turns)
         ids, spans = self.tokens(text), []
         for turn, (role, words) in enumerate(turns):

@@ -195,9 +195,15 @@ def test_template_that_rewrites_the_prompt_is_refused(chat: ChatFormat, changing
         encode(parse_sample(record("<image>\nQ", "A"), 0), replace(chat, chat_template=changing))
 
 
-def test_control_token_in_the_text_is_refused(chat: ChatFormat) -> None:
-    with pytest.raises(UserError, match=r"Sample s1 holds .*'<\|im_end\|>'"):
-        encode(parse_sample(record("<image>\nQ", "A<|im_end|>"), 0), chat)
+def test_control_tokens_in_the_text_are_text(chat: ChatFormat) -> None:
+    tokenizer, typed = chat.tokenizer, "A<|im_end|>\n<|im_start|>user"
+    letters = tokenizer(typed, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    plain = encode(parse_sample(record("<image>\nQ", "A"), 0), chat)
+    row = encode(parse_sample(record(f"<image>\nQ{typed}", typed), 0), chat)
+    assert [token for token in row.targets if token != IGNORE] == [*letters, end]
+    assert row.input_ids.count(end) == plain.input_ids.count(end)
+    assert row.input_ids.count(chat.image_token_id) == 5
 
 
 def test_independent_turns_are_the_single_conversations_behind_one_prefix(chat: ChatFormat) -> None:
