@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.turns import template_refusals
@@ -91,9 +92,10 @@ def answer(
         max_new_tokens: where an answer that does not end is cut.
 
     Raises:
-        UserError: see `encode_prompt`.
+        UserError: see `encode_prompt` and `check_length`.
     """
     inputs = encode_prompt(processor, image, question).to(model.device)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     generator: Any = model  # transformers' annotations of generate fit none of its own Llava classes
     ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -110,7 +112,9 @@ def stream(
 
     Arguments and errors as in `answer`.
     """
-    yield from stream_inputs(model, processor, encode_prompt(processor, image, question), max_new_tokens)
+    inputs = encode_prompt(processor, image, question)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
+    yield from stream_inputs(model, processor, inputs, max_new_tokens)
 
 
 class _Stopped(StoppingCriteria):
@@ -135,7 +139,7 @@ def check_length(model: Any, prompt: int, answer: int, name: str = "the model") 
     Raises:
         UserError: they are more than the language model has positions for.
     """
-    longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = most_positions(model.config.get_text_config())
     if longest is not None and prompt + answer > longest:
         raise UserError(
             f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     LlavaConfig,
 )
 from transformers.activations import ACT2FN
@@ -142,7 +143,14 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
         self.lm_head = LanguageHead(config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
         self.post_init()
+
+    def _embedding_name(self) -> str:
+        """Where the language model has its input embeddings: Llava knows of `embed_tokens` alone, GPT-2's are `wte`."""
+        language_model: Any = self.model.language_model
+        embedding = language_model.get_input_embeddings()
+        return next(name for name, module in language_model.named_modules() if module is embedding)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
@@ -162,3 +170,4 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
 AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
