@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "student.", "teacher.", "backbone
 # Where names begin with the former, those of the latter are for DINO's training alone: student and losses beside the
 # teacher, heads beside the backbone.
 TRAINING_ONLY = {"teacher.": r"(student|\w+_loss)\.", "backbone.": r"(dino|ibot)_head\."}
-HARMLESS = [argparse.Namespace]  # beside weights, the arguments of timm's and DINO's scripts
+HARMLESS: list[Any] = [argparse.Namespace]  # beside weights, the arguments of timm's and DINO's scripts
 
 # Older layouts -> "v2" (the authors' present names). Every rule whose pattern matches is applied, in order.
 OLD_TO_V2: list[Rule] = [
@@ -132,6 +133,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}.")
     try:
+        content: Any
         if file.suffix == ".safetensors":
             content = load_file(file)
         else:
