@@ -45,6 +45,7 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
         raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
     from demo.models import choose_device, choose_dtype, open_model
     from demo.replies import warm_up
+    from sparse_vlm.vlm.towers import use_cuda_graphs
 
     for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels"):
         if getattr(arguments, name) <= 0:
@@ -53,6 +54,8 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
     dtype = choose_dtype(arguments.dtype, device)
     directories = [path for path in (arguments.model, arguments.compare) if path is not None]
     models = [open_model(path, device, dtype, arguments.bits) for path in directories]
+    for opened in models if arguments.cuda_graphs else ():
+        use_cuda_graphs(opened.model)
     warm_up(models)
     page = build_page(models, arguments, folder)
     try:

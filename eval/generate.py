@@ -24,6 +24,7 @@ from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together
 TEXTS_PER_PART = 480  # different questions about no picture
@@ -137,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     return parser
 
 
@@ -148,6 +150,8 @@ def _run(arguments: argparse.Namespace) -> None:
         model.to(arguments.device)
     except RuntimeError as error:
         raise UserError(f"Cannot use the device {arguments.device!r}: {one_line(error)}") from None
+    if arguments.cuda_graphs:
+        use_cuda_graphs(model)
     answerer = Answerer(model, processor, benchmark.max_new_tokens, arguments.batch_rows)
     generate_answers(
         questions,

@@ -119,7 +119,9 @@ def test_loaded_weights_are_used(tiny_encoder: SparseFormer, graphed: SparseForm
             graphed(images())
         for weight in tiny_encoder.parameters():
             weight.mul_(1.1)
-        graphed.load_state_dict({name: value.clone() for name, value in tiny_encoder.state_dict().items()}, assign=assign)
+        graphed.load_state_dict(
+            {name: value.clone() for name, value in tiny_encoder.state_dict().items()}, assign=assign
+        )
         for _ in range(2):
             assert torch.equal(graphed(images()).tokens, tiny_encoder(images()).tokens)
 
@@ -141,13 +143,13 @@ def test_autocast_runs_plainly(graphed: SparseFormer, recorder: CpuRecorder) -> 
 
 
 @torch.inference_mode()
-def test_images_in_their_own_aspect(
-    tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder
-) -> None:
+def test_images_in_their_own_aspect(tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder) -> None:
     canvases = images(2)
     canvases[0, :, 32:] = torch.nan
     for _ in range(3):
-        (found,), (expected,) = (hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder))
+        (found,), (expected,) = (
+            hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder)
+        )
         assert torch.equal(found, expected)
     assert recorder.captures == 2
 
