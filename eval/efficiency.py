@@ -52,6 +52,8 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
         )
+    if "graphs" in arguments.modes and device.type != "cuda":
+        raise UserError("--modes graphs takes CUDA graphs: add --device cuda.")
     if set(ONNX) & set(arguments.modes):
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
