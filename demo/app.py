@@ -43,8 +43,9 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
-    from demo.models import choose_device, choose_dtype, open_model
+    from demo.models import open_model
     from demo.replies import warm_up
+    from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.vlm.towers import use_cuda_graphs
 
     for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels"):

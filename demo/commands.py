@@ -3,14 +3,15 @@
 import argparse
 from pathlib import Path
 
+from sparse_vlm.device_arguments import add_device_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `demo.app.run`."""
     parser.add_argument("--model", type=Path, required=True, help="model directory: ours, or any of transformers")
     parser.add_argument("--compare", type=Path, help="a second one, which gets the same questions")
     parser.add_argument("--examples", type=Path, help='JSON list of {"image": path, "question": text}')
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 …")
-    parser.add_argument("--dtype", default="auto", help="auto (default: bfloat16 on CUDA, else float32), float32 …")
+    add_device_arguments(parser)
     parser.add_argument("--bits", type=int, help="4 or 8: the language model's weights, by bitsandbytes")
     parser.add_argument("--cuda_graphs", action="store_true", help="run a SparseFormer from CUDA graphs: sooner")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer; a slider changes it")

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from demo.models import OpenModel, choose_device, choose_dtype, open_model
+from demo.models import OpenModel, open_model
 from demo.panel import ALL, Choice, describe_attention, describe_look, draw_attention, draw_look, numbers, token_at
 from demo.replies import answer
 from demo.session import Picture, Session
@@ -195,11 +195,6 @@ def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_pa
         opened(encoder_dir)
     with pytest.raises(UserError, match="--bits must be 4 or 8, got 3"):
         open_model(vlm_dir, CPU, torch.float32, 3)
-    with pytest.raises(UserError, match="no device 'nowhere'"):
-        choose_device("nowhere")
-    with pytest.raises(UserError, match=r"'float23'.*'float32'"):
-        choose_dtype("float23", CPU)
-    assert choose_dtype("auto", CPU) is torch.float32
 
 
 def test_questions_that_are_none() -> None:
