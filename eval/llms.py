@@ -12,6 +12,13 @@ from sparse_vlm.errors import unknown_choice
 
 # Numbers of the published config.json files; all are Llamas.
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {  # nobody's: to see that a measurement runs
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
     "smollm2-135m": {
         "vocab_size": 49152,
         "hidden_size": 576,
