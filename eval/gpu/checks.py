@@ -68,8 +68,13 @@ def answers(work: Work) -> None:
     _run(work, "test_answers.py")
 
 
-def stages(work: Work) -> None:
+def bootstrap(work: Work) -> None:
     """Losses are those of the CPU; a run that was interrupted goes on with the same ones."""
+    _run(work, "test_bootstrap.py")
+
+
+def stages(work: Work) -> None:
+    """The same for align and instruct."""
     _run(work, "test_stages.py")
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.runs import instructed, placed
+from tests.gpu.placed import placed
+from tests.gpu.runs import instructed
 
 
 def test_packed_is_padded(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:

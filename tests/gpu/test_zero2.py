@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.forked import ROOT
-from tests.gpu.runs import aligned, losses, placed
+from tests.gpu.placed import losses, placed
+from tests.gpu.runs import aligned
 from tests.train.test_align import flags
 
 pytest.importorskip("deepspeed")
