@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=1, help="questions answered at once (default: %(default)s)")
     parser.add_argument("--queue", type=int, default=64, help="questions that may wait (default: %(default)s)")
     parser.add_argument("--max_upload_mb", type=int, default=32, help="of a file (default: %(default)s)")
-    parser.add_argument("--max_megapixels", type=float, default=64, help="of a picture (default: %(default)s)")
+    parser.add_argument("--max_megapixels", type=float, default=64, help="of an image (default: %(default)s)")
+    parser.add_argument("--max_images", type=int, default=8, help="of a question (default: %(default)s)")
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,8 +1,9 @@
 """Seconds until the first word of an answer: `python -m eval.first_token --models DIR DIR … --output FILE`.
 
-One picture and one question, batch 1: what `generate` does before its first token. The pictures and questions
-are easy-VQA's (test split). The models take turns in one process, picture by picture and in alternating order, so that
-a change of the machine's load meets all of them. The preparation of the picture and of the text is not counted.
+One image and one question, batch 1: what `generate` does before its first token. The images and questions are
+easy-VQA's (by default the test split). The models take turns in one process, picture by picture and in alternating
+order, so that a change of the machine's load meets all of them. The preparation of the picture and of the text is not
+counted.
 Output: a table of medians, and every measurement as JSON.
 """
 
@@ -112,15 +113,20 @@ def time_first_token(model: SparseVLMForConditionalGeneration, inputs: BatchFeat
 def measure(
     model_dirs: Sequence[Path],
     pictures: int,
+    questions_file: Path | None = None,
+    images: Path | None = None,
+    *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> list[Measurement]:
-    """The first tokens of all models on the first `pictures` test pictures, after one unrecorded run each.
+    """The first tokens of all models on the first `pictures` images of easy-VQA, after one unrecorded run each.
+
+    `questions_file` and `images` are as for `easy_vqa.load_questions`.
 
     Raises:
         UserError: a directory is no model of ours, or there are not so many pictures.
     """
-    questions = {question.image: question for question in easy_vqa.load_questions(None, None)}
+    questions = {question.image: question for question in easy_vqa.load_questions(questions_file, images)}
     if not 1 <= pictures <= len(questions):
         raise UserError(f"--pictures must lie in 1…{len(questions)}, got {pictures}.")
     asked = [(open_image(path), questions[path].text) for path in list(questions)[:pictures] if isinstance(path, Path)]
@@ -156,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval.first_token", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="model directories")
     parser.add_argument("--output", type=Path, required=True, help="the .json file to write")
+    parser.add_argument("--questions", type=Path, help="easy-VQA's questions.json; default: the test split's")
+    parser.add_argument("--images", type=Path, help="the folder of its images")
     parser.add_argument("--pictures", type=int, default=50, help="measured runs of each model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     add_device_arguments(parser)
@@ -166,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = choose_device(arguments.device)
         dtype = choose_dtype(arguments.dtype, device)
         torch.set_num_threads(arguments.threads)
-        measurements = measure(arguments.models, arguments.pictures, device, dtype)
+        measurements = measure(
+            arguments.models, arguments.pictures, arguments.questions, arguments.images, device=device, dtype=dtype
+        )
         Console().print(as_table(measurements))
         described = machine(device) | {"threads": arguments.threads}
         results = [measurement.as_json() for measurement in measurements]

@@ -107,9 +107,13 @@ def _rois(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from sparse_vlm.vlm.serving import serve
+    from transformers.utils.logging import disable_progress_bar
 
-    serve(arguments.model, arguments.options)
+    from sparse_vlm.vlm.serving.server import serve
+
+    disable_progress_bar()
+    options = {name: value for name, value in vars(arguments).items() if name not in ("model", "run")}
+    serve(arguments.model, **options)
 
 
 def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, examples: str) -> Parser:
@@ -227,19 +231,39 @@ def _add_vlm_commands(commands: Commands) -> None:
     chat.add_argument("--image", help="image file that the (first) question is about")
     chat.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default: 256)")
     add_device_arguments(chat)
+    _add_serve(commands)
 
+
+def _add_serve(commands: Commands) -> None:
     serve = _add(
         commands,
         "serve",
         _serve,
-        "a model directory behind an OpenAI-compatible API: `transformers serve` with our model",
+        "a model directory behind an OpenAI-compatible API",
         """
         sparse-vlm serve runs/quickstart/model --port 8000
         sparse-vlm serve runs/quickstart/model --device cuda:0 --dtype bfloat16
         """,
     )
-    serve.add_argument("model", help="a model directory; requests name it by this path")
-    serve.add_argument("options", nargs=argparse.REMAINDER, help="of `transformers serve`, e.g. --port 8000")
+    serve.add_argument("model", help="a model directory; requests name it by the last part of its path, or by the path")
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one, which is printed")
+    add_device_arguments(serve)
+    serve.add_argument(
+        "--bits", "--quantization", type=int, help="4 or 8: the language model's weights in so many bits"
+    )
+    serve.add_argument("--served_name", help="how requests name the model")
+    serve.add_argument("--max_images", type=int, default=16, help="of a request (default: 16)")
+    serve.add_argument("--max_megapixels", type=float, default=64, help="of an image (default: 64)")
+    serve.add_argument(
+        "--max_new_tokens", type=int, default=1024, help="of an answer whose request does not say (default: 1024)"
+    )
+    serve.add_argument(
+        "--image_urls",
+        default="none",
+        help="http(s) addresses of images: none (default) are fetched; public: those of the internet; any",
+    )
+    serve.add_argument("--fetch_seconds", type=float, default=10, help="that an image may take (default: 10)")
 
 
 def _add_other_commands(commands: Commands) -> None:

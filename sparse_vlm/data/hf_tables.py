@@ -43,9 +43,11 @@ def open_rows(name: str) -> datasets.Dataset:
         UserError: it cannot be opened.
     """
     rows, _ = _open(name, streaming=False)
-    images = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    for column in images:
-        rows = rows.cast_column(column, datasets.Image(decode=False))
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of them
+            rows = rows.cast_column(column, type(feature)(datasets.Image(decode=False)))
     return rows
 
 

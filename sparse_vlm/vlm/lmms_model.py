@@ -104,7 +104,7 @@ class SparseVLM(lmms):
         visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
         if not all(isinstance(visual, Image.Image) for visual in visuals):
             raise UserError(f"The task {task} asks about something else than pictures; sparse_vlm sees pictures only.")
-        return [visual.convert("RGB") for visual in visuals]
+        return visuals
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not what this model does."""
