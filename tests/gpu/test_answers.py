@@ -1,5 +1,6 @@
 """Greedy answers on a GPU are those of the CPU: one by one, many at once, in the demo, from CUDA graphs."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from demo.models import open_model
 from demo.replies import answer as reply
-from demo.session import Picture, Session
+from demo.session import SentImage, Session
 from demo.speaking import Sampling
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
@@ -58,7 +59,9 @@ def test_the_demo(words_dir: Path, expected: list[str], device: torch.device) ->
     """What the page shows, without the page: the answer, where the tokens looked, and what it attended to."""
     model = open_model(words_dir, device, torch.float32, None)
     session = Session()
-    session.begin(QUESTION, [Picture(IMAGES[0], "")])
+    data = io.BytesIO()
+    IMAGES[0].save(data, "png")
+    session.begin(QUESTION, [SentImage(data.getvalue(), "red.png", "")])
     for _ in reply([model], session, Sampling(0, 1, 6)):
         pass
     assert session.turns[0].answers == expected[:1]
