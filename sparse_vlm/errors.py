@@ -27,6 +27,13 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | No
     return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
 
 
+def some_of(names: Iterable[str]) -> str:
+    """Names for a sentence, at most 10 of them, and how many more there are; "(none)" of none."""
+    known = list(names)
+    rest = f" and {len(known) - 10} more" if len(known) > 10 else ""
+    return f"{', '.join(known[:10])}{rest}" if known else "(none)"
+
+
 def one_line(error: Exception) -> str:
     """The message of another library's error on one line, cut where it goes on and on.
 

@@ -64,7 +64,7 @@ def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source
     | FILE.json, .jsonl    | LLaVA's samples; "image" is relative to `image_folder`                          |
     | wds:SHARDS           | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,  |
     |                      | whose own "image" does not count) beside its pictures, KEY.jpg, or KEY.0.jpg …  |
-    | hf:NAME[:SPLIT]      | a data set with the columns of a layout of formats.py                           |
+    | hf:NAME[@CONFIG][:SPLIT] | a data set with the columns of a layout of formats.py                          |
     | FILE.yaml            | a mixture: a list of {data_path, image_folder, weight} of the above             |
 
     A weight says how often each sample comes in an epoch: 2 twice, 0.5 a half of them (drawn once, by the seed), 1.25

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.errors import UserError, one_line
@@ -14,9 +14,17 @@ from sparse_vlm.errors import UserError, one_line
 
 @cache
 def readable_endings() -> frozenset[str]:
-    """File endings, ".png" …, of the formats that PIL reads: it registers those that it only writes (.pdf) as well."""
+    """File endings, ".png" …, of the formats whose pixels PIL reads. It registers others as well: those that it only
+    writes (.pdf), or only knows by their first bytes (.h5, .mpg), or reads with a program that is not there (.eps)."""
     known = Image.registered_extensions()  # also fills Image.OPEN
-    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
+    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and _has_pixels(kind))
+
+
+def _has_pixels(kind: str) -> bool:
+    if kind == "EPS":
+        return bool(EpsImagePlugin.has_ghostscript())
+    opener = Image.OPEN[kind][0]
+    return kind != "MPEG" and not (isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile))
 
 
 def open_image(path: str | Path) -> Image.Image:
