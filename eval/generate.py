@@ -26,6 +26,7 @@ from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together
 TEXTS_PER_PART = 480  # different questions about no picture
@@ -140,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
     parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
     add_device_arguments(parser)
+    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     return parser
 
 
@@ -149,6 +151,8 @@ def _run(arguments: argparse.Namespace) -> None:
     questions = benchmark.load_questions(arguments.questions, arguments.images)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+    if arguments.cuda_graphs:
+        use_cuda_graphs(model)
     answerer = Answerer(model, processor, benchmark.max_new_tokens, arguments.batch_rows)
     generate_answers(
         questions,

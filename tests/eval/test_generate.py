@@ -45,6 +45,13 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
     return ["easy_vqa", *paths, "--device", "cpu", *more]
 
 
+def test_cuda_graphs_need_cuda(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
+
+
 def texts(file: Path) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in read_answers(file)}
 
