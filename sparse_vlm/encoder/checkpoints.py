@@ -134,7 +134,6 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         raise UserError(f"There is no checkpoint file {file}.")
     content: Any
     try:
-        content: Any
         if file.suffix == ".safetensors":
             content = load_file(file)
         else:

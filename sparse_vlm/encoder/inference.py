@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_vlm.encoder.cuda_graphs import CudaRecorder, replay_from_graphs
+from sparse_vlm.encoder.float32 import Float32Linear
 from sparse_vlm.errors import UserError
 
 
@@ -14,12 +15,12 @@ class PackedLinear(nn.Module):
     An ordinary Linear rearranges its weight at every call, which counts where few rows meet a large weight.
 
     Args:
-        linear: float32, on the CPU. Its weight is copied; the bias is shared.
+        linear: an `nn.Linear` or `Float32Linear`, float32, on the CPU. Its weight is copied; the bias is shared.
     """
 
     weight: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear | Float32Linear) -> None:
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
@@ -69,7 +70,7 @@ def optimize_for_inference(model: nn.Module) -> None:
 
 def _pack(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if type(child) is nn.Linear or type(child) is Float32Linear:
             setattr(module, name, PackedLinear(child))
         else:
             _pack(child)

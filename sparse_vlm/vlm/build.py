@@ -236,7 +236,7 @@ def load_vlm(
         model_dir: what `build_vlm` or a training stage wrote.
         dtype: of the weights; coordinates inside the encoder stay float32.
         attn_implementation: of the language model, in transformers' names; None: transformers' choice.
-        quantization: transformers' settings; its `llm_int8_skip_modules` must name what stays as it is.
+        quantization: transformers' settings, of the language model alone: the rest keeps `dtype`.
         device: where to; None: the CPU.
 
     Raises:

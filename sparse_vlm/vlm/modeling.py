@@ -27,6 +27,7 @@ from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.model_card import model_card
 from sparse_vlm.vlm.portable import auto_map, write_code
+from sparse_vlm.vlm.quantization import WholeVision
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -83,7 +84,7 @@ def build_projector(config: SparseVLMConfig) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-class SparseVLMModel(LlavaModel):
+class SparseVLMModel(WholeVision, LlavaModel):
     """LlavaModel with our projector, which also takes visual tokens that were computed before."""
 
     config_class = SparseVLMConfig
@@ -134,7 +135,7 @@ class LanguageHead(nn.Linear):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
+class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
 
     config_class = SparseVLMConfig
