@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from eval.tables import markdown_table, rich_table
 from sparse_vlm.errors import UserError
@@ -47,6 +46,8 @@ def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section]
         sections: the tables.
         figure: the figure.
     """
+    from rich.console import Console
+
     texts = [f"### {section.title}\n\n{markdown_table(section.rows)}\n{section.note}" for section in sections]
     write_json(output, values)
     write_text(output.with_suffix(".md"), "\n\n".join(text.rstrip() for text in texts) + "\n")

@@ -55,6 +55,8 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
         )
+    if "graphs" in arguments.modes and device.type != "cuda":
+        raise UserError("--modes graphs takes CUDA graphs: add --device cuda.")
     if set(ONNX) & set(arguments.modes):
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}

@@ -27,6 +27,7 @@ from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together
 TEXTS_PER_PART = 480  # different questions about no picture
@@ -171,6 +172,8 @@ def _run(arguments: argparse.Namespace) -> None:
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+    if arguments.cuda_graphs:
+        use_cuda_graphs(model)
     answerers = [
         Answerer(
             model,

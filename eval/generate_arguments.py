@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
     parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
     add_device_arguments(parser)
+    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
     how.add_argument("--top-p", "--top_p", type=float, default=1.0, help="of sampling (default: 1)")

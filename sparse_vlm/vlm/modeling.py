@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     LlavaConfig,
 )
 from transformers.activations import ACT2FN
@@ -25,6 +26,7 @@ from transformers.models.llava.modeling_llava import (
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.model_card import model_card, write_card
 from sparse_vlm.vlm.portable import auto_map, write_code
+from sparse_vlm.vlm.quantization import WholeVision
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -81,7 +83,7 @@ def build_projector(config: SparseVLMConfig) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-class SparseVLMModel(LlavaModel):
+class SparseVLMModel(WholeVision, LlavaModel):
     """LlavaModel with our projector, which also takes visual tokens that were computed before."""
 
     config_class = SparseVLMConfig
@@ -132,7 +134,7 @@ class LanguageHead(nn.Linear):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
+class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
 
     config_class = SparseVLMConfig
@@ -141,7 +143,14 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
         self.lm_head = LanguageHead(config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
         self.post_init()
+
+    def _embedding_name(self) -> str:
+        """Where the language model has its input embeddings: Llava knows of `embed_tokens` alone, GPT-2's are `wte`."""
+        language_model: Any = self.model.language_model
+        embedding = language_model.get_input_embeddings()
+        return next(name for name, module in language_model.named_modules() if module is embedding)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
@@ -164,3 +173,4 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
 AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

@@ -45,6 +45,13 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
     return ["easy_vqa", *paths, "--device", "cpu", *more]
 
 
+def test_cuda_graphs_need_cuda(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
+
+
 def texts(file: Path) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in read_answers(file)}
 
@@ -299,7 +306,7 @@ def test_several_benchmarks_with_one_model(
         (["--answers", "a", "--num-beams", "2", "--temperature", "1"], "Choose either --temperature"),
         (["--answers", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
         (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
-        (["--answers", "a", "--questions", "long.json"], "Question id 1: The conversation and an answer of 8 tokens"),
+        (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),
     ],
 )
 def test_what_is_found_before_long_work(
