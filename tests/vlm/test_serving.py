@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,19 @@ def message(url: str | None, question: str = QUESTION) -> Any:
 
 @pytest.fixture(scope="module")
 def address(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(vlm_dir, tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
+
+
+@contextmanager
+def serving(vlm_dir: Path, log: Path, *options: str) -> Iterator[str]:
+    """The address of a server that answers."""
     if find_spec("fastapi") is None or find_spec("openai") is None:
         pytest.skip("the extra serve is not installed: fastapi, openai")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sparse_vlm.cli", "serve", str(vlm_dir), "--device", "cpu"]
-    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "sparse_vlm.cli", "serve", str(vlm_dir), "--device", "cpu", *options]
     with log.open("w") as file:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=file, stderr=subprocess.STDOUT
@@ -89,6 +96,22 @@ def test_openais_client(address: str, vlm_dir: Path, vlm: Loaded, images: list[I
             client.chat.completions.create(messages=[message("data:image/png;base64,bm8gaW1hZ2U=")], **options)
         again = client.chat.completions.create(messages=[message(data_url(images[0]))], **options)
         assert again.choices[0].message.content.strip() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bnb-4bit", "bnb-8bit"])
+def test_a_quantized_server_answers_about_images(
+    vlm_dir: Path, images: list[Image.Image], tmp_path: Path, kind: str
+) -> None:
+    import openai
+
+    options: Any = {"model": str(vlm_dir), "max_tokens": 6, "temperature": 0.0}
+    with (
+        serving(vlm_dir, tmp_path / "log", "--quantization", kind) as address,
+        openai.OpenAI(base_url=address, api_key="unused") as client,
+    ):
+        reply = client.chat.completions.create(messages=[message(data_url(images[0]))], **options)
+    assert reply.choices[0].message.content
 
 
 def test_only_model_directories_of_ours(llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
