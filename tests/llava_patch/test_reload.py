@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from tests.llava_patch.conftest import train
 from tests.llava_patch.tiny import run, run_forked, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
+WITH_BITS = pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 knows these arguments itself")
 
 RELOAD = """
 import json, sys, warnings
@@ -135,6 +137,7 @@ def test_llavas_chat(finetuned: Path, data: Path) -> None:
     assert result.stdout.rstrip().endswith("exit...")
 
 
+@WITH_BITS
 @pytest.mark.parametrize("option", ["--load-4bit", "--load-8bit"])
 def test_llavas_chat_in_few_bits(finetuned: Path, data: Path, option: str) -> None:
     command = ["llava.serve.cli", "--model-path", finetuned, "--image-file", data / "red.png", "--device", "cpu"]
@@ -155,6 +158,7 @@ print(json.dumps([name for name, module in model.named_modules() if isinstance(m
 """
 
 
+@WITH_BITS
 def test_the_language_model_alone_is_in_four_bits(finetuned: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(FEW_BITS)
