@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from eval.tables import markdown_table, rich_table
 from sparse_vlm.errors import UserError
@@ -46,6 +45,8 @@ def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section]
         sections: the tables.
         figure: the figure.
     """
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a log has no edge to wrap the cells at

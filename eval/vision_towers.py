@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -129,6 +128,8 @@ def _build_timm(name: str, image_size: int | None) -> nn.Module:
 
 def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
     """The image side alone; open_clip warns that its weights are random."""
+    import open_clip  # an extra
+
     if name not in open_clip.list_models():
         raise unknown_choice("open_clip model", name, open_clip.list_models())
     device = torch.get_default_device()  # open_clip moves a model to its own default otherwise

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.build import check_opens, load_vlm
 from train.arguments import parse_arguments
 
 
@@ -70,6 +70,7 @@ def merge_lora(
     with new_directory(output_dir) as temporary:
         merged.to(DTYPES[dtype]).save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        check_opens(temporary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 """QLoRA: the language model's frozen weights in 4 bits (bitsandbytes), under LoRA."""
 
+from importlib.util import find_spec
+
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -18,8 +20,10 @@ def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConf
         args: says in what precision the stage computes.
 
     Raises:
-        UserError: unknown kind, or ZeRO-3, which would have to split packed weights.
+        UserError: unknown kind, no bitsandbytes, or ZeRO-3, which would have to split packed weights.
     """
+    if find_spec("bitsandbytes") is None:
+        raise UserError("--bits 4 needs bitsandbytes: pip install bitsandbytes.")
     if is_deepspeed_zero3_enabled():
         raise UserError("--bits 4 does not go together with ZeRO-3: use train/zero2.json.")
     return quantization(4, compute_dtype(args), kind, double=double)

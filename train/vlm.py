@@ -11,10 +11,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.build import check_opens, load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.stage import Part, StageArguments, prepare, publish, run, say_what_trains
@@ -140,5 +141,6 @@ def _provenance(model: nn.Module, args: StageArguments, dataset: ConversationDat
 def finish(saved: Path, args: StageArguments) -> None:
     """Makes `saved` the stage's result, by the main process."""
     if args.process_index == 0:
-        publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+        unset_hf_deepspeed_config()  # this process alone opens, nothing may be sharded
+        publish(saved, Path(args.output_dir), check_opens, keep_checkpoints=args.keep_checkpoints)
         logger.warning("Model directory: %s", args.output_dir)

@@ -2,27 +2,34 @@
 
 All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
 the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
-prompts, sorted by length, is generated from in large batches by transformers' own `generate`.
+prompts, sorted by length, is generated from in large batches by transformers' own `generate`. Where padding between the
+two would change an answer, a batch has prompts of one length; a model that no batch suits is asked question by
+question.
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
 # for the prompt's tokens any picture does: each takes the same number of them
 ANY_IMAGE = Image.new("RGB", (8, 8))
 PROMPTS_KEPT = 4096  # benchmarks repeat their questions
+ALONE = ("mpt",)  # counts distances by places in the row, and fails behind keys and values of several tokens
+logger = logging.getLogger(__name__)
 
 
 class Answerer:
@@ -45,6 +52,7 @@ class Answerer:
             raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
+        self._said = False
         self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
 
     @torch.inference_mode()
@@ -61,17 +69,67 @@ class Answerer:
             (index into `questions`, answer) pairs of one batch.
 
         Raises:
-            UserError: see `encode_prompt`, or the chat template does not put the image before the question.
+            UserError: see `encode_prompt`, the chat template does not put the image before the question, or a prompt
+                and its answer are longer than the model takes.
         """
         prompts = [self._prompt(images is not None, text) for _, text in questions]
+        self._check_lengths(prompts, questions)
+        if self._needs_single_questions():
+            yield from self._one_by_one(images, questions)
+            return
         shared = self._shared_length(prompts)
         prefix = self._prefill(images, prompts[0][:shared])
-        order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(order), self.batch_rows):
-            batch = order[start : start + self.batch_rows]
-            cache = copy.deepcopy(prefix)
-            cache.batch_select_indices(torch.tensor([questions[index][0] for index in batch], device=self.model.device))
+        for batch in self._batches(prompts):
+            places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
+            cache = _selected(prefix, places)
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
+
+    def _check_lengths(self, prompts: Sequence[list[int]], questions: Sequence[tuple[int, str]]) -> None:
+        """Raises UserError where a prompt and its answer are more than the language model has positions for."""
+        most = most_positions(self.model.config.get_text_config())
+        for prompt, (_, text) in zip(prompts, questions, strict=True):
+            if most is not None and len(prompt) + self.max_new_tokens > most:
+                raise UserError(
+                    f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
+                    f"{len(prompt) + self.max_new_tokens} tokens, more than the {most} that the model takes. "
+                    "Shorten it, or ask for shorter answers."
+                )
+
+    def _needs_single_questions(self) -> bool:
+        """Whether the language model has layers whose past is a state (LFM2, Qwen3-Next), which padding changes, or is
+        one of ALONE."""
+        layers = DynamicCache(config=self.model.config).layers
+        state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        return state or self.model.config.get_text_config().model_type in ALONE
+
+    def _one_by_one(
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
+        if not self._said:
+            kind = self.model.config.get_text_config().model_type
+            logger.warning("A language model of type %s is asked one by one: batches would change its answers.", kind)
+            self._said = True
+        members: dict[int, list[int]] = {}
+        for index, (place, _) in enumerate(questions):
+            members.setdefault(place, []).append(index)
+        for place, image in enumerate([None] if images is None else images):
+            for index in members.get(place, []):
+                yield [(index, answer(self.model, self.processor, image, questions[index][1], self.max_new_tokens))]
+
+    def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Indices of prompts of like lengths; of equal ones where padding in a row would count."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        groups = [order]
+        if self._padding_counts(len(prompts[order[-1]]) + self.max_new_tokens):
+            groups = [list(same) for _, same in groupby(order, key=lambda index: len(prompts[index]))]
+        for group in groups:
+            for start in range(0, len(group), self.batch_rows):
+                yield group[start : start + self.batch_rows]
+
+    def _padding_counts(self, tokens: int) -> bool:
+        """Whether padding within a row of so many tokens takes room in a sliding window of the language model."""
+        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.model.config).layers]
+        return any(window < tokens for window in windows if window)
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
         """Token ids of a whole prompt."""
@@ -119,3 +177,11 @@ class Answerer:
         )
         answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
+
+
+def _selected(prefix: Cache, rows: Tensor) -> Cache:
+    """A cache of some rows of another, which stays as it is; nothing else of it is copied."""
+    cache = copy.copy(prefix)
+    cache.layers = [copy.copy(layer) for layer in prefix.layers]
+    cache.batch_select_indices(rows)
+    return cache

@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import check_output, new_directory, read_object
-from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
+from sparse_vlm.vlm.llm import load_llm, most_positions, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -26,9 +26,10 @@ from sparse_vlm.vlm.processing import (
     SparseFormerImageProcessor,
     SparseVLMProcessor,
     add_image_token,
-    prepare_chat_template,
 )
+from sparse_vlm.vlm.templates import prepare_chat_template
 from sparse_vlm.vlm.towers import open_tower
+from sparse_vlm.vlm.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.vision import visual_tokens
 
 
@@ -72,9 +73,9 @@ def build_vlm(
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
-    _prepare_tokenizer(tokenizer, template)
-    settle_generation(language_model, tokenizer)
     image_token_id = add_image_token(tokenizer)
+    _prepare_tokenizer(tokenizer, template, image_token_id)
+    settle_generation(language_model, tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
     # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
@@ -89,6 +90,7 @@ def build_vlm(
         provenance={"language_model": _public_name(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
+    _check_positions(language_model, ChatFormat(tokenizer, template, image_token_id, config.image_seq_length))
     model = _assemble(config, tower.model, language_model, seed)
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
@@ -99,6 +101,18 @@ def build_vlm(
     with new_directory(out_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        check_opens(temporary)
+
+
+def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
+    """Raises UserError where an LLM has no room for an image, a short question and an answer's first token."""
+    positions = most_positions(language_model.config)
+    prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
+    if positions is not None and prompt >= positions:
+        raise UserError(
+            f"The LLM takes {positions} tokens, but an image and a short question need {prompt} "
+            "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
+        )
 
 
 def _public_name(llm: str | Path) -> str:
@@ -129,6 +143,12 @@ def _assemble(
 ) -> SparseVLMForConditionalGeneration:
     """The model with the given parts inside; no weight is copied."""
     head = language_model.get_output_embeddings()
+    width = _weight(language_model.get_input_embeddings()).shape[1]
+    if width != config.get_text_config().hidden_size:
+        raise UserError(
+            f"A {type(language_model).__name__} with embeddings of width {width} and layers of width "
+            f"{config.get_text_config().hidden_size} does not fit into transformers' Llava. Choose another LLM."
+        )
     with torch.device("meta"):
         model = SparseVLMForConditionalGeneration(config)
     body: Any = model.model
@@ -146,11 +166,14 @@ def _assemble(
 def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model: PreTrainedModel) -> None:
     """Some causal LMs do more than one linear layer behind their last hidden state (Granite, Cohere: a factor)."""
     ids = torch.arange(1, 9)[None]
-    expected = language_model(ids).logits
-    difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    expected, name = language_model(ids).logits, type(language_model).__name__
+    try:
+        difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    except Exception as error:  # e.g. of a model without keys and values
+        raise UserError(f"A {name} does not run inside transformers' Llava: {one_line(error)}") from error
     if not difference < 1e-3:
         raise UserError(
-            f"A {type(language_model).__name__} computes its logits in a way that is not known here: the VLM's "
+            f"A {name} computes its logits in a way that is not known here: the VLM's "
             f"differ from them by {difference:.2g} of the largest one. Choose another LLM."
         )
 
@@ -176,10 +199,27 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
     return projector
 
 
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, image_token_id: int) -> None:
+    """Gives the tokenizer the template, and the tokens that are missing: eos, which ends a turn, and padding.
+
+    Raises:
+        UserError: a turn under the template cannot be told apart from what surrounds it.
+    """
     tokenizer.chat_template = chat_template
+    check_round_trip(ChatFormat(tokenizer, chat_template, image_token_id, 1))
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_tokens(tokenizer, chat_template)[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def check_opens(model_dir: Path) -> None:
+    """Check that a model directory which was just written opens: before it takes its place. Reads no weight.
+
+    Raises:
+        UserError: it does not.
+    """
+    load_vlm(model_dir, device=torch.device("meta"))
 
 
 def load_vlm(

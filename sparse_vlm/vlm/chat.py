@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import IMAGE_TOKEN, SparseVLMProcessor
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.turns import template_refusals
 
 # A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -31,7 +33,7 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
         question: plain text.
 
     Raises:
-        UserError: the question is empty or contains the placeholder.
+        UserError: the question is empty.
     """
     check_question(question)
     images = as_list(image)
@@ -39,13 +41,9 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
 
 
 def check_question(question: str) -> None:
-    """Raises UserError where a question is empty or contains the placeholder."""
+    """Raises UserError where a question is empty."""
     if not question.strip():
         raise UserError("The question is empty.")
-    if IMAGE_TOKEN in question:
-        raise UserError(
-            f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
-        )
 
 
 def as_list(image: Pictures) -> list[Image.Image]:
@@ -67,9 +65,13 @@ def encode_messages(
         processor: of the model directory.
         messages: see `user_message`; answers are {"role": "assistant", "content": text}.
         images: of all turns, in their order.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
     """
     turns: Any = list(messages)
-    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    with template_refusals():
+        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
     return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
 
@@ -90,9 +92,10 @@ def answer(
         max_new_tokens: where an answer that does not end is cut.
 
     Raises:
-        UserError: see `encode_prompt`.
+        UserError: see `encode_prompt` and `check_length`.
     """
     inputs = encode_prompt(processor, image, question).to(model.device)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     generator: Any = model  # transformers' annotations of generate fit none of its own Llava classes
     ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -109,7 +112,9 @@ def stream(
 
     Arguments and errors as in `answer`.
     """
-    yield from stream_inputs(model, processor, encode_prompt(processor, image, question), max_new_tokens)
+    inputs = encode_prompt(processor, image, question)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
+    yield from stream_inputs(model, processor, inputs, max_new_tokens)
 
 
 class _Stopped(StoppingCriteria):
@@ -134,7 +139,7 @@ def check_length(model: Any, prompt: int, answer: int, name: str = "the model") 
     Raises:
         UserError: they are more than the language model has positions for.
     """
-    longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = most_positions(model.config.get_text_config())
     if longest is not None and prompt + answer > longest:
         raise UserError(
             f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     LlavaConfig,
 )
 from transformers.activations import ACT2FN
@@ -113,7 +114,9 @@ class SparseVLMModel(WholeVision, LlavaModel):
             visual_tokens: float[I, n, C] of `encode_images`, in the place of `pixel_values`.
         """
         if visual_tokens is not None:
-            projected: Any = list(self.multi_modal_projector(visual_tokens))  # transformers' own: an item per picture
+            projector: Any = self.multi_modal_projector
+            tokens = visual_tokens.to(projector.norm.weight.dtype)  # they may have been kept in another one
+            projected: Any = list(projector(tokens))  # transformers' own: an item per picture
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
         return super().forward(*args, **inputs)
 
@@ -141,7 +144,14 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
         self.lm_head = LanguageHead(config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
         self.post_init()
+
+    def _embedding_name(self) -> str:
+        """Where the language model has its input embeddings: Llava knows of `embed_tokens` alone, GPT-2's are `wte`."""
+        language_model: Any = self.model.language_model
+        embedding = language_model.get_input_embeddings()
+        return next(name for name, module in language_model.named_modules() if module is embedding)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
@@ -161,3 +171,4 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
 AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

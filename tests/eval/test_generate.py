@@ -45,6 +45,13 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
     return ["easy_vqa", *paths, "--device", "cpu", *more]
 
 
+def test_cuda_graphs_need_cuda(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
+
+
 def texts(file: Path) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in read_answers(file)}
 
@@ -57,6 +64,7 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["model_id"] == "tiny-vlm"
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
+    assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
 
 
 def start(model: Path, questions: Path, answers: Path) -> BaseProcess:

@@ -1,5 +1,6 @@
 """4-bit weights are the language model's alone."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.quantization import keep_four_bit_layout
 from train.qlora import four_bits
 from train.stage import StageArguments
 from train.vlm import ModelArguments, load
@@ -27,3 +29,12 @@ def test_zero3_is_refused(tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(UserError, match="--bits 4 does not go together with ZeRO-3"):
         four_bits("nf4", double=True, args=args)
+
+
+def test_without_bitsandbytes_it_is_a_sentence(vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every other kind of tuning does without it."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(UserError, match="--bits 4 needs bitsandbytes: pip install bitsandbytes"):
+        four_bits("nf4", double=True, args=args)
+    assert keep_four_bit_layout(load(ModelArguments(str(vlm_dir)), args)[0]) == 0

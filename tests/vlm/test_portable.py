@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.model_card import model_card
@@ -59,6 +60,21 @@ def test_pipeline(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None
     messages = [{"role": "user", "content": content}]
     (result,) = ask(text=messages, max_new_tokens=6, generate_kwargs=dict(GREEDY), return_full_text=False)
     assert result["generated_text"].strip() == answer(*vlm, images[0], QUESTION, max_new_tokens=6)
+
+
+def test_other_doors(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModelForMultimodalLM, and its pipeline; the words come before the image, as OpenAI's clients send them."""
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model: Any = AutoModelForMultimodalLM.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, vlm[0](**inputs).logits)
+    content = [{"type": "text", "text": QUESTION}, {"type": "image", "image": images[0]}]
+    expected = answer(*vlm, images[0], QUESTION, max_new_tokens=6)
+    for task in ("any-to-any", "image-text-to-text"):
+        ask: Any = pipeline(task, model=str(vlm_dir))
+        options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
+        (result,) = ask(text=[{"role": "user", "content": content}], **options)
+        assert result["generated_text"].strip() == expected
 
 
 def test_model_card(vlm_dir: Path) -> None:
