@@ -155,7 +155,6 @@ def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: Ins
     if not args.lora_enable:
         vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
         return
-    qlora.keep_gradients_right(model)
     wrapped, parts = trained_parts_with_lora(model, args)
     saved = vlm.train(wrapped, parts, args, data, processor)
     if args.process_index == 0:
