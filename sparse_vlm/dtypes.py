@@ -1,5 +1,23 @@
 """The floating-point types that people choose by name."""
 
 import torch
+from torch import nn
+
+from sparse_vlm.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Converts a model in place; what keeps float32 (`Float32Module`) does.
+
+    Raises:
+        UserError: a weight is too large for `dtype`, as some are for float16.
+    """
+    limit = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        largest = parameter.detach().abs().max().item() if parameter.numel() else 0.0
+        if limit < largest < float("inf"):
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(f"{name} holds {largest:.3g}, which is too large for {kind}: choose bfloat16.")
+    model.to(dtype)

@@ -16,11 +16,12 @@ from transformers import (
 )
 from transformers.trainer_utils import align_special_tokens
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
 
 
 def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, float32.
+    """A causal LM in its own dtype (as its configuration or its weights say; of GGUF float32), and its tokenizer.
 
     A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
     cannot be saved.
@@ -41,7 +42,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
             return _load_strictly(llm), AutoTokenizer.from_pretrained(llm)
         # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = _load_strictly(llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
+        gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
     except Exception as error:  # damaged files and missing packages make transformers raise nearly anything
         raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
@@ -51,14 +53,16 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     return model.eval(), tokenizer
 
 
-def _load_strictly(llm: str | Path, **gguf: Any) -> PreTrainedModel:
+def _load_strictly(llm: str | Path, **options: Any) -> PreTrainedModel:
     """The model, none of its weights made up. Names that it does not know may be there: heads for other purposes."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        llm, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **gguf
+        llm, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     model, report = loaded
     if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
         raise UserError(f"its weights do not fit its config.json ({unfit}).")
+    if model.dtype not in DTYPES.values():
+        raise UserError(f"its weights are {model.dtype}; convert them first ({', '.join(DTYPES)}).")
     return model
 
 
