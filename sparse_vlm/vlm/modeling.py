@@ -154,6 +154,8 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
             write_text(Path(save_directory) / "README.md", card)
             write_code(save_directory)
         self.config.auto_map = auto_map("model")
+        for part in (self.config.vision_config, self.config.text_config):  # transformers says it of the whole alone
+            part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 
