@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones first, then at most 30 of all.
+    """The error for a name that is not among `choices`: names the nearest ones, and all unless they are many.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
@@ -19,9 +19,11 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if near and len(known) > 30:
+        return UserError(f"Unknown {kind} {name!r}. {hint}")
     rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
+    return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
 
 
 def one_line(error: Exception) -> str:

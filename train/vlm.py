@@ -50,6 +50,7 @@ def load(
     model_args: ModelArguments, args: StageArguments, quantization: BitsAndBytesConfig | None = None
 ) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
     """Prepares the start and loads the model in float32; `train` converts what is frozen where the stage is in bf16."""
+    args.refuse_full_eval()
     prepare(args)
     model, processor = load_vlm(
         model_args.model_name_or_path,

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
 
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.data.seeded import seed_of
@@ -48,12 +49,14 @@ class LengthGroups(Sampler[int]):
 
 
 class ConversationTrainer(StageTrainer):
-    """StageTrainer that groups rows by length without reading their images (group_by_length), and that leaves out the
+    """StageTrainer that groups rows by length without reading their images (group_by_length), whose `eval_loss` is the
+    mean over all answers' tokens, however they lie in batches, and that leaves out the
     frozen weights, which the starting model has, wherever it saves: TRAINED_FILE, of an adapter peft's own files, in
     DeepSpeed's checkpoints what `exclude_frozen_parameters` writes."""
 
     args: StageArguments
     _in_checkpoint = False
+    _evaluated: tuple[float, int] = (0.0, 0)  # the sum of this process' tokens' losses, and their number
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -67,6 +70,23 @@ class ConversationTrainer(StageTrainer):
         # accelerate hands that one's on to samplers of its own only: LengthGroups would have the first epoch's order.
         options["train_dataloader"].set_epoch(options["epoch"])
         super()._run_epoch(*args, **options)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        tokens = inputs["labels"].numel()
+        predicted: Any = super().prediction_step(model, inputs, *args, **options)
+        total, count = self._evaluated
+        self._evaluated = (total + predicted[0].item() * tokens, count + tokens)
+        return predicted
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
+        # transformers takes the mean over samples of their batch's mean
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        sums: Any = self.accelerator.reduce(torch.tensor(self._evaluated, device=self.args.device), "sum")
+        total, tokens = sums.tolist()
+        metrics: Any = output.metrics
+        metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        return output
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         self._in_checkpoint = True
