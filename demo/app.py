@@ -43,12 +43,15 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
-    from demo.models import choose_device, choose_dtype, open_model
+    from demo.models import open_model
     from demo.replies import warm_up
+    from sparse_vlm.devices import choose_device, choose_dtype
 
-    for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels"):
+    for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels", "max_images"):
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name} must be positive, got {getattr(arguments, name)}.")
+    if not 0 <= arguments.port <= 65535:
+        raise UserError(f"--port must lie in 0…65535, got {arguments.port}.")
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     directories = [path for path in (arguments.model, arguments.compare) if path is not None]
@@ -72,13 +75,18 @@ def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Pat
     examples = draw_examples(folder) if arguments.examples is None else read_examples(arguments.examples)
     with gr.Blocks(analytics_enabled=False, title="sparse_vlm", delete_cache=(3600, 86400)) as blocks:
         page = lay_out(models, examples, arguments.max_new_tokens)
-        connect(Events(page, models, arguments.max_megapixels), arguments.concurrency)
+        connect(Events(page, models, arguments.max_megapixels, arguments.max_images), arguments.concurrency)
     return blocks.queue(max_size=arguments.queue)
 
 
+CONTENT_POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; object-src 'none'"
+
+
 def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of `gr.Blocks.launch`: local, private, no fonts or scripts of others."""
+    """Options of `gr.Blocks.launch`: local, private, nothing fetched from others whatever an answer says."""
     import gradio as gr
+
+    from demo.interface import CSS, LABEL_QUESTION
 
     fonts = ["system-ui", "sans-serif"]
     return {
@@ -87,7 +95,9 @@ def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "share": arguments.share,
         "max_file_size": f"{arguments.max_upload_mb}mb",
         "theme": gr.themes.Default(font=fonts, font_mono=["monospace"]),
-        "css": '[aria-label="Share"] { display: none }',  # it would send the picture to the Hugging Face hub
+        "head": f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">',
+        "css": CSS,
+        "js": LABEL_QUESTION,
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,

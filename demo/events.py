@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,13 +14,13 @@ from demo.interface import Page
 from demo.models import OpenModel
 from demo.panel import ALL, Choice
 from demo.replies import answer
-from demo.session import Picture, Session
+from demo.session import SentImage, Session
 from demo.speaking import Reply, Sampling
 from demo.uploads import open_upload
 from sparse_vlm.errors import UserError
 
 Update = dict[Any, Any]  # component of the page -> its new value
-SHOWN_SIDE = 768  # pixels of a picture's copy in the chat
+SHOWN_SIDE = 768  # pixels of an image's copy in the chat
 
 
 class Events:
@@ -28,44 +29,55 @@ class Events:
     Args:
         page: what they write to.
         models: that answer.
-        max_megapixels: of an uploaded picture.
+        max_megapixels: of an uploaded image.
+        max_images: of a question.
     """
 
-    def __init__(self, page: Page, models: Sequence[OpenModel], max_megapixels: float) -> None:
-        self.page, self.models, self.max_megapixels = page, models, max_megapixels
+    def __init__(self, page: Page, models: Sequence[OpenModel], max_megapixels: float, max_images: int) -> None:
+        self.page, self.models = page, models
+        self.max_megapixels, self.max_images = max_megapixels, max_images
 
     def ask(
         self, message: dict[str, Any], session: Session, temperature: float, top_p: float, most: int
     ) -> Iterator[Update]:
-        """Takes a question and streams the answers. A bad picture is named, and text and good pictures stay."""
-        pictures, good = [], []
+        """Take a question and stream the answers.
+
+        A bad image is named, and text and good images stay. So does a question that cannot be answered.
+        """
+        images, good = [], []
         for path in message["files"]:
             try:
-                pictures.append(self._picture(path))
+                images.append(self._receive(path))
                 good.append(path)
             except UserError as error:
-                gr.Warning(html.escape(str(error)))
+                _warn(error)
         if len(good) < len(message["files"]):
             yield {self.page.question: {"text": message["text"], "files": good}}
             return
         try:
-            session.begin(message["text"], pictures)
+            if len(images) > self.max_images:
+                raise UserError(f"{len(images)} images are too many for one question: send at most {self.max_images}.")
+            session.begin(message["text"], images)
         except UserError as error:
-            gr.Warning(html.escape(str(error)))
+            _warn(error)
             yield {self.page.question: gr.skip()}
             return
         yield {self.page.question: {"text": "", "files": []}}
-        yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+        try:
+            yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+        except UserError as error:
+            session.turns.pop()
+            _warn(error)
+            yield self._chats(session) | {self.page.question: message}
 
     def retry(self, session: Session, temperature: float, top_p: float, most: int) -> Iterator[Update]:
-        """Answers the last question again."""
+        """Answer the last question again; where that is refused, the answers it had stay."""
         try:
-            session.retry()
+            session.check_retry()
+            yield from self._answer(session, Sampling(temperature, top_p, int(most)))
         except UserError as error:
-            gr.Warning(html.escape(str(error)))
+            _warn(error)
             yield self._chats(session)
-            return
-        yield from self._answer(session, Sampling(temperature, top_p, int(most)))
 
     def stop(self, session: Session) -> None:
         """Ends the answer that is on its way; what it has said stays."""
@@ -75,12 +87,10 @@ class Events:
         """Forgets the conversation."""
         session.clear()
         page = self.page
-        empty = dict.fromkeys((page.look, page.heat))
-        texts = dict.fromkeys((page.look_text, page.heat_text, page.numbers), "")
-        return self._chats(session) | empty | texts  # not what is being typed
+        return self._chats(session) | self.show(session, 0) | {page.numbers: ""}  # not what is being typed
 
     def snap(self, path: str | None, message: dict[str, Any]) -> Update:
-        """Puts the webcam's picture beside the question."""
+        """Put the webcam's image beside the question."""
         if path is None:
             return {self.page.question: gr.skip()}
         return {
@@ -90,13 +100,16 @@ class Events:
 
     def show(self, session: Session, model: int, *choice: Any) -> Update:
         """Draws what the controls ask for."""
-        page, chosen = self.page, Choice(*choice)
+        page = self.page
         view = session.views[model] if model < len(session.views) else None
+        controls = dict(zip(Choice._fields, page.controls[1:], strict=True))
         if view is None:
-            return {page.look: None, page.heat: None, page.look_text: "", page.heat_text: ""}
+            hidden = {control: gr.update(visible=False) for control in controls.values()}
+            return {page.look: None, page.heat: None, page.look_text: "", page.heat_text: ""} | hidden
+        chosen = Choice(*choice)
         # another model may have fewer steps, tokens or words
         chosen = chosen._replace(
-            picture=min(chosen.picture, len(view.pixels)),
+            image=min(chosen.image, len(view.pixels)),
             step=min(chosen.step, len(view.glances)),
             token=min(chosen.token, view.attention.shape[-1]),
             word=min(chosen.word, len(view.words)),
@@ -109,12 +122,13 @@ class Events:
         }
         words = [("the whole answer", ALL), *((f"{k}: {word!r}", k) for k, word in enumerate(view.words, 1))]
         ranges = {
-            "picture": _range(len(view.pixels), chosen.picture),
+            "image": _range(len(view.pixels), chosen.image),
             "step": _range(len(view.glances), chosen.step),
-            "token": gr.Slider(maximum=view.attention.shape[-1], value=chosen.token),
-            "word": gr.Dropdown(choices=words, value=chosen.word),
+            "token": gr.Slider(maximum=view.attention.shape[-1], value=chosen.token, visible=True),
+            "word": gr.Dropdown(choices=words, value=chosen.word, visible=True),
+            "colour_by": gr.update(value=chosen.colour_by, visible=True),
+            "points": gr.update(value=chosen.points, visible=True),
         }
-        controls = dict(zip(Choice._fields, page.controls[1:], strict=True))
         return drawn | {controls[name]: control for name, control in ranges.items()}
 
     def click(self, place: gr.SelectData, session: Session, model: int, *choice: Any) -> Update:
@@ -126,39 +140,41 @@ class Events:
         token = panel.token_at(view, chosen, *place.index)
         return self.show(session, model, *chosen._replace(token=token))
 
-    def _picture(self, path: str) -> Picture:
-        image = open_upload(path, self.max_megapixels)
-        shown = image.copy()
+    def _receive(self, path: str) -> SentImage:
+        name, data = Path(path).name, Path(path).read_bytes()
+        shown = open_upload(data, name, self.max_megapixels)
         shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        return Picture(image, save_pil_to_cache(shown, cache_dir=get_upload_folder(), format="png"))
+        return SentImage(data, name, save_pil_to_cache(shown, cache_dir=get_upload_folder(), format="png"))
 
     def _chats(self, session: Session) -> Update:
         return {chat: session.history(k) for k, chat in enumerate(self.page.chats)}
 
     def _answer(self, session: Session, sampling: Sampling) -> Iterator[Update]:
-        """The chats as they grow, then the panel."""
+        """Yield the chats as they grow, then the panel.
+
+        Raises:
+            UserError: the conversation is too long; nothing of it has changed.
+        """
         replies: list[Reply] = []
-        yield self._chats(session) | {self.page.numbers: ""}  # those of the last answer
-        try:
-            for grown in answer(self.models, session, sampling):
-                replies = grown
-                yield self._chats(session)
-        except UserError as error:
-            session.turns.pop()
-            gr.Warning(html.escape(str(error)))
+        growing = answer(self.models, session, sampling)
+        yield self._chats(session)
+        for grown in growing:
+            replies = grown
+            yield self._chats(session) | {self.page.numbers: ""}  # those of the last answer
         drawn: Update = {}
         if replies and session.turns:
             tokens = [None if view is None else view.attention.shape[-1] for view in session.views]
             last_step = max((len(view.glances) for view in session.views if view is not None), default=1)
-            choice = Choice(len(session.pictures()) or 1, last_step, ALL, "token", True, ALL)
-            model, *_, colour, points, _ = self.page.controls
+            choice = Choice(len(session.images()) or 1, last_step, ALL, "token", True, ALL)
             drawn = self.show(session, 0, *choice) | {
                 self.page.numbers: panel.numbers(self.models, replies, tokens),
-                model: 0,
-                colour: choice.colour_by,
-                points: choice.points,
+                self.page.controls[0]: 0,
             }
         yield self._chats(session) | drawn
+
+
+def _warn(error: UserError) -> None:
+    gr.Warning(html.escape(str(error)))  # shown as HTML, and names in it are a stranger's
 
 
 def _range(most: int, value: int) -> gr.Slider:

@@ -13,9 +13,19 @@ from demo.session import Session
 from sparse_vlm.overlays import COLOURS
 
 INTRODUCTION = (
-    "Send a picture (upload, paste, drop, or webcam) and ask about it. On the right: where the visual tokens look, "
+    "Send an image (upload, paste, drop, or webcam) and ask about it. Beside the chat: where the visual tokens look, "
     "what the answer attended to, and what it cost."
 )
+CSS = """
+[aria-label="Share"] { display: none }  /* it would send the image to the Hugging Face hub */
+#numbers table { width: 100%; border-collapse: collapse }
+#numbers :is(table, tr) { border: 0 }
+#numbers :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 4px 8px }
+#numbers tr:last-child td { border-bottom: 0 }
+#numbers :is(th, td):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums }
+[class*="message-buttons"]:not(:has(button)) { display: none }  /* beside a question: an empty box with a border */
+"""
+LABEL_QUESTION = """() => document.querySelector("#question textarea").setAttribute("aria-label", "Question")"""
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Page:
 
     Attributes:
         session: what is remembered of the visitor.
-        question: text and pictures to send.
+        question: text and images to send.
         chats: a conversation for each model.
         settings: temperature, top-p, most tokens.
         controls: which model, then the fields of `demo.panel.Choice` in their order.
@@ -65,7 +75,7 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
                     for k, opened in enumerate(models)
                 ]
             question = gr.MultimodalTextbox(
-                placeholder="Ask about the picture …",
+                placeholder="Ask about the image …",
                 file_count="multiple",
                 file_types=["image"],
                 show_label=False,
@@ -74,21 +84,22 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
             )
             with gr.Row():
                 stop, retry, clear = (
-                    gr.Button(name, elem_id=name.lower(), size="sm") for name in ("Stop", "Retry", "Clear")
+                    gr.Button(name, elem_id=name.lower(), size="sm", min_width=80)
+                    for name in ("Stop", "Retry", "Clear")
                 )
             gr.Examples([[{"text": e.question, "files": [str(e.picture)]}] for e in examples], [question])
             with gr.Accordion("Webcam", open=False):
                 webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="webcam")
-            with gr.Accordion("How words are chosen", open=False):
+            with gr.Accordion("Generation settings", open=False):
                 settings = [
-                    gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the likeliest word)", elem_id="temperature"),
+                    gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: greedy)", elem_id="temperature"),
                     gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", elem_id="top-p"),
                     gr.Slider(
                         1,
                         max(1024, max_new_tokens),
                         max_new_tokens,
                         step=1,
-                        label="Most tokens of an answer",
+                        label="Maximum new tokens",
                         elem_id="max-tokens",
                     ),
                 ]
@@ -117,21 +128,31 @@ def _lay_out_panel(models: Sequence[OpenModel]) -> tuple[gr.Image, gr.Markdown, 
     names = [(opened.name, k) for k, opened in enumerate(models)]
     with gr.Row():
         model = gr.Radio(names, value=0, label="Model", visible=len(models) > 1, elem_id="model")
-        picture = gr.Slider(1, 2, 1, step=1, label="Picture", visible=False, elem_id="picture")
+        image = gr.Slider(1, 2, 1, step=1, label="Image", visible=False, elem_id="image")
     with gr.Tab("Where it looks"):
-        look = _drawing("look", "RoIs and sampling points (click on one)")
+        look = _drawing("look", "RoIs and sampling points (click to choose a token)")
         look_text = gr.Markdown(elem_id="look-text")
         step = gr.Slider(1, 2, 1, step=1, label="Sampling step", visible=False, elem_id="step")
-        token = gr.Slider(ALL, 1, ALL, step=1, label="Token (0: all)", elem_id="token")
+        token = gr.Slider(ALL, 1, ALL, step=1, label="Token (0: all)", visible=False, elem_id="token")
         with gr.Row():
-            colour = gr.Radio(list(COLOURS), value=COLOURS[0], label="Colour by", elem_id="colour")
-            points = gr.Checkbox(True, label="Sampling points", elem_id="points")
-    with gr.Tab("What the answer attended to"):
-        heat = _drawing("heat", "Attention of the answer to the visual tokens, through their RoIs")
+            colour = gr.Radio(list(COLOURS), value=COLOURS[0], label="Colour by", visible=False, elem_id="colour")
+            points = gr.Checkbox(True, label="Sampling points", visible=False, elem_id="points")
+    with gr.Tab("Attention"):
+        heat = _drawing("heat", "Attention of the answer to the visual tokens, spread over their RoIs")
         heat_text = gr.Markdown(elem_id="heat-text")
-        word = gr.Dropdown([("the whole answer", ALL)], value=ALL, label="Token of the answer", elem_id="word")
-    return look, look_text, heat, heat_text, [model, picture, step, token, colour, points, word]
+        whole = [("the whole answer", ALL)]
+        word = gr.Dropdown(whole, value=ALL, label="Token of the answer", visible=False, elem_id="word")
+    return look, look_text, heat, heat_text, [model, image, step, token, colour, points, word]
 
 
 def _drawing(name: str, label: str) -> gr.Image:
-    return gr.Image(label=label, elem_id=name, interactive=False, format="png", height=360, buttons=["fullscreen"])
+    return gr.Image(
+        label=label,
+        alt_text=label,
+        elem_id=name,
+        interactive=False,
+        format="png",
+        image_mode="RGBA",  # the margin around the image shows the page's own background
+        height=360,
+        buttons=["fullscreen"],
+    )

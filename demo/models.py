@@ -9,8 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.model_directory import read_config
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
@@ -65,33 +64,6 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         raise
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The model {directory} cannot be opened: {one_line(error)}") from error
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto": CUDA where there is one.
-
-    Raises:
-        UserError: a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {name!r} here: {one_line(error)} Use --device cpu.") from error
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on CUDA, else float32.
-
-    Raises:
-        UserError: unknown name.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise unknown_choice("--dtype", name, ["auto", *DTYPES])
-    return DTYPES[name]
 
 
 def _model_type(directory: Path) -> str | None:

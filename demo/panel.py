@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     """What the visitor wants to see, numbers from 1.
 
     Attributes:
-        picture: of the conversation.
+        image: of the conversation.
         step: sampling step.
         token: one token, or ALL.
         colour_by: "token": the chosen step alone; "step": all steps up to it, over each other.
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
         word: of the answer, or ALL for their mean.
     """
 
-    picture: int
+    image: int
     step: int
     token: int
     colour_by: str
@@ -43,19 +43,19 @@ class Choice(NamedTuple):
 
 
 def draw_look(view: View, choice: Choice) -> Image.Image:
-    """The RoIs on the picture."""
+    """Draw the RoIs on the image."""
     first = 0 if choice.colour_by == "step" else choice.step - 1
     steps = view.glances[first : choice.step]
     tokens = range(steps[0].rois.shape[1]) if choice.token == ALL else [choice.token - 1]
-    picture = view.pixels[choice.picture - 1].numpy()
-    return draw_glances(picture, steps, choice.picture - 1, tokens, choice.colour_by, choice.points)
+    image = view.pixels[choice.image - 1].numpy()
+    return draw_glances(image, steps, choice.image - 1, tokens, choice.colour_by, choice.points)
 
 
 def describe_look(view: View, choice: Choice) -> str:
-    """A sentence on the share of the picture in the drawn step's RoIs."""
-    rois = view.glances[choice.step - 1].rois[choice.picture - 1]
+    """A sentence on the share of the image in the drawn step's RoIs."""
+    rois = view.glances[choice.step - 1].rois[choice.image - 1]
     whole = covered_share(rois)
-    text = f"Step {choice.step} of {len(view.glances)}: {len(rois)} tokens cover {whole:.0%} of the picture"
+    text = f"Step {choice.step} of {len(view.glances)}: {len(rois)} tokens cover {whole:.0%} of the image"
     if choice.token == ALL:
         return f"{text}."
     return f"{text}, token {choice.token} alone {covered_share(rois[choice.token - 1 : choice.token]):.0%}."
@@ -63,22 +63,22 @@ def describe_look(view: View, choice: Choice) -> str:
 
 def draw_attention(view: View, choice: Choice) -> Image.Image:
     """What the answer, or one word of it, attended to, through the RoIs of the last step."""
-    weights = _weights(view, choice)[choice.picture - 1]
-    heat = spread_over_rois(view.glances[-1].rois[choice.picture - 1], weights)
-    return draw_heat(view.pixels[choice.picture - 1].numpy(), heat)
+    weights = _weights(view, choice)[choice.image - 1]
+    heat = spread_over_rois(view.glances[-1].rois[choice.image - 1], weights)
+    return draw_heat(view.pixels[choice.image - 1].numpy(), heat)
 
 
 def describe_attention(view: View, choice: Choice) -> str:
-    """A sentence on the share of attention that went to the picture."""
-    share = float(_weights(view, choice)[choice.picture - 1].sum())
+    """A sentence on the share of attention that went to the image."""
+    share = float(_weights(view, choice)[choice.image - 1].sum())
     who = "The answer" if choice.word == ALL else "This token"
-    return f"{who} gave {share:.0%} of its attention to this picture (mean over layers, heads and tokens)."
+    return f"{who} gave {share:.0%} of its attention to this image (mean over layers, heads and tokens)."
 
 
 def token_at(view: View, choice: Choice, x: float, y: float) -> int:
     """The token, from 1, whose RoI is nearest to a pixel of the drawing."""
-    place = to_image_coordinates(view.pixels[choice.picture - 1].numpy(), x, y)
-    return 1 + nearest_token(view.glances[choice.step - 1].rois[choice.picture - 1], *place)
+    place = to_image_coordinates(view.pixels[choice.image - 1].numpy(), x, y)
+    return 1 + nearest_token(view.glances[choice.step - 1].rois[choice.image - 1], *place)
 
 
 def numbers(models: Sequence[OpenModel], replies: Sequence[Reply], tokens: Sequence[int | None]) -> str:
@@ -87,7 +87,7 @@ def numbers(models: Sequence[OpenModel], replies: Sequence[Reply], tokens: Seque
     Args:
         models: all.
         replies: of the first ones of them, as far as there are.
-        tokens: of each model, visual tokens of a picture; None where a model does not say.
+        tokens: of each model, visual tokens of an image; None where a model does not say.
     """
     rows: dict[str, list[str]] = {name: [] for name in ROWS}
     for opened, reply, count in zip(models, replies, tokens, strict=False):
@@ -111,7 +111,7 @@ def numbers(models: Sequence[OpenModel], replies: Sequence[Reply], tokens: Seque
 
 
 ROWS = (
-    "visual tokens of a picture",
+    "visual tokens of an image",
     "tokens of the prompt",
     "vision tower",
     "projector, prompt, first token",

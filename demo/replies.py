@@ -1,5 +1,6 @@
 """From a question in a session to the answers of all models, step by step."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
@@ -8,18 +9,19 @@ from PIL import Image
 
 from demo.looking import look, seen_pixels, visual_attention
 from demo.models import OpenModel
-from demo.session import Picture, Session, View
+from demo.session import SentImage, Session, View
 from demo.speaking import Reply, Sampling, encode, speak
 
 
 def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) -> Iterator[list[Reply]]:
     """The replies of the models to the session's last question, one after the other, so that none slows another.
 
-    The session's last turn grows with them; its views are set as soon as there is something to show.
+    The session's last turn grows with them; its views are set as soon as there is something to show. A conversation
+    that does not fit is refused before anything of the session changes.
 
     Args:
         models: one or two.
-        session: with a question that has no answer.
+        session: with a question; answers that it had are replaced.
         sampling: how words are chosen.
 
     Raises:
@@ -27,10 +29,10 @@ def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) ->
     """
     session.stopping = False
     turn = session.turns[-1]
+    images = [image.decode() for image in session.images()]
+    prompts = [encode(opened, session.messages(k), images, sampling.max_new_tokens) for k, opened in enumerate(models)]
     views: list[View | None] = [None] * len(models)
     turn.answers, session.views = [], views
-    images = [picture.image for picture in session.pictures()]
-    prompts = [encode(opened, session.messages(k), images, sampling.max_new_tokens) for k, opened in enumerate(models)]
     replies: list[Reply] = []
     for k, (opened, inputs) in enumerate(zip(models, prompts, strict=True)):
         turn.answers.append("")
@@ -48,9 +50,11 @@ def answer(models: Sequence[OpenModel], session: Session, sampling: Sampling) ->
 
 
 def warm_up(models: Sequence[OpenModel]) -> None:
-    """One word about a blank picture, so that the first visitor's times are not those of the start."""
+    """One word about a blank image, so that the first visitor's times are not those of the start."""
     session = Session()
-    session.begin("What is it?", [Picture(Image.new("RGB", (64, 64)), "")])
+    blank = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(blank, "png")
+    session.begin("What is it?", [SentImage(blank.getvalue(), "blank.png", "")])
     for _ in answer(models, session, Sampling(0, 1, 2)):
         pass
 

@@ -7,21 +7,29 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from demo.markup import as_answer, as_typed
+from sparse_vlm.data.images import decode_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import Glance
 from sparse_vlm.vlm.chat import check_question, user_message
 
 
-class Picture(NamedTuple):
-    """A picture of a question.
+class SentImage(NamedTuple):
+    """An image of a question, kept as it was sent: decoded, it may take a hundred times the memory.
 
     Attributes:
-        image: RGB.
-        file: a copy that any browser shows.
+        data: the content of the file.
+        name: its name, for messages.
+        file: a small copy that any browser shows.
     """
 
-    image: Image.Image
+    data: bytes
+    name: str
     file: str
+
+    def decode(self) -> Image.Image:
+        """Return the image, RGB."""
+        return decode_image(self.data, self.name)
 
 
 @dataclass
@@ -29,7 +37,7 @@ class Turn:
     """A question and what each model says to it, as far as it has come."""
 
     question: str
-    pictures: list[Picture]
+    images: list[SentImage]
     answers: list[str] = field(default_factory=list)
 
 
@@ -37,9 +45,9 @@ class View(NamedTuple):
     """What one model looked at for its last answer.
 
     Attributes:
-        pixels: float32[H, W, 3] in [0, 1] of each picture so far, what its vision tower saw.
+        pixels: float32[H, W, 3] in [0, 1] of each image so far, what its vision tower saw.
         glances: its sampling steps on them; of a dense tower one: its patches.
-        attention: float32[words, pictures, n], see `demo.attention`.
+        attention: float32[words, images, n], see `demo.looking.visual_attention`.
         words: the answer's tokens as text.
     """
 
@@ -63,49 +71,44 @@ class Session:
     views: list[View | None] = field(default_factory=list)
     stopping: bool = False
 
-    def begin(self, question: str, pictures: Sequence[Picture]) -> None:
+    def begin(self, question: str, images: Sequence[SentImage]) -> None:
         """Adds a question.
 
         Raises:
-            UserError: it is empty or contains the placeholder.
+            UserError: it is empty.
         """
         check_question(question)
-        self.turns.append(Turn(question, list(pictures)))
+        self.turns.append(Turn(question, list(images)))
 
-    def retry(self) -> None:
-        """Forgets the answers to the last question.
-
-        Raises:
-            UserError: nothing was asked.
-        """
+    def check_retry(self) -> None:
+        """Raise UserError where nothing was asked that could be answered again."""
         if not self.turns:
             raise UserError("There is nothing to try again: ask first.")
-        self.turns[-1].answers = []
 
     def clear(self) -> None:
         """Forgets everything; an answer on its way ends."""
         self.turns, self.views, self.stopping = [], [], True
 
-    def pictures(self) -> list[Picture]:
-        """All of them, in the order in which they were sent."""
-        return [picture for turn in self.turns for picture in turn.pictures]
+    def images(self) -> list[SentImage]:
+        """Return all images in the order in which they were sent."""
+        return [image for turn in self.turns for image in turn.images]
 
     def messages(self, model: int) -> list[dict[str, Any]]:
         """The conversation with a model up to the last question, for a chat template."""
         messages = []
         for turn in self.turns:
-            messages.append(user_message(turn.question, len(turn.pictures)))
+            messages.append(user_message(turn.question, len(turn.images)))
             if turn is not self.turns[-1]:
                 said = turn.answers[model] if model < len(turn.answers) else ""  # its answer broke off
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
         return messages
 
     def history(self, model: int) -> list[dict[str, Any]]:
-        """The conversation with a model for Gradio's Chatbot."""
+        """Return the conversation with a model for Gradio's Chatbot."""
         shown: list[dict[str, Any]] = []
         for turn in self.turns:
-            files = [{"path": picture.file, "alt_text": "picture"} for picture in turn.pictures]
-            shown.append({"role": "user", "content": [*files, turn.question]})
+            files = [{"path": image.file, "alt_text": image.name} for image in turn.images]
+            shown.append({"role": "user", "content": [*files, as_typed(turn.question)]})
             if model < len(turn.answers):
-                shown.append({"role": "assistant", "content": turn.answers[model]})
+                shown.append({"role": "assistant", "content": as_answer(turn.answers[model])})
         return shown

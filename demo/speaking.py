@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, TextIteratorStreamer
 
 from demo.models import OpenModel
+from sparse_vlm.devices import synchronize
 from sparse_vlm.vlm.chat import GREEDY, check_length, encode_messages, stream_inputs
 
 
@@ -122,7 +123,7 @@ def speak(opened: OpenModel, inputs: BatchFeature, sampling: Sampling) -> Genera
 
     def end(*_: object) -> None:
         assert reply.tower is not None
-        _wait(opened)
+        synchronize(opened.model.device)
         reply.tower += time.perf_counter() - started[-1]
 
     with opened.lock:
@@ -149,9 +150,3 @@ def speak(opened: OpenModel, inputs: BatchFeature, sampling: Sampling) -> Genera
 def _measure(reply: Reply, stream: TimedStream, begin: float) -> None:
     reply.text, reply.ids = stream.text.strip(), list(stream.ids)
     reply.first, reply.rest = stream.times[0] - begin, stream.times[-1] - stream.times[0]
-
-
-def _wait(opened: OpenModel) -> None:
-    """A GPU works on after its work was given to it."""
-    if opened.model.device.type == "cuda":
-        torch.cuda.synchronize(opened.model.device)

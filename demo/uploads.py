@@ -1,8 +1,7 @@
-"""Uploaded files -> pictures. Their names and contents are whatever a stranger chose."""
+"""Uploaded files -> images. Their names and contents are whatever a stranger chose."""
 
 import io
 import warnings
-from pathlib import Path
 
 from PIL import Image
 
@@ -10,17 +9,17 @@ from sparse_vlm.data.images import decode_image
 from sparse_vlm.errors import UserError
 
 
-def open_upload(path: str, max_megapixels: float) -> Image.Image:
-    """A picture as its sender sees it: the first frame, turned as the camera says, RGB.
+def open_upload(data: bytes, name: str, max_megapixels: float) -> Image.Image:
+    """Decode an image as its sender sees it: the first frame, turned as the camera says, RGB.
 
     Args:
-        path: of the uploaded file; only its last part is shown to the user.
+        data: content of the uploaded file.
+        name: shown to the user.
         max_megapixels: larger ones would fill the memory.
 
     Raises:
-        UserError: no picture, damaged, or too large; the sentence names it.
+        UserError: not an image, damaged, or too large; the sentence names it.
     """
-    name, data = Path(path).name, Path(path).read_bytes()
     size = _size(data)
     if size is not None and size[0] * size[1] > 1e6 * max_megapixels:
         raise UserError(

@@ -21,8 +21,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eval.embeddings import move_to
 from sparse_vlm.bootstrap.teachers import open_teacher
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
@@ -47,9 +48,9 @@ def evaluate_set(
     *,
     split: str = "test",
     batch_size: int = 64,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """clip-benchmark's metrics of a model on one dataset, in float32.
+    """clip-benchmark's metrics of a model on one dataset.
 
     Args:
         model: on `device`.
@@ -58,7 +59,7 @@ def evaluate_set(
         folder: the dataset, see above.
         split: a folder in it.
         batch_size: images at a time.
-        device: "cpu" or "cuda".
+        device: where the model is.
 
     Returns:
         "acc1", "acc5" (of 5 and more classes), "mean_per_class_recall"; of several labels per image
@@ -112,7 +113,13 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def compare(
-    teacher_spec: str, encoder_dir: Path, folders: Sequence[Path], *, batch_size: int = 64, device: str = "cpu"
+    teacher_spec: str,
+    encoder_dir: Path,
+    folders: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Teacher and student, which share the teacher's text side, on datasets.
 
@@ -121,6 +128,7 @@ def compare(
         encoder_dir: of `SparseFormer.save_pretrained`.
         folders: of the datasets.
         batch_size, device: see `evaluate_set`.
+        dtype: of both image sides; the text side keeps its own, and embeddings are compared in float32.
 
     Returns:
         dataset -> {"teacher": metrics, "student": metrics}
@@ -128,14 +136,15 @@ def compare(
     Raises:
         UserError: the teacher has no text side, or something cannot be opened.
     """
-    teacher, student = open_teacher(teacher_spec), SparseFormer.from_pretrained(encoder_dir)
+    teacher = open_teacher(teacher_spec).to(device)
     if teacher.text is None:
         raise UserError(f"The teacher {teacher_spec!r} has no text side; zero-shot evaluation needs an open_clip one.")
-    move_to(device, teacher, student)
+    teacher.trunk.to(dtype)
+    student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
     encode_text = teacher.text.clip.encode_text
     models = {
-        "teacher": (TwoSides(teacher, encode_text), teacher.preprocessing),
-        "student": (TwoSides(lambda images: student(images).pooled, encode_text), student.config.preprocessing),
+        "teacher": (TwoSides(lambda images: teacher(images.to(dtype)).float(), encode_text), teacher.preprocessing),
+        "student": (TwoSides(lambda images: student(images).pooled.float(), encode_text), student.config.preprocessing),
     }
     return {
         folder.name: {
@@ -166,18 +175,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
     parser.add_argument("--datasets", type=Path, nargs="+", required=True, help="folders in clip-benchmark's form")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    device = choose_device(arguments.device)
     results = compare(
         arguments.teacher,
         arguments.encoder,
         arguments.datasets,
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=device,
+        dtype=choose_dtype(arguments.dtype, device),
     )
     Console().print(as_table(results))
     if arguments.output is not None:

@@ -15,14 +15,17 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from eval.cost_report import Section, megabytes, publish, require_json_name
 from eval.encoder_cost import Result, measure
 from eval.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
-from eval.timing import machine, open_device, require_positive
+from eval.timing import machine, require_positive
 from eval.vision_towers import open_tower
-from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.device_arguments import add_device_argument
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.export import require_onnx
 from sparse_vlm.errors import UserError, exit_with_sentence
 
@@ -39,15 +42,15 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def measure_all(arguments: argparse.Namespace) -> list[Result]:
+def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Result]:
     """Every set in every setting; one set's models are in memory at a time.
 
     Raises:
         UserError: an unknown model, a size that it cannot have, or a mode that does not fit or needs more packages.
     """
-    device = open_device(arguments.device)
+    dtypes = list(dict.fromkeys(name_of(choose_dtype(name, device)) for name in arguments.dtypes))
     special = [mode for mode in arguments.modes if mode in CPU_FLOAT32]
-    if special and (device.type != "cpu" or arguments.dtypes != ["float32"]):
+    if special and (device.type != "cpu" or dtypes != ["float32"]):
         raise UserError(
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
@@ -61,7 +64,7 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
         for name, models in sets.items()
     }
     results = []
-    for name, dtype, mode in product(towers, arguments.dtypes, arguments.modes):
+    for name, dtype, mode in product(towers, dtypes, arguments.modes):
         models = [build(tower, dtype, mode, device) for tower in towers[name]]
         for threads, batch in product(arguments.threads, arguments.batches):
             setting = Setting(threads, batch, dtype, mode)
@@ -135,9 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-sizes", type=int, nargs="+", help="for every model; else each has its own")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="images at once")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of the CPU")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="each as the --dtype of other commands")
     parser.add_argument("--modes", nargs="+", default=["eager"], choices=MODES)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device_argument(parser)
     parser.add_argument("--repeats", type=int, default=7, help="recorded runs of each model")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/efficiency.json"))
     return parser
@@ -150,9 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         require_json_name(arguments.output)
         require_positive(batches=arguments.batches, threads=arguments.threads, repeats=arguments.repeats)
-        results = measure_all(arguments)
+        device = choose_device(arguments.device)
+        results = measure_all(arguments, device)
         values = {
-            "machine": machine(open_device(arguments.device)),
+            "machine": machine(device),
             "results": [result.as_json() for result in results],
         }
         publish(arguments.output, values, [section_of(result) for result in results], figure_of(results))

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-
-from sparse_vlm.errors import UserError, one_line
 
 
 def embed_images(
@@ -17,6 +15,7 @@ def embed_images(
     *,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     name: str = "embed images",
 ) -> Tensor:
     """The embeddings of images, in their order and as long as `encode` gives them.
@@ -25,7 +24,7 @@ def embed_images(
         encode: float[B, 3, H, W] on `device` -> float[B, D]; e.g. an open teacher, or `lambda x: encoder(x).pooled`.
         images: items with "pixel_values" float[3, H, W], preprocessed as belongs to the weights.
         batch_size: images at a time.
-        device: of the weights.
+        device, dtype: of the weights.
         name: of the progress bar.
 
     Returns:
@@ -36,17 +35,4 @@ def embed_images(
     """
     batches = tqdm(DataLoader(images, batch_size=batch_size), desc=name, unit="batch")
     with torch.inference_mode():
-        return torch.cat([encode(batch["pixel_values"].to(device)).float().cpu() for batch in batches])
-
-
-def move_to(device: str, *models: nn.Module) -> None:
-    """Moves models to a device by its name.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    for model in models:
-        try:
-            model.to(device)
-        except RuntimeError as error:
-            raise UserError(f"Cannot use the device {device!r}: {one_line(error)}") from None
+        return torch.cat([encode(batch["pixel_values"].to(device, dtype)).float().cpu() for batch in batches])

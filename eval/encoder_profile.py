@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, publish
-from eval.timing import finish, machine, matmul, require_positive, take_turns
+from eval.timing import machine, matmul, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
+from sparse_vlm.devices import synchronize
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.cortex import Cortex
@@ -157,7 +158,7 @@ def measure(towers: Sequence[Tower], batch: int, dtype: str, device: torch.devic
 
 def _record(model: nn.Module, images: Tensor, seconds: list[dict[str, float]]) -> None:
     def clock() -> float:
-        finish(images.device)
+        synchronize(images.device)
         return time.perf_counter()
 
     with torch.inference_mode(), by_part(model, clock) as sums:
@@ -213,11 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         require_positive(batch=arguments.batch)
-        device = begin(arguments)
+        device, dtype = begin(arguments)
         towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
-        profiles = measure(towers, arguments.batch, arguments.dtype, device, arguments.repeats)
-        how = f"{arguments.threads} CPU threads, batch {arguments.batch}, {arguments.dtype}"
-        setting = {"threads": arguments.threads, "batch": arguments.batch, "dtype": arguments.dtype}
+        profiles = measure(towers, arguments.batch, dtype, device, arguments.repeats)
+        how = f"{arguments.threads} CPU threads, batch {arguments.batch}, {dtype}"
+        setting = {"threads": arguments.threads, "batch": arguments.batch, "dtype": dtype}
         towers_json = [asdict(p) | {"median_seconds": p.medians(), "shares": p.shares()} for p in profiles]
         values = {"machine": machine(device), **setting, "profiles": towers_json}
         publish(arguments.output, values, [section_of(profile, how) for profile in profiles], figure_of(profiles))

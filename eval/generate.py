@@ -20,8 +20,10 @@ from eval.answer_log import AnswerLog, open_log
 from eval.benchmarks import BENCHMARKS, find_benchmark
 from eval.protocol import EncodedImage, Question
 from sparse_vlm.data.images import decode_image, open_image
-from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, exit_with_sentence, one_line
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.dtypes import name_of
+from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 
@@ -54,7 +56,9 @@ def generate_answers(
         UserError: an image is missing or damaged, or the file holds answers that do not belong here (`open_log`).
     """
     tokens = answerer.model.config.image_seq_length if with_images else 0
-    metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(answerer.model)}
+    model = answerer.model
+    metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
+    metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
     parts = list(_parts(questions, with_images))
     with (
         open_log(answers, questions, model_id, metadata) as log,
@@ -135,19 +139,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, help="folder of its images")
     parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
     parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    device = choose_device(arguments.device)
     benchmark = find_benchmark(arguments.benchmark)
     questions = benchmark.load_questions(arguments.questions, arguments.images)
-    model, processor = load_vlm(arguments.model, DTYPES[arguments.dtype])
-    try:
-        model.to(arguments.device)
-    except RuntimeError as error:
-        raise UserError(f"Cannot use the device {arguments.device!r}: {one_line(error)}") from None
+    model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
+    model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
     answerer = Answerer(model, processor, benchmark.max_new_tokens, arguments.batch_rows)
     generate_answers(
         questions,

@@ -13,16 +13,25 @@ from typing import Any
 
 import torch
 
-from eval.embeddings import embed_images, move_to
+from eval.embeddings import embed_images
 from eval.metrics import wilson_interval
 from sparse_vlm.data.labels import LabelledImages, read_class_folders
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json
 
 
-def top_1(encoder_dir: Path, folder: Path, batch_size: int = 64, device: str = "cpu") -> dict[str, Any]:
+def top_1(
+    encoder_dir: Path,
+    folder: Path,
+    batch_size: int = 64,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
     """Share of pictures whose largest logit is their class's.
 
     Args:
@@ -30,7 +39,7 @@ def top_1(encoder_dir: Path, folder: Path, batch_size: int = 64, device: str = "
         folder: pictures below one folder per class, in the order of the head's outputs when sorted by name, as
             ImageNet's by WordNet id are.
         batch_size: pictures at a time.
-        device: where to compute.
+        device, dtype: where to compute, and in which type.
 
     Returns:
         "top1" in [0, 1], "confidence_95" (Wilson's interval), "images", "classes".
@@ -45,10 +54,10 @@ def top_1(encoder_dir: Path, folder: Path, batch_size: int = 64, device: str = "
             f"{encoder_dir} has {outputs} outputs, but {folder} has {len(labels.classes)} classes: this head is not "
             "for these classes. Zero-shot accuracy of a CLIP-like encoder is eval.clip_sets's."
         )
-    move_to(device, encoder)
+    encoder.to(device, dtype)
     images = LabelledImages(labels, Transform(encoder.config.preprocessing))
     logits = embed_images(
-        lambda batch: encoder(batch).pooled, images, batch_size=batch_size, device=device, name="top-1"
+        lambda batch: encoder(batch).pooled, images, batch_size=batch_size, device=device, dtype=dtype, name="top-1"
     )
     right = int((logits.argmax(dim=-1) == labels.values).sum())
     count = len(labels.paths)
@@ -68,13 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=Path, required=True, help="a folder of pictures per class, e.g. ImageNet's val"
     )
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    result = top_1(arguments.encoder, arguments.images, arguments.batch_size, arguments.device)
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
+    result = top_1(arguments.encoder, arguments.images, arguments.batch_size, device=device, dtype=dtype)
     low, high = result["confidence_95"]
     print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
     if arguments.output is not None:

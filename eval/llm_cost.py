@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -26,8 +25,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import Run, machine, peak_bytes, require_positive, take_turns
+from eval.timing import Run, machine, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
+from sparse_vlm.devices import free_bytes, peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
@@ -131,7 +131,7 @@ def count(tower: Tower, llm: LLM, prompt_tokens: int, dtype: torch.dtype) -> Fir
 def shortage(llm: LLM, towers: Sequence[Tower], dtype: torch.dtype, device: torch.device) -> str:
     """Why the weights do not fit into the memory that is free, with a fifth of it left to work in; "": they do."""
     wanted = (llm.parameters + sum(tower.parameters for tower in towers)) * dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     if wanted <= 0.8 * free:
         return ""
     return f"counted, not timed: {wanted / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB free"
@@ -222,12 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         prompt = arguments.prompt_tokens
         require_positive(prompt_tokens=prompt)
-        device = begin(arguments)
+        device, dtype = begin(arguments)
         towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
         llms = [open_llm(name) for name in dict.fromkeys(arguments.llms)]
-        results = [measure(llm, towers, prompt, arguments.dtype, device, arguments.repeats) for llm in llms]
-        setting = {"prompt_tokens": prompt, "threads": arguments.threads, "dtype": arguments.dtype, "batch": 1}
-        how = f"prompt of {prompt} tokens, {arguments.threads} CPU threads, {arguments.dtype}, batch 1"
+        results = [measure(llm, towers, prompt, dtype, device, arguments.repeats) for llm in llms]
+        setting = {"prompt_tokens": prompt, "threads": arguments.threads, "dtype": dtype, "batch": 1}
+        how = f"prompt of {prompt} tokens, {arguments.threads} CPU threads, {dtype}, batch 1"
         values = {"machine": machine(device), **setting, "results": [result.as_json() for result in results]}
         publish(arguments.output, values, [section_of(result, how) for result in results], figure_of(results))
 

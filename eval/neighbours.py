@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.embeddings import embed_images, move_to
+from eval.embeddings import embed_images
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
 from sparse_vlm.data.sources import open_images
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
@@ -47,7 +49,13 @@ def closest_tokens(tokens: Tensor) -> Tensor:
 
 
 def compare(
-    teacher_spec: str, encoder_dir: Path, images: str, image_size: int | None = None, device: str = "cpu"
+    teacher_spec: str,
+    encoder_dir: Path,
+    images: str,
+    image_size: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Student against teacher on unlabelled images.
 
@@ -56,7 +64,7 @@ def compare(
         encoder_dir: of `SparseFormer.save_pretrained`.
         images: see `open_images`.
         image_size: input side of the teacher in pixels, as it was bootstrapped with.
-        device: where both compute.
+        device, dtype: where both compute, and in which type.
 
     Returns:
         "cosine" of the representations; "centered_cosine", of their deviations from their means; "cosine_of_mean", what
@@ -68,9 +76,8 @@ def compare(
     Raises:
         UserError: something cannot be opened, or there are fewer than 6 images.
     """
-    teacher = open_teacher(teacher_spec, image_size=image_size)
-    student = SparseFormer.from_pretrained(encoder_dir)
-    move_to(device, teacher, student)
+    teacher = open_teacher(teacher_spec, image_size=image_size).to(device, dtype)
+    student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
     latent: list[Tensor] = []
 
     def embed(pixels: Tensor) -> Tensor:
@@ -79,7 +86,8 @@ def compare(
         return output.pooled
 
     def seen_by(encode: Callable[[Tensor], Tensor], transform: Transform, name: str) -> Tensor:
-        return embed_images(encode, open_images(images, transform, shuffle_buffer=0), device=device, name=name)
+        source = open_images(images, transform, shuffle_buffer=0)
+        return embed_images(encode, source, device=device, dtype=dtype, name=name)
 
     seen_by_teacher = seen_by(teacher, Transform(teacher.preprocessing), "teacher")
     seen_by_student = seen_by(embed, student.transform, "student")
@@ -98,7 +106,15 @@ def compare(
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    result = compare(arguments.teacher, arguments.encoder, arguments.images, arguments.image_size, arguments.device)
+    device = choose_device(arguments.device)
+    result = compare(
+        arguments.teacher,
+        arguments.encoder,
+        arguments.images,
+        arguments.image_size,
+        device=device,
+        dtype=choose_dtype(arguments.dtype, device),
+    )
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
     if arguments.output is not None:
@@ -112,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
     parser.add_argument("--images", required=True, help="unlabelled held-out images: a folder, wds:SHARDS, …")
     parser.add_argument("--image_size", type=int, help="input side of the teacher in pixels, if not its own")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     return exit_with_sentence(lambda: _run(arguments))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from eval.protocol import Question, QuestionId
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_text
+from sparse_vlm.files import to_json, write_text
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -86,7 +86,7 @@ def read_lines(path: Path) -> list[Record]:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes a JSON-lines file, atomically."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(to_json(record, path) + "\n" for record in records))
 
 
 def field(record: Any, name: str, kind: type[T], place: str) -> T:

@@ -1,6 +1,6 @@
 """One encoder at several input sizes: `python -m eval.resolution ENCODER_DIR PICTURE ... --scales 1 2 3`.
 
-The token count is the same at every size; only the stem sees more pixels. Printed for each size: CPU time of an image,
+The token count is the same at every size; only the stem sees more pixels. Printed for each size: time of an image,
 how far the last RoIs lie from those at the first size, and the cosine of the embeddings. --figure: where tokens look.
 """
 
@@ -18,6 +18,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sparse_vlm.data.images import open_image
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
@@ -30,7 +32,7 @@ class AtSize:
 
     Attributes:
         side: pixels.
-        seconds: thread CPU time of one image, the least of several runs.
+        seconds: of one image, the least of several runs: thread CPU time on the CPU, else until the device is done.
         rois: float32[B, n, 4], the last ones.
         points: float32[B, n, P, 2], where the tokens looked last, in image coordinates.
         pooled: float32[B, D].
@@ -49,19 +51,23 @@ def at_size(encoder: SparseFormer, pictures: Sequence[Image.Image], scale: int, 
     preprocessing = encoder.config.preprocessing
     crop = scale * preprocessing.crop
     transform = Transform(replace(preprocessing, resize=scale * preprocessing.resize, crop=crop))
-    images = torch.stack([transform(picture) for picture in pictures])
+    weight = encoder.stem.conv.weight
+    images = torch.stack([transform(picture) for picture in pictures]).to(weight.device, weight.dtype)
     glance, output = record_glances(encoder, images)[-1], encoder(images)
+    clock = time.thread_time if images.device.type == "cpu" else time.perf_counter
+    synchronize(images.device)
     seconds = []
     for _ in range(repeats):
-        start = time.thread_time()
+        start = clock()
         encoder(images)
-        seconds.append((time.thread_time() - start) / len(pictures))
-    return AtSize(crop, min(seconds), output.rois[-1], glance.points, output.pooled)
+        synchronize(images.device)
+        seconds.append((clock() - start) / len(pictures))
+    return AtSize(crop, min(seconds), output.rois[-1].cpu(), glance.points, output.pooled.float().cpu())
 
 
 def as_table(results: Sequence[AtSize]) -> Table:
     """A row for each size, compared with the first."""
-    table = Table("pixels", "CPU ms per image", "× the first", "RoI corners moved by (mean)", "cosine of embeddings")
+    table = Table("pixels", "ms per image", "× the first", "RoI corners moved by (mean)", "cosine of embeddings")
     first = results[0]
     for result in results:
         moved = (result.rois - first.rois).abs().mean().item()
@@ -96,13 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("pictures", nargs="+")
     parser.add_argument("--scales", nargs="+", type=int, default=[1, 2, 3], help="times the encoder's own size")
     parser.add_argument("--figure", help="image file to write")
+    add_device_arguments(parser)
     arguments = parser.parse_args(argv)
 
     def run() -> None:
         if min(arguments.scales) < 1:
             raise UserError(f"--scales must be at least 1, got {min(arguments.scales)}.")
         torch.set_num_threads(1)
+        device = choose_device(arguments.device)
         encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
+        encoder.to(device, choose_dtype(arguments.dtype, device))
         pictures = [open_image(file) for file in arguments.pictures]
         results = [at_size(encoder, pictures, scale) for scale in arguments.scales]
         Console().print(as_table(results))

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import gmacs_of, machine, peak_bytes, require_positive, take_turns
+from eval.timing import gmacs_of, machine, require_positive, take_turns
+from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
 
@@ -155,14 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         text, batch, counts = arguments.text_tokens, arguments.batch, list(dict.fromkeys(arguments.visual_tokens))
         require_positive(visual_tokens=counts, text_tokens=text, batch=batch)
-        device = begin(arguments)
-        llm, dtype = open_llm(arguments.llm), DTYPES[arguments.dtype]
-        costs, held = measure(llm, counts, text, batch, dtype, device, arguments.repeats)
+        device, dtype = begin(arguments)
+        llm = open_llm(arguments.llm)
+        costs, held = measure(llm, counts, text, batch, DTYPES[dtype], device, arguments.repeats)
         title = (
             f"{llm.name} ({llm.parameters / 1e6:,.0f}M, weights: {llm.weights}), AdamW, {text} text tokens, "
-            f"batch {batch}, {arguments.dtype}, {arguments.threads} CPU threads"
+            f"batch {batch}, {dtype}, {arguments.threads} CPU threads"
         )
-        setting = {"text_tokens": text, "batch": batch, "dtype": arguments.dtype, "threads": arguments.threads}
+        setting = {"text_tokens": text, "batch": batch, "dtype": dtype, "threads": arguments.threads}
         about = {"machine": machine(device), "llm": llm.name, "weights": llm.weights, **setting}
         values = {**about, "held_bytes": held, "steps": [asdict(cost) | {"median": cost.median} for cost in costs]}
         publish(arguments.output, values, [section_of(costs, held, title)], figure_of(costs, held, title))

@@ -1,37 +1,18 @@
-"""Stopwatch, meters of memory and arithmetic, and description of the machine, for everything that measures cost."""
+"""Stopwatch, meter of arithmetic, and description of the machine, for everything that measures cost."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.devices import device_name, synchronize
+from sparse_vlm.errors import UserError
 
 Run = Callable[[], object]
-
-
-def open_device(name: str) -> torch.device:
-    """The device of that name, "cpu" or "cuda" (or "cuda:1").
-
-    Raises:
-        UserError: it is not there, or of another kind.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise unknown_choice("--device", name, ("cpu", "cuda")) from None
-    if device.type not in ("cpu", "cuda"):
-        raise unknown_choice("--device", name, ("cpu", "cuda"))
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no {name}: torch sees {torch.cuda.device_count()} CUDA devices. Use --device cpu.")
-    return device
 
 
 def require_positive(**values: int | Sequence[int]) -> None:
@@ -49,8 +30,8 @@ def require_positive(**values: int | Sequence[int]) -> None:
 def machine(device: torch.device) -> dict[str, str | int]:
     """What was measured on: processor, its cores, the GPU if there is one in use, torch's version."""
     described: dict[str, str | int] = {"cpu": _processor(), "cores": psutil.cpu_count() or 0}
-    if device.type == "cuda":
-        described["gpu"] = torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        described["gpu"] = device_name(device)
     return described | {"torch": torch.__version__}
 
 
@@ -64,17 +45,11 @@ def _processor() -> str:
 
 def seconds_of(run: Run, device: torch.device) -> float:
     """How long `run` takes, until its last kernel has ended."""
-    finish(device)
+    synchronize(device)
     start = time.perf_counter()
     run()
-    finish(device)
+    synchronize(device)
     return time.perf_counter() - start
-
-
-def finish(device: torch.device) -> None:
-    """Waits until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def take_turns(runs: Sequence[Run], repeats: int, device: torch.device) -> list[list[float]]:
@@ -88,7 +63,7 @@ def take_turns(runs: Sequence[Run], repeats: int, device: torch.device) -> list[
         device: where they run.
     """
     seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(3 if device.type == "cuda" else 1):
+    for _ in range(1 if device.type == "cpu" else 3):
         for run in runs:
             seconds_of(run, device)
     for number in range(repeats):
@@ -99,7 +74,7 @@ def take_turns(runs: Sequence[Run], repeats: int, device: torch.device) -> list[
 
 def matmul(dtype: torch.dtype, device: torch.device) -> tuple[Run, float]:
     """A product of two square matrices, and its floating-point operations: what the hardware can do at best."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 1024 if device.type == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: left @ right, 2.0 * side**3
 
@@ -109,28 +84,3 @@ def gmacs_of(run: Run) -> float:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 2e9
-
-
-def peak_bytes(run: Run, device: torch.device) -> int:
-    """The most bytes that `run` has beyond what was allocated before it.
-
-    Counted by torch's allocator: weights that exist already are not in it, and neither is what libraries allocate
-    behind torch's back.
-    """
-    if device.type == "cuda":
-        finish(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        finish(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
-    with profile(profile_memory=True) as recorded:
-        run()
-    results: Any = recorded.kineto_results
-    held = peak = 0
-    for event in results.events():  # in the order of time
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak

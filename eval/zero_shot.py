@@ -13,13 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eval.embeddings import embed_images, move_to
+from eval.embeddings import embed_images
 from eval.metrics import wilson_interval
 from eval.protocol import Score
 from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.labels import LabelledImages, Labels
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
@@ -52,7 +54,12 @@ def easy_vqa_images(split: Literal["train", "test"]) -> Labels:
 
 
 def compare(
-    teacher_spec: str, encoder_dir: Path, split: Literal["train", "test"] = "test", device: str = "cpu"
+    teacher_spec: str,
+    encoder_dir: Path,
+    split: Literal["train", "test"] = "test",
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Zero-shot accuracy of a teacher and of the SparseFormer made from it, on easy-VQA, with the teacher's text side.
 
@@ -61,6 +68,7 @@ def compare(
         encoder_dir: of `SparseFormer.save_pretrained`.
         split: of easy-VQA.
         device: where both compute.
+        dtype: of both image sides; the text side keeps its own.
 
     Returns:
         "teacher" and "student" (accuracies in [0, 1]), "confidence_95" with [low, high] of both, "images", "classes".
@@ -68,13 +76,13 @@ def compare(
     Raises:
         UserError: the teacher has no text side, or something cannot be opened.
     """
-    teacher = open_teacher(teacher_spec)
+    teacher = open_teacher(teacher_spec).to(device)
     if teacher.text is None:
         raise UserError(
             f"The teacher {teacher_spec!r} has no text side; zero-shot classification needs an open_clip one."
         )
-    student = SparseFormer.from_pretrained(encoder_dir)
-    move_to(device, teacher, student)
+    teacher.trunk.to(dtype)
+    student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
     labels = easy_vqa_images(split)
     classes = class_embeddings(teacher.text, labels.classes).cpu()
     encoders: dict[str, tuple[Callable[[Tensor], Tensor], Preprocessing]] = {
@@ -84,7 +92,7 @@ def compare(
     scores = {}
     for name, (encode, preprocessing) in encoders.items():
         images = LabelledImages(labels, Transform(preprocessing))
-        embeddings = embed_images(encode, images, device=device, name=name)
+        embeddings = embed_images(encode, images, device=device, dtype=dtype, name=name)
         scores[name] = accuracy(embeddings, classes, labels.values)
     return {
         **{name: score.value for name, score in scores.items()},
@@ -100,13 +108,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", required=True, help="open_clip:NAME/TAG or an open_clip directory")
     parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
     parser.add_argument("--split", choices=["train", "test"], default="test")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_arguments(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    result = compare(arguments.teacher, arguments.encoder, arguments.split, arguments.device)
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
+    result = compare(arguments.teacher, arguments.encoder, arguments.split, device=device, dtype=dtype)
     for name in ("teacher", "student"):
         low, high = result["confidence_95"][name]
         print(f"{name}: {result[name]:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")

@@ -4,18 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms import v2
 from transformers import BatchFeature
 
 from sparse_vlm.encoder.canvas import preparation
+from sparse_vlm.encoder.images import AnyImage
 from sparse_vlm.encoder.preprocessing import Preprocessing
 from sparse_vlm.errors import UserError
-
-Picture = Image.Image | Tensor | np.ndarray
 
 
 class TowerImageProcessor:
@@ -36,11 +32,11 @@ class TowerImageProcessor:
         self.crop_size = {"height": image_size, "width": image_size}
         self._prepare = preparation(self.preprocessing, aspect)
 
-    def preprocess(self, images: Picture | Sequence[Picture], return_tensors: str = "pt") -> BatchFeature:
+    def preprocess(self, images: AnyImage | Sequence[AnyImage], return_tensors: str = "pt") -> BatchFeature:
         """One picture or several -> {"pixel_values": float32[B, 3, size, size]}.
 
         Args:
-            images: PIL images of any mode and size, uint8[H, W, 3] arrays or uint8[3, H, W] tensors.
+            images: as `sparse_vlm.encoder.images.to_rgb` takes them.
             return_tensors: "pt".
 
         Raises:
@@ -51,15 +47,11 @@ class TowerImageProcessor:
         pictures = _as_list(images)
         if not pictures:
             raise UserError("The SparseFormer image processor got no image.")
-        return BatchFeature({"pixel_values": torch.stack([self._prepare(_to_pil(picture)) for picture in pictures])})
+        return BatchFeature({"pixel_values": torch.stack([self._prepare(picture) for picture in pictures])})
 
     __call__ = preprocess
 
 
-def _as_list(images: Any) -> list[Picture]:
-    one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+def _as_list(images: Any) -> list[AnyImage]:
+    one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3)
     return [images] if one else list(images)
-
-
-def _to_pil(picture: Picture) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else v2.functional.to_pil_image(picture)

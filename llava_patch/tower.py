@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 from llava_patch.image_processor import TowerImageProcessor
 from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
+from sparse_vlm.devices import choose_device
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.canvas import hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
@@ -87,7 +88,7 @@ class SparseFormerTower(nn.Module):
         """Loads the weights, once; frozen, as LLaVA's towers are.
 
         Args:
-            device_map: None: the CPU; "auto": the GPU where there is one; a device; or {"": device}.
+            device_map: None: the CPU; "auto": the accelerator where there is one; a device; or {"": device}.
 
         Raises:
             UserError: weights that are not there, cannot be fetched, or do not fit.
@@ -101,7 +102,7 @@ class SparseFormerTower(nn.Module):
         self.vision_tower = encoder.requires_grad_(False)
         device = device_map.get("", "auto") if isinstance(device_map, dict) else device_map
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = choose_device()
         if device is not None:
             self.vision_tower.to(device)
         self.is_loaded = True

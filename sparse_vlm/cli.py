@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
+from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 Parser = argparse.ArgumentParser
@@ -64,13 +65,17 @@ def _chat(arguments: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from sparse_vlm.data.images import open_image
+    from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.vlm.build import load_vlm
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.terminal import converse
 
     disable_progress_bar()
+    device = choose_device(arguments.device)
     image = None if arguments.image is None else open_image(arguments.image)
-    conversation = Conversation(*load_vlm(arguments.model))
+    model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
+    model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+    conversation = Conversation(model, processor)
     if image is not None:
         conversation.show(image)
     if arguments.question is None:
@@ -83,6 +88,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.data.images import open_image
+    from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.model_directory import open_encoder, read_config
 
     if arguments.max_tokens < 1:
@@ -94,16 +100,21 @@ def _rois(arguments: argparse.Namespace) -> None:
     from sparse_vlm.visualize import roi_figure, save_figure
 
     images = [open_image(file) for file in arguments.images]
-    encoder = open_encoder(arguments.model)
+    device = choose_device(arguments.device)
+    encoder = open_encoder(arguments.model).to(device, choose_dtype(arguments.dtype, device))
     aspect = read_config(arguments.model).get("vision_config", {}).get("aspect", "crop")  # an encoder's has none
     save_figure(roi_figure(encoder, images, arguments.max_tokens, aspect), arguments.output)
     print(f"RoIs and sampling points: {arguments.output}")
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from sparse_vlm.vlm.serving import serve
+    from transformers.utils.logging import disable_progress_bar
 
-    serve(arguments.model, arguments.options)
+    from sparse_vlm.vlm.serving.server import serve
+
+    disable_progress_bar()
+    options = {name: value for name, value in vars(arguments).items() if name not in ("model", "run")}
+    serve(arguments.model, **options)
 
 
 def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, examples: str) -> Parser:
@@ -171,6 +182,7 @@ def _add_encoder_commands(commands: Commands) -> None:
     rois.add_argument("--model", required=True, help="an encoder directory or a model directory")
     rois.add_argument("-o", "--output", required=True, help="file to write: .png, .svg or .pdf")
     rois.add_argument("--max_tokens", type=int, default=64, help="draw so many tokens, evenly spread (default: 64)")
+    add_device_arguments(rois)
 
 
 def _add_vlm_commands(commands: Commands) -> None:
@@ -220,19 +232,40 @@ def _add_vlm_commands(commands: Commands) -> None:
     chat.add_argument("--model", required=True, help="a model directory")
     chat.add_argument("--image", help="image file that the (first) question is about")
     chat.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default: 256)")
+    add_device_arguments(chat)
+    _add_serve(commands)
 
+
+def _add_serve(commands: Commands) -> None:
     serve = _add(
         commands,
         "serve",
         _serve,
-        "a model directory behind an OpenAI-compatible API: `transformers serve` with our model",
+        "a model directory behind an OpenAI-compatible API",
         """
         sparse-vlm serve runs/quickstart/model --port 8000
         sparse-vlm serve runs/quickstart/model --device cuda:0 --dtype bfloat16
         """,
     )
-    serve.add_argument("model", help="a model directory; requests name it by this path")
-    serve.add_argument("options", nargs=argparse.REMAINDER, help="of `transformers serve`, e.g. --port 8000")
+    serve.add_argument("model", help="a model directory; requests name it by the last part of its path, or by the path")
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one, which is printed")
+    add_device_arguments(serve)
+    serve.add_argument(
+        "--bits", "--quantization", type=int, help="4 or 8: the language model's weights in so many bits"
+    )
+    serve.add_argument("--served_name", help="how requests name the model")
+    serve.add_argument("--max_images", type=int, default=16, help="of a request (default: 16)")
+    serve.add_argument("--max_megapixels", type=float, default=64, help="of an image (default: 64)")
+    serve.add_argument(
+        "--max_new_tokens", type=int, default=1024, help="of an answer whose request does not say (default: 1024)"
+    )
+    serve.add_argument(
+        "--image_urls",
+        default="none",
+        help="http(s) addresses of images: none (default) are fetched; public: those of the internet; any",
+    )
+    serve.add_argument("--fetch_seconds", type=float, default=10, help="that an image may take (default: 10)")
 
 
 def _add_other_commands(commands: Commands) -> None:

@@ -8,6 +8,11 @@ from sparse_vlm.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name by which people choose it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def convert(model: nn.Module, dtype: torch.dtype) -> None:
     """Converts a model in place; what keeps float32 (`Float32Module`) does.
 
@@ -18,6 +23,5 @@ def convert(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         largest = parameter.detach().abs().max().item() if parameter.numel() else 0.0
         if limit < largest < float("inf"):
-            kind = str(dtype).removeprefix("torch.")
-            raise UserError(f"{name} holds {largest:.3g}, which is too large for {kind}: choose bfloat16.")
+            raise UserError(f"{name} holds {largest:.3g}, which is too large for {name_of(dtype)}: choose bfloat16.")
     model.to(dtype)

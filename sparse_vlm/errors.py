@@ -1,6 +1,8 @@
 """Errors that a user can act on: one sentence with the offending value and what to do."""
 
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -9,21 +11,29 @@ class UserError(ValueError):
     """Bad input. Its message is a full sentence; entry points print it without a traceback."""
 
 
-def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
+def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | None = None) -> UserError:
     """The error for a name that is not among `choices`: names the nearest ones, and all unless they are many.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
         name: the offending value.
         choices: every valid value.
+        meant: the one that `name` means, where spelling does not tell; ignored if it is not among them.
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
     if near and len(known) > 30:
         return UserError(f"Unknown {kind} {name!r}. {hint}")
     rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
     return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Names for a sentence, at most 10 of them, and how many more there are; "(none)" of none."""
+    known = list(names)
+    rest = f" and {len(known) - 10} more" if len(known) > 10 else ""
+    return f"{', '.join(known[:10])}{rest}" if known else "(none)"
 
 
 def one_line(error: Exception) -> str:
@@ -38,9 +48,21 @@ def one_line(error: Exception) -> str:
 
 
 def exit_with_sentence(main: Callable[[], int | None]) -> int:
-    """Runs an entry point; a UserError becomes one line on stderr and exit status 2."""
+    """Run an entry point and return its exit status.
+
+    A UserError prints one line to stderr and gives 2. Ctrl-C gives 130 and a closed pipe 141, as in a shell, both
+    without a word.
+    """
     try:
-        return main() or 0
+        status = main() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        return status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 128 + signal.SIGPIPE
     except UserError as error:
         # that of a data loader's worker process comes with torch's words and the worker's traceback before its own
         sentence = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()

@@ -1,15 +1,16 @@
 """Atomic outputs: a file or directory is there whole or not at all."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, one_line
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -22,8 +23,38 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+        UserError: it holds NaN or an infinite number, which JSON has not.
+    """
+    write_text(path, to_json(value, path, indent=2) + "\n")
+
+
+def to_json(value: Any, name: str | Path, indent: int | None = None) -> str:
+    """`value` as JSON in UTF-8; `name` stands for it in the error.
+
+    Raises:
+        UserError: it holds NaN or an infinite number, which JSON has not.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        place = ".".join(_not_finite(value) or [])
+        raise UserError(
+            f"{name} is not written: {place or one_line(error)} is not a finite number, and JSON has no other."
+        ) from error
+
+
+def _not_finite(value: Any) -> list[str] | None:
+    """The keys that lead to the first number that is NaN or infinite; None: there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else []
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in pairs:
+        if (place := _not_finite(inner)) is not None:
+            return [str(key), *place]
+    return None
 
 
 def read_object(file: str | Path) -> dict[str, Any]:

@@ -134,9 +134,9 @@ def _size(picture: np.ndarray) -> tuple[int, int]:
 
 
 def _canvas(picture: np.ndarray) -> tuple[Figure, Axes]:
-    """A figure that is nothing but the picture and its margin."""
+    """A figure that is nothing but the image and its transparent margin."""
     width, height = _size(picture)
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(picture, extent=(0, 1, 1, 0), interpolation="nearest")
     axes.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(1 + MARGIN, -MARGIN), aspect="auto")
@@ -154,4 +154,4 @@ def _draw_roi(axes: Axes, roi: Tensor, points: Tensor | None, colour: np.ndarray
 def _rendered(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()))

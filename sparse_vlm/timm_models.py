@@ -5,6 +5,7 @@ Their weights have the names of `SparseFormer`, so that each opens the other's f
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
@@ -87,6 +89,51 @@ class TimmSparseFormer(nn.Module):
         """float[B, 3, H, W] -> float[B, prefix + n, C] behind the final norm; the n latent tokens have no grid."""
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
         return self.cortex.trunk.norm(self.cortex(tokens)[-1])
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NLC",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """What leaves blocks of the cortex, as timm's and open_clip's models offer it.
+
+        Args:
+            x: float[B, 3, H, W].
+            indices: of blocks, the last n of them, or None: all.
+            return_prefix_tokens: pairs of latent and prefix tokens instead of the latent ones alone.
+            norm: behind the final norm.
+            stop_early: leave out the blocks behind the last one asked for.
+            output_fmt: "NLC": the tokens have no grid.
+            intermediates_only: without the last block's tokens.
+
+        Returns:
+            a list of float[B, n, C], or of pairs (float[B, n, C], float[B, prefix, C]); unless `intermediates_only`,
+            behind the final tokens float[B, prefix + n, C] of `forward_features`.
+
+        Raises:
+            UserError: another `output_fmt`.
+        """
+        if output_fmt != "NLC":
+            raise UserError(
+                f"The tokens of a SparseFormer have no grid: output_fmt must be 'NLC', got {output_fmt!r} (open_clip: "
+                "image_output_fmt='NLC')."
+            )
+        blocks, final_norm, prefix = self.cortex.trunk.blocks, self.cortex.trunk.norm, self.num_prefix_tokens
+        wanted, last = feature_take_indices(
+            len(blocks), indices if indices is None or isinstance(indices, int) else [*indices]
+        )
+        tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
+        states = self.cortex(tokens, last + 1 if stop_early else None)[1:]
+        taken = [final_norm(states[index]) if norm else states[index] for index in wanted]
+        found = [
+            (state[:, prefix:], state[:, :prefix]) if return_prefix_tokens else state[:, prefix:] for state in taken
+        ]
+        return found if intermediates_only else (final_norm(states[-1]), found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """float[B, prefix + n, C] -> logits float[B, classes]; pooled float[B, C] with `pre_logits`."""

@@ -3,7 +3,7 @@
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
+from sparse_vlm.errors import UserError, exit_with_sentence, one_line, some_of, unknown_choice
 
 
 class Damaged(Dataset):
@@ -21,6 +21,12 @@ def test_unknown_choices_name_the_nearest_and_all() -> None:
     assert isinstance(error, UserError)
     assert str(error) == "Unknown fruit 'aple'. Did you mean 'apple'? Choices: apple, fig, quince."
     assert str(unknown_choice("fruit", "xyz", ["pear"])) == "Unknown fruit 'xyz'. Choices: pear."
+
+
+def test_some_of_many_names() -> None:
+    assert some_of(["a", "b"]) == "a, b"
+    assert some_of([]) == "(none)"
+    assert some_of(map(str, range(300))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 290 more"
 
 
 def test_of_many_choices_some_are_named() -> None:

@@ -56,14 +56,15 @@ def test_a_click_finds_its_token() -> None:
 def test_a_roi_is_drawn_where_it_lies() -> None:
     rois = torch.tensor([[[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.1, 0.1]]])
     glance = Glance(rois, rois[..., :2].unsqueeze(2) + 0.125)
-    drawn = np.asarray(draw_glances(WHITE, [glance], 0, [0], points=False))
+    drawn = np.asarray(draw_glances(WHITE, [glance], 0, [0], points=False).convert("RGB"))
     assert drawn.shape == (SIDE, SIDE, 3)
     rows, columns = np.nonzero((drawn < 200).any(axis=-1))
     edges = [(value + MARGIN) / (1 + 2 * MARGIN) * SIDE for value in (0.25, 0.75)]
     assert [rows.min(), rows.max(), columns.min(), columns.max()] == pytest.approx([*edges, *edges], abs=3)
-    with_points = np.asarray(draw_glances(WHITE, [glance], 0, [0]))
+    with_points = np.asarray(draw_glances(WHITE, [glance], 0, [0]).convert("RGB"))
     assert (with_points != drawn).any()
-    by_step = np.asarray(draw_glances(WHITE, [glance, glance], 0, [0], colour_by="step"))
+    assert np.asarray(draw_glances(WHITE, [glance], 0, [0]))[0, 0, 3] == 0  # the margin is transparent
+    by_step = np.asarray(draw_glances(WHITE, [glance, glance], 0, [0], colour_by="step").convert("RGB"))
     assert (by_step != with_points).any()
 
 

@@ -60,6 +60,23 @@ def test_the_same_numbers_as_the_encoder(how: str, directory: Path, tiny_encoder
     assert torch.equal(model.forward_head(features, pre_logits=True), features[:, 0])
 
 
+@torch.no_grad()
+def test_intermediates_as_timm_offers_them(directory: Path, tiny_encoder: SparseFormer) -> None:
+    model = create_from_directory(directory).eval()
+    output = tiny_encoder(IMAGES)
+    final, (first, second) = model.forward_intermediates(IMAGES, output_fmt="NLC")
+    assert torch.equal(final, model.forward_features(IMAGES))
+    assert torch.equal(first, output.hidden_states[1][:, 1:])
+    assert torch.equal(second, output.tokens[:, 1:])
+    ((latent, prefix),) = model.forward_intermediates(IMAGES, 1, True, norm=True, intermediates_only=True)
+    assert torch.equal(torch.cat([prefix, latent], dim=1), final)
+    model.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
+    (early,) = model.forward_intermediates(IMAGES, [0], stop_early=True, intermediates_only=True)
+    assert torch.equal(early, first)
+    with pytest.raises(UserError, match="have no grid: output_fmt must be 'NLC', got 'NCHW'"):
+        model.forward_intermediates(IMAGES, output_fmt="NCHW")
+
+
 def test_directories_of_the_same_numbers_keep_what_is_their_own(
     tiny_config: SparseFormerConfig, tmp_path: Path
 ) -> None:

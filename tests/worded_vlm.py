@@ -11,7 +11,8 @@ from sparse_vlm.vlm.build import build_vlm
 from tests.random_llama import random_llama
 
 TEMPLATE = (
-    "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
+    "{% for message in messages %}{{ '<assistant>' if message['role'] == 'assistant' else '<user>' }}"
+    "{{ message['content'] }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 

@@ -3,10 +3,12 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_vlm.bootstrap import BootstrapTask
+from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
+from train.divergence import require_finite
 from train.image_trainer import ImageSource, ImageTrainer
 from train.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 from train.stage import Part
@@ -110,6 +114,9 @@ class BootstrapTrainer(ImageTrainer):
         Returns:
             cosine, centered_cosine, images, unreadable, roi_size, roi_spread, roi_outside; with a zero-shot set also
             zero_shot_student, zero_shot_teacher, zero_shot_images, zero_shot_unreadable.
+
+        Raises:
+            UserError: one of them is not a finite number: training has diverged.
         """
         student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
         alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
@@ -120,10 +127,22 @@ class BootstrapTrainer(ImageTrainer):
             "images": alignment.images,
             "unreadable": alignment.unreadable,
         }
-        measured |= {"roi_size": rois.size, "roi_spread": rois.spread, "roi_outside": rois.outside}
+        measured |= _named(rois)
+        require_finite(measured, self.state.global_step)
         if (collapse := rois.collapse()) is not None and self.is_world_process_zero():
             logger.warning("The RoIs have collapsed at step %d: %s", self.state.global_step, collapse)
         return measured if self.zero_shot is None else measured | self._measure_zero_shot(self.zero_shot)
+
+    @torch.no_grad()
+    def require_finite_rois(self, pictures: Sequence[Image.Image]) -> None:
+        """For a run without held-out images: a finite loss says nothing of RoIs that have grown beyond all numbers.
+
+        Raises:
+            UserError: those of some picture are not finite.
+        """
+        student = self.student.to(self.args.device).eval()
+        pixels = torch.stack([student.transform(picture) for picture in pictures]).to(self.args.device)
+        require_finite(_named(roi_statistics(roi_numbers(student(pixels).rois[-1]))), self.state.global_step)
 
     def _measure_zero_shot(self, zero_shot: ZeroShotTask) -> dict[str, float]:
         student, gather = self.student, self.accelerator.gather_for_metrics
@@ -173,6 +192,10 @@ class BootstrapTrainer(ImageTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_ema(Path(str(self.state.best_model_checkpoint)))
+
+
+def _named(rois: RoIStatistics) -> dict[str, float]:
+    return {f"roi_{name}": value for name, value in asdict(rois).items()}
 
 
 class EmaUpdate(TrainerCallback):

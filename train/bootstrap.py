@@ -164,13 +164,16 @@ def bootstrap(
     measured = None if images.eval_data_path is None else trainer.measure()
     if args.process_index != 0:
         return
+    pictures = some_pictures(images)
+    if measured is None:
+        trainer.require_finite_rois(pictures)
     logger.warning("Published: %s", trainer.published())
     saved = Path(args.output_dir) / ".finished"
     with new_directory(saved) as directory:
         trainer.student.save_pretrained(directory)
         write_json(directory / "inheritance.json", report.to_dict())
         save_figure(alignment_figure(read_log(Path(args.output_dir) / LOG_NAME)), directory / "losses.png")
-        save_figure(roi_figure(trainer.student, some_pictures(images)), directory / "rois.png")
+        save_figure(roi_figure(trainer.student, pictures), directory / "rois.png")
         if measured is not None:
             alignment = {"alignment_cosine": measured.pop("cosine"), **measured, "weights": trainer.published()}
             write_json(directory / "alignment.json", alignment)

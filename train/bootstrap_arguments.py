@@ -64,6 +64,9 @@ class ImageArguments:
     eval_samples: int | None = field(
         default=None, metadata={"help": "so many of them, spread evenly; of a stream: the first"}
     )
+    hold_out: bool = field(
+        default=False, metadata={"help": "train on none of the held-out images, which lie among those of --data_path"}
+    )
     zero_shot_data_path: str | None = field(default=None, metadata={"help": "a folder with a folder per class"})
     class_names: str | None = field(default=None, metadata={"help": "file, a name per class folder; default: ImageNet"})
     min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
@@ -79,6 +82,11 @@ class ImageArguments:
         at_least_one = dict.fromkeys(("eval_samples", "samples_per_epoch", "statistics_images"), "[1, inf)")
         if self.eval_samples is not None and self.eval_data_path is None:
             raise UserError("--eval_samples is a number of held-out images: give --eval_data_path too.")
+        if self.hold_out and (self.eval_samples is None or self.eval_data_path != self.data_path):
+            raise UserError(
+                "--hold_out True takes --eval_samples images out of --data_path: give a number of them, and the same "
+                "path as --eval_data_path."
+            )
         if self.zero_shot_data_path is not None and self.eval_data_path is None:
             raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
         check_ranges(self, {**at_least_one, "min_crop_area": "(0, 1]", "shuffle_buffer": "[0, inf)"})

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sparse_vlm.data.image_sets import HeldOutImages, IndexedImages
+from sparse_vlm.data.image_sets import HeldOutImages, IndexedImages, PartOfImages
 from sparse_vlm.data.image_streams import HeldOutStream, ImageStream
 from sparse_vlm.data.sources import PREFIXES, STREAMS, open_images
 from sparse_vlm.errors import UserError
@@ -19,8 +19,12 @@ HeldOut = HeldOutStream | HeldOutImages
 
 
 def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
-    """The images of --data_path."""
-    return open_images(
+    """The images of --data_path, with --hold_out those that are not measured with.
+
+    Raises:
+        UserError: they cannot be opened, or none can be held out.
+    """
+    found = open_images(
         images.data_path,
         transform,
         seed=seed,
@@ -29,6 +33,17 @@ def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_b
         image_column=images.image_column,
         shuffle_buffer=shuffle_buffer,
     )
+    if not images.hold_out:
+        return found
+    if isinstance(found, ImageStream):
+        raise UserError(
+            f"--hold_out True is for folders and tables, {images.data_path} is a stream: keep shards for "
+            "--eval_data_path that are not in --data_path."
+        )
+    held_out = set(_held_out(images, found))
+    if len(held_out) == len(found):
+        raise UserError(f"--hold_out True leaves none of the {len(found)} images of {images.data_path} to train on.")
+    return PartOfImages(found, [index for index in range(len(found)) if index not in held_out])
 
 
 def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
@@ -51,14 +66,19 @@ def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
     )
     if isinstance(found, ImageStream):
         return HeldOutStream(found)
+    return HeldOutImages(found, _held_out(images, found))
+
+
+def _held_out(images: ImageArguments, found: IndexedImages) -> list[int]:
+    """Which ones of --eval_data_path: --eval_samples at equal distances."""
     if images.eval_samples is None:
-        return HeldOutImages(found)
+        return list(range(len(found)))
     if images.eval_samples > len(found):
         raise UserError(
             f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} holds {len(found)}. "
             "Leave it out for all of them."
         )
-    return HeldOutImages(found, _spread(found, images.eval_samples))
+    return _spread(found, images.eval_samples)
 
 
 def _spread(images: IndexedImages, count: int) -> list[int]:

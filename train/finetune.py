@@ -28,7 +28,7 @@ from sparse_vlm.data.image_sets import HeldOutImages
 from sparse_vlm.data.labels import LabelledImages, Labels, read_class_folders, read_label_table
 from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence, some_of
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.recompute import recompute_blocks
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
@@ -154,11 +154,20 @@ def read_labels(arguments: FinetuneArguments) -> tuple[Labels, Labels | None]:
         raise UserError("--label_file and --eval_label_file go together: give both, or none.")
     held_out = read(arguments.eval_data_path, arguments.eval_label_file)
     if held_out.classes != labels.classes:
-        raise UserError(
-            f"The held-out images have the classes {', '.join(held_out.classes)}, "
-            f"those to train on {', '.join(labels.classes)}."
-        )
+        raise _other_classes(held_out.classes, labels.classes)
     return labels, held_out
+
+
+def _other_classes(held: Sequence[str], known: Sequence[str]) -> UserError:
+    if set(held) == set(known):
+        return UserError("The held-out images have the classes of those to train on in another order.")
+    only, counts = (held, known), ""
+    if len(held) + len(known) > 20:
+        only = [name for name in held if name not in known], [name for name in known if name not in held]
+        counts = f", which the others do not have ({len(held)} and {len(known)} in all)"
+    return UserError(
+        f"The held-out images have the classes {some_of(only[0])}, those to train on {some_of(only[1])}{counts}."
+    )
 
 
 def make_mixup(arguments: FinetuneArguments, labels: Labels, args: StageArguments) -> Mixup | None:

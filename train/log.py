@@ -1,6 +1,7 @@
 """The log of a training stage: log.jsonl, a line per logged step or evaluation."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ LOG_NAME = "log.jsonl"
 
 class JsonlLog(TrainerCallback):
     """One line per logged step: step, loss, lr (of the first group), grad_norm, what else the trainer logs beside the
-    loss, seconds of training so far. An evaluation is a line of its own: step, its metrics (eval_…), seconds.
+    loss, seconds of training so far. An evaluation is a line of its own: step, its metrics (eval_…), seconds. A number
+    that is not finite is null.
 
     A resumed run drops the lines after its checkpoint and goes on, so the file reads like one uninterrupted run.
 
@@ -31,7 +33,7 @@ class JsonlLog(TrainerCallback):
         lines = [line for line in lines if line["step"] <= state.global_step]
         self.start = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
         if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_text(self.path, "".join(map(_line, lines)))
 
     def on_log(
         self,
@@ -52,7 +54,13 @@ class JsonlLog(TrainerCallback):
             return
         line["seconds"] = round(time.monotonic() - self.start, 3)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(line))
+
+
+def _line(values: dict[str, Any]) -> str:
+    """JSON has neither NaN nor infinity (with --fp16, the grad_norm of a step that is left out): null."""
+    numbers = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+    return json.dumps(numbers, allow_nan=False) + "\n"
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:

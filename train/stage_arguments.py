@@ -38,6 +38,7 @@ class StageArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept while running"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "our collators use every field"})
     report_to: str = field(default="none", metadata={"help": "e.g. tensorboard"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True would hide that training diverges"})
     keep_checkpoints: bool = field(default=False, metadata={"help": "keep checkpoint-N after the stage's end"})
     num_processes: int | None = field(
         default=None, metadata={"help": "stop unless exactly so many processes train (some launchers start fewer)"}
@@ -49,6 +50,11 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
+        if self.logging_nan_inf_filter:
+            raise UserError(
+                "--logging_nan_inf_filter True would put a finite number in the place of a loss that is none, and hide "
+                "that training diverges. Leave it out."
+            )
         if self.bf16 and self.deepspeed:
             self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
         try:

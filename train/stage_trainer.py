@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.weight_decay import decayed_weights
+from train.divergence import require_finite, require_finite_weights, weights_are_finite
 from train.stage import Part
 from train.variant import require_same_variant, write_variant
 
@@ -68,6 +69,9 @@ class StageTrainer(Trainer):
     """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), which restores a
     checkpoint in full or not at all, and only one of the same `variant`.
 
+    It stops when training has diverged: at the next log, evaluation or checkpoint, which wait for the device anyway,
+    and at the end.
+
     Args:
         parts: as given to `what_trains`.
         **trainer: transformers' Trainer arguments.
@@ -96,7 +100,23 @@ class StageTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             self.restore(Path(resume_from_checkpoint))
         with _starting(lambda: not self._begun):
-            return super().train(resume_from_checkpoint, *args, **options)
+            trained = super().train(resume_from_checkpoint, *args, **options)
+        self._require_finite_weights()
+        return trained
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        require_finite(logs, self.state.global_step)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        self._require_finite_weights()
+        super()._save_checkpoint(*args, **options)
+
+    def _require_finite_weights(self) -> None:
+        """The last step's loss says nothing yet of the weights that it left."""
+        trained = [parameter for part in self.parts if part.learning_rate is not None for parameter in part.parameters]
+        finite = self.accelerator.gather(weights_are_finite(trained))
+        require_finite_weights(finite, self.state.global_step)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -44,6 +44,8 @@ class LeastSquares:
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """float[R, F] and float[R, T]."""
+        if features.device.type == "mps":  # it has no float64
+            features, targets = features.cpu(), targets.cpu()
         rows = torch.cat([features, features.new_ones(len(features), 1)], dim=1).double()
         self.gram += (rows.T @ rows).cpu()
         self.cross += (rows.T @ targets.double()).cpu()

@@ -25,6 +25,8 @@ from sparse_vlm.timm_models import timm_name
 logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's own names
 ENCODER_FILE = "sparseformer.json"
+HF_NAME = "hf_model_name"  # open_clip's, of a model of transformers as the text side
+TEXT_FOLDER = "text"  # configuration of a text side that is a model of transformers
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,22 @@ class SparseClip:
         """Writes an open_clip directory, atomically: configuration, weights, tokenizer where it has files.
 
         `open_clip.create_model("local-dir:DIRECTORY")` opens it too, once `import sparse_vlm` has registered a
-        released architecture, or `SparseClip.load` another one.
+        released architecture, or `SparseClip.load` another one. Of a text side that is a model of transformers the
+        directory holds the configuration; open_clip itself finds it where it was saved, `SparseClip.load` anywhere.
         """
+        config = self.model_config
+        if HF_NAME in config["text_cfg"]:
+            config = config | {"text_cfg": config["text_cfg"] | {HF_NAME: str(Path(directory).resolve() / TEXT_FOLDER)}}
         weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         with new_directory(directory) as temporary:
             preprocess = _preprocess_config(self.encoder_config)
-            write_json(temporary / CONFIG_FILE, {"model_cfg": self.model_config, "preprocess_cfg": preprocess})
+            write_json(temporary / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
             write_json(temporary / ENCODER_FILE, self.encoder_config.to_dict())
             save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
             if isinstance(self.tokenizer, HFTokenizer):
                 self.tokenizer.save_pretrained(temporary)
+            if HF_NAME in config["text_cfg"]:
+                self.model.text.config.save_pretrained(temporary / TEXT_FOLDER)
 
     @classmethod
     def load(cls, directory: str | Path) -> "SparseClip":
@@ -119,9 +127,12 @@ class SparseClip:
                 raise UserError(f"{directory} is no directory of a CLIP with a SparseFormer: it has no {file}.")
         encoder_config = SparseFormerConfig.from_dict(_read_json(directory / ENCODER_FILE))
         config = _read_json(directory / CONFIG_FILE).get("model_cfg", {})
+        text = config.get("text_cfg", {})
+        if HF_NAME in text and (directory / TEXT_FOLDER).is_dir():
+            text |= {HF_NAME: str(directory.resolve() / TEXT_FOLDER), "hf_model_pretrained": False}
         timm_name(encoder_config)  # registers it: open_clip asks timm for the architecture by name
         name = f"local-dir:{directory}"
-        model = create_clip(str(directory), name, require_pretrained=True)
+        model = create_clip(str(directory), name, require_pretrained=True, text_cfg=text)
         return cls(model.eval(), open_tokenizer(str(directory), name), encoder_config, config)
 
 

@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from sparse_vlm.bootstrap.open_clip_weights import PREPROCESSING, licence_of, untagged_options, weights_options
-from sparse_vlm.bootstrap.teacher import Teacher, TextSide, square_side
-from sparse_vlm.bootstrap.timm_teachers import cortex_of, require_inheritable
+from sparse_vlm.bootstrap.teacher import Teacher, TextSide, require_whole_patches, square_side
+from sparse_vlm.bootstrap.timm_teachers import cortex_of, patch_of, require_inheritable
 from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.cortex import build_trunk
@@ -63,7 +63,7 @@ def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int 
 
 
 def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path = "", **options: Any) -> Teacher:
-    config = _model_config(shown, name)
+    config = _model_config(shown, name, image_size)
     if options.get("force_quick_gelu"):
         config["quick_gelu"] = True
     clip = create_clip(shown, name, force_image_size=image_size, **options)
@@ -76,7 +76,7 @@ def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path =
     return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
 
 
-def _model_config(shown: str, name: str) -> dict[str, Any]:
+def _model_config(shown: str, name: str, image_size: int | None) -> dict[str, Any]:
     """open_clip's model_cfg of a model. What cannot be inherited is refused here, before its weights are fetched."""
     with sentences(shown):
         config: Any = open_clip.get_model_config(name)
@@ -84,6 +84,8 @@ def _model_config(shown: str, name: str) -> dict[str, Any]:
         with torch.device("meta"):
             visual = open_clip.model._build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
         _require_inheritable(visual, shown)
+        patch = patch_of(visual.trunk) if isinstance(visual, TimmModel) else visual.patch_size
+        require_whole_patches(image_size, patch, shown)
     return config
 
 

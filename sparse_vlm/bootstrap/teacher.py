@@ -1,5 +1,6 @@
 """What a teacher is: a frozen timm VisionTransformer with everything that belongs to its weights."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -123,3 +124,26 @@ def square_side(size: int | tuple[int, int], source: str) -> int:
     if height != width:
         raise UserError(f"{source} takes images of {height}×{width} pixels: only a square input can be a teacher's.")
     return height
+
+
+def require_whole_patches(image_size: int | None, patch: tuple[int, int], source: str) -> None:
+    """Whether patches cover images of a size to their edges.
+
+    Args:
+        image_size: side in pixels; None: the model's own.
+        patch: height and width of a patch in pixels.
+        source: for the error.
+
+    Raises:
+        UserError: they do not; the nearest sizes are named.
+    """
+    side = math.lcm(*patch)
+    if image_size is None or image_size % side == 0:
+        return
+    if image_size < side:
+        raise UserError(f"{source} makes no patch of {image_size} pixels: choose a larger image size, such as {side}.")
+    below = image_size // side * side
+    raise UserError(
+        f"Patches of {side} pixels do not cover images of {image_size}: {source} would not see the last "
+        f"{image_size - below} rows and columns. Choose the image size {below} or {below + side}."
+    )

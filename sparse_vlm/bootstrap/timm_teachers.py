@@ -12,7 +12,7 @@ from timm.models import get_model_args
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from sparse_vlm.bootstrap.teacher import Teacher, square_side
+from sparse_vlm.bootstrap.teacher import Teacher, require_whole_patches, square_side
 from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
 from sparse_vlm.errors import UserError, one_line, unknown_choice
@@ -70,10 +70,10 @@ def open_timm_directory(directory: Path, pretrained: bool, image_size: int | Non
 
 def _teacher(shown: str, name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
     with torch.device("meta"):  # what cannot be inherited is refused before its weights are fetched
-        require_inheritable(_create(shown, name), shown)
+        model = _create(shown, name)
+        require_inheritable(model, shown)
+    require_whole_patches(image_size, patch_of(model), shown)
     trunk = _create(shown, name, **({} if image_size is None else {"img_size": image_size}))
-    if min(trunk.patch_embed.grid_size) < 1:
-        raise UserError(f"{shown} makes no patch of {image_size} pixels: choose a larger image size.")
     if pretrained:
         source = f"{file} as {name}" if file else shown
         weights = read_weights(file) if file else _create(shown, name, pretrained=True).state_dict()
@@ -118,6 +118,11 @@ def require_inheritable(model: nn.Module, shown: str) -> None:
     else:
         return
     raise UserError(f"{shown} (class {kind}) cannot be inherited: {reason}.")
+
+
+def patch_of(trunk: Any) -> tuple[int, int]:
+    """Height and width in pixels of what becomes a token of a VisionTransformer that timm built."""
+    return trunk.patch_embed.feat_ratio(as_scalar=False)
 
 
 def cortex_of(trunk: Any) -> CortexConfig:

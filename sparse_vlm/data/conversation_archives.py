@@ -2,12 +2,15 @@
 
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow
 from PIL import Image
 from webdataset.shardlists import expand_urls
 
+from sparse_vlm.data.formats import IMAGE_KEYS, NOTE_KEYS, TURN_KEYS, check_keys
 from sparse_vlm.data.hf_tables import open_rows
 from sparse_vlm.data.image_sets import cell_bytes
 from sparse_vlm.data.images import decode_image, readable_endings
@@ -70,7 +73,8 @@ def read_shards(spec: str) -> tuple[list[Record], ShardImages]:
         for key, files in _samples(shard).items():
             endings = sorted(ending for ending in files if Path(f"x.{ending}").suffix in readable_endings())
             record = _record(shard, key, files)
-            records.append({"id": key, **record, "image": [images.add(files[ending]) for ending in endings]})
+            record = {"id": key} | {name: value for name, value in record.items() if name not in IMAGE_KEYS}
+            records.append(record | {"image": [images.add(files[ending]) for ending in endings]})
     if not records:
         raise UserError(f"There are no samples in the shards {spec}.")
     return records, images
@@ -104,50 +108,58 @@ def _record(shard: Path, key: str, files: dict[str, Member]) -> Record:
 
 
 class TableImages:
-    """Pictures in the column `image` of a data set; a name is the row's number."""
+    """Images in a column of a data set, one or a list of them a row; a name is ROW or ROW/PLACE."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: Any, column: str) -> None:
+        self.rows, self.column = rows, column
 
     def check(self, name: str) -> None:
-        """Nothing: the names are the table's rows."""
+        """Nothing: the names come from the table."""
 
     def read(self, name: str) -> bytes:
-        """The picture's file. Raises UserError if the cell is empty."""
-        return cell_bytes(self.rows[int(name)]["image"], f"of row {name}")
+        """The image's file. Raises UserError if the cell is empty."""
+        row, _, place = name.partition("/")
+        cell = self.rows[int(row)][self.column]
+        return cell_bytes(cell[int(place)] if place else cell, f"of row {name}")
 
     def open(self, name: str) -> Image.Image:
-        """The picture as RGB. Raises UserError if it is damaged."""
+        """The image as RGB. Raises UserError if it is damaged."""
         return decode_image(self.read(name), f"of row {name}")
 
 
 def read_table(name: str) -> tuple[list[Record], TableImages]:
-    """The samples of a data set with the columns `conversations` and, where there are pictures, `image`.
+    """The samples of a data set whose columns are the keys of one of the layouts in sparse_vlm/data/formats.py.
 
     Args:
         name: NAME[:SPLIT] of the hub or a directory.
 
     Raises:
-        UserError: it cannot be opened, or has no column `conversations`.
+        UserError: it cannot be opened, has a column that is not understood, or none of turns.
     """
     rows = open_rows(name)
-    if "conversations" not in rows.column_names:
-        raise unknown_choice(f"column of {name}; a column is missing:", "conversations", rows.column_names)
-    texts = rows.select_columns([column for column in ("id", "conversations") if column in rows.column_names])
+    columns = rows.column_names
+    check_keys(columns, f"The data set {name}")
+    if not set(columns) & set(TURN_KEYS):
+        raise unknown_choice(f"column of {name}; a column is missing:", "conversations", columns)
+    texts = rows.select_columns([column for column in columns if column not in (*IMAGE_KEYS, *NOTE_KEYS)])
     records: list[Record] = [
         {"id": f"row {index}", **{key: value for key, value in row.items() if value is not None}}
         for index, row in enumerate(texts)
     ]
-    images = rows.select_columns(["image"]) if "image" in rows.column_names else None
-    for index in _filled(images):
-        records[index]["image"] = str(index)
-    return records, TableImages(images)
+    column = next((column for column in IMAGE_KEYS if column in columns), "image")
+    images = rows.select_columns([column]) if column in columns else None
+    for index, names in _named(images, column):
+        records[index]["image"] = names
+    return records, TableImages(images, column)
 
 
-def _filled(images: Any) -> list[int]:
-    """The rows that have a picture; none is decoded."""
+def _named(images: Any, column: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row that has images, and their names; none is decoded."""
     if images is None:
-        return []
+        return
     batches = images.with_format("arrow").iter(batch_size=1000)
-    valid = [item for batch in batches for item in batch.column("image").is_valid().to_pylist()]
-    return [index for index, has in enumerate(valid) if has]
+    cells = (cell for batch in batches for cell in batch.column(column))
+    for index, cell in enumerate(cells):
+        if cell.is_valid:
+            listed = isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar)
+            yield index, [f"{index}/{place}" for place in range(len(cell))] if listed else [str(index)]

@@ -32,12 +32,12 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Records in LLaVA's form, unchecked (`parse_sample` checks each), and their pictures.
+    """Records in one of the layouts of formats.py, unchecked (`parse_sample` checks each), and their pictures.
 
     Attributes:
         name: for messages.
-        records: see sparse_vlm/data/conversations.py.
-        images: what the records' "image" names.
+        records: see sparse_vlm/data/formats.py.
+        images: what the records' "image" or "images" name.
         weight: how often a sample comes in an epoch; see `open_sources`.
     """
 
@@ -64,7 +64,7 @@ def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source
     | FILE.json, .jsonl    | LLaVA's samples; "image" is relative to `image_folder`                          |
     | wds:SHARDS           | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,  |
     |                      | whose own "image" does not count) beside its pictures, KEY.jpg, or KEY.0.jpg …  |
-    | hf:NAME[:SPLIT]      | a data set with a column `conversations` and, for pictures, `image`             |
+    | hf:NAME[@CONFIG][:SPLIT] | a data set with the columns of a layout of formats.py                          |
     | FILE.yaml            | a mixture: a list of {data_path, image_folder, weight} of the above             |
 
     A weight says how often each sample comes in an epoch: 2 twice, 0.5 a half of them (drawn once, by the seed), 1.25

@@ -1,66 +1,32 @@
 """LLaVA's JSON -> token ids with targets at the assistant's words.
 
 A sample is `{"id", "image": "rel/path" (a list: several; absent: text only), "conversations": [{"from": "human",
-"value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}`. The targets are already shifted: `targets[p]` is the
+"value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}, ...]}`; other layouts that are read are in
+formats.py. The targets are already shifted: `targets[p]` is the
 token that position p has to predict, or IGNORE. They cover exactly what the model has to generate: each answer and
 the token that ends its turn, nothing of the template after it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from sparse_vlm.data.formats import IMAGE_PLACEHOLDER, LLAVA_ROLES, read_record
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.turns import ChatFormat
 
-from sparse_vlm.errors import UserError, unknown_choice
-
-IMAGE_PLACEHOLDER = "<image>"
 IGNORE = -100
-ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+NAMES = {role: name for name, role in LLAVA_ROLES.items()}
 
 
 @dataclass(frozen=True)
 class Sample:
     """One conversation: `images` are the names of its pictures in the order of their placeholders; `turns` are
-    (role, text) with the chat template's role names. One placeholder stands at the start of the first user turn."""
+    (role, text) with the chat template's role names. The only placeholder of a turn stands at its start."""
 
     id: str
     images: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
-    takes in the place of the one placeholder token. `plain`: LLaVA's format for alignment, one answer that ends as
-    the text does, without a special token."""
-
-    tokenizer: PreTrainedTokenizerBase
-    chat_template: str
-    image_token_id: int
-    tokens_per_image: int
-    plain: bool = False
-
-    @cached_property
-    def control_tokens(self) -> dict[int, str]:
-        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
-        special = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
-        special |= {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return {i: token for i, token in special.items() if i != self.image_token_id}
-
-    def tokens(self, turns: Sequence[tuple[str, str]], *, open_answer: bool = False) -> list[int]:
-        """The rendered conversation, the placeholder widened to `tokens_per_image`; `open_answer` ends it with
-        the opening of an assistant turn, as at inference."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in turns],
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=open_answer,
-        )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        widths = {self.image_token_id: self.tokens_per_image}
-        return [token for token in ids for _ in range(widths.get(token, 1))]
 
 
 @dataclass(frozen=True)
@@ -82,105 +48,65 @@ class Row:
 
 
 def parse_sample(record: dict[str, Any], index: int) -> Sample:
-    """Checks one LLaVA record and brings a single placeholder to the start of the user's first turn, as LLaVA does;
-    several stay where they are, in any human turn.
+    """Checks one record and brings the only placeholder of a turn to the turn's start, as LLaVA does; several in a turn
+    stay where they are.
 
     Args:
-        record: as in the file.
+        record: as in the file, in one of the layouts of sparse_vlm/data/formats.py.
         index: its place in the file, the name of a sample without "id".
 
     Raises:
-        UserError: with the sample's id: unknown role, roles out of order, no answer, wrong number of <image>.
+        UserError: with the sample's id: unknown keys or roles, roles out of order, no answer, wrong number of <image>.
     """
-    name = str(record.get("id", f"number {index}"))
-    images = _images(name, record.get("image"))
-    turns = _turns(name, record.get("conversations"))
+    name = f"number {index}" if record.get("id") is None else str(record["id"])
+    images, turns = read_record(record, f"Sample {name}")
+    _check_roles(name, [role for role, _ in turns])
     count = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
     if count != len(images):
         has = {0: "no image", 1: "one image"}.get(len(images), f"{len(images)} images")
         raise UserError(f"Sample {name} has {has} but {count} {IMAGE_PLACEHOLDER} in its text; it needs {len(images)}.")
     if any(IMAGE_PLACEHOLDER in text for role, text in turns if role != "user"):
         raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in a human turn.")
-    if len(images) == 1:
-        first = next(i for i, (role, _) in enumerate(turns) if role == "user")
-        if IMAGE_PLACEHOLDER not in turns[first][1]:
-            raise UserError(f"Sample {name}: {IMAGE_PLACEHOLDER} must stand in the first human turn.")
-        text = turns[first][1].replace(IMAGE_PLACEHOLDER, "").strip()
-        turns[first] = ("user", _with_image(text))
-    return Sample(name, images, tuple(turns))
-
-
-def _images(name: str, value: Any) -> tuple[str, ...]:
-    """The pictures' names, of LLaVA's "image": nothing, a name, or a list of names."""
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) and item for item in names):
-        raise UserError(f'Sample {name}: "image" must be a relative path or a list of them, not {value!r}.')
-    return tuple(names)
+    for place, (role, text) in enumerate(turns):
+        if text.count(IMAGE_PLACEHOLDER) == 1:
+            turns[place] = (role, _with_image(text.replace(IMAGE_PLACEHOLDER, "").strip()))
+    return Sample(name, tuple(images), tuple(turns))
 
 
 def _with_image(text: str) -> str:
     return f"{IMAGE_PLACEHOLDER}\n{text}" if text else IMAGE_PLACEHOLDER
 
 
-def _turns(name: str, conversation: Any) -> list[tuple[str, str]]:
-    """The (role, stripped text) of a conversation whose roles are [system], human, gpt, human, gpt, ..."""
-    if not isinstance(conversation, list) or not conversation:
-        raise UserError(f'Sample {name} has no "conversations" list.')
-    turns = []
-    for turn in conversation:
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or role not in ROLES:
-            raise UserError(f"Sample {name}: {unknown_choice('role', str(role), ROLES)}")
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"Sample {name}: a {role} turn has no text.")
-        turns.append((ROLES[role], text.strip()))
-    dialogue = [role for role, _ in turns if role != "system"]
-    in_order = dialogue == ["user", "assistant"] * (len(dialogue) // 2) and dialogue
-    if not in_order or any(role == "system" for role, _ in turns[1:]):
-        order = ", ".join(str(turn["from"]) for turn in conversation)
-        raise UserError(f"Sample {name}: roles must be [system,] human, gpt, human, gpt, ...; they are: {order}.")
-    return turns
+def _check_roles(name: str, roles: list[str]) -> None:
+    """Whether the roles are [system,] user, assistant, user, assistant, ..."""
+    dialogue = roles[1:] if roles[0] == "system" else roles
+    if not dialogue or dialogue != ["user", "assistant"] * (len(dialogue) // 2):
+        raise UserError(
+            f"Sample {name}: roles must be [system,] human, gpt, human, gpt, ...; they are: "
+            f"{', '.join(NAMES[role] for role in roles)}."
+        )
 
 
 def encode(sample: Sample, chat: ChatFormat) -> Row:
     """Tokens and targets of a conversation in which every turn sees all earlier ones.
 
     Raises:
-        UserError: the text holds a control token of the template, or the template does not allow the
-            assistant's tokens to be found (its rendering of a conversation's start changes as turns follow,
-            nothing stands before the answer, or no special token ends the assistant's turn).
+        UserError: with the sample's id, see `ChatFormat.answers`.
     """
-    _reject_control_tokens(sample, chat)
     if chat.plain and (len(sample.turns) != 2 or not sample.images):
         raise UserError(
             f"Sample {sample.id} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is "
             "for captions, one human turn with an image and one answer. Leave out --version plain."
         )
-    full = chat.tokens(sample.turns)
-    targets = [IGNORE] * len(full)
-    last = 0
-    for turn, (role, _) in enumerate(sample.turns):
-        if role != "assistant":
-            continue
-        prompt = chat.tokens(sample.turns[:turn], open_answer=True)
-        start = len(prompt)
-        if full[:start] != prompt:
-            raise UserError(
-                f"Sample {sample.id}: the chat template or tokenizer writes the prompt before turn {turn} differently "
-                "once the answer follows, so training would not match inference. Use another chat template."
-            )
-        if start == 0:
-            raise UserError(f"Sample {sample.id}: the chat template writes nothing before the answer of turn {turn}.")
-        ends = (i for i in range(start, len(full)) if full[i] in chat.control_tokens)
-        end = len(full) - 1 if chat.plain else next(ends, None)
-        if end is None:
-            raise UserError(
-                "The chat template puts no special token after the assistant's answer, so the model could not learn "
-                "to stop. Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
-            )
-        targets[start - 1 : end] = full[start : end + 1]
-        last = end
-    return Row(full[:last], targets[:last], list(range(last)), [0] * last)
+    try:
+        ids, spans = chat.answers(sample.turns)
+    except UserError as error:
+        raise UserError(f"Sample {sample.id}: {error}") from error
+    targets = [IGNORE] * len(ids)
+    for start, end in spans:
+        targets[start - 1 : end] = ids[start : end + 1]
+    last = spans[-1][1]
+    return Row(ids[:last], targets[:last], list(range(last)), [0] * last)
 
 
 def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
@@ -225,11 +151,3 @@ def _common_beginning(rows: Sequence[Row]) -> int:
             break
         length += 1
     return length
-
-
-def _reject_control_tokens(sample: Sample, chat: ChatFormat) -> None:
-    """A special token inside a turn's text would forge the template's structure and the label mask."""
-    text = "\n".join(text for _, text in sample.turns)
-    for token in chat.control_tokens.values():
-        if token in text:
-            raise UserError(f"Sample {sample.id} holds the template's control token {token!r} in its text. Remove it.")

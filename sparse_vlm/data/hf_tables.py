@@ -17,7 +17,7 @@ def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, s
     """A data set by index, and its image column, not decoded.
 
     Args:
-        name: NAME[:SPLIT] of the hub or a directory.
+        name: NAME[@CONFIG][:SPLIT] of the hub or a directory.
         image_column: None: the only one of images.
 
     Raises:
@@ -37,15 +37,17 @@ def open_rows(name: str) -> datasets.Dataset:
     """A whole data set by index, its images not decoded.
 
     Args:
-        name: NAME[:SPLIT] of the hub or a directory.
+        name: NAME[@CONFIG][:SPLIT] of the hub or a directory.
 
     Raises:
         UserError: it cannot be opened.
     """
     rows, _ = _open(name, streaming=False)
-    images = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    for column in images:
-        rows = rows.cast_column(column, datasets.Image(decode=False))
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of them
+            rows = rows.cast_column(column, type(feature)(datasets.Image(decode=False)))
     return rows
 
 
@@ -66,31 +68,37 @@ def _undecoded(rows: Any, column: str) -> Any:
 
 def _open(name: str, *, streaming: bool) -> tuple[Any, int | None]:
     """The rows and, where it is known, their number."""
-    path, split = _path_and_split(name)
+    path, config, split = _parts(name)
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise UserError(f"There is no data set directory {path}.")
     try:
         if any((Path(path) / file).is_file() for file in SAVED):
-            saved = _saved(path, split)
+            saved = _saved(path, config, split)
             files = max(1, len(saved.cache_files))
             return saved.to_iterable_dataset(num_shards=files) if streaming else saved, len(saved)
-        rows = datasets.load_dataset(path, split=split or DEFAULT_SPLIT, streaming=streaming)
+        rows = datasets.load_dataset(path, config, split=split or DEFAULT_SPLIT, streaming=streaming)
     except UserError:
         raise
     except Exception as error:  # no connection, unknown name, damaged files of a dozen formats
-        raise UserError(f"The data set {name} cannot be opened: {one_line(error)}") from error
+        hint = " Write NAME@CONFIG." if "Config name is missing" in str(error) else ""
+        raise UserError(f"The data set {name} cannot be opened: {one_line(error)}{hint}") from error
     known = (rows.info.splits or {}).get(split or DEFAULT_SPLIT)
     return rows, known.num_examples or None if known else None
 
 
-def _path_and_split(name: str) -> tuple[str, str | None]:
-    if Path(name).is_dir():
-        return name, None
-    found = SPLIT.search(name)
-    return (name[: found.start()], found[1]) if found else (name, None)
+def _parts(name: str) -> tuple[str, str | None, str | None]:
+    """Path or name, configuration, split. A directory's own name may have both marks in it."""
+    found = None if Path(name).is_dir() else SPLIT.search(name)
+    path, split = (name[: found.start()], found[1]) if found else (name, None)
+    if Path(path).is_dir():
+        return path, None, split
+    path, _, config = path.rpartition("@") if "@" in path else (path, "", None)
+    return path, config, split
 
 
-def _saved(path: str, split: str | None) -> datasets.Dataset:
+def _saved(path: str, config: str | None, split: str | None) -> datasets.Dataset:
+    if config is not None:
+        raise UserError(f"{path} was saved without configurations. Leave out {config!r}.")
     saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.Dataset):
         if split is not None:

@@ -1,28 +1,45 @@
 """Sets of images with an index: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
 
-import os
+import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.images import decode_image, open_image, readable_endings
-from sparse_vlm.data.seeded import SeededImages
+from sparse_vlm.data.image_files import StringTable, image_paths
+from sparse_vlm.data.images import decode_image, open_image
+from sparse_vlm.data.seeded import SeededImages, seed_of
 from sparse_vlm.errors import UserError, one_line
+
+DRAWS = 64  # before a set of which nearly nothing can be read is searched
 
 
 class IndexedImages(SeededImages, Dataset):
-    """Images by index. With on_bad_image "skip" the next readable image takes an unreadable one's place."""
+    """Images by index. With on_bad_image "skip" another image, drawn at random, takes an unreadable one's place.
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    Which one follows from (seed, epoch, index). Unreadable images are read once: data workers and their parent share
+    what they have found.
+
+    Args:
+        count: images of the set.
+        transform, seed, on_bad_image: see `SeededImages`.
+    """
+
+    def __init__(
+        self, count: int, transform: Callable[[Image.Image], Tensor], seed: int = 0, on_bad_image: str = "error"
+    ) -> None:
+        super().__init__(transform, seed, on_bad_image)
+        self._unreadable = torch.zeros(count, dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._unreadable)
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -33,7 +50,7 @@ class IndexedImages(SeededImages, Dataset):
         """
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The image at `index`, or the next one that can be read.
+        """The image at `index`, or another one if it cannot be read.
 
         Raises:
             IndexError: beyond the last image.
@@ -41,19 +58,54 @@ class IndexedImages(SeededImages, Dataset):
         """
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for image in images`
-        for step in range(len(self)):
-            found = (index + step) % len(self)
-            try:
-                image = self.read(found)
-            except UserError as error:
-                self.bad.handle(error)
-                continue
-            return self.item(self.augmented(image, found), found)
-        raise UserError(f"None of the {len(self)} images can be read.")
+        found, image = index, self._readable(index)
+        if image is None:
+            self.bad.leave_out()
+            found, image = self._substitute(index)
+        return self.item(self.augmented(image, found), found)
 
     def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
         """What there is at an index, with these pixels."""
         return {"pixel_values": pixels}
+
+    def _readable(self, index: int) -> Image.Image | None:
+        """The image, None if it cannot be read."""
+        if self._unreadable[index]:
+            return None
+        try:
+            return self.read(index)
+        except UserError as error:
+            self.bad.name(error)
+            self._unreadable[index] = True
+            return None
+
+    def _substitute(self, index: int) -> tuple[int, Image.Image]:
+        """Another image, and its index: the first of some draws that can be read, or else of all in order."""
+        rng = random.Random(seed_of(self.seed, self.epoch, "substitute", index))
+        drawn = [rng.randrange(len(self)) for _ in range(DRAWS + 1)]
+        for found in chain(drawn, range(drawn[-1], len(self)), range(drawn[-1])):
+            if (image := self._readable(found)) is not None:
+                return found, image
+        raise UserError(f"None of the {len(self)} images can be read.")
+
+
+class PartOfImages(IndexedImages):
+    """Some images of a set, with its transform, seed and policy.
+
+    Args:
+        whole: the set.
+        indices: of the images.
+    """
+
+    def __init__(self, whole: IndexedImages, indices: Sequence[int]) -> None:
+        super().__init__(len(indices), whole.transform, whole.seed, whole.bad.policy)
+        self.whole, self.indices = whole, torch.tensor(indices)
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(int(self.indices[index]))
+
+    def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
+        return self.whole.item(pixels, int(self.indices[index]))
 
 
 class HeldOutImages(Dataset):
@@ -89,7 +141,7 @@ class ImageFolder(IndexedImages):
     """Every image file below a folder, in the order of the sorted paths.
 
     Args:
-        folder: searched recursively, links followed, for the file endings that PIL reads.
+        folder: searched recursively, links followed, hidden files and folders left out, for `readable_endings`.
         transform, seed, on_bad_image: see `SeededImages`.
 
     Raises:
@@ -104,12 +156,8 @@ class ImageFolder(IndexedImages):
         seed: int = 0,
         on_bad_image: str = "error",
     ) -> None:
-        super().__init__(transform, seed, on_bad_image)
-        # An array: of a million objects each data worker would get a copy, merely by counting references to them.
-        self.paths = np.array([str(path) for path in image_paths(folder)])
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        self.paths = StringTable(map(str, image_paths(folder)))
+        super().__init__(len(self.paths), transform, seed, on_bad_image)
 
     def read(self, index: int) -> Image.Image:
         return open_image(self.paths[index])
@@ -133,47 +181,12 @@ class ImageTable(IndexedImages):
         seed: int = 0,
         on_bad_image: str = "error",
     ) -> None:
-        super().__init__(transform, seed, on_bad_image)
+        super().__init__(len(rows), transform, seed, on_bad_image)
         self.rows, self.column = rows, column
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def read(self, index: int) -> Image.Image:
         name = f"row {index} of {self.column!r}"
         return decode_image(cell_bytes(self.rows[index][self.column], name), name)
-
-
-def image_paths(folder: str | Path) -> list[Path]:
-    """The image files below a folder, also behind links to other folders, sorted.
-
-    Raises:
-        UserError: the folder is missing or holds none; one below it cannot be listed.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no image folder {folder}.")
-    endings = readable_endings()
-    try:
-        paths = sorted(path for path in _files_below(folder) if path.suffix.lower() in endings)
-    except OSError as error:
-        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
-    if not paths:
-        raise UserError(f"The folder {folder} holds no image files.")
-    return paths
-
-
-def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """What is no folder; a link back to one of the folders `above` is not followed."""
-    here = folder.resolve()
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _files_below(Path(entry.path), (*above, here))
-            else:
-                yield Path(entry.path)
 
 
 def cell_bytes(cell: dict[str, Any] | None, name: str) -> bytes:

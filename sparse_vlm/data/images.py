@@ -2,49 +2,56 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageFile
 
-from sparse_vlm.encoder.preprocessing import to_rgb
+from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.errors import UserError, one_line
 
 
 @cache
 def readable_endings() -> frozenset[str]:
-    """File endings, ".png" …, of the formats that PIL reads: it registers those that it only writes (.pdf) as well."""
+    """File endings, ".png" …, of the formats whose pixels PIL reads. It registers others as well: those that it only
+    writes (.pdf), or only knows by their first bytes (.h5, .mpg), or reads with a program that is not there (.eps)."""
     known = Image.registered_extensions()  # also fills Image.OPEN
-    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN)
+    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and _has_pixels(kind))
+
+
+def _has_pixels(kind: str) -> bool:
+    if kind == "EPS":
+        return bool(EpsImagePlugin.has_ghostscript())
+    opener = Image.OPEN[kind][0]
+    return kind != "MPEG" and not (isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile))
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Reads an image file completely and returns it as RGB, upright as its EXIF says, any size and aspect ratio.
+    """Read an image file completely and return it as RGB, any size and aspect ratio; see `to_rgb`.
 
     Raises:
         UserError: the file is missing, no image, or cut short; the sentence names it.
     """
     with _sentences(path), Image.open(path) as image:
-        return _upright(image)
+        return to_rgb(image)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, max_megapixels: float | None = None) -> Image.Image:
     """An encoded image (the bytes of a file) likewise; `name` stands for it in the error.
 
+    Args:
+        data: of a file.
+        name: stands for the image in the error.
+        max_megapixels: larger ones would fill the memory; None: PIL's own limit alone.
+
     Raises:
-        UserError: no image, or cut short.
+        UserError: no image, cut short, or too large.
     """
     with _sentences(name), Image.open(io.BytesIO(data)) as image:
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """All pixels as RGB, turned as the camera says, where it says something."""
-    image.load()
-    with suppress(Exception):  # of damaged EXIF data; PIL raises nearly anything here, too, and the pixels are there
-        ImageOps.exif_transpose(image, in_place=True)
-    return to_rgb(image)
+        if max_megapixels is not None and image.width * image.height > 1e6 * max_megapixels:
+            raise UserError(f"it has {image.width}×{image.height} pixels, more than {max_megapixels:g} megapixels")
+        return to_rgb(image)
 
 
 @contextmanager

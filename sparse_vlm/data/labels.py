@@ -1,7 +1,7 @@
 """Labelled images for supervised fine-tuning: a folder of class folders, or a CSV table of several labels."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparse_vlm.data.image_sets import IndexedImages, image_paths
+from sparse_vlm.data.image_files import PathTable, paths_by_class
+from sparse_vlm.data.image_sets import IndexedImages
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError, one_line
 
@@ -19,14 +20,17 @@ class Labels:
     """Image files with their labels.
 
     Attributes:
-        paths: N files.
+        paths: N files; kept as a `PathTable`, whatever they are given as.
         values: int64[N] class indices, or float32[N, K] with 0 and 1: each image has any number of the K classes.
         classes: K names.
     """
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     values: Tensor
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", PathTable(self.paths))
 
     @property
     def several(self) -> bool:
@@ -39,7 +43,7 @@ class LabelledImages(IndexedImages):
 
     Args:
         labels: files and labels.
-        transform, seed, on_bad_image: see `SeededImages`; with "skip", the next image comes with its own label.
+        transform, seed, on_bad_image: see `SeededImages`; with "skip", another image comes with its own label.
     """
 
     def __init__(
@@ -50,11 +54,8 @@ class LabelledImages(IndexedImages):
         seed: int = 0,
         on_bad_image: str = "error",
     ) -> None:
-        super().__init__(transform, seed, on_bad_image)
+        super().__init__(len(labels.paths), transform, seed, on_bad_image)
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels.paths)
 
     def read(self, index: int) -> Image.Image:
         return open_image(self.labels.paths[index])
@@ -64,24 +65,16 @@ class LabelledImages(IndexedImages):
 
 
 def read_class_folders(folder: str | Path) -> Labels:
-    """The images below each subfolder; the classes are the subfolders' names, sorted.
+    """The images below each subfolder; the classes are the subfolders' names, sorted. Hidden ones are left out.
 
     Raises:
         UserError: the folder is missing, has fewer than two subfolders, or one of them holds no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder} with a folder of images per class.")
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        raise UserError(f"{folder} has {len(classes)} subfolders: there must be one per class, two or more.")
-    paths: list[Path] = []
-    indices: list[int] = []
-    for index, name in enumerate(classes):
-        found = image_paths(folder / name)
-        paths += found
-        indices += [index] * len(found)
-    return Labels(tuple(paths), torch.tensor(indices), tuple(classes))
+    found = paths_by_class(folder)
+    if len(found) < 2:
+        raise UserError(f"{folder} has {len(found)} subfolders: there must be one per class, two or more.")
+    indices = [index for index, paths in enumerate(found.values()) for _ in paths]
+    return Labels([path for paths in found.values() for path in paths], torch.tensor(indices), tuple(found))
 
 
 def read_label_table(file: str | Path, image_folder: str | Path) -> Labels:

@@ -38,12 +38,12 @@ class BadImages:
             raise unknown_choice("--on_bad_image", policy, BAD_IMAGE_CHOICES)
         self.policy = policy
         # One cell per worker: adding to the same one from two processes would lose counts.
-        self._counts = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._left_out, self._named = torch.zeros(2, MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def count(self) -> int:
-        """Reads that failed so far, over all data workers of this process."""
-        return int(self._counts.sum())
+        """How often an unreadable image was left out so far, over all data workers of this process."""
+        return int(self._left_out.sum())
 
     def handle(self, error: UserError) -> None:
         """Counts and reports one image, or stops.
@@ -51,16 +51,33 @@ class BadImages:
         Raises:
             UserError: the policy is "error".
         """
+        self.name(error)
+        self.leave_out()
+
+    def leave_out(self) -> None:
+        """Counts an image that was to be given; `name` has reported it, now or earlier."""
+        self._left_out[_cell()] += 1
+
+    def name(self, error: UserError) -> None:
+        """Reports one image, or stops.
+
+        Raises:
+            UserError: the policy is "error".
+        """
         if self.policy == "error":
             raise UserError(f"{error} Or go on without such images: --on_bad_image skip.") from error
-        worker = get_worker_info()
-        cell = worker.id % MAX_WORKERS if worker else 0
-        self._counts[cell] += 1
-        mine = int(self._counts[cell])
+        cell = _cell()
+        self._named[cell] += 1
+        mine = int(self._named[cell])
         if mine <= NAMED:
             logger.warning("Skipped: %s", error)
         elif str(mine).strip("0") == "1":  # 10, 100, 1000 …
             logger.warning("Data worker %d has skipped %d unreadable images; the last: %s", cell, mine, error)
+
+
+def _cell() -> int:
+    worker = get_worker_info()
+    return worker.id % MAX_WORKERS if worker else 0
 
 
 class SeededImages:
@@ -90,7 +107,7 @@ class SeededImages:
 
     @property
     def unreadable(self) -> int:
-        """Reads that failed so far, over all data workers of this process; with on_bad_image "skip"."""
+        """How often an unreadable image was left out so far, over all data workers of this process; with "skip"."""
         return self.bad.count
 
     def blank(self) -> Tensor:

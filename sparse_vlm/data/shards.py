@@ -2,6 +2,7 @@
 
 import contextlib
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 from sparse_vlm.data.image_sets import cell_bytes
 from sparse_vlm.data.image_streams import Encoded
 from sparse_vlm.data.images import readable_endings
+from sparse_vlm.data.seeded import BadImages
 from sparse_vlm.errors import UserError, one_line
 
 
@@ -40,14 +42,22 @@ class WebShards:
                 f"There is no shard {missing[0]} ({len(missing)} of {len(self.names)} in {spec!r} are missing)."
             )
 
-    def count(self) -> int | None:
+    def count(self, on_bad_image: str = "error") -> int | None:
         """Images in all shards, from the tar headers; None if a shard is not a local file.
 
+        Args:
+            on_bad_image: with "skip", what lies before the place where a shard breaks off counts.
+
         Raises:
-            UserError: a shard is no tar file, or has no image.
+            UserError: a shard is no tar file, or has no image, and the policy is "error"; there is no image at all.
         """
-        paths = [_local(name) for name in self.names]
-        return None if None in paths else sum(self._count(path) for path in paths if path is not None)
+        paths, bad = [_local(name) for name in self.names], BadImages(on_bad_image)
+        if None in paths:
+            return None
+        images = sum(self._count(path, bad) for path in paths if path is not None)
+        if not images:
+            raise UserError(f"None of the {len(paths)} shards holds an image that can be read, e.g. {paths[0]}.")
+        return images
 
     def read(self, index: int) -> Iterator[Encoded | UserError]:
         url = self.names[index]
@@ -79,19 +89,18 @@ class WebShards:
             return key == self.image_key
         return f".{key}" in readable_endings()
 
-    def _count(self, path: Path) -> int:
+    def _count(self, path: Path, bad: BadImages) -> int:
+        names: list[tuple[str | None, str]] = []
         try:
             with tarfile.open(path) as tar:
-                names = [base_plus_ext(member.name) for member in tar if member.isreg()]
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"The shard {path} cannot be read ({one_line(error)}).") from error
+                names.extend(base_plus_ext(member.name) for member in tar if member.isreg())
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            bad.handle(UserError(f"The shard {path} cannot be read to its end ({one_line(error)})."))
         images = {key for key, ending in names if key is not None and self._is_image(ending.lower())}
-        if not images:
+        if names and not images:
             endings = sorted({ending for key, ending in names if key is not None})
-            raise UserError(
-                f"The shard {path} holds no images: its endings are {', '.join(endings[:5]) or 'none'}, --image_column "
-                "says which one."
-            )
+            says = f"its endings are {', '.join(endings[:5]) or 'none'}, --image_column says which one"
+            bad.handle(UserError(f"The shard {path} holds no images: {says}."))
         return len(images)
 
 

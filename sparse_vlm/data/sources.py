@@ -37,9 +37,9 @@ def open_images(
     | a path                        | every image file below a folder                                         |
     | wds:SHARDS                    | webdataset tar files: paths or URLs with {000..127}, joined by "::"     |
     | wds-resampled:SHARDS          | the same, each reader draws shards with replacement                     |
-    | hf:NAME[:SPLIT]               | a data set of the Hugging Face hub, or a directory: of `save_to_disk`, or |
+    | hf:NAME[@CONFIG][:SPLIT]      | a data set of the Hugging Face hub, or a directory: of `save_to_disk`, or |
     |                               | with files that `datasets.load_dataset` opens (parquet …)               |
-    | hf-stream:NAME[:SPLIT]        | the same, read in sequence without a download                           |
+    | hf-stream:NAME[@CONFIG][:SPLIT] | the same, read in sequence without a download                           |
 
     Use with `sparse_vlm.data.loader.train_loader`, which splits over processes and tells the epoch.
 
@@ -72,7 +72,7 @@ def open_images(
         _refuse_stream_settings(spec, samples_per_epoch)
         rows, column = open_table(name, image_column)
         return ImageTable(rows, column, transform, seed=seed, on_bad_image=on_bad_image)
-    shards, images = _open_shards(prefix, name, image_column, counted=samples_per_epoch is None)
+    shards, images = _open_shards(prefix, name, image_column, on_bad_image if samples_per_epoch is None else None)
     images = samples_per_epoch or images
     if images is None:
         raise UserError(
@@ -138,8 +138,12 @@ def _refuse_stream_settings(spec: str, samples_per_epoch: int | None) -> None:
         )
 
 
-def _open_shards(prefix: str, name: str, image_column: str | None, *, counted: bool) -> tuple[Any, int | None]:
-    """Shards, and how many images they hold (None: unknown). Imports here, because both packages are slow to import."""
+def _open_shards(prefix: str, name: str, image_column: str | None, count_with: str | None) -> tuple[Any, int | None]:
+    """Shards, and how many images they hold (None: unknown). Imports here, because both packages are slow to import.
+
+    Args:
+        count_with: the policy for bad shards while they are counted; None: they are not.
+    """
     if prefix == "hf-stream":
         from sparse_vlm.data.hf_tables import open_stream
         from sparse_vlm.data.shards import TableShards
@@ -149,4 +153,4 @@ def _open_shards(prefix: str, name: str, image_column: str | None, *, counted: b
     from sparse_vlm.data.shards import WebShards
 
     shards = WebShards(name, image_column)
-    return shards, shards.count() if counted else None
+    return shards, None if count_with is None else shards.count(count_with)

@@ -1,8 +1,11 @@
 """Weights on disk: encoder directories, and the authors' released layouts (declarative key maps). Always strict."""
 
+import argparse
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,10 +16,21 @@ from sparse_vlm.encoder.rois import from_center_size
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, read_object, write_json
 
+logger = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+# Where training programs keep the state dict in their checkpoints: the first of these that is there, over and over.
+# A moving average comes before the weights that it is of, as in timm; DINO's teacher is its student's average.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher", "module")
+# What wrappers of modules (DataParallel, torch.compile, Lightning, DINO, this project's stages) put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "student.", "teacher.", "backbone.")
+# Where names begin with the former, those of the latter are for DINO's training alone: student and losses beside the
+# teacher, heads beside the backbone.
+TRAINING_ONLY = {"teacher.": r"(student|\w+_loss)\.", "backbone.": r"(dino|ibot)_head\."}
+HARMLESS: list[Any] = [argparse.Namespace]  # beside weights, the arguments of timm's and DINO's scripts
 
 # Older layouts -> "v2" (the authors' present names). Every rule whose pattern matches is applied, in order.
 OLD_TO_V2: list[Rule] = [
@@ -108,7 +122,9 @@ def _rename_all(weights: Weights, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or .pth file (weights only: no code is run), unwrapped from "model" if need be.
+    """The state dict of a .safetensors or .pth file (weights only: no code is run).
+
+    Unwrapped as training programs wrap it, by rule: see `WRAPPERS`, `PREFIXES` and `TRAINING_ONLY`.
 
     Raises:
         UserError: missing, unreadable, or no state dict.
@@ -116,19 +132,38 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     file = Path(file)
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}.")
+    content: Any
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            content = load_file(file)
+        else:
+            with torch.serialization.safe_globals(HARMLESS):
+                content = torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch's unpickler raise nearly anything
         raise UserError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or it holds more than "
             "tensors. Fetch it again, or save its state dict alone."
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    while isinstance(content, dict) and (names := [name for name in WRAPPERS if isinstance(content.get(name), dict)]):
+        if len(names) > 1:
+            logger.warning("Of %s, which holds %s, %s is taken.", file, " and ".join(names), names[0])
+        content = content[names[0]]
     pairs = content.items() if isinstance(content, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
-        raise UserError(f'{file} holds no state dict (names with tensors, possibly under "model").')
-    return content
+        known = ", ".join(f'"{name}"' for name in WRAPPERS)
+        raise UserError(f"{file} holds no state dict (names with tensors, possibly under one of {known}).")
+    return _without_prefixes(content)
+
+
+def _without_prefixes(weights: Weights) -> dict[str, Tensor]:
+    """Weights under the names that they have in their own model."""
+    for prefix, beside in TRAINING_ONLY.items():
+        if any(key.startswith(prefix) for key in weights):
+            weights = {key: value for key, value in weights.items() if not re.match(beside, key)}
+    for prefix in PREFIXES:
+        if weights and all(key.startswith(prefix) for key in weights):
+            return _without_prefixes({key.removeprefix(prefix): value for key, value in weights.items()})
+    return dict(weights)
 
 
 def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:

@@ -51,7 +51,8 @@ def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) 
         The relative difference between ONNX Runtime and PyTorch for each output: |a − b| / |b| (2-norms).
 
     Raises:
-        UserError: the extra `export` is not installed, the encoder is not float32, or too large for one file (2 GB).
+        UserError: the extra `export` is not installed, the encoder is not float32, or too large for one file (2 GB), or
+            its outputs are not finite.
         RuntimeError: ONNX Runtime computes something else.
     """
     _check(encoder)
@@ -179,7 +180,11 @@ def _modules_of(node: Any) -> set[str]:
 
 @torch.no_grad()
 def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
-    """The relative difference between ONNX Runtime and PyTorch for each output, on noise of a size of its own."""
+    """The relative difference between ONNX Runtime and PyTorch for each output, on noise of a size of its own.
+
+    Raises:
+        UserError: PyTorch's outputs are not finite.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -187,6 +192,11 @@ def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     images = torch.randn(3, 3, side + 19, side - 5, generator=torch.Generator().manual_seed(0))
     found = session.run(OUTPUTS, {"images": images.numpy()})
     expected = _Outputs(encoder)(images)
+    for name, ours in zip(OUTPUTS, expected, strict=True):
+        if not ours.isfinite().all():
+            raise UserError(
+                f"The encoder's {name} are not finite numbers: its weights are those of a diverged training."
+            )
     return {
         name: ((torch.from_numpy(theirs) - ours).norm() / ours.norm()).item()
         for name, theirs, ours in zip(OUTPUTS, found, expected, strict=True)

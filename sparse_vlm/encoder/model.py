@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from sparse_vlm.encoder import checkpoints
 from sparse_vlm.encoder.config import SparseFormerConfig
@@ -32,6 +33,10 @@ class EncoderOutput(NamedTuple):
     pooled: Tensor
     rois: Tensor
     hidden_states: tuple[Tensor, ...]
+
+
+# Without a name of its own there, torch.export.save does not know what to call it in a file.
+_register_namedtuple(EncoderOutput, serialized_type_name=f"{EncoderOutput.__module__}.EncoderOutput")
 
 
 class SparseFormer(nn.Module):

@@ -1,12 +1,12 @@
 """From a picture to the tensor that an encoder's weights expect. It travels with the weights."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from sparse_vlm.encoder.images import AnyImage, to_rgb
 from sparse_vlm.errors import UserError, unknown_choice
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,30 +53,6 @@ class Preprocessing:
 LONGEST_SIDE = 16
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as RGB. Transparency is dropped; 16-bit grey is scaled, where PIL would clip at 255.
-
-    Raises:
-        UserError: grey of whose numbers it is not known which is white: of more than 16 bits, or floats up to 1.
-    """
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey_of_8_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")  # as PIL asks for palettes with transparency
-    return image.convert("RGB")
-
-
-def _grey_of_8_bits(image: Image.Image) -> Image.Image:
-    """Of "I;16", of "I" (as which PIL opens 16-bit PGM and some TIFF) and of "F" with the numbers of 8 bits."""
-    extrema: Any = image.convert("F").getextrema()  # of several bands it would be a pair for each
-    low, high = extrema
-    if low < 0 or high > 0xFFFF or (image.mode == "F" and (0 < high <= 1 or high > 0xFF)):
-        raise UserError(f"A grey picture with numbers from {low:g} to {high:g}: convert it to 8 bits first.")
-    if image.mode == "F" or (image.mode == "I" and high <= 0xFF):
-        return image.convert("L")
-    return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-
-
 def _cut_long_side(image: Image.Image) -> Image.Image:
     longest = LONGEST_SIDE * min(image.size)
     if max(image.size) <= longest:
@@ -86,7 +62,11 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 
 
 class Transform:
-    """PIL image -> float32[3, crop, crop], normalised. Any mode and size; pickles, so it works in data workers."""
+    """Image -> float32[3, crop, crop], normalised.
+
+    Takes PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. Pickles, so it
+    works in data workers.
+    """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
@@ -105,6 +85,6 @@ class Transform:
             ]
         )
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        image = to_rgb(image)
-        return self._steps(_cut_long_side(image) if self.preprocessing.resize_mode == "shortest" else image)
+    def __call__(self, image: AnyImage) -> torch.Tensor:
+        rgb = to_rgb(image)
+        return self._steps(_cut_long_side(rgb) if self.preprocessing.resize_mode == "shortest" else rgb)

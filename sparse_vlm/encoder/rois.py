@@ -3,6 +3,9 @@
 Convention: a RoI is (x1, y1, x2, y2) in image coordinates, x to the right, y down, [0, 1] spanning the image from
 edge to edge. RoIs may leave [0, 1] and are never clamped; x2 < x1 is allowed (a signed size mirrors the sampling).
 Everything is float32 whatever the model's dtype: in bfloat16 a sampling point moves by up to half a feature cell.
+
+RoIs and points of a model that diverges are NaN or infinite. They stay so, for those who watch a training run; only the
+sampling takes them for places (`sample_features`).
 """
 
 import math
@@ -10,6 +13,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FARTHEST = 1e4  # in image coordinates; all that lies outside the image gives the same samples
 
 
 def lay_out_rois(count: int) -> Tensor:
@@ -74,6 +79,9 @@ def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
 def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
     """Bilinear samples of the feature map (align_corners False: coordinate 0 is the edge of the first cell).
 
+    A coordinate that is not finite or too large for torch lies far outside, NaN on the first edge: the backward pass of
+    torch's grid_sample on a CPU reads memory that is not its own otherwise. What finite points give is unchanged.
+
     Args:
         features: float32[B, C, H, W].
         points: float32[B, n, P, 2] in image coordinates.
@@ -82,6 +90,7 @@ def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
     Returns:
         float32[B, n, P, C]
     """
+    points = points.nan_to_num(0.0, FARTHEST, -FARTHEST).clamp(-FARTHEST, FARTHEST)
     samples = F.grid_sample(features, 2 * points - 1, mode="bilinear", padding_mode=padding, align_corners=False)
     return samples.permute(0, 2, 3, 1)
 

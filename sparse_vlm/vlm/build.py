@@ -27,9 +27,10 @@ from sparse_vlm.vlm.processing import (
     SparseFormerImageProcessor,
     SparseVLMProcessor,
     add_image_token,
-    prepare_chat_template,
 )
+from sparse_vlm.vlm.templates import prepare_chat_template
 from sparse_vlm.vlm.towers import open_tower
+from sparse_vlm.vlm.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.vision import visual_tokens
 
 
@@ -77,9 +78,9 @@ def build_vlm(
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
-    _prepare_tokenizer(tokenizer, template)
-    settle_generation(language_model, tokenizer)
     image_token_id = add_image_token(tokenizer)
+    _prepare_tokenizer(tokenizer, template, image_token_id)
+    settle_generation(language_model, tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
     language_model.config.name_or_path = ""  # a path of this machine has no place in the result
     # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
@@ -182,8 +183,16 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
     return projector
 
 
-def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
+def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, image_token_id: int) -> None:
+    """Gives the tokenizer the template, and the tokens that are missing: eos, which ends a turn, and padding.
+
+    Raises:
+        UserError: a turn under the template cannot be told apart from what surrounds it.
+    """
     tokenizer.chat_template = chat_template
+    check_round_trip(ChatFormat(tokenizer, chat_template, image_token_id, 1))
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_tokens(tokenizer, chat_template)[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 

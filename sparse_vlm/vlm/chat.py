@@ -12,7 +12,8 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import IMAGE_TOKEN, SparseVLMProcessor
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.turns import template_refusals
 
 # A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
 GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -31,7 +32,7 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
         question: plain text.
 
     Raises:
-        UserError: the question is empty or contains the placeholder.
+        UserError: the question is empty.
     """
     check_question(question)
     images = as_list(image)
@@ -39,13 +40,9 @@ def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str)
 
 
 def check_question(question: str) -> None:
-    """Raises UserError where a question is empty or contains the placeholder."""
+    """Raises UserError where a question is empty."""
     if not question.strip():
         raise UserError("The question is empty.")
-    if IMAGE_TOKEN in question:
-        raise UserError(
-            f"The question must not contain {IMAGE_TOKEN}: the picture's place is set by the chat template."
-        )
 
 
 def as_list(image: Pictures) -> list[Image.Image]:
@@ -67,9 +64,13 @@ def encode_messages(
         processor: of the model directory.
         messages: see `user_message`; answers are {"role": "assistant", "content": text}.
         images: of all turns, in their order.
+
+    Raises:
+        UserError: the chat template refuses the conversation.
     """
     turns: Any = list(messages)
-    text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    with template_refusals():
+        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     # The template has written every special token already.
     return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
 

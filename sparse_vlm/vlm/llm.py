@@ -18,6 +18,7 @@ from transformers.trainer_utils import align_special_tokens
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.turns import end_tokens
 
 
 def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -90,13 +91,17 @@ def _check_llm(directory: Path, gguf_file: str | None) -> None:
 
 
 def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes a causal LM's generation settings (in place) such that transformers saves them after any change.
+    """Makes a causal LM's generation settings (in place) such that an answer stops where the tokenizer's chat template
+    ends it, and that transformers saves them after any change.
 
     Training is such a change: Trainer makes the special tokens the tokenizer's, and then transformers refuses to save
     what it had only warned about before. So they are made so here.
     """
     align_special_tokens(model, tokenizer)
     settings = model.generation_config
+    stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    stops += end_tokens(tokenizer, tokenizer.get_chat_template())
+    settings.eos_token_id = list(dict.fromkeys(token for token in stops if token is not None))
     for name in settings.to_diff_dict():
         # Such a value has no effect: Vicuna's temperature without do_sample. Adding do_sample would change the answers.
         if not _has_effect(settings, name):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
@@ -16,8 +15,8 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 from tqdm import tqdm
 
-from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
@@ -37,12 +36,12 @@ class SparseVLM(lmms):
     Args:
         pretrained: the model directory.
         batch_size: questions generated for together.
-        device: e.g. "cuda" or "cpu"; None: what accelerate finds.
-        dtype: "float32", "bfloat16" or "float16".
+        device: as `choose_device` takes it; None, or several processes: what accelerate finds.
+        dtype: as `choose_dtype` takes it.
         max_batch_size: lmms-eval passes it to every model; ours does not search for a batch size.
 
     Raises:
-        UserError: no such directory or dtype.
+        UserError: no such directory, device or dtype.
     """
 
     def __init__(
@@ -50,19 +49,18 @@ class SparseVLM(lmms):
         pretrained: str,
         batch_size: int | str = 1,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in DTYPES:
-            raise unknown_choice("dtype", dtype, DTYPES)
         if not str(batch_size).isdigit() or max_batch_size is not None:
             raise UserError(f"The batch size must be a number, without --max_batch_size; got {batch_size!r}.")
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.device = self.accelerator.device if device is None or self._world_size > 1 else torch.device(device)
+        found = self.accelerator.device
+        self.device = found if device is None or self._world_size > 1 else choose_device(device)
         self.batch_size = int(batch_size)
-        self._model, self._processor = load_vlm(Path(pretrained), DTYPES[dtype])
+        self._model, self._processor = load_vlm(Path(pretrained), choose_dtype(dtype, self.device))
         self._model.to(self.device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -106,7 +104,7 @@ class SparseVLM(lmms):
         visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
         if not all(isinstance(visual, Image.Image) for visual in visuals):
             raise UserError(f"The task {task} asks about something else than pictures; sparse_vlm sees pictures only.")
-        return [visual.convert("RGB") for visual in visuals]
+        return visuals
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Not what this model does."""

@@ -112,7 +112,9 @@ class SparseVLMModel(LlavaModel):
             visual_tokens: float[I, n, C] of `encode_images`, in the place of `pixel_values`.
         """
         if visual_tokens is not None:
-            projected: Any = list(self.multi_modal_projector(visual_tokens))  # transformers' own: an item per picture
+            projector: Any = self.multi_modal_projector
+            tokens = visual_tokens.to(projector.norm.weight.dtype)  # they may have been kept in another one
+            projected: Any = list(projector(tokens))  # transformers' own: an item per picture
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
         return super().forward(*args, **inputs)
 

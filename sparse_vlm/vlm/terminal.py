@@ -1,5 +1,7 @@
 """A conversation in the terminal: `sparse-vlm chat` without a question."""
 
+import io
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -11,20 +13,27 @@ with suppress(ImportError):  # where there is one, input() edits lines and remem
     import readline  # noqa: F401
 
 HELP = """\
-/image FILE  show a picture; the next question is about it
-/clear       forget the conversation and its pictures
+/image FILE  show an image; the next question is about it
+/clear       forget the conversation and its images
 /help        this list
 /exit        leave; so does Ctrl-D
 Ctrl-C stops an answer. Everything else is a question."""
 
 
 def converse(conversation: Conversation, max_new_tokens: int) -> None:
-    """Reads questions and commands from standard input until /exit or its end, and prints answers as they come.
+    """Read questions and commands from standard input until /exit or its end, and print answers as they come.
+
+    Bytes that do not belong to the terminal's encoding become replacement characters.
 
     Args:
         conversation: goes on where it stands.
         max_new_tokens: where an answer that does not end is cut.
     """
+    if sys.stdin is None:  # closed by whoever started us
+        return
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     print("/help lists the commands.")
     while True:
         try:
@@ -52,7 +61,7 @@ def _obey(conversation: Conversation, line: str, max_new_tokens: int) -> None:
         print("Forgotten.")
     elif command == "/image":
         if not rest.strip():
-            raise UserError("Which picture? /image FILE")
+            raise UserError("Which image? /image FILE")
         conversation.show(open_image(Path(rest.strip()).expanduser()))
         print("Seen. What is the question?")
     elif command.startswith("/"):

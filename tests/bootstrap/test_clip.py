@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
+from transformers import BertConfig
 
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.clip import SparseClip
@@ -207,3 +209,45 @@ def test_bad_input_is_one_sentence(
     (broken / "sparseformer.json").write_text("{")
     with pytest.raises(UserError, match=r"sparseformer\.json is no valid JSON"):
         SparseClip.load(broken)
+
+
+@torch.no_grad()
+def test_intermediates_as_open_clip_asks_for_them(clip: SparseClip, student: SparseFormer) -> None:
+    states = student(IMAGES).hidden_states
+    got = clip.model.forward_intermediates(IMAGES, image_indices=[0, 2], image_output_fmt="NLC")
+    for found, state in zip(got["image_intermediates"], (states[1], states[3]), strict=True):
+        assert torch.equal(found, state[:, 1:])
+    assert torch.allclose(got["image_features"], clip.model.encode_image(IMAGES, normalize=True), atol=1e-6)
+    got = clip.model.visual.forward_intermediates(
+        IMAGES, indices=1, output_fmt="NLC", output_extra_tokens=True, intermediates_only=True
+    )
+    assert torch.equal(got["image_intermediates_prefix"][0], states[-1][:, :1])
+    with pytest.raises(UserError, match=r"have no grid: output_fmt must be 'NLC', got 'NCHW' \(open_clip: image_out"):
+        clip.model.forward_intermediates(IMAGES)
+
+
+def test_a_text_side_of_transformers_travels_along(clip_dir: Path, tmp_path: Path) -> None:
+    """Its configuration lay in a folder of this machine, which is gone; then the CLIP itself is moved."""
+    bert = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32)
+    bert.save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    config = json.loads((clip_dir / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = text | {"hf_model_pretrained": False}
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    save_file(open_clip.CustomTextCLIP(**config["model_cfg"]).state_dict(), teacher / "open_clip_model.safetensors")
+    student, _ = bootstrap_from(open_teacher(str(teacher)), tokens=4, repeats=1, stem_channels=8)
+    clip = SparseClip.from_teacher(str(teacher), student)
+    clip.save(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "bert")
+    captions = torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    expected = clip.model.encode_text(captions)
+    opened = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()
+    assert torch.equal(opened.encode_text(captions), expected)
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    again = SparseClip.load(tmp_path / "moved")
+    assert torch.equal(again.model.encode_text(captions), expected)
+    again.save(tmp_path / "again")
+    assert torch.equal(SparseClip.load(tmp_path / "again").model.encode_text(captions), expected)

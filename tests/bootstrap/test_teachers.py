@@ -241,6 +241,30 @@ def test_open_clip_towers_that_cannot_be_inherited(vision_cfg: dict, sentence: s
         open_teacher(str(tmp_path), pretrained=False)
 
 
+@pytest.mark.parametrize(
+    ("family", "size", "sentence"),
+    [
+        ("dinov2", 256, r"Patches of 14 .* images of 256: .* last 4 rows and columns\. Choose .* size 252 or 266\."),
+        ("openai clip", 40, "Patches of 16 .* Choose the image size 32 or 48"),
+        ("vitamin (timm)", 40, "Patches of 16 .* Choose the image size 32 or 48"),
+        ("siglip (open_clip)", 40, "Patches of 16 .* Choose the image size 32 or 48"),
+        ("openai clip", 9, "makes no patch of 9 pixels"),
+    ],
+)
+def test_sizes_that_the_patch_does_not_divide(family: str, size: int, sentence: str, tmp_path: Path) -> None:
+    write_family(family, tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        open_teacher(str(tmp_path), image_size=size)
+
+
+def test_a_checkpoint_of_a_training_program(tmp_path: Path) -> None:
+    original = timm.create_model("test_vit", pretrained=False).eval()
+    wrapped = {f"module.{name}": value for name, value in original.state_dict().items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "last.pth.tar")
+    teacher = open_teacher(f"timm:test_vit@{tmp_path / 'last.pth.tar'}")
+    assert all(torch.equal(teacher.trunk.state_dict()[name], value) for name, value in original.state_dict().items())
+
+
 @pytest.mark.parametrize(("size", "sentence"), [(0, "must be positive, got 0"), (9, "makes no patch of 9 pixels")])
 def test_impossible_image_sizes(size: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

@@ -195,9 +195,15 @@ def test_template_that_rewrites_the_prompt_is_refused(chat: ChatFormat, changing
         encode(parse_sample(record("<image>\nQ", "A"), 0), replace(chat, chat_template=changing))
 
 
-def test_control_token_in_the_text_is_refused(chat: ChatFormat) -> None:
-    with pytest.raises(UserError, match=r"Sample s1 holds .*'<\|im_end\|>'"):
-        encode(parse_sample(record("<image>\nQ", "A<|im_end|>"), 0), chat)
+def test_control_tokens_in_the_text_are_text(chat: ChatFormat) -> None:
+    tokenizer, typed = chat.tokenizer, "A<|im_end|>\n<|im_start|>user"
+    letters = tokenizer(typed, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    plain = encode(parse_sample(record("<image>\nQ", "A"), 0), chat)
+    row = encode(parse_sample(record(f"<image>\nQ{typed}", typed), 0), chat)
+    assert [token for token in row.targets if token != IGNORE] == [*letters, end]
+    assert row.input_ids.count(end) == plain.input_ids.count(end)
+    assert row.input_ids.count(chat.image_token_id) == 5
 
 
 def test_independent_turns_are_the_single_conversations_behind_one_prefix(chat: ChatFormat) -> None:
@@ -225,6 +231,11 @@ def test_placeholder_is_brought_to_the_front() -> None:
     assert parse_sample(record("What is it?\n<image>", "A"), 0).turns[0] == ("user", "<image>\nWhat is it?")
 
 
+def test_an_image_of_a_later_turn_is_brought_to_that_turns_start() -> None:
+    sample = parse_sample(record("Q", "A", "And here?\n<image>", "B"), 0)
+    assert [text for _, text in sample.turns] == ["Q", "A", "<image>\nAnd here?", "B"]
+
+
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
@@ -232,7 +243,6 @@ def test_placeholder_is_brought_to_the_front() -> None:
         (record("<image><image>\nQ", "A"), "Sample s1 has one image but 2 <image>"),
         (record("<image>\nQ", "A", image=None), "Sample s1 has no image but 1 <image>"),
         (record("Q", "see <image>"), "must stand in a human turn"),
-        (record("Q", "A", "<image>\nQ", "A"), "must stand in the first human turn"),
         (record("<image>\nQ", "A", image=["a", "b"]), "Sample s1 has 2 images but 1 <image>"),
         (record("<image>\nQ", "A", "B"), r"roles must be .* they are: human, gpt, human\."),
         (record("<image>\nQ", "A", conversations=[{"from": "gtp", "value": "x"}]), "'gtp'. Did you mean 'gpt'"),

@@ -1,15 +1,19 @@
 """Sets by index: repeatable augmentation, damaged images."""
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from sparse_vlm.data.image_sets import ImageFolder, ImageTable
+from sparse_vlm.data.image_sets import ImageFolder, ImageTable, IndexedImages
 from sparse_vlm.errors import UserError
 
 crop = v2.Compose([v2.RandomResizedCrop(8), v2.PILToTensor()])
@@ -55,7 +59,7 @@ def test_every_file_below_the_folder(image_files: list[bytes], tmp_path: Path) -
         ImageFolder(folder, crop)[2]
 
 
-def test_damaged_files_stop_or_their_successor_takes_their_place(
+def test_damaged_files_stop_or_another_takes_their_place(
     image_files: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for index, data in enumerate((image_files[0], image_files[1][:60], b"", image_files[3])):
@@ -64,15 +68,68 @@ def test_damaged_files_stop_or_their_successor_takes_their_place(
         ImageFolder(tmp_path, crop)[1]
     dataset = ImageFolder(tmp_path, crop, on_bad_image="skip")
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(dataset[1]["pixel_values"], dataset[3]["pixel_values"])
+        readable = [dataset[index]["pixel_values"] for index in (0, 3)]
+        assert any(torch.equal(dataset[1]["pixel_values"], pixels) for pixels in readable)
+        assert dataset.unreadable == 1
+        dataset[2]
     assert dataset.unreadable == 2
     assert [f"{index}.png" in caplog.text for index in range(4)] == [False, True, True, False]
     list(DataLoader(dataset, num_workers=2))
-    assert dataset.unreadable == 2 + 3
+    assert dataset.unreadable == 2 + 2
     for name in ("0.png", "3.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match="None of the 4 images can be read"):
         dataset[0]
+
+
+class Reads(IndexedImages):
+    """Images that are their index; those below `readable_from` cannot be read. Notes what is read."""
+
+    def __init__(self, count: int, readable_from: int, **options: Any) -> None:
+        super().__init__(count, v2.PILToTensor(), **options)
+        self.readable_from = readable_from
+        self.reads = torch.zeros(count, dtype=torch.int64).share_memory_()
+
+    def read(self, index: int) -> Image.Image:
+        self.reads[index] += 1
+        if index < self.readable_from:
+            raise UserError(f"{index} is bad.")
+        return Image.new("L", (1, 1), index).convert("RGB")
+
+    def seen(self, indices: Iterable[int]) -> list[int]:
+        return [int(self[index]["pixel_values"][0, 0, 0]) for index in indices]
+
+
+def test_no_single_image_stands_in_for_a_block_of_bad_ones() -> None:
+    images = Reads(200, 100, on_bad_image="skip")
+    instead = images.seen(range(100))
+    assert min(instead) >= 100
+    assert max(Counter(instead).values()) <= 6
+    assert images.unreadable == 100
+    assert images.reads[:100].tolist() == [1] * 100  # later draws and visits know
+    assert images.seen(range(100)) == instead
+    assert images.unreadable == 200
+    assert images.reads[:100].tolist() == [1] * 100
+    other = Reads(200, 100, on_bad_image="skip")
+    assert other.seen(reversed(range(100))) == instead[::-1]  # whatever was known before
+    other.set_epoch(1)
+    assert other.seen(range(100)) != instead
+    assert Reads(200, 100, on_bad_image="skip", seed=1).seen(range(100)) != instead
+
+
+def test_the_one_that_can_be_read_is_found() -> None:
+    images = Reads(250, 249, on_bad_image="skip")
+    assert images.seen([0, 1]) == [249, 249]
+    assert images.reads[:249].max() == 1
+
+
+def test_data_workers_share_what_they_know() -> None:
+    images = Reads(40, 20, on_bad_image="skip")
+    loader = DataLoader(images, num_workers=1)
+    list(loader)
+    list(loader)  # another worker
+    assert images.reads[:20].tolist() == [1] * 20
+    assert images.unreadable == 40
 
 
 def test_cells_of_a_table_may_be_paths_or_empty(image_folder: Path) -> None:

@@ -1,5 +1,7 @@
 """`open_images`: the same pictures from every kind of source; bad specs are one sentence each."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,61 @@ def test_bad_columns_and_splits(tables: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             open_images(f"hf:{tables}/{spec}", to_tensor, image_column=column)
     assert pictures(f"hf:{tables}/saved", image_column="image")
+
+
+def test_a_data_set_of_several_configurations(image_files: list[bytes], tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image()})
+    folder = tmp_path / "user@host"
+    for index, name in enumerate(("one", "two")):
+        rows = datasets.Dataset.from_dict({"image": [{"bytes": image_files[index], "path": None}]}, features=features)
+        (folder / name).mkdir(parents=True)
+        rows.to_parquet(folder / name / "a.parquet")
+    files = [{"config_name": name, "data_files": [{"split": "shown", "path": f"{name}/*"}]} for name in ("one", "two")]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(files)}\n---\n")
+    one, two = (pictures(f"hf:{folder}@{name}:shown") for name in ("one", "two"))
+    assert (len(one), len(two)) == (1, 1)
+    assert one != two
+    assert pictures(f"hf-stream:{folder}@two:shown", samples_per_epoch=1) == two
+    for spec, sentence in (
+        ("", r"Config name is missing.*\['one', 'two'\].* Write NAME@CONFIG\."),
+        ("@three:shown", r"BuilderConfig 'three' not found. Available: \['one', 'two'\]"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_images(f"hf:{folder}{spec}", to_tensor)
+
+
+def test_a_saved_data_set_has_no_configurations(tables: Path) -> None:
+    with pytest.raises(UserError, match=r"saved was saved without configurations\. Leave out 'one'"):
+        open_images(f"hf:{tables}/saved@one", to_tensor)
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "textual"])
+def test_a_damaged_shard_is_left_out(kind: str, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The middle one of three; with "error" the sentence says how to go on."""
+    folder = tmp_path / "shards"
+    shutil.copytree(Path(shards).parent, folder)
+    middle = folder / "1.tar"
+    if kind == "textual":
+        with webdataset.TarWriter(str(middle)) as writer:
+            writer.write({"__key__": "a", "txt": "no image"})
+    else:
+        middle.write_bytes(middle.read_bytes()[: 2000 if kind == "cut" else 0])
+    spec = f"wds:{folder}/{{0..2}}.tar"
+    with pytest.raises(UserError, match=r"1\.tar .* --on_bad_image skip"):
+        open_images(spec, to_tensor)
+    stream = open_images(spec, to_tensor, on_bad_image="skip")
+    assert isinstance(stream, ImageStream)
+    assert len(stream) == 7 + (kind == "cut")  # the header of the first is whole
+    assert "Skipped: The shard" in caplog.text
+    assert "1.tar" in caplog.text
+    whole = pictures(f"wds:{folder}/0.tar") | pictures(f"wds:{folder}/2.tar")
+    assert {item["pixel_values"].numpy().tobytes() for item in stream} == whole
+    assert stream.unreadable > 0
+    for name in ("0.tar", "2.tar"):
+        (folder / name).write_bytes(b"")
+    if kind != "cut":
+        with pytest.raises(UserError, match="None of the 3 shards holds an image that can be read"):
+            open_images(spec, to_tensor, on_bad_image="skip")
 
 
 def test_settings_that_say_nothing_are_refused(image_folder: Path, tables: Path, shards: str) -> None:

@@ -3,7 +3,9 @@
 import base64
 import json
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -142,9 +144,9 @@ def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots
     ask(page, "What is it?", picture, picture)
     wait_for_answers(page, 1)
     drawn = source(page, "#look")
-    for slider, value in (("#step", 1), ("#token", 3), ("#picture", 2)):
+    for slider, value in (("#step", 1), ("#token", 3), ("#image", 2)):
         set_number(page, slider, value)
-        if slider != "#picture":  # the same picture twice
+        if slider != "#image":  # the same picture twice
             drawn = changed(page, "#look", drawn)
     page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('Step 1 of 3')")
     page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('token 3 alone')")
@@ -155,9 +157,9 @@ def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots
     page.screenshot(path=screenshots / "3_one_token.png", full_page=True)
     page.click("#look img", position={"x": 200, "y": 100})
     page.wait_for_function("() => !document.querySelector('#look-text').innerText.includes('token 3 alone')")
-    page.get_by_role("tab", name="What the answer attended to").click()
+    page.get_by_role("tab", name="Attention").click()
     heat = source(page, "#heat")
-    assert "of its attention to this picture" in page.inner_text("#heat-text")
+    assert "of its attention to this image" in page.inner_text("#heat-text")
     page.click("#word input")
     page.click("[role=option] >> nth=1")
     changed(page, "#heat", heat)
@@ -235,3 +237,55 @@ def test_no_picture_file_is_refused_before_it_is_sent(page: "Page", tmp_path: Pa
     page.set_input_files("#question input[type=file]", tmp_path / "notes.txt")
     page.wait_for_selector("[data-testid=toast-body] >> text=notes.txt")
     page.click("[data-testid=toast-close]")
+
+
+TYPED = "<button>x</button> 2*3*4 and __init__ &amp;\n1. first\n    ![x](http://127.0.0.1:1/md.png)"
+
+
+def test_a_question_is_shown_as_it_was_typed(page: "Page", picture: Path) -> None:
+    ask(page, TYPED, picture)
+    wait_for_answers(page, 1)
+    shown = page.locator("#chat-0 .user.message .md").inner_text()
+    assert shown.replace("\N{NO-BREAK SPACE}", " ") == TYPED
+
+
+def test_the_page_fetches_nothing_from_others(page: "Page") -> None:
+    """Whatever an answer says: the browser itself refuses, at a server that would answer."""
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    fetch = """address => new Promise(done => {
+        const image = new Image();
+        image.onload = image.onerror = done;
+        image.src = address;
+    })"""
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page.evaluate(fetch, f"http://127.0.0.1:{server.server_port}/md.png")
+        server.shutdown()
+    assert asked == []
+
+
+def test_on_a_phone_in_the_dark(browser: "Browser", served: Served, picture: Path, screenshots: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{served.address}/?__theme=dark")
+    page.wait_for_selector("#question textarea[aria-label=Question]")
+    assert not page.is_visible("#token")
+    page.screenshot(path=screenshots / "7_phone.png", full_page=True)
+    ask(page, "What is it?", picture)
+    wait_for_answers(page, 1)
+    assert page.is_visible("#token")
+    assert page.get_attribute("#look img", "alt") == "RoIs and sampling points (click to choose a token)"
+    page.get_by_role("tab", name="Attention").click()
+    source(page, "#heat")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # nothing sticks out
+    page.screenshot(path=screenshots / "8_phone_dark.png", full_page=True)
+    page.close()

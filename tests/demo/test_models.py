@@ -1,5 +1,6 @@
 """Opening models, and answers, views and numbers of them, without a page."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from demo.models import OpenModel, choose_device, choose_dtype, open_model
+from demo.models import OpenModel, open_model
 from demo.panel import ALL, Choice, describe_attention, describe_look, draw_attention, draw_look, numbers, token_at
 from demo.replies import answer
-from demo.session import Picture, Session
+from demo.session import SentImage, Session
 from demo.speaking import Reply, Sampling
 from sparse_vlm.errors import UserError
 from sparse_vlm.overlays import SIDE
@@ -28,6 +29,12 @@ from sparse_vlm.vlm.chat import answer as one_answer
 
 CPU = torch.device("cpu")
 GREEDILY = Sampling(0, 1, 6)
+
+
+def sent(image: Image.Image, name: str) -> SentImage:
+    data = io.BytesIO()
+    image.save(data, "png")
+    return SentImage(data.getvalue(), name, name)
 
 
 def opened(directory: Path) -> OpenModel:
@@ -80,10 +87,10 @@ def ask(models: list[OpenModel], session: Session, sampling: Sampling = GREEDILY
 
 def test_two_turns_with_pictures(sparse: OpenModel, vlm: tuple[Any, Any], images: list[Image.Image]) -> None:
     session = Session()
-    session.begin("What is it?", [Picture(images[0], "a.png")])
+    session.begin("What is it?", [sent(images[0], "a.png")])
     ask([sparse], session)
     assert session.turns[0].answers == [one_answer(*vlm, images[0], "What is it?", 6)]
-    session.begin("And these?", [Picture(images[1], "b.png"), Picture(images[2], "c.png")])
+    session.begin("And these?", [sent(images[1], "b.png"), sent(images[2], "c.png")])
     (reply,) = ask([sparse], session)
     assert (reply.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
     view = session.views[0]
@@ -99,7 +106,7 @@ def test_two_turns_with_pictures(sparse: OpenModel, vlm: tuple[Any, Any], images
 def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Image]) -> None:
     """One pass over prompt and answer with eager attention from the start gives the same numbers."""
     session = Session()
-    session.begin("What is it?", [Picture(images[0], "a.png")])
+    session.begin("What is it?", [sent(images[0], "a.png")])
     (reply,) = ask([sparse], session, Sampling(0, 1, 20))  # more than one chunk
     view = session.views[0]
     assert view is not None
@@ -122,7 +129,7 @@ def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Im
 def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path, images: list[Image.Image]) -> None:
     models = [sparse, opened(dense_vlm_dir)]
     session = Session()
-    session.begin("What is it?", [Picture(images[0], "a.png")])
+    session.begin("What is it?", [sent(images[0], "a.png")])
     replies = ask(models, session)
     assert all(reply.tower and 0 < reply.tower < reply.first for reply in replies)
     sparse_view, dense_view = session.views
@@ -131,21 +138,21 @@ def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path
     assert len(sparse_view.glances) == 3
     assert len(dense_view.glances) == 1
     choice = Choice(1, 1, ALL, "token", True, ALL)
-    assert describe_look(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the picture."
+    assert describe_look(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the image."
     assert "token 2 alone 6%" in describe_look(dense_view, choice._replace(token=2))
     assert token_at(dense_view, choice, SIDE * 0.55 / 1.5, SIDE * 0.35 / 1.5) == 2  # rows of four
     assert "of its attention" in describe_attention(sparse_view, choice._replace(word=1))
     for view in (sparse_view, dense_view):
         assert draw_look(view, choice).size == draw_attention(view, choice).size
     table = numbers(models, replies, [6, 16])
-    assert "| visual tokens of a picture | 6 | 16 |" in table
+    assert "| visual tokens of an image | 6 | 16 |" in table
     assert table.count("ms") == 6
 
 
 def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Image]) -> None:
     model = opened(llava_dir)
     session = Session()
-    session.begin("What is it?", [Picture(images[0], "a.png")])
+    session.begin("What is it?", [sent(images[0], "a.png")])
     (reply,) = ask([model], session)
     assert len(reply.ids) > 0
     view = session.views[0]
@@ -169,7 +176,7 @@ def test_few_bits_for_the_language_model_alone(
     assert all(".language_model.layers." in name for name in packed)
     assert model.weight_bytes < opened(path).weight_bytes
     session = Session()
-    session.begin("What is it?", [Picture(images[0], "a.png")])
+    session.begin("What is it?", [sent(images[0], "a.png")])
     (reply,) = ask([model], session)
     assert len(reply.ids) > 0
 
@@ -195,11 +202,6 @@ def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_pa
         opened(encoder_dir)
     with pytest.raises(UserError, match="--bits must be 4 or 8, got 3"):
         open_model(vlm_dir, CPU, torch.float32, 3)
-    with pytest.raises(UserError, match="no device 'nowhere'"):
-        choose_device("nowhere")
-    with pytest.raises(UserError, match=r"'float23'.*'float32'"):
-        choose_dtype("float23", CPU)
-    assert choose_dtype("auto", CPU) is torch.float32
 
 
 def test_questions_that_are_none() -> None:
@@ -207,5 +209,5 @@ def test_questions_that_are_none() -> None:
     with pytest.raises(UserError, match="empty"):
         session.begin(" ", [])
     with pytest.raises(UserError, match="ask first"):
-        session.retry()
+        session.check_retry()
     assert session.turns == []

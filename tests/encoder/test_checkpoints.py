@@ -1,6 +1,8 @@
 """Files and directories of weights: strict, and every refusal names what is wrong."""
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,51 @@ def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path)
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         read_weights(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda w: {"state_dict": w, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, ""),  # timm's train.py
+        (lambda w: {"state_dict": {k: -v for k, v in w.items()}, "state_dict_ema": w}, "state_dict_ema is taken"),
+        (lambda w: {"model": {f"module.{k}": v for k, v in w.items()}, "optimizer": {}}, ""),
+        (lambda w: {"state_dict": {f"model._orig_mod.{k}": v for k, v in w.items()}}, ""),  # Lightning
+        (lambda w: {f"module._orig_mod.{k}": v for k, v in w.items()}, ""),
+        (lambda w: {"module": w}, ""),  # DeepSpeed
+        (lambda w: {"model_state_dict": w}, ""),
+        (lambda w: {f"student.{k}": v for k, v in w.items()}, ""),  # a checkpoint of train.bootstrap
+        (lambda w: {"teacher": _dino(w), "student": {}}, ""),  # DINO's and DINOv2's
+        (
+            lambda w: {
+                "model": {f"{branch}.{k}": v for branch in ("student", "teacher") for k, v in _dino(w).items()}
+                | {"dino_loss.center": torch.zeros(1, 4)}
+            },
+            "",
+        ),
+    ],
+)
+def test_state_dicts_as_programs_wrap_them(
+    wrap: Callable[[dict[str, torch.Tensor]], object], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {"stem.conv.weight": torch.randn(2), "cls_token": torch.randn(1)}
+    torch.save(wrap(weights), tmp_path / "file.pth")
+    found = read_weights(tmp_path / "file.pth")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], value) for key, value in weights.items())
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+
+
+def _dino(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    heads = {"dino_head.mlp.0.weight": torch.zeros(2), "ibot_head.last_layer.weight": torch.zeros(2)}
+    return {f"backbone.{name}": value for name, value in weights.items()} | heads
+
+
+@pytest.mark.parametrize("stray", ["decode_head.weight", "criterion.weight"])
+def test_what_no_rule_accounts_for_stays_for_the_strict_load_to_name(stray: str, tmp_path: Path) -> None:
+    weights = {"backbone.cls_token": torch.zeros(1), stray: torch.zeros(1)}
+    torch.save({"state_dict": weights}, tmp_path / "file.pth")
+    assert read_weights(tmp_path / "file.pth").keys() == weights.keys()
 
 
 @pytest.mark.parametrize("size", [(4, 2), (3,), (3, 4)])

@@ -78,6 +78,13 @@ def test_another_encoder_is_seen_to_differ(exported: Path, tiny_encoder: SparseF
     assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
 
 
+@torch.no_grad()
+def test_an_encoder_that_has_diverged_is_refused(exported: Path, tiny_encoder: SparseFormer) -> None:
+    tiny_encoder.focus.repeated_unit.adjustment.linear.weight.fill_(1e4)
+    with pytest.raises(UserError, match="The encoder's tokens are not finite numbers"):
+        compare(tiny_encoder, exported)
+
+
 def test_other_dtypes_are_refused(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"this one is torch\.bfloat16: call encoder\.float\(\) first"):
         export_onnx(tiny_encoder.bfloat16(), tmp_path / "encoder.onnx")

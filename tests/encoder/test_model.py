@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from pathlib import Path
 
@@ -129,15 +130,20 @@ def test_one_graph_for_any_batch_and_size_without_breaks(name: str) -> None:
         assert_same(compiled(others), encoder(others), tolerance=1e-5)
 
 
-def test_exported_with_any_size(tiny_encoder: SparseFormer) -> None:
+def test_exported_saved_and_opened_with_any_size(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = (torch.export.Dim(side, min=8, max=512) for side in ("height", "width"))
     shapes = {"images": {0: batch, 2: height, 3: width}}
-    exported = torch.export.export(tiny_encoder, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes).module()
+    program = torch.export.export(tiny_encoder, (torch.randn(2, 3, 64, 64),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    exported = torch.export.load(tmp_path / "encoder.pt2").module()
     with torch.no_grad():
         for size in ((1, 3, 64, 64), (3, 3, 96, 50)):
             images = torch.randn(*size)
-            torch.testing.assert_close(exported(images).pooled, tiny_encoder(images).pooled, rtol=0, atol=1e-5)
+            assert_same(exported(images), tiny_encoder(images), tolerance=1e-5)
+    no_number = {name: torch.full_like(value, math.nan) for name, value in tiny_encoder.state_dict().items()}
+    exported.load_state_dict(no_number)
+    assert exported(images).rois.isnan().all()  # and nothing is read from outside the features
 
 
 def test_an_unknown_name_gives_the_nearest() -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from sparse_vlm.encoder import Preprocessing
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform, to_rgb
+from sparse_vlm.encoder.images import to_rgb
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
 from sparse_vlm.errors import UserError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -33,14 +34,6 @@ def test_any_mode_is_taken(mode: str) -> None:
     if mode in ("L", "LA", "1", "I", "F"):
         raw = tensor * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
         torch.testing.assert_close(raw[0], raw[2])
-
-
-@pytest.mark.parametrize("transparency", [3, bytes(range(256))])
-def test_palettes_with_transparency(transparency: int | bytes) -> None:
-    palette = PICTURE.convert("P")
-    opaque = np.asarray(palette.convert("RGB"))
-    palette.info["transparency"] = transparency
-    assert np.array_equal(np.asarray(to_rgb(palette)), opaque)
 
 
 def test_sixteen_bit_grey_keeps_its_shades() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sparse_vlm.encoder import rois
 
@@ -72,6 +73,39 @@ def test_samples_lie_where_the_convention_says() -> None:
 def test_samples_outside_the_image(padding: str, expected: float) -> None:
     samples = rois.sample_features(torch.ones(1, 1, 4, 4), torch.tensor([[[[-0.5, 0.5], [0.5, 1.7]]]]), padding)
     assert samples.flatten().tolist() == [expected, expected]
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("spread", [1.0, 1e3, 1e6, 1e9])
+def test_finite_points_give_what_torch_gives_to_the_bit(padding: str, spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 5, 9, generator=generator, requires_grad=True)
+    points = (spread * torch.randn(2, 4, 6, 2, generator=generator)).requires_grad_()
+    plain = F.grid_sample(features, 2 * points - 1, padding_mode=padding, align_corners=False).permute(0, 2, 3, 1)
+    ours = rois.sample_features(features, points, padding)
+    assert torch.equal(ours, plain)
+    weights = torch.randn(plain.shape, generator=generator)
+    gradients = [torch.autograd.grad((samples * weights).sum(), (features, points)) for samples in (ours, plain)]
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_points_that_are_no_places_neither_crash_nor_spoil_gradients(padding: str) -> None:
+    """torch's backward pass reads outside its memory for them, and mostly dies of it."""
+    features = torch.randn(4, 8, 40, 40, requires_grad=True)
+    points = torch.rand(4, 50, 16, 2)
+    for index, value in enumerate((math.nan, math.inf, -math.inf, 3e38, -3e38, 1e20)):
+        points[:, :, index] = value
+    points.requires_grad_()
+    samples = rois.sample_features(features, points, padding)
+    samples.square().sum().backward()
+    assert samples.isfinite().all()
+    assert features.grad is not None
+    assert points.grad is not None
+    assert features.grad.isfinite().all()
+    assert points.grad.isfinite().all()
+    assert (points.grad[:, :, :6] == 0).all()
+    assert (points.grad[:, :, 6:] != 0).any()
 
 
 def test_encoding_of_one_roi_by_hand() -> None:

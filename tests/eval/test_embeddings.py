@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from eval.embeddings import embed_images, move_to
+from eval.embeddings import embed_images
 from eval.zero_shot import easy_vqa_images
 from sparse_vlm.data.images import open_image
 from sparse_vlm.data.labels import LabelledImages
@@ -28,8 +28,3 @@ def test_an_absent_image_is_a_sentence(tiny_encoder: SparseFormer) -> None:
     absent = replace(labels, paths=(labels.paths[0].with_name("absent.png"), *labels.paths[1:]))
     with pytest.raises(UserError, match=r"absent\.png does not exist"):
         embed_images(lambda pixels: pixels.flatten(1), LabelledImages(absent, tiny_encoder.transform))
-
-
-def test_an_unknown_device_is_a_sentence(tiny_encoder: SparseFormer) -> None:
-    with pytest.raises(UserError, match="Cannot use the device 'gpu': "):
-        move_to("gpu", tiny_encoder)

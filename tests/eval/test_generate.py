@@ -57,6 +57,7 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["model_id"] == "tiny-vlm"
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
+    assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
 
 
 def start(model: Path, questions: Path, answers: Path) -> BaseProcess:

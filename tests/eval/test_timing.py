@@ -1,9 +1,9 @@
-"""The clock is fair, the memory meter exact, and what cannot be measured is refused."""
+"""The clock is fair, and what cannot be measured is refused."""
 
 import pytest
 import torch
 
-from eval.timing import machine, matmul, open_device, peak_bytes, require_positive, take_turns
+from eval.timing import machine, matmul, require_positive, take_turns
 from sparse_vlm.errors import UserError
 
 CPU = torch.device("cpu")
@@ -14,24 +14,6 @@ def test_everything_takes_turns_forth_and_back() -> None:
     seconds = take_turns([lambda name=name: order.append(name) for name in "abc"], repeats=2, device=CPU)  # type: ignore[misc]
     assert "".join(order) == "abc" + "abc" + "cba", "a warm-up, then two rounds"
     assert [len(times) for times in seconds] == [2, 2, 2]
-
-
-def test_the_peak_is_what_lives_at_once() -> None:
-    kilobyte = 256  # float32 numbers
-
-    def run() -> None:
-        first = torch.empty(4 * kilobyte)
-        second = torch.empty(2 * kilobyte)
-        del first
-        third = torch.empty(3 * kilobyte)
-        del second, third
-
-    assert peak_bytes(run, CPU) == 6 * 1024, "first and second; then second and third are 5"
-
-
-def test_what_was_there_before_does_not_count() -> None:
-    weight = torch.randn(64, 64)
-    assert peak_bytes(lambda: weight @ weight, CPU) == weight.nbytes
 
 
 def test_a_matrix_product_says_its_operations() -> None:
@@ -47,17 +29,6 @@ def test_the_machine_is_described() -> None:
     assert described["torch"] == torch.__version__
     assert described["cpu"]
     assert int(described["cores"]) >= 1
-
-
-@pytest.mark.parametrize("name", ["tpu", "meta", "cpu:x"])
-def test_other_devices_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"Unknown --device '{name}'"):
-        open_device(name)
-
-
-def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="There is no cuda:99: torch sees"):
-        open_device("cuda:99")
 
 
 def test_counts_begin_at_one() -> None:

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
+from sparse_vlm.data.image_sets import PartOfImages
 from sparse_vlm.data.image_streams import HeldOutStream
 from sparse_vlm.errors import UserError
 from tests.train.bootstrap_runs import arguments, evaluated, make, measuring
 from train.bootstrap import main
 from train.bootstrap_arguments import ImageArguments
-from train.bootstrap_images import held_out_images, some_pictures
+from train.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
 
 
 @pytest.fixture
@@ -80,6 +81,28 @@ def test_some_of_a_folder_are_spread_and_of_shards_the_first(images: Path, image
     assert len(set(every)) == 8
     assert pixels(images, eval_samples=3) == [every[0], every[2], every[5]]
     assert pixels(image_shards, eval_samples=5) == pixels(image_shards)[:5]
+
+
+def test_what_is_held_out_is_not_trained_on(images: Path) -> None:
+    sources = ImageArguments(str(images), eval_data_path=str(images), eval_samples=3, hold_out=True)
+    held_out, rest = held_out_images(sources, v2.PILToTensor()), training_images(sources, v2.PILToTensor(), 0, 0)
+    assert isinstance(rest, PartOfImages)
+    parts = [[item["pixel_values"].numpy().tobytes() for item in part] for part in (held_out, rest)]
+    assert [len(part) for part in parts] == [3, 5]
+    assert {*parts[0], *parts[1]} == set(pixels(images))
+    assert len(typical_images(sources, v2.PILToTensor())) == 5
+
+
+def test_a_run_that_holds_out(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+    options = {"eval_data_path": images, "eval_samples": 2, "hold_out": True, "max_steps": 2, "eval_steps": 2}
+    assert main(arguments(clip_dir, images, tmp_path / "out", num_train_epochs=1, **options)) == 0
+    assert json.loads((tmp_path / "out/alignment.json").read_text())["images"] == 2
+
+
+def test_streams_hold_out_other_shards(image_shards: str) -> None:
+    sources = ImageArguments(image_shards, eval_data_path=image_shards, eval_samples=3, hold_out=True)
+    with pytest.raises(UserError, match=r"--hold_out True is for folders and tables, wds:.* is a stream: keep shards"):
+        training_images(sources, v2.PILToTensor(), 0, 0)
 
 
 def test_unreadable_held_out_images_count_in_nothing(

@@ -63,6 +63,16 @@ from train.bootstrap import main
         ({"tuned_lr_scale": -1}, "--tuned_lr_scale must lie in [0, inf), got -1"),
         ({"min_crop_area": 0}, "--min_crop_area must lie in (0, 1], got 0"),
         ({"eval_samples": 3}, "--eval_samples is a number of held-out images: give --eval_data_path too"),
+        ({"hold_out": True}, "--hold_out True takes --eval_samples images out of --data_path: give a number of them"),
+        ({"hold_out": True, "eval_data_path": "{images}"}, "give a number of them, and the same path as --eval_data"),
+        (
+            {"hold_out": True, "eval_data_path": "{empty}", "eval_samples": 2},
+            "give a number of them, and the same path as --eval_data_path",
+        ),
+        (
+            {"hold_out": True, "eval_data_path": "{images}", "eval_samples": 8},
+            "--hold_out True leaves none of the 8 images",
+        ),
         ({"eval_samples": 9, "eval_data_path": "{images}"}, "asks for 9 images, but"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": '{{"offload": true}}'},

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sparse_vlm.errors import UserError
 from tests.train.finetune_runs import StopAt, make, words
-from train.finetune import main
+from train.finetune import main, read_labels
+from train.finetune_arguments import FinetuneArguments
 from train.stage import run
 
 
@@ -103,6 +105,21 @@ def test_other_classes_held_out(
         Image.new("RGB", (9, 9), colour).save(tmp_path / "other" / colour / "a.png")
     assert main(words(small_encoder_dir, class_folders, tmp_path / "out", eval_data_path=tmp_path / "other")) == 2
     assert "The held-out images have the classes green, red, those to train on black, blue" in capsys.readouterr().err
+
+
+def test_of_many_classes_held_out_the_difference_is_named(tmp_path: Path) -> None:
+    for number in range(300):
+        for part in ("train", "test"):
+            if (part, number) != ("test", 7):
+                (tmp_path / part / f"{number:03}").mkdir(parents=True)
+                (tmp_path / part / f"{number:03}" / "a.png").touch()
+    arguments = FinetuneArguments("encoder", str(tmp_path / "train"), eval_data_path=str(tmp_path / "test"))
+    with pytest.raises(UserError) as raised:
+        read_labels(arguments)
+    assert str(raised.value) == (
+        "The held-out images have the classes (none), those to train on 007, which the others do not have "
+        "(299 and 300 in all)."
+    )
 
 
 def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(

@@ -11,6 +11,7 @@ import torch
 
 from eval.vision_towers import count_gmacs
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
+from sparse_vlm.encoder.variants import VARIANTS
 from train.arguments import parse_arguments
 from train.bootstrap_arguments import (
     ARGUMENTS,
@@ -69,12 +70,29 @@ def test_the_command_and_the_values_fit_the_arguments(recipe: Path, tmp_path: Pa
     student, images, objective, training = parse(recipe, *flags[2:])
     assert images.eval_data_path is not None
     assert training.load_best_model_at_end
-    assert training.metric_for_best_model == "cosine"
+    assert training.metric_for_best_model == ("centered_cosine" if objective.center else "cosine")
+    assert images.hold_out  # what chooses the checkpoint is neither trained on nor the test set
+    assert "val" not in Path(images.eval_data_path).name
     assert training.greater_is_better
     assert objective.teacher_dtype in TEACHER_DTYPES
     batch = GPUS * training.per_device_train_batch_size * training.gradient_accumulation_steps
     assert batch == 1024  # as the comments say
     assert (images.zero_shot_data_path is not None) == student.teacher.startswith("open_clip:")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("augreg_b16_224", "sparseformer-augreg-b"),
+        ("augreg_l16_384", "sparseformer-augreg-l"),
+        ("clip_b16", "sparseformer-clip-b"),
+        ("clip_l14", "sparseformer-clip-l"),
+    ],
+)
+def test_as_many_tokens_as_the_released_model(name: str, variant: str) -> None:
+    recipe = next(recipe for recipe in RECIPES if recipe.stem == name)
+    assert parse(recipe, "--data_path", "x", "--output_dir", "y")[0].tokens == VARIANTS[variant].focus.tokens
+    assert f": {VARIANTS[variant].focus.tokens} tokens" in recipe.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)

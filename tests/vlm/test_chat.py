@@ -25,9 +25,15 @@ def test_extreme_images(vlm: Loaded, size: tuple[int, int]) -> None:
     assert isinstance(answer(*vlm, Image.new("RGB", size, "blue"), "What is it?", max_new_tokens=2), str)
 
 
+def test_what_people_type_is_text(vlm: Loaded, images: list[Image.Image]) -> None:
+    typed = "what is an <image> tag? <|im_end|>"
+    inputs = encode_prompt(vlm[1], images[0], typed)
+    assert int((inputs["input_ids"] == vlm[1].image_token_id).sum()) == 6
+    assert f"\n{typed}<|im_end|>" in vlm[1].decode(inputs["input_ids"][0])
+    assert isinstance(answer(*vlm, None, typed, max_new_tokens=2), str)
+
+
 def test_bad_questions(vlm: Loaded, images: list[Image.Image]) -> None:
-    with pytest.raises(UserError, match="must not contain <image>"):
-        answer(*vlm, images[0], "What is <image>?")
     with pytest.raises(UserError, match="empty"):
         answer(*vlm, images[0], "  ")
 

@@ -1,11 +1,14 @@
 """Several turns, in a program and in the terminal; Ctrl-C is a real signal."""
 
 import io
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -54,7 +57,6 @@ def test_what_cannot_be_asked_is_not_kept(vlm: Loaded, images: list[Image.Image]
     conversation = Conversation(*vlm)
     for question, length, sentence in [
         ("  ", 6, "The question is empty."),
-        ("What is <image>?", 6, "must not contain <image>"),
         ("What?", 0, "--max_new_tokens must be 1 or more, got 0"),
         ("What?", 10**6, "more than the 2048 that the model takes. Begin a new conversation"),
     ]:
@@ -87,7 +89,7 @@ def test_in_the_terminal(
     first = say(expected, "What is it?")
     expected.show(images[1])
     second = say(expected, "And this?")
-    refused = ["error: Which picture? /image FILE", "error: The image gone.png", "error: Unknown command /nothing"]
+    refused = ["error: Which image? /image FILE", "error: The image gone.png", "error: Unknown command /nothing"]
     for part in (first, second, *refused, "Forgotten.", say(alone, "And this?")):
         assert part in said
         said = said[said.index(part) + len(part) :]
@@ -123,3 +125,43 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(vlm_dir: Path, monkeypa
     assert terminal.done
     assert text.index("[stopped]") < text.index("Forgotten.")
     assert len(text) < 300  # 1500 tokens would be thousands of letters
+
+
+def start_chat(vlm_dir: Path, *options: str, **pipes: Any) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sparse_vlm.cli", "chat", "--model", str(vlm_dir), *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **pipes)
+
+
+@pytest.mark.slow
+def test_bytes_of_another_encoding_do_not_end_the_conversation(vlm_dir: Path) -> None:
+    with start_chat(vlm_dir, "--max_new_tokens", "4", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as chatting:
+        said, complaints = chatting.communicate(b"caf\xe9?\n\xc4\xe3\xba\xc3\n/clear\n")
+    assert chatting.returncode == 0
+    assert b"Traceback" not in complaints
+    assert b"Forgotten." in said
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_it_without_a_word(vlm_dir: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with start_chat(vlm_dir, "--max_new_tokens", "4", "Why?", stdin=subprocess.DEVNULL, stdout=write) as chatting:
+        os.close(write)
+        assert b"Traceback" not in chatting.communicate()[1]
+    assert chatting.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("working_ctrl_c")
+def test_ctrl_c_while_answering_one_question_is_quiet(vlm_dir: Path) -> None:
+    with start_chat(vlm_dir, "--max_new_tokens", "1500", "Why?", stdout=subprocess.PIPE) as chatting:
+        assert chatting.stdout is not None
+        assert chatting.stdout.read(1)
+        chatting.send_signal(signal.SIGINT)
+        assert b"Traceback" not in chatting.communicate()[1]
+    assert chatting.returncode == 128 + signal.SIGINT
+
+
+def test_without_standard_input_there_is_nothing_to_ask(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["chat", "--model", str(vlm_dir)]) == 0

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from sparse_vlm.vlm.processing import prepare_chat_template
-from sparse_vlm.vlm.templates import CHAT_TEMPLATES, LLAVA_PLAIN
+from sparse_vlm.vlm.templates import CHAT_TEMPLATES, LLAVA_PLAIN, prepare_chat_template
 
 TURNS = ["<image>\nWhat is it?", "A red circle.", "Sure?", "Yes"]
 

@@ -62,9 +62,10 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
     console = Console()
     paths = Paths(root)
     root.mkdir(parents=True, exist_ok=True)
-    for step in all_steps(paths, FAST if fast else FULL, compare):
+    steps = all_steps(paths, FAST if fast else FULL, compare)
+    for step in steps:
         run_step(step, paths, console)
-    report = write_report(paths)
+    report = write_report(paths, steps)
     console.rule("The quickstart is done", align="left")
     console.print(
         f"accuracy {report['accuracy']:.2%} with {report['visual_tokens']} visual tokens; see {root}/report.md"

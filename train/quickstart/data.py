@@ -2,20 +2,25 @@
 
     python -m train.quickstart.data --output_dir runs/quickstart/data
 
-captions.json: one caption an image, e.g. "a red circle". Captions follow from the training questions and answers alone.
-reading.json: conversations without a picture, whose prompts hold the caption instead: the LLM learns to answer the
+train/, validation/: the images of the training split; validation images are used for measuring and for choosing
+settings, never for training.
+captions.json: one caption per training image, e.g. "a red circle". Captions follow from the training questions and
+answers alone.
+reading.json: conversations without an image, whose prompts hold the caption instead: the LLM learns to answer the
 questions from words, and to say the caption when it is asked nothing.
-instruct.json: conversations about pictures: first with as many answers "yes" as "no", then with as many questions about
+instruct.json: conversations about images: first with as many answers "yes" as "no", then with as many questions about
 the colour that is shown as about others. Without these a model that never recognises a colour does well, because seven
 of eight such questions name another one. The order is a curriculum: train on the file sequentially.
-questions.json: the test questions in the official format, all or those of the first images.
+validation.json, questions.json: the questions about the validation images and the test questions (all, or those about
+the first images), in the official format.
 """
 
 import argparse
 import random
+import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +31,13 @@ from sparse_vlm.data.easy_vqa import (
     VqaQuestion,
     attributes_from_questions,
     hold_out_images,
+    image_path,
     load_questions,
     prompt,
+    split_folder,
 )
 from sparse_vlm.errors import exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import new_directory, write_json
 
 Record = dict[str, Any]
 Questions = dict[int, list[VqaQuestion]]
@@ -46,7 +53,7 @@ def caption_records(attributes: dict[int, Attributes], order: random.Random) -> 
 def text_records(
     attributes: dict[int, Attributes], questions: Questions, count: int, order: random.Random
 ) -> list[Record]:
-    """`count` conversations without a picture: each prompt is the caption and a question, one the caption alone."""
+    """`count` conversations without an image: each prompt is the caption and a question, one the caption alone."""
     records: list[Record] = []
     for image in _rounds(usable_images(questions, by_colour) & attributes.keys(), count, order):
         caption = attributes[image].caption
@@ -57,7 +64,7 @@ def text_records(
 
 
 def image_records(questions: Questions, sort: Sort, count: int, order: random.Random) -> list[Record]:
-    """`count` conversations about pictures; all usable images once before any comes again, with other questions.
+    """`count` conversations about images; all usable images once before any comes again, with other questions.
 
     Args:
         questions: of each image.
@@ -79,7 +86,7 @@ def by_answer(question: VqaQuestion) -> bool | None:
 
 
 def by_colour(question: VqaQuestion) -> bool | None:
-    """Sort of a yes/no question about a colour: whether the picture shows it; None of another."""
+    """Sort of a yes/no question about a colour: whether the image shows it; None of another."""
     about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
     return question.asks_for_what_is_shown if about_colour else None
 
@@ -115,10 +122,18 @@ def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = Non
     return {"id": name, **({} if image is None else {"image": image}), "conversations": conversation}
 
 
-def test_records(images: int | None) -> list[list[str | int]]:
-    """The official [question, answer, image id] of the first `images` test images (None: all)."""
-    questions = load_questions("test")
-    return [[q.text, q.answer, q.image_id] for q in questions if images is None or q.image_id < images]
+def official(questions: Iterable[VqaQuestion]) -> list[list[str | int]]:
+    """Questions in the official format: [question, answer, image id] each."""
+    return [[q.text, q.answer, q.image_id] for q in questions]
+
+
+def _copy_images(image_ids: Iterable[int], folder: Path) -> None:
+    """Make `folder` hold these images of the training split and no others."""
+    source = split_folder("train") / "images"
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_directory(folder) as temporary:
+        for image in image_ids:
+            shutil.copyfile(image_path(source, image), image_path(temporary, image))
 
 
 def write_data(
@@ -131,27 +146,30 @@ def write_data(
     validation_images: int,
     seed: int,
 ) -> None:
-    """Writes questions.json, captions.json, reading.json and, last, instruct.json.
+    """Write the folders and files that the module's head lists, instruct.json last.
 
     Args:
         output_dir: of the files.
-        texts: conversations without a picture.
-        images_by_answer: conversations about pictures with as many questions answered "yes" as "no".
-        images_by_colour: with as many questions about the colour that the picture shows as about others.
+        texts: conversations without an image.
+        images_by_answer: conversations about images with as many questions answered "yes" as "no".
+        images_by_colour: with as many questions about the colour that the image shows as about others.
         test_images: test images whose questions are asked; None: all.
-        validation_images: training images left out of training; their questions are asked instead, for choosing
-            settings; 0: none.
+        validation_images: images of the training split that are held out of training, the same for every seed.
         seed: of every order.
+
+    Raises:
+        UserError: easy-VQA is not installed, or no images would be left to validate on or to train on.
     """
-    everything, asked = load_questions("train"), test_records(test_images)
-    if validation_images:
-        everything, held_out = hold_out_images(everything, validation_images)
-        asked = [[q.text, q.answer, q.image_id] for q in held_out]
-    write_json(output_dir / "questions.json", asked)
+    training, held_out = hold_out_images(load_questions("train"), validation_images)
+    asked = [q for q in load_questions("test") if test_images is None or q.image_id < test_images]
+    write_json(output_dir / "validation.json", official(held_out))
+    write_json(output_dir / "questions.json", official(asked))
+    _copy_images({q.image_id for q in training}, output_dir / "train")
+    _copy_images({q.image_id for q in held_out}, output_dir / "validation")
     order = random.Random(seed)
-    attributes = attributes_from_questions(everything)
+    attributes = attributes_from_questions(training)
     questions: Questions = defaultdict(list)
-    for question in everything:
+    for question in training:
         questions[question.image_id].append(question)
     write_json(output_dir / "captions.json", caption_records(attributes, order))
     write_json(output_dir / "reading.json", text_records(attributes, questions, texts, order))
@@ -164,13 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--texts", type=int, default=160, help="conversations without a picture")
+    parser.add_argument("--texts", type=int, default=160, help="conversations without an image")
     parser.add_argument("--images_by_answer", type=int, default=320, help="conversations, yes and no in balance")
     parser.add_argument(
         "--images_by_colour", type=int, default=320, help="conversations, the colour shown and others in balance"
     )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
-    parser.add_argument("--validation_images", type=int, default=0, help="ask about so many training images instead")
+    parser.add_argument("--validation_images", type=int, default=200, help="training images to hold out")
     parser.add_argument("--seed", type=int, default=0)
     arguments = vars(parser.parse_args(argv))
     return exit_with_sentence(lambda: write_data(**arguments))

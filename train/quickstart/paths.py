@@ -14,7 +14,7 @@ class Paths:
 
     @property
     def data(self) -> Path:
-        """captions.json, reading.json, instruct.json, questions.json"""
+        """What `train.quickstart.data` writes."""
         return self.root / "data"
 
     @property
@@ -59,10 +59,25 @@ class Paths:
 
     @property
     def train_images(self) -> Path:
-        """easy-VQA's pictures."""
-        return split_folder("train") / "images"
+        """The images that everything is trained on."""
+        return self.data / "train"
+
+    @property
+    def validation_images(self) -> Path:
+        """Images of the training split that are held out of training."""
+        return self.data / "validation"
+
+    @property
+    def validation_questions(self) -> Path:
+        """The questions about the validation images."""
+        return self.data / "validation.json"
+
+    @property
+    def test_questions(self) -> Path:
+        """The questions about the test images."""
+        return self.data / "questions.json"
 
     @property
     def test_images(self) -> Path:
-        """easy-VQA's pictures."""
+        """easy-VQA's test images, for the report alone."""
         return split_folder("test") / "images"

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import accuracy_figure, loss_figure, roi_figure, save_figure
 from train.log import read_log
 from train.quickstart.paths import Paths
+from train.quickstart.steps import Step, reads_test_split
 
 SECONDS_FILE = "seconds.jsonl"
 
 
-def write_report(paths: Paths) -> dict[str, Any]:
-    """Writes report.json, report.md and its pictures; returns the content of report.json."""
-    report = collect(paths)
+def write_report(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
+    """Writes report.json, report.md and its figures after these steps; returns the content of report.json."""
+    report = collect(paths, steps)
     write_json(paths.root / "report.json", report)
     encoder = SparseFormer.from_pretrained(paths.encoder)
     shown = [open_image(paths.test_images / f"{number}.png") for number in range(4)]
@@ -32,8 +34,8 @@ def write_report(paths: Paths) -> dict[str, Any]:
     return report
 
 
-def collect(paths: Paths) -> dict[str, Any]:
-    """The numbers of all steps."""
+def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
+    """The numbers of all steps, and which of them read test data."""
     scores, zero_shot = _read(paths.scores), _read(paths.zero_shot)
     dense = _read(paths.dense_scores) if paths.dense_scores.exists() else None
     seconds: Counter[str] = Counter()
@@ -59,6 +61,7 @@ def collect(paths: Paths) -> dict[str, Any]:
         "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
         "seconds_by_step": dict(seconds),
         "steps_resumed": resumed,
+        "steps_that_read_test_data": [step.name for step in steps if reads_test_split(step, paths)],
         "visual_tokens": _read(paths.model / "processor_config.json")["num_image_tokens"],
     }
 
@@ -108,7 +111,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     low, high = report["confidence_95"]
     rows = [["SparseFormer + SmolLM2-135M", report["accuracy"], report["accuracy_by_type"]]]
     if report["dense_accuracy"] is not None:
-        rows.append(["dense teacher + SmolLM2-135M", report["dense_accuracy"], report["dense_accuracy_by_type"]])
+        dense = "dense teacher + SmolLM2-135M, settings not tuned for it"
+        rows.append([dense, report["dense_accuracy"], report["dense_accuracy_by_type"]])
     for name, by_type in report["floors_by_type"].items():
         rows.append([f"floor: {name.replace('_', ' ')}", report[f"floor_{name}"], by_type])
     seconds = report["seconds_by_step"]
@@ -129,7 +133,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         "|---|---:|",
         f"| zero-shot accuracy, teacher (64 patch tokens) | {report['teacher_zero_shot']:.2%} |",
         f"| zero-shot accuracy, SparseFormer | {report['student_zero_shot']:.2%} |",
-        f"| cosine of their embeddings on the test images | {report['alignment_cosine']:.4f} |",
+        f"| cosine of their embeddings on the validation images | {report['alignment_cosine']:.4f} |",
         "",
         *_comparison_lines(report["compared"] or []),
         "Where the SparseFormer looks, RoIs and sampling points, step by step:",
@@ -148,7 +152,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += [f"Resumed, so without the seconds before the interruption: {', '.join(report['steps_resumed'])}.", ""]
     lines += [
         "The captions that the language model reads and that the projector is aligned with follow from the training "
-        "questions' answers. The test images and questions were used for this report alone.",
+        "questions' answers. These steps, and no others, read test images or questions: "
+        f"{', '.join(report['steps_that_read_test_data'])}.",
         "",
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of a run. Try others on held-out training images: `train.quickstart.data --validation_images 200`."""
+    """Numbers of a run. Choose others by the questions of data/validation.json, never by the test questions."""
 
     teacher_steps: int
     bootstrap_steps: int
@@ -23,6 +23,7 @@ class Recipe:
     texts: int
     images_by_answer: int
     images_by_colour: int
+    validation_images: int
     test_images: int | None
     save_steps: int
     timed_batches: int
@@ -36,6 +37,7 @@ FULL = Recipe(
     texts=160,
     images_by_answer=320,
     images_by_colour=320,
+    validation_images=200,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
     timed_batches=8,
@@ -48,6 +50,7 @@ FAST = Recipe(
     texts=8,
     images_by_answer=4,
     images_by_colour=4,
+    validation_images=50,
     test_images=10,
     save_steps=2,
     timed_batches=1,
@@ -73,6 +76,11 @@ class Step:
     working_directory: Path | None = None
 
 
+def reads_test_split(step: Step, paths: Paths) -> bool:
+    """Whether a step's command names the test images, the test questions, or the test split."""
+    return not {"test", str(paths.test_images), str(paths.test_questions)}.isdisjoint(step.arguments)
+
+
 def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
     """The steps in order; `compare` adds those of the dense tower at the end."""
     steps = [_data(paths, recipe), _teacher(paths, recipe), _bootstrap(paths, recipe), _zero_shot(paths)]
@@ -88,13 +96,15 @@ def _data(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
     arguments += ["--texts", str(recipe.texts), "--images_by_answer", str(recipe.images_by_answer)]
     arguments += ["--images_by_colour", str(recipe.images_by_colour)]
+    arguments += ["--validation_images", str(recipe.validation_images)]
     if recipe.test_images is not None:
         arguments += ["--test_images", str(recipe.test_images)]
     return Step("data", "easy-VQA as LLaVA data", tuple(arguments), paths.data / "instruct.json")
 
 
 def _teacher(paths: Paths, recipe: Recipe) -> Step:
-    arguments = ["-m", "train.quickstart.teacher", "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
+    arguments = ["-m", "train.quickstart.teacher", "--data_path", str(paths.data / "captions.json")]
+    arguments += ["--image_folder", str(paths.train_images), "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
     arguments += ["--per_device_train_batch_size", "12", "--train_sampling_strategy", "sequential"]
     arguments += _training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
     result = paths.teacher / "open_clip_config.json"
@@ -103,11 +113,9 @@ def _teacher(paths: Paths, recipe: Recipe) -> Step:
 
 def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.bootstrap", "--teacher", str(paths.teacher), "--data_path", str(paths.train_images)]
-    arguments += ["--eval_data_path", str(paths.test_images), "--tokens", "16", "--focus_repeats", "2"]
+    arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", "16", "--focus_repeats", "2"]
     arguments += ["--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
-    if recipe.test_images is not None:
-        arguments += ["--eval_samples", str(recipe.test_images)]
     arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
     title = "Bootstrapping: a SparseFormer of 16 tokens, without labels"
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder)
@@ -115,7 +123,7 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
 
 def _zero_shot(paths: Paths) -> Step:
     arguments = ["-m", "eval.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
-    arguments += ["--output", str(paths.zero_shot)]
+    arguments += ["--split", "test", "--output", str(paths.zero_shot)]
     return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
 
 
@@ -128,6 +136,7 @@ def _step_time(paths: Paths, recipe: Recipe, dense_built: Path) -> Step:
 
 def _first_token(paths: Paths, dense_model: Path) -> Step:
     arguments = ["-m", "eval.first_token", "--models", str(paths.model), str(dense_model)]
+    arguments += ["--questions", str(paths.validation_questions), "--images", str(paths.validation_images)]
     arguments += ["--output", str(paths.first_token)]
     return Step("first_token", "Seconds to the first token, side by side", tuple(arguments), paths.first_token)
 
@@ -136,7 +145,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     """Build, read, align, instruct, evaluate on a vision tower; `vision` is an encoder or a teacher directory."""
     built, reading, aligned, model = (root / name for name in ("built", "reading", "aligned", "model"))
     answers, blind, scores = root / "answers.jsonl", root / "answers_no_image.jsonl", root / "scores.json"
-    questions = str(paths.data / "questions.json")
+    questions = str(paths.test_questions)
     template = ["--chat_template", str(CHAT_TEMPLATE)]
     build = ["-m", "sparse_vlm.cli", "build", str(vision), str(packaged_llm()), str(built), *template]
     # a constant rate: what is learnt here is learnt in the last third

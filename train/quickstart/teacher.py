@@ -1,12 +1,14 @@
 """The quickstart's teacher: a tiny CLIP, trained on the captions of easy-VQA's training images.
 
-    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 1800 --learning_rate 1e-3 \\
+    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 1500 --learning_rate 1e-3 \\
+        --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train \\
         --per_device_train_batch_size 12 --train_sampling_strategy sequential
 
 No pre-trained CLIP can be packaged, so the quickstart makes one. With real data, take a real teacher instead:
 `train/bootstrap.py --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's own format.
 """
 
+import json
 import logging
 import random
 import sys
@@ -26,10 +28,6 @@ from sparse_vlm.data.easy_vqa import (
     COLOURS,
     SHAPES,
     Attributes,
-    attributes_from_questions,
-    image_path,
-    load_questions,
-    split_folder,
 )
 from sparse_vlm.data.images import open_image
 from sparse_vlm.data.sources import augmentation
@@ -48,48 +46,51 @@ PREPROCESSING = Preprocessing(resize=64, crop=64, mean=CLIP_MEAN, std=CLIP_STD)
 
 @dataclass
 class TeacherArguments:
-    """The size of the teacher."""
+    """The data, and the size of the teacher."""
 
+    data_path: str = field(metadata={"help": "captions.json of train.quickstart.data"})
+    image_folder: str = field(metadata={"help": "the folder of its images"})
     width: int = field(default=128, metadata={"help": "channels of both towers"})
     image_layers: int = field(default=6, metadata={"help": "blocks of the ViT, on 64 patches of 8 pixels"})
     text_layers: int = field(default=2, metadata={"help": "blocks of the text tower"})
 
 
 class CaptionedImages(Dataset):
-    """Pictures with their captions, ordered for batches of 12: all three shapes in four colours.
+    """Images with their captions, ordered for batches of 12: all three shapes in four colours.
 
-    No caption stands twice in a batch, so that every other picture is a true negative, and half of the pictures have a
+    No caption stands twice in a batch, so that every other image is a true negative, and half of the images have a
     negative that differs in the shape alone. Items: {"pixel_values", "text": int64[context]}.
 
     Args:
+        captions: LLaVA JSON of `train.quickstart.data`, with every caption of `CLASSES`.
+        folder: of the images.
         context: tokens of a caption.
         batches: number of batches.
         seed: of the order.
     """
 
-    def __init__(self, context: int, batches: int, seed: int) -> None:
-        attributes = attributes_from_questions(load_questions("train"))
+    def __init__(self, captions: str | Path, folder: str | Path, context: int, batches: int, seed: int) -> None:
+        members: dict[str, list[str]] = {shown.caption: [] for shown in CLASSES}
+        for record in json.loads(Path(captions).read_text(encoding="utf-8")):
+            members[record["conversations"][1]["value"]].append(record["image"])
         tokenizer = open_clip.SimpleTokenizer(context_length=context)
-        self.texts = {shown: tokenizer(shown.caption)[0] for shown in CLASSES}
-        self.folder = split_folder("train") / "images"
+        self.texts = {caption: tokenizer(caption)[0] for caption in members}
+        self.folder = Path(folder)
         self.transform = augmentation(PREPROCESSING, min_area=0.5)
-        members: dict[Attributes, list[int]] = {shown: [] for shown in CLASSES}
-        for image, shown in attributes.items():
-            members[shown].append(image)
         order = random.Random(seed)
-        self.items: list[tuple[int, Attributes]] = []
+        self.items: list[tuple[str, str]] = []
         while len(self.items) < BATCH * batches:
             colours = order.sample(COLOURS, len(COLOURS))
-            for shown in (Attributes(shape, colour) for colour in colours for shape in SHAPES):
-                self.items.append((order.choice(members[shown]), shown))
+            for caption in (Attributes(shape, colour).caption for colour in colours for shape in SHAPES):
+                self.items.append((order.choice(members[caption]), caption))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, shown = self.items[index]
-        pixels = self.transform(open_image(image_path(self.folder, image)))
-        return {"pixel_values": pixels, "text": self.texts[shown]}
+        image, caption = self.items[index]
+        pixels = self.transform(open_image(self.folder / image))
+        return {"pixel_values": pixels, "text": self.texts[caption]}
 
 
 class ContrastiveTask(nn.Module):
@@ -139,7 +140,8 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
     task = ContrastiveTask(clip)
     parts = [Part("CLIP", tuple(task.parameters()), args.learning_rate)]
     logger.warning("What trains:\n%s", what_trains(task, parts))
-    dataset = CaptionedImages(config["text_cfg"]["context_length"], args.max_steps, args.seed)
+    context = config["text_cfg"]["context_length"]
+    dataset = CaptionedImages(arguments.data_path, arguments.image_folder, context, args.max_steps, args.seed)
     run(StageTrainer(parts, model=task, args=args, train_dataset=dataset))
     saved = Path(args.output_dir) / ".finished"
     with new_directory(saved) as directory:

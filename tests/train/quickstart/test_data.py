@@ -35,7 +35,8 @@ def _read(path: Path) -> list:
 
 def test_every_record_is_a_sound_llava_sample(data: Path) -> None:
     captions, reading, instruct = (_read(data / f"{name}.json") for name in ("captions", "reading", "instruct"))
-    assert [len(captions), len(reading), len(instruct)] == [3578, 20, 50]
+    training = [q for q in load_questions("train") if (data / "train" / f"{q.image_id}.png").exists()]
+    assert [len(captions), len(reading), len(instruct)] == [len(attributes_from_questions(training)), 20, 50]
     for index, record in enumerate(captions + reading + instruct):
         parse_sample(record, index)
     assert all("image" in record for record in captions + instruct)
@@ -84,19 +85,29 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
 
 
 def test_validation_images_are_left_out(tmp_path: Path) -> None:
-    main(["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images", "200"])
-    asked = {image for _, _, image in _read(tmp_path / "questions.json")}
-    shown = {
-        record["image"]
-        for record in _read(tmp_path / "instruct.json") + _read(tmp_path / "captions.json")
-        if "image" in record
-    }
+    arguments = ["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images"]
+    assert main([*arguments, "300"]) == 0
+    assert main([*arguments, "200"]) == 0
+    asked = {f"{image}.png" for _, _, image in _read(tmp_path / "validation.json")}
+    shown = {record["image"] for record in _read(tmp_path / "instruct.json") + _read(tmp_path / "captions.json")}
+    assert {file.name for file in (tmp_path / "validation").iterdir()} == asked
+    training = {file.name for file in (tmp_path / "train").iterdir()}
+    assert shown <= training
+    assert not asked & training
     assert len(asked) == 200
-    assert not {f"{image}.png" for image in asked} & shown
+    assert len(asked | training) == 4000
+    texts = {record["id"].rpartition("-")[2] + ".png" for record in _read(tmp_path / "reading.json")}
+    assert texts <= training
+
+
+def test_all_images_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--output_dir", str(tmp_path), "--validation_images", "4000"]) == 2
+    assert "Cannot hold out 4000 of 4000 images" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
     main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
-    assert len(set(images)) == 1911  # the others have no question about the colour shown, or about no other
+    assert len(set(images)) == 1811  # the others have no question about the colour shown, or about no other

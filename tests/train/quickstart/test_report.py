@@ -8,6 +8,7 @@ import pytest
 
 from train.quickstart.paths import Paths
 from train.quickstart.report import SECONDS_FILE, as_markdown, collect
+from train.quickstart.steps import Step
 
 SCORES = {"accuracy": 0.5, "accuracy_by_type": {"colour": 0.25, "shape": 0.75}}
 EVALUATED = {
@@ -17,6 +18,10 @@ EVALUATED = {
     "floors": dict.fromkeys(("no_image", "majority", "question_only"), SCORES),
 }
 FIRST_TOKENS = [{"visual_tokens": count, "median_seconds": {"first_token": count / 100}} for count in (16, 64)]
+STEPS_RUN = [
+    Step("align", "", ("--eval_data_path", "validation"), Path("a")),
+    Step("score", "", ("--split", "test"), Path("b")),
+]
 STEPS = [{"median_seconds": seconds} for seconds in (2.0, 5.0)]
 
 
@@ -43,10 +48,16 @@ def test_a_comparison_is_reported_when_all_of_it_is_there(paths: Paths) -> None:
     for file, content in [(None, None), *files]:
         if file is not None:
             write(file, content)
-        report = collect(paths)
+        report = collect(paths, STEPS_RUN)
         assert report["compared"] is None
         assert (report["dense_accuracy"] is None) == (file is None)
         assert "tuning step" not in as_markdown(report)
     write(paths.first_token, {"results": FIRST_TOKENS})
-    text = as_markdown(collect(paths))
+    text = as_markdown(collect(paths, STEPS_RUN))
     assert "| SparseFormer | 16 | 2.00 | 0.160 |\n| dense teacher | 64 | 5.00 | 0.640 |" in text
+
+
+def test_the_report_names_the_steps_that_read_test_data(paths: Paths) -> None:
+    report = collect(paths, STEPS_RUN)
+    assert report["steps_that_read_test_data"] == ["score"]
+    assert "These steps, and no others, read test images or questions: score." in as_markdown(report)

@@ -8,7 +8,7 @@ import torch
 from transformers import HfArgumentParser
 
 from train.quickstart.paths import Paths
-from train.quickstart.steps import FULL, Step, all_steps
+from train.quickstart.steps import FULL, Step, all_steps, reads_test_split
 from train.stage_arguments import StageArguments
 
 pytest.importorskip("easy_vqa")
@@ -51,3 +51,13 @@ def test_a_comparison_comes_behind_the_quickstart(steps: Callable[..., list[Step
     names = [step.name for step in compared]
     assert len(set(names)) == len(names)
     assert names[len(alone) :] == [*(f"dense_{name}" for name in names[4 : len(alone)]), "step_time", "first_token"]
+
+
+def test_test_data_are_for_the_report_alone(steps: Callable[..., list[Step]], tmp_path: Path) -> None:
+    """No step that trains, or whose result a later step trains on, reads them."""
+    readers = [step.name for step in steps(True) if reads_test_split(step, Paths(tmp_path))]
+    evaluations = ["evaluate", "evaluate_no_image", "score"]
+    assert readers == ["zero_shot", *evaluations, *(f"dense_{name}" for name in evaluations)]
+    for step in steps(True):
+        others = [argument for argument in step.arguments if "test" in argument.replace(str(tmp_path), "")]
+        assert step.name in readers or not others, others

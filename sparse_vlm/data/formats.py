@@ -1,0 +1,167 @@
+"""The layouts in which people have conversations -> images and turns, checked key by key.
+
+| turns under                        | a turn                               | an image stands                         |
+|------------------------------------|--------------------------------------|-----------------------------------------|
+| `conversations` (LLaVA)            | `{"from": "human", "value": text}`   | at each `<image>` of the text           |
+| `messages` (TRL), `conversations`  | `{"role": "user", "content": text}`, | there too; without any `<image>` before |
+|                                    | or a list of parts as content        | the first question of `messages`; at a  |
+|                                    |                                      | part of type "image"                    |
+| `texts` (the_cauldron, FineVision) | `{"user": text, "assistant": text}`  | before the first question               |
+
+Images are named by `image` or `images`, each a name or a list of names; turns may be the JSON text of such a list.
+Keys whose value is null count as absent. Any other key is an error: it might carry what a model should learn from.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sparse_vlm.errors import UserError, unknown_choice
+
+IMAGE_PLACEHOLDER = "<image>"
+TURN_KEYS = ("conversations", "messages", "texts")
+IMAGE_KEYS = ("image", "images")
+# Describe a sample and are not learned from: of LLaVA's own mixtures, OneVision, Cambrian, M4, FineVision and others.
+NOTE_KEYS = (
+    *("model", "source", "data_source", "dataset", "dataset_name", "category", "task", "task_name", "task_type"),
+    *("metadata", "sample_id", "question_id", "image_id", "width", "height", "length", "license"),
+    *("relevance_ratings", "visual_dependency_ratings", "image_correspondence_ratings", "formatting_ratings"),
+    *("relevance_min", "visual_dependency_min", "image_correspondence_min", "formatting_min"),
+)
+KEYS = ("id", *IMAGE_KEYS, *TURN_KEYS, *NOTE_KEYS)
+LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
+SAME_ROLE = {"user": "human", "assistant": "gpt", "human": "user", "gpt": "assistant"}
+
+Turn = tuple[str, str]  # (a chat template's role, stripped text)
+
+
+def check_keys(keys: Iterable[str], place: str) -> None:
+    """Check the keys of a sample, or a table's columns, and that they name one list of turns and one of images.
+
+    Raises:
+        UserError: at the first one that is not understood, with the nearest that is.
+    """
+    keys = list(keys)
+    for key in keys:
+        if key not in KEYS:
+            raise UserError(f"{place}: {unknown_choice('key', key, KEYS)} It is not dropped silently: remove it.")
+    for several in (TURN_KEYS, IMAGE_KEYS):
+        given = [key for key in several if key in keys]
+        if len(given) > 1:
+            raise UserError(f"{place} has both {given[0]!r} and {given[1]!r}. Remove one of them.")
+
+
+def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[Turn]]:
+    """The names of a sample's images in the order of their placeholders, and its turns.
+
+    Args:
+        record: in one of the layouts above.
+        place: names the sample in errors.
+
+    Raises:
+        UserError: unknown keys or roles, or values of another kind.
+    """
+    given = {key: value for key, value in record.items() if value is not None}
+    check_keys(given, place)
+    images = _names(next((given[key] for key in IMAGE_KEYS if key in given), []), place)
+    key = next((key for key in TURN_KEYS if key in given), TURN_KEYS[0])
+    listed = _list_of_turns(given.get(key), key, place)
+    parts: list[Any] = []  # what the parts of type "image" say about which image they are
+    if key == "texts":
+        turns = [turn for item in listed for turn in _exchange(item, place)]
+    else:
+        turns = [_turn(item, parts, place) for item in listed]
+    if parts:
+        images = _in_order_of_parts(images, parts, place)
+    elif key != "conversations" and not any(IMAGE_PLACEHOLDER in text for _, text in turns):
+        first = next((i for i, (role, _) in enumerate(turns) if role == "user"), None)
+        if first is not None:
+            turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[first][1])
+    return images, turns
+
+
+def _names(value: Any, place: str) -> list[str]:
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) and item for item in names):
+        raise UserError(f'{place}: "image" must be a relative path or a list of them, not {value!r:.200}.')
+    return names
+
+
+def _list_of_turns(value: Any, key: str, place: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise UserError(f'{place}: "{key}" is a text that is not valid JSON ({error}).') from None
+    if not isinstance(value, list) or not value:
+        raise UserError(f'{place} has no "{key}" list.')
+    if not all(isinstance(item, dict) for item in value):
+        raise UserError(f'{place}: each item of "{key}" must be an object.')
+    return [{name: field for name, field in item.items() if field is not None} for item in value]
+
+
+def _exchange(item: dict[str, Any], place: str) -> list[Turn]:
+    """The question and answer of an item of the_cauldron's `texts`."""
+    _check_fields(item, ("user", "assistant", "source"), place)
+    return [(role, _text(item.get(role), role, place)) for role in ("user", "assistant")]
+
+
+def _turn(item: dict[str, Any], parts: list[Any], place: str) -> Turn:
+    """A turn of LLaVA's or of a chat template's form; adds to `parts`."""
+    llava = "from" in item or "value" in item
+    who, what, roles = ("from", "value", LLAVA_ROLES) if llava else ("role", "content", ROLES)
+    _check_fields(item, (who, what), place)
+    role = item.get(who)
+    if not isinstance(role, str) or role not in roles:
+        raise UserError(f"{place}: {unknown_choice('role', str(role), roles, meant=SAME_ROLE.get(str(role)))}")
+    content = item.get(what)
+    if isinstance(content, list) and not llava:
+        content = _joined(content, parts, place)
+    return roles[role], _text(content, role, place)
+
+
+def _joined(content: list[Any], parts: list[Any], place: str) -> str:
+    """The text of a list of parts, with images where the chat template puts them (PARTS_TO_TEXT)."""
+    images, words, mixed, groups, before = "", "", "", 0, None
+    for part in content:
+        given = {name: field for name, field in part.items() if field is not None} if isinstance(part, dict) else {}
+        kind = given.get("type")
+        if kind == "image":
+            _check_fields(given, ("type", "index", "image", "path"), place)
+            parts.append(next((given[name] for name in ("index", "image", "path") if name in given), None))
+            text = f"{IMAGE_PLACEHOLDER}\n"
+            images, groups = images + text, groups + (before != "image")
+        elif kind == "text":
+            _check_fields(given, ("type", "index", "text"), place)
+            text = _text(given.get("text"), "text part", place, strip=False)
+            words += text
+        else:
+            raise UserError(f"{place}: {unknown_choice('type of a part', str(kind), ('image', 'text'))}")
+        mixed, before = mixed + text, kind
+    return mixed if groups > 1 else images + words
+
+
+def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[str]:
+    """The images' names in the order of the parts, which say a place among them, a name of their own, or nothing."""
+    if not images and all(isinstance(part, str) for part in parts):
+        return parts
+    if all(isinstance(part, int) for part in parts):
+        if sorted(set(parts)) != list(range(len(images))):
+            raise UserError(f"{place} has {len(images)} images, but its parts have the indices {parts}.")
+        return [images[part] for part in parts]
+    if any(part is not None for part in parts):
+        raise UserError(f"{place}: its images are named by its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
+    return images
+
+
+def _text(value: Any, role: str, place: str, *, strip: bool = True) -> str:
+    if not isinstance(value, str) or (strip and not value.strip()):
+        raise UserError(f"{place}: a {role} turn has no text.")
+    return value.strip() if strip else value
+
+
+def _check_fields(item: dict[str, Any], known: tuple[str, ...], place: str) -> None:
+    for field in item:
+        if field not in known:
+            raise UserError(f"{place}: {unknown_choice('field of a turn', field, known)}")

@@ -1,0 +1,167 @@
+"""Images → pixel values in transformers' clothes: files, addresses, arrays and PIL images, as an encoder wants them."""
+
+import base64
+import binascii
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from transformers import AutoImageProcessor, BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling, SizeDict
+
+from sparse_vlm.encoder.canvas import ASPECTS, preparation
+from sparse_vlm.encoder.images import AnyImage, to_rgb
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
+
+RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
+
+
+class SparseFormerImageProcessor(PilBackend):
+    """`encoder.transform` in transformers' clothes: the same numbers to the last bit, CLIP's names in the JSON file.
+
+    Takes what `sparse_vlm.encoder.images.to_rgb` takes, files, http(s) addresses, data: URLs, and lists of them.
+
+    Args:
+        aspect: "crop": the middle square; "native": the whole picture on a canvas (`sparse_vlm.encoder.canvas`), for a
+            vision model of the same aspect.
+        **settings: CLIP's, in transformers' names.
+
+    Raises:
+        UserError: another aspect.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = CLIP_MEAN
+    image_std = CLIP_STD
+    size = {"shortest_edge": 224}  # noqa: RUF012 (transformers' own convention)
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def __init__(self, aspect: str = "crop", **settings: Any) -> None:
+        super().__init__(**settings)
+        if aspect not in ASPECTS:
+            raise unknown_choice("aspect", aspect, ASPECTS)
+        self.aspect = aspect
+
+    @classmethod
+    def from_preprocessing(cls, preprocessing: Preprocessing, aspect: str = "crop") -> "SparseFormerImageProcessor":
+        """The image processor that does what `preprocessing` says."""
+        side = preprocessing.resize
+        return cls(
+            aspect,
+            size={"height": side, "width": side} if preprocessing.resize_mode == "squash" else {"shortest_edge": side},
+            crop_size={"height": preprocessing.crop, "width": preprocessing.crop},
+            image_mean=list(preprocessing.mean),
+            image_std=list(preprocessing.std),
+            resample=RESAMPLING[preprocessing.interpolation],
+        )
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images for files, http(s) addresses and data: URLs, nested as they are; transformers' own drops transparency.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(source) for source in image_url_or_urls]
+        return _open(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        return flat_images(self.fetch_images(images))
+
+    def process_image(  # type: ignore[override]
+        self, image: AnyImage, input_data_format: Any = None, **unused: object
+    ) -> Image.Image:
+        """One image as RGB. `unused` are transformers' settings of later steps."""
+        layout = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
+        return to_rgb(image, layout=layout)
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list[Image.Image],
+        *,
+        size: SizeDict,
+        crop_size: SizeDict,
+        image_mean: tuple[float, float, float],
+        image_std: tuple[float, float, float],
+        resample: int,
+        do_resize: bool,
+        do_center_crop: bool,
+        do_rescale: bool,
+        do_normalize: bool,
+        return_tensors: str | None = None,
+        **unused: object,
+    ) -> BatchFeature:
+        if not (do_resize and do_center_crop and do_rescale and do_normalize):
+            raise UserError(
+                "An encoder's preprocessing always resizes, crops, rescales and normalises: no do_* is False."
+            )
+        interpolations = {int(number): name for name, number in RESAMPLING.items()}
+        preprocessing = Preprocessing(
+            size.shortest_edge or size["height"],
+            crop_size["height"],
+            image_mean,
+            image_std,
+            interpolations.get(resample, str(resample)),
+            "shortest" if size.shortest_edge else "squash",
+        )
+        prepare = preparation(preprocessing, self.aspect)
+        return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
+
+
+def flat_images(images: Any) -> list[AnyImage]:
+    """The images of any nesting of lists, and of [B, …] arrays of them, in their order.
+
+    Raises:
+        UserError: there is none, or something is not an image.
+    """
+    flat = _flatten(images)
+    if not flat:
+        raise UserError("The list of images is empty. Leave images out where the text has none.")
+    return flat
+
+
+def _flatten(images: Any) -> list[AnyImage]:
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in _flatten(part)]
+    if isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3):
+        return [images]
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    raise UserError(f"An image must be a PIL image, an array or a tensor, not {type(images).__name__}.")
+
+
+def _open(source: str) -> Image.Image:
+    """The image in a file, at an http(s) address, in a data: URL or in base64 letters."""
+    shown = source if len(source) < 100 else f"{source[:97]}…"
+    try:
+        if source.startswith(("http://", "https://")):
+            data = httpx.get(source, follow_redirects=True).raise_for_status().content
+        elif os.path.isfile(source):
+            data = Path(source).read_bytes()
+        else:
+            data = base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except binascii.Error:
+        raise UserError(f"There is no image {shown}: it is not a file, an http(s) address or a data: URL.") from None
+    except Exception as error:  # PIL's decoders and httpx have no error in common
+        raise UserError(f"The image {shown} cannot be read ({one_line(error)}).") from error
+    return image
+
+
+AutoImageProcessor.register(
+    SparseFormerVisionConfig,
+    image_processor_classes={"pil": SparseFormerImageProcessor, "torchvision": SparseFormerImageProcessor},
+)

@@ -1,0 +1,1 @@
+"""A model directory behind an OpenAI-compatible API: `sparse-vlm serve`. Needs fastapi and uvicorn."""

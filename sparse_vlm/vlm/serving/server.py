@@ -1,0 +1,98 @@
+"""`sparse-vlm serve`: opens a model directory and listens."""
+
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.model_directory import MODEL_TYPE, read_config
+from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.quantization import quantization
+
+
+def serve(
+    model_dir: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "auto",
+    dtype: str = "auto",
+    bits: int | None = None,
+    served_name: str | None = None,
+    max_images: int = 16,
+    max_megapixels: float = 64,
+    max_new_tokens: int = 1024,
+    image_urls: str = "none",
+    fetch_seconds: float = 10,
+) -> None:
+    """Serve a model directory behind an OpenAI-compatible API until it is interrupted.
+
+    Args:
+        model_dir: of `build_vlm` or a stage.
+        host, port: where to listen; port 0: a free one.
+        device, dtype: see `choose_device` and `choose_dtype`.
+        bits: 4 or 8, of the language model's weights; None: `dtype`.
+        served_name: how requests name the model; None: by the directory's last part. The path is understood as well.
+        max_images: of a request.
+        max_megapixels: of an image.
+        max_new_tokens: of an answer whose request does not say.
+        image_urls, fetch_seconds: see `Addresses`.
+
+    Raises:
+        UserError: it is not a model directory, packages are missing, the address cannot be listened at, or an option
+            has an impossible value.
+    """
+    if read_config(model_dir).get("model_type") != MODEL_TYPE:
+        raise UserError(f"{model_dir} is not a model directory of ours. `sparse-vlm build` makes one.")
+    if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+        raise UserError(f"The server needs {' and '.join(missing)}: pip install 'sparse-vlm[serve]'.")
+    import uvicorn
+
+    from sparse_vlm.vlm.serving.addresses import Addresses
+    from sparse_vlm.vlm.serving.app import Served, create_app
+    from sparse_vlm.vlm.serving.engine import Engine
+
+    addresses = Addresses(image_urls, fetch_seconds, max_megapixels)
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    settings = None if bits is None else quantization(bits, kind)
+    with _listen(host, port) as listening:
+        # quantised weights are made where they stay, which needs accelerate; others are moved
+        model, processor = load_vlm(model_dir, kind, quantization=settings, device=None if bits is None else place)
+        if bits is None:
+            model.to(place)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+        served = Served(
+            Engine(model, processor, max_new_tokens),
+            _names(model_dir, served_name),
+            addresses,
+            max_images,
+            created=int(Path(model_dir, "config.json").stat().st_mtime),
+        )
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{served.names[0]} on {place}: http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+        config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=5)
+        with suppress(KeyboardInterrupt):  # uvicorn has shut down, and passes Ctrl-C on
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _names(model_dir: str | Path, served_name: str | None) -> Sequence[str]:
+    path = Path(model_dir).resolve()
+    return list(dict.fromkeys([served_name or path.name, path.name, str(model_dir), str(path)]))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, opened before the model is loaded: whether it can be takes no time to find out."""
+    if not 0 <= port <= 65_535:
+        raise UserError(f"--port must lie in 0…65535, got {port}.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise UserError(f"Cannot listen at {host}, port {port}: {one_line(error)}. Choose another.") from error
+    listening.listen()
+    return listening

@@ -1,0 +1,101 @@
+"""The handlers without a browser: nothing that was typed or answered is lost when something is refused."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+import torch
+from PIL import Image
+
+from demo.events import Events
+from demo.interface import lay_out
+from demo.models import open_model
+from demo.session import Session
+
+
+@pytest.fixture(scope="module")
+def events(vlm_dir: Path) -> Events:
+    models = [open_model(vlm_dir, torch.device("cpu"), torch.float32, None)]
+
+    async def build() -> Events:  # outside of an event loop gradio makes its own and leaves them open
+        with gr.Blocks():
+            return Events(lay_out(models, [], 6), models, max_megapixels=1, max_images=2)
+
+    return asyncio.run(build())
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page warns of; outside of a request gradio shows it to nobody."""
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    return said
+
+
+@pytest.fixture
+def message(images: list[Image.Image], tmp_path: Path) -> dict[str, Any]:
+    images[0].save(tmp_path / "a.png")
+    return {"text": "What is it?", "files": [str(tmp_path / "a.png")]}
+
+
+def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
+    """All updates of a handler, later ones over earlier ones."""
+    return {component: value for update in updates for component, value in update.items()}
+
+
+def test_a_question_that_is_too_long_goes_back_into_the_box(
+    events: Events, message: dict[str, Any], warnings: list[str]
+) -> None:
+    session = Session()
+    long = message | {"text": "word " * 5000}
+    shown = last(events.ask(long, session, 0, 1, 4))
+    assert "more than the" in warnings[0]
+    assert shown[events.page.question] == long
+    assert shown[events.page.chats[0]] == []
+    assert session.turns == []
+
+
+def test_a_retry_that_does_not_fit_keeps_the_answer(
+    events: Events, message: dict[str, Any], warnings: list[str]
+) -> None:
+    session = Session()
+    last(events.ask(message, session, 0, 1, 4))
+    answered, views = list(session.turns[0].answers), list(session.views)
+    assert answered[0]
+    shown = last(events.retry(session, 0, 1, 100_000))
+    assert "more than the" in warnings[0]
+    assert session.turns[0].answers == answered
+    assert session.views == views
+    assert [part["role"] for part in shown[events.page.chats[0]]] == ["user", "assistant"]
+    assert last(events.retry(session, 0, 1, 4))[events.page.chats[0]] == shown[events.page.chats[0]]
+    assert len(warnings) == 1
+
+
+def test_too_many_images_are_refused_and_kept(events: Events, message: dict[str, Any], warnings: list[str]) -> None:
+    session = Session()
+    shown = last(events.ask(message | {"files": message["files"] * 3}, session, 0, 1, 4))
+    assert warnings == ["3 images are too many for one question: send at most 2."]
+    assert shown == {events.page.question: gr.skip()}
+
+
+def test_images_are_kept_as_they_were_sent(events: Events, message: dict[str, Any]) -> None:
+    """Not decoded: a file of a megabyte may hold a hundred million pixels."""
+    session = Session()
+    last(events.ask(message, session, 0, 1, 4))
+    assert session.images()[0].data == Path(message["files"][0]).read_bytes()
+    assert session.images()[0].name == "a.png"
+
+
+def test_the_controls_come_with_something_to_show(events: Events, message: dict[str, Any]) -> None:
+    page, session = events.page, Session()
+    assert not any(control.visible for control in page.controls)
+    shown = last(events.ask(message, session, 0, 1, 4))
+    image, step, token, *others = page.controls[1:]
+    assert not shown[image].visible  # there is one
+    assert shown[step].visible
+    assert shown[token].visible
+    hidden = events.clear(session)
+    assert not any(hidden[control]["visible"] for control in (image, step, token, *others))

@@ -1,0 +1,55 @@
+"""The VLM on a fake GPU: prompts with images and without, and the prefix that the questions about an image share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sparse_vlm.vlm.answering import Answerer
+from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.chat import encode_prompt
+from tests.fake_gpu import assert_on_gpu, fake_gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_prompt(vlm_dir: Path, images: list[Image.Image], shown: bool, dtype: torch.dtype) -> None:
+    model, processor = load_vlm(vlm_dir)
+    inputs = encode_prompt(processor, images[0] if shown else None, "What?")
+    with fake_gpu() as gpu:
+        gpu.move(model, dtype)
+        on_gpu: dict[str, Any] = {name: value.to("cuda") for name, value in inputs.items()}
+        out = model(**on_gpu, labels=on_gpu["input_ids"])
+        assert_on_gpu(out.loss, out.logits)
+        assert out.logits.dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # when the prefix is copied
+def test_questions_about_an_image_share_its_prefix(
+    vlm_dir: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of `Answerer` but the words themselves, which are numbers: `generate` is one pass here."""
+    model, processor = load_vlm(vlm_dir)
+    passes: list[Any] = []
+
+    def generate(input_ids: torch.Tensor, past_key_values: Any, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        assert_on_gpu(input_ids, attention_mask)
+        rest = input_ids[:, past_key_values.get_seq_length() :]
+        passes.append(model(input_ids=rest, attention_mask=attention_mask, past_key_values=past_key_values).logits)
+        return input_ids
+
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(type(processor.tokenizer), "batch_decode", lambda *_, **__: ["words"] * 3)
+    answerer = Answerer(model, processor, max_new_tokens=4, batch_rows=3)
+    questions = [(0, "What?"), (1, "What is it, please?"), (2, "Where?")]
+    monkeypatch.setattr(answerer, "_preprocess", lambda _: torch.randn(1, 3, 64, 64))
+    for _, text in questions:
+        answerer._prompt(True, text)  # while the tokenizer's numbers are real; they are kept
+    answers: Any = Answerer.answer
+    with fake_gpu() as gpu, torch.no_grad():
+        gpu.move(model)
+        (batch,) = answers.__wrapped__(answerer, images, questions)  # in inference mode torch wants a real GPU
+        assert_on_gpu(passes)
+    assert dict(batch) == dict.fromkeys(range(3), "words")
