@@ -13,7 +13,7 @@ from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import check_output, new_directory
 from sparse_vlm.model_directory import saved_dtype
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.build import check_opens, load_vlm
 
 TRAINED_FILE = "trained.safetensors"
 
@@ -52,6 +52,7 @@ def write_result(
     with new_directory(output_dir) as temporary:
         result.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        check_opens(temporary)
 
 
 def _with(model: nn.Module, trained: Path) -> nn.Module:

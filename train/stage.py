@@ -6,7 +6,7 @@ Knows nothing of the model. A stage makes its model, data and parts, and calls `
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +141,13 @@ def run(trainer: Trainer) -> None:
         )
 
 
-def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:
+def publish(source: Path, output_dir: Path, opens: Callable[[Path], object], *, keep_checkpoints: bool) -> None:
     """Moves a finished model's files to output_dir, config.json last (it marks the model as complete), and removes
-    `source` and, unless kept, the checkpoints. To be called by the main process alone."""
+    `source` and, unless kept, the checkpoints. To be called by the main process alone.
+
+    `opens` opens such a directory: what it refuses is not published, and the checkpoints stay.
+    """
+    opens(source)
     (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line say the same
     for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output_dir / path.name)

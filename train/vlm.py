@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.build import check_opens, load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.frozen import hold_frozen, say_weight_bytes
@@ -142,7 +142,7 @@ def train(
         provenance = _provenance(model, args, data.training)
         write_result(model_args.model_name_or_path, trained, result, model_args.output_dtype, provenance)
         shutil.rmtree(trained)
-        publish(result, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+        publish(result, Path(args.output_dir), check_opens, keep_checkpoints=args.keep_checkpoints)
         logger.warning("Model directory: %s", args.output_dir)
 
 

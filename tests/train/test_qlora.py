@@ -1,5 +1,6 @@
 """4-bit weights: only the language model's, and the right gradients after an evaluation."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,12 @@ def test_zero3_is_refused(tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(UserError, match="--bits 4 does not go together with ZeRO-3"):
         four_bits("nf4", double=True, args=args)
+
+
+def test_without_bitsandbytes_it_is_a_sentence(vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every other kind of tuning does without it."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(UserError, match="--bits 4 needs bitsandbytes: pip install bitsandbytes"):
+        four_bits("nf4", double=True, args=args)
+    assert keep_gradients_right(load(ModelArguments(str(vlm_dir)), args)[0]) == 0

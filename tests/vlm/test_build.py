@@ -21,9 +21,10 @@ from transformers import (
 from sparse_vlm.cli import main
 from sparse_vlm.dtypes import convert
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm, check_opens, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.llm import load_llm
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -340,6 +341,25 @@ def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> 
     processor.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"missing_keys: .*linear_1.bias; unexpected_keys: .*something"):
         load_vlm(tmp_path)
+
+
+def test_what_does_not_open_is_not_published(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight is lost while the model is saved."""
+    save = SparseVLMForConditionalGeneration.save_pretrained
+
+    def losing(self: Any, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.multi_modal_projector.linear_1.bias"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    check_opens(vlm_dir)
+    monkeypatch.setattr(SparseVLMForConditionalGeneration, "save_pretrained", losing)
+    with pytest.raises(UserError, match=r"missing_keys: model\.multi_modal_projector\.linear_1\.bias"):
+        build_vlm(encoder_dir, llm_dir, tmp_path / "vlm")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_llm_without_padding_token_gets_one(

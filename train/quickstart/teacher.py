@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.data.easy_vqa import (
     CLASSES,
     COLOURS,
@@ -148,7 +149,9 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
         save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
         write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
-    publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+    publish(
+        saved, Path(args.output_dir), lambda folder: open_teacher(str(folder)), keep_checkpoints=args.keep_checkpoints
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
