@@ -56,6 +56,7 @@ def _build(arguments: argparse.Namespace) -> None:
         vision_feature_layer=arguments.vision_feature_layer,
         vision_feature_select_strategy=arguments.vision_feature_select_strategy,
         aspect=arguments.aspect,
+        dtype=arguments.dtype,
         seed=arguments.seed,
     )
     print(f"Model directory: {arguments.out_dir}")
@@ -217,6 +218,7 @@ def _add_vlm_commands(commands: Commands) -> None:
         choices=("crop", "native"),
         help="crop (default): the middle square of a picture is seen; native: all of it, in its own aspect ratio",
     )
+    build.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the LLM's own; of GGUF float32)")
     build.add_argument("--seed", type=int, default=0, help="of the new projector")
 
     chat = _add(

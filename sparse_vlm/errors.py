@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | None = None) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones first, then at most 30 of all.
+    """The error for a name that is not among `choices`: names the nearest ones, and all unless they are many.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
@@ -23,9 +23,11 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | No
     """
     known = sorted(choices)
     near = [meant] if meant in known else difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if near and len(known) > 30:
+        return UserError(f"Unknown {kind} {name!r}. {hint}")
     rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
+    return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
 
 
 def some_of(names: Iterable[str]) -> str:

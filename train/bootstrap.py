@@ -155,6 +155,7 @@ def bootstrap(
     arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments, args: BootstrapTraining
 ) -> None:
     """Runs the stage."""
+    args.refuse_full_eval()
     prepare(args)
     refuse_zero3()
     task, report = make_task(arguments, images, objective)

@@ -14,7 +14,8 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.dtypes import DTYPES, convert
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory, read_object
 from sparse_vlm.vlm.llm import load_llm, most_positions, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
@@ -44,6 +45,7 @@ def build_vlm(
     vision_feature_layer: int = -2,
     vision_feature_select_strategy: str = "default",
     aspect: str = "crop",
+    dtype: str | None = None,
     seed: int = 0,
 ) -> None:
     """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
@@ -59,11 +61,14 @@ def build_vlm(
         vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
             there is one.
         aspect: "crop": the middle square of a picture is seen; "native": all of it, in its own aspect ratio.
+        dtype: of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, of GGUF float32.
         seed: of the projector's initialisation.
 
     Raises:
         UserError: an input is missing or does not fit, or `out_dir` cannot take the result (`new_directory`).
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_choice("--dtype", dtype, DTYPES)
     check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
@@ -92,6 +97,7 @@ def build_vlm(
     )
     _check_positions(language_model, ChatFormat(tokenizer, template, image_token_id, config.image_seq_length))
     model = _assemble(config, tower.model, language_model, seed)
+    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
         tokenizer,

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import align_special_tokens
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.vlm.text_model import text_model
 from sparse_vlm.vlm.turns import end_tokens
@@ -30,7 +31,8 @@ ADAPTER = (
 
 
 def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, float32. Of a model of several modalities it is the text part.
+    """A causal LM in its own dtype (as its configuration or its weights say; of GGUF float32), and its tokenizer. Of a
+    model of several modalities it is the text part.
 
     A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
     cannot be saved.
@@ -52,7 +54,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
             return text_model(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
         # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = _load_strictly(llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
+        gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
     except Exception as error:  # damaged files and missing packages make transformers raise nearly anything
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -73,13 +76,13 @@ def _load_strictly(llm: str | Path, **options: Any) -> PreTrainedModel:
     if "gguf_file" not in options:
         config = AutoConfig.from_pretrained(llm, **options)
         kind = kind if config.get_text_config(decoder=True) is config else AutoModelForImageTextToText
-    model, report = kind.from_pretrained(
-        llm, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    model, report = kind.from_pretrained(llm, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(ADAPTER.format(llm))
     if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
         raise UserError(f"its weights do not fit its config.json ({unfit}).")
+    if model.dtype not in DTYPES.values():
+        raise UserError(f"its weights are {model.dtype}; convert them first ({', '.join(DTYPES)}).")
     return model
 
 

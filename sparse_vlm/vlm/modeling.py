@@ -167,6 +167,8 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
             write_card(save_directory, card)
             write_code(save_directory)
         self.config.auto_map = auto_map("model")
+        for part in (self.config.vision_config, self.config.text_config):  # transformers says it of the whole alone
+            part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 

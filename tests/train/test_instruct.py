@@ -20,6 +20,7 @@ LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
 QLORA = {**LORA, "bits": 4}
 FOCUSING = {"tune_focusing": True, "mm_focusing_lr": 2e-4}
 ORDERS = [{"train_sampling_strategy": name} for name in ("random", "sequential", "group_by_length")]
+INTERRUPTED = 130  # by Ctrl-C
 WITHIN_EPOCH_2 = {"per_device_train_batch_size": 3}  # three steps an epoch: checkpoint-4 lies in the second
 
 
@@ -132,8 +133,8 @@ def test_an_interrupted_run_goes_on_to_the_same_curve(
     arguments = {"save_steps": 2, **options}
     with monkeypatch.context() as patch:
         patch.setattr("train.vlm.ConversationTrainer", _interrupted_trainer())
-        with pytest.raises(KeyboardInterrupt):
-            run(vlm_dir, data_dir, tmp_path / "halves", **arguments)
+        words = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, **arguments}
+        assert instruct.main(flags(vlm_dir, data_dir, tmp_path / "halves", **words)) == INTERRUPTED
     assert (tmp_path / "halves" / "checkpoint-4").is_dir()
     run(vlm_dir, data_dir, tmp_path / "halves", **arguments)
     assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
