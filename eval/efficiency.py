@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 from eval.cost_report import Section, megabytes, publish, require_json_name
 from eval.encoder_cost import Result, measure
 from eval.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
-from eval.timing import machine, require_positive
 from eval.vision_towers import open_tower
 from sparse_vlm.device_arguments import add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.export import require_onnx
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.measure.timing import machine, require_positive
 
 # What is bootstrapped from what: the dense towers first.
 SETS: dict[str, tuple[str, ...]] = {

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.timing import Run
 from eval.vision_towers import Tower
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
 from sparse_vlm.encoder.inference import optimize_for_inference
+from sparse_vlm.measure.timing import Run
 
 ONNX = ("onnx", "onnx-int8")
 CPU_FLOAT32 = ("packed", *ONNX)

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.measure.timing import gmacs_of, machine, require_positive, take_turns
 
 
 @dataclass(frozen=True)

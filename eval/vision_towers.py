@@ -16,10 +16,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from eval.timing import gmacs_of
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.measure.timing import gmacs_of
 
 
 @dataclass(frozen=True)

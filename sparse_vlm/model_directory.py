@@ -28,6 +28,11 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     return read_object(file) if file.exists() else {}
 
 
+def short_name(directory: str | Path) -> str:
+    """The last two parts of a path: stages and runs tend to be called "model"."""
+    return "/".join(part for part in Path(directory).resolve().parts[-2:] if part != "/")
+
+
 @contextmanager
 def described_by_config(directory: str | Path) -> Iterator[None]:
     """For a block that takes the configuration of a model directory apart: what is not there becomes a UserError."""

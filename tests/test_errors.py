@@ -1,5 +1,8 @@
 """Errors: one sentence for people, nothing hidden."""
 
+import subprocess
+import sys
+
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -63,3 +66,14 @@ def test_another_librarys_error_is_one_line() -> None:
     assert one_line(OSError()) == "OSError"
     assert one_line(KeyError(105)) == "KeyError: 105"
     assert one_line(OSError("x " * 300)) == "x " * 250 + " …"
+
+
+def test_a_full_disk_behind_standard_output_is_a_sentence() -> None:
+    script = (
+        "from sparse_vlm.errors import exit_with_sentence; raise SystemExit(exit_with_sentence(lambda: print('x')))"
+    )
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (2, "error: Cannot print: No space left on device.\n")

@@ -17,11 +17,11 @@ from eval.encoder_cost import measure
 from eval.gpu.work import Work
 from eval.llms import open_llm
 from eval.runtimes import Setting, build
-from eval.timing import gmacs_of, matmul, take_turns
-from eval.timing import machine as machine_of
 from eval.vision_towers import Tower, open_tower
 from sparse_vlm.devices import has_bfloat16
 from sparse_vlm.dtypes import name_of
+from sparse_vlm.measure.timing import gmacs_of, matmul, take_turns
+from sparse_vlm.measure.timing import machine as machine_of
 
 TOWERS = (
     "sparseformer-clip-l",

@@ -1,4 +1,4 @@
-"""Greedy answers to many questions about few pictures, each picture's prefix computed once.
+"""Answers to many questions about few pictures, each picture's prefix computed once.
 
 All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
 the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
@@ -20,7 +20,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
@@ -39,6 +40,8 @@ class Answerer:
         model, processor: of `load_vlm`.
         max_new_tokens: where an answer that does not end is cut.
         batch_rows: questions that are generated for together.
+        decoding: how the next token is chosen; None: greedily.
+        system: a system prompt; None: the chat template's own, where it has one.
     """
 
     def __init__(
@@ -47,11 +50,15 @@ class Answerer:
         processor: SparseVLMProcessor,
         max_new_tokens: int,
         batch_rows: int = 96,
+        *,
+        decoding: Decoding | None = None,
+        system: str | None = None,
     ) -> None:
         if batch_rows < 1:
             raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
+        self.decoding, self.system = decoding or Decoding(), system
         self._said = False
         self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
 
@@ -73,7 +80,8 @@ class Answerer:
                 and its answer are longer than the model takes.
         """
         prompts = [self._prompt(images is not None, text) for _, text in questions]
-        self._check_lengths(prompts, questions)
+        for prompt, (_, text) in zip(prompts, questions, strict=True):
+            self._check_tokens(len(prompt), text)
         if self._needs_single_questions():
             yield from self._one_by_one(images, questions)
             return
@@ -81,19 +89,30 @@ class Answerer:
         prefix = self._prefill(images, prompts[0][:shared])
         for batch in self._batches(prompts):
             places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
-            cache = _selected(prefix, places)
+            cache = _selected(prefix, places.repeat_interleave(self.decoding.beams))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
-    def _check_lengths(self, prompts: Sequence[list[int]], questions: Sequence[tuple[int, str]]) -> None:
-        """Raises UserError where a prompt and its answer are more than the language model has positions for."""
+    def check_length(self, with_image: bool, text: str) -> None:
+        """Check that a prompt and its answer fit into the model, before anything is computed.
+
+        Raises:
+            UserError: see `encode_prompt`; or they do not.
+        """
         most = most_positions(self.model.config.get_text_config())
-        for prompt, (_, text) in zip(prompts, questions, strict=True):
-            if most is not None and len(prompt) + self.max_new_tokens > most:
-                raise UserError(
-                    f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
-                    f"{len(prompt) + self.max_new_tokens} tokens, more than the {most} that the model takes. "
-                    "Shorten it, or ask for shorter answers."
-                )
+        around = len(self._prompt(with_image, "?"))
+        # a tokenizer makes at most one token of a byte, so that most prompts need not be tokenized for this
+        if most is not None and around + len(text.encode()) + self.max_new_tokens > most:
+            self._check_tokens(len(self._encode(with_image, text)), text)
+
+    def _check_tokens(self, prompt: int, text: str) -> None:
+        """Raises UserError where a prompt of so many tokens and its answer are more than the model takes."""
+        most = most_positions(self.model.config.get_text_config())
+        if most is not None and prompt + self.max_new_tokens > most:
+            raise UserError(
+                f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
+                f"{prompt + self.max_new_tokens} tokens, more than the {most} that the model takes. "
+                "Shorten it, or ask for shorter answers."
+            )
 
     def _needs_single_questions(self) -> bool:
         """Whether the language model has layers whose past is a state (LFM2, Qwen3-Next), which padding changes, or is
@@ -114,7 +133,11 @@ class Answerer:
             members.setdefault(place, []).append(index)
         for place, image in enumerate([None] if images is None else images):
             for index in members.get(place, []):
-                yield [(index, answer(self.model, self.processor, image, questions[index][1], self.max_new_tokens))]
+                yield [(index, self._answer_alone(image, questions[index][1]))]
+
+    def _answer_alone(self, image: Image.Image | None, text: str) -> str:
+        model, processor, limit = self.model, self.processor, self.max_new_tokens
+        return answer(model, processor, image, text, limit, decoding=self.decoding, system=self.system)
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
         """Indices of prompts of like lengths; of equal ones where padding in a row would count."""
@@ -133,7 +156,7 @@ class Answerer:
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
         """Token ids of a whole prompt."""
-        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
+        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text, self.system)
         return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
@@ -173,7 +196,7 @@ class Answerer:
             past_key_values=cache,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            **GREEDY,
+            **self.decoding.settings,
         )
         answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         return [answer.strip() for answer in answers]

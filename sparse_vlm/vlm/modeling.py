@@ -24,8 +24,7 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.files import write_text
-from sparse_vlm.vlm.model_card import model_card
+from sparse_vlm.vlm.model_card import model_card, write_card
 from sparse_vlm.vlm.portable import auto_map, write_code
 from sparse_vlm.vlm.quantization import WholeVision
 from sparse_vlm.vlm.vision import visual_tokens
@@ -156,13 +155,16 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
     ) -> None:
-        """As transformers', `options` included, with a model card and the code for `trust_remote_code`."""
+        """As transformers', `options` included, with a model card and the code for `trust_remote_code`.
+
+        A README.md that was written by someone else, or edited, is left as it is.
+        """
         if is_main_process:
             vision: Any = self.config.vision_config
             card = model_card(
                 getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
             )
-            write_text(Path(save_directory) / "README.md", card)
+            write_card(save_directory, card)
             write_code(save_directory)
         self.config.auto_map = auto_map("model")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)

@@ -23,9 +23,10 @@ from transformers import (
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.answering import Answerer
+from sparse_vlm.vlm.answering import Answerer, _selected
 from sparse_vlm.vlm.build import build_vlm, load_vlm
-from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.decoding import Decoding
 from tests.worded_vlm import TEMPLATE
 
 Asked = tuple[list[Image.Image], list[tuple[int, str]]]
@@ -159,3 +160,50 @@ def test_a_prompt_that_is_too_long_is_refused(answerer: Answerer, asked: Asked) 
     images, rows = asked
     with pytest.raises(UserError, match=r"The question 'is is .* makes \d+ tokens, more than the 2048"):
         collect(answerer, images, [*rows, (0, "is " * 3000)])
+
+
+@pytest.mark.parametrize("settings", [Decoding(beams=3), Decoding(beams=1)])
+def test_beam_search_and_a_system_prompt(answerer: Answerer, asked: Asked, settings: Decoding) -> None:
+    """As transformers does it from the whole prompt, one question at a time."""
+    model, processor, limit = answerer.model, answerer.processor, answerer.max_new_tokens
+    batched = Answerer(model, processor, limit, 16, decoding=settings, system="be brief")
+    images, rows = asked
+    single = []
+    for place, text in rows[:20]:
+        inputs = encode_prompt(processor, images[place], text, "be brief")
+        ids = model.generate(**inputs, max_new_tokens=limit, **settings.settings)
+        single.append(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    assert collect(batched, images, rows[:20]) == single
+    assert single != collect(answerer, images, rows[:20])
+
+
+def test_sampling_follows_the_seed(answerer: Answerer, asked: Asked) -> None:
+    sampled = Answerer(answerer.model, answerer.processor, 8, decoding=Decoding(temperature=1.5, top_p=0.9))
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(collect(sampled, *asked))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:
+    """Refused before anything is computed; a long one that fits is not."""
+    longest = answerer.model.config.text_config.max_position_embeddings
+    fits = "red " * ((longest - 40) // 4)  # more bytes than there are positions, but fewer tokens
+    answerer.check_length(True, fits)
+    for with_image in (True, False):
+        with pytest.raises(UserError, match=f"more than the {longest} that the model takes"):
+            answerer.check_length(with_image, "red " * longest)
+    with pytest.raises(UserError, match="more than the"):
+        collect(answerer, asked[0], [(0, "red " * longest)])
+
+
+def test_the_prefix_is_not_copied_for_every_batch(answerer: Answerer, asked: Asked) -> None:
+    images, rows = asked
+    prompts = [answerer._prompt(True, text) for _, text in rows]
+    prefix = answerer._prefill(images, prompts[0][: answerer._shared_length(prompts)])
+    before = [layer.keys.clone() for layer in prefix.layers]
+    batch = _selected(prefix, torch.tensor([2, 0, 2]))
+    assert [len(layer.keys) for layer in batch.layers] == [3] * len(before)
+    assert torch.equal(batch.layers[0].keys[1], before[0][0])
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, before, strict=True))

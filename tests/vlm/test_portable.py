@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.model_card import model_card
+from sparse_vlm.vlm.model_card import model_card, write_card
 from tests.vlm.conftest import Loaded
 
 QUESTION = "What is shown?"
@@ -88,6 +88,19 @@ def test_model_card(vlm_dir: Path) -> None:
     assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
     assert "- Language model: org/llm" in card
     assert "- align: captions.json\n- instruct: a.json, b.json" in card
+
+
+def test_a_users_readme_stays(tmp_path: Path) -> None:
+    """An unedited card is written anew, one that was edited or is not ours is left."""
+    write_card(tmp_path, model_card({}, {}, 49))
+    write_card(tmp_path, model_card({}, {}, 64))
+    card = tmp_path / "README.md"
+    assert "with 64 visual tokens" in card.read_text()
+    edited = card.read_text().replace("64 visual", "64 good visual")
+    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
+        card.write_text(text)
+        write_card(tmp_path, model_card({}, {}, 81))
+        assert card.read_text() == text
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

@@ -40,7 +40,7 @@ FULL = Recipe(
     validation_images=200,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
-    timed_batches=8,
+    timed_batches=4,
 )
 FAST = Recipe(
     teacher_steps=4,
