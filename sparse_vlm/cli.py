@@ -120,6 +120,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     serve(arguments.model, **options)
 
 
+def _bits(text: str) -> int:
+    """A number of bits, also in the words of `transformers serve --quantization`."""
+    return {"bnb-4bit": 4, "bnb-8bit": 8}.get(text) or int(text)
+
+
 def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, examples: str) -> Parser:
     """A subcommand with its help and, behind its arguments, examples of it."""
     parser = commands.add_parser(
@@ -260,7 +265,7 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one, which is printed")
     add_device_arguments(serve)
     serve.add_argument(
-        "--bits", "--quantization", type=int, help="4 or 8: the language model's weights in so many bits"
+        "--bits", "--quantization", type=_bits, help="of the language model's weights: 4, 8, bnb-4bit or bnb-8bit"
     )
     serve.add_argument("--served_name", help="how requests name the model")
     serve.add_argument("--max_images", type=int, default=16, help="of a request (default: 16)")

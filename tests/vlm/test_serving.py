@@ -123,7 +123,7 @@ def test_openais_client(client: Any, vlm_dir: Path, vlm: Loaded, images: list[Im
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", ["4", "8"])
+@pytest.mark.parametrize("bits", ["bnb-4bit", "8"])
 def test_in_few_bits_it_answers_about_images(
     vlm_dir: Path, images: list[Image.Image], tmp_path: Path, bits: str
 ) -> None:
