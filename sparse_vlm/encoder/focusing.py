@@ -22,6 +22,13 @@ class InitialRoIs(Float32Module):
         super().__init__()
         self.weight = nn.Parameter(lay_out_rois(tokens))
 
+    def forward(self, batch: int) -> Tensor:
+        """Return float32[batch, n, 4].
+
+        Ask by a call, never by `weight`: accelerate brings an offloaded weight only where its module is called.
+        """
+        return self.weight.float().expand(batch, -1, -1)
+
 
 class SamplingPoints(Float32Module):
     """Where a token looks: offset = Linear(LN(token)) (no bias) + learnt base offsets, laid into the token's RoI."""
@@ -176,7 +183,7 @@ class FocusingTransformer(nn.Module):
         RoIs are those after each adjustment, in order; the last ones are where the last unit samples.
         """
         batch = features.shape[0]
-        rois = self.initial_rois.weight.float().expand(batch, -1, -1)
+        rois = self.initial_rois(batch)
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
         # (bootstrapped: and for all tokens) and is computed once.
         # In the dtype of what multiplies them: open_clip's low precision casts Linears and leaves embeddings float32.

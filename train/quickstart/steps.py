@@ -30,7 +30,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=1500,
+    teacher_steps=2200,
     bootstrap_steps=800,
     word_start=4000,
     align_steps=40,
