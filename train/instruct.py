@@ -150,7 +150,6 @@ def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: Ins
     tower = args.tower_rate is not None or args.focusing_rate is not None
     data = make_data(data_args, args, model, processor, language=True, tower=tower)
     if args.lora_enable:
-        qlora.keep_gradients_right(model)
         wrapped, parts = trained_parts_with_lora(model, args)
         vlm.train(wrapped, parts, model_args, args, data, processor)
     else:
