@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.focusing import FocusingTransformer
 from sparse_vlm.errors import UserError
 from train.precision import compute_dtype
 from train.stage_arguments import StageArguments
@@ -22,7 +23,7 @@ HELD = (nn.Linear, _ConvNd, Conv1D, nn.Embedding)
 def hold_frozen(model: nn.Module, args: StageArguments) -> None:
     """Converts frozen matrices to the precision that the stage computes in, if it is bf16, in place.
 
-    Norms, whatever trains, and everything in a `Float32Module` keep their dtype, and embeddings give float32 as before:
+    Norms, whatever trains, and what coordinates follow from keep their dtype, and embeddings give float32 as before:
     under autocast the outputs are those of float32 weights that were rounded to bf16. Under ZeRO-3 each process
     converts its shards; to be called before the engine is made.
 
@@ -58,7 +59,8 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
 
 
 def _held_modules(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, Float32Module):
+    # a focusing transformer's tokens, from which coordinates follow, would take on the dtype of its weights
+    if isinstance(module, Float32Module | FocusingTransformer):
         return
     if isinstance(module, HELD):
         yield module
