@@ -13,6 +13,7 @@ from sparse_vlm.data.collate import ConversationCollator
 from sparse_vlm.data.conversation_sources import open_sources
 from sparse_vlm.data.conversations import ChatFormat
 from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.length_limit import LengthLimit
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.llm import most_positions
@@ -35,7 +36,10 @@ class DataArguments:
     image_folder: str = field(default=".", metadata={"help": "what the samples' image paths are relative to"})
     eval_data_path: str | None = field(default=None, metadata={"help": "held-out data for --eval_strategy steps"})
     eval_image_folder: str | None = field(default=None, metadata={"help": "default: --image_folder"})
-    model_max_length: int = field(default=2048, metadata={"help": "a longer sample is an error; nothing is cut"})
+    model_max_length: int = field(default=2048, metadata={"help": "tokens of a sample at most; see --too_long"})
+    too_long: str = field(
+        default="error", metadata={"help": "error | skip | truncate: what becomes of a sample over --model_max_length"}
+    )
     independent_turns: bool = field(
         default=False, metadata={"help": "turns of a sample share the image but do not see each other (VQA)"}
     )
@@ -90,7 +94,7 @@ def make_data(
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
     chat = ChatFormat(processor.tokenizer, template, model.config.image_token_id, processor.num_image_tokens, plain)
     preprocess = functools.partial(pixel_values, processor.image_processor)
-    max_length = _max_length(data_args, model)
+    limit = _limit(data_args, model)
 
     def dataset(data_path: str, image_folder: str) -> ConversationDataset:
         return ConversationDataset(
@@ -98,7 +102,7 @@ def make_data(
             chat,
             preprocess,
             independent_turns=data_args.independent_turns,
-            max_length=max_length,
+            limit=limit,
             on_bad_sample=data_args.on_bad_sample,
             seed=args.order_seed,
         )
@@ -124,17 +128,17 @@ def make_data(
     return StageData(training, held_out, collator)
 
 
-def _max_length(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> int:
+def _limit(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> LengthLimit:
     """--model_max_length, or the language model's positions where they are fewer, which is logged."""
     positions = most_positions(model.config.get_text_config())
     if positions is None or positions >= data_args.model_max_length:
-        return data_args.model_max_length
+        return LengthLimit(data_args.model_max_length, data_args.too_long)
     logger.warning(
         "The language model has %d positions: samples may be so long, not --model_max_length %d.",
         positions,
         data_args.model_max_length,
     )
-    return positions
+    return LengthLimit(positions, data_args.too_long, of_model=True)
 
 
 def _check_rows(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> None:

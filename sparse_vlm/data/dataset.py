@@ -12,21 +12,33 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from sparse_vlm.data.conversation_sources import Images, Source
-from sparse_vlm.data.conversations import ChatFormat, Row, Sample, encode, encode_independent, parse_sample
+from sparse_vlm.data.conversations import (
+    ChatFormat,
+    Row,
+    Sample,
+    encode,
+    encode_independent,
+    parse_sample,
+    separate,
+)
+from sparse_vlm.data.length_limit import LengthLimit, TooLongError, most_tokens
 from sparse_vlm.data.visual_tokens import VisualTokenCache
 from sparse_vlm.errors import UserError, unknown_choice
 
 logger = logging.getLogger(__name__)
 BAD_SAMPLE_CHOICES = ("error", "skip")
 REASONS_SHOWN = 20
+DEFAULT_LIMIT = LengthLimit(2048)
 
 
 class Entry(NamedTuple):
-    """A checked sample, where it comes from, and how many tokens it has if they were counted while it was checked."""
+    """A checked sample and where it comes from; if they were counted while it was checked, how many tokens its row has,
+    and how many it would have without the limit."""
 
     source: Source
     sample: Sample
     length: int | None = None
+    full_length: int | None = None
 
 
 class Picture(NamedTuple):
@@ -53,15 +65,16 @@ class ConversationDataset(Dataset):
         chat: tokenizer, template and image width.
         preprocess: PIL image -> float[3,H,W], the vision encoder's own preprocessing.
         independent_turns: the turns of a sample do not see each other (VQA on one image).
-        max_length: longer rows are bad samples; nothing is ever cut.
+        limit: of a row's length. What may be longer is counted here, so that it is found before the first step.
         on_bad_sample: "error" stops at the first bad sample; the text and the existence of all images are checked
-            here, lengths by `lengths` or when a row is read, damaged image files when they are read. "skip" reads
-            everything once here, leaves the bad samples out, and reports how many and why.
+            here, damaged image files when they are read. "skip" reads everything once here, leaves the bad samples
+            out, and reports how many and why.
         seed: draws the part of a source that a broken weight asks for.
 
     Attributes:
         entries: one per item.
         skipped: a sentence per sample that was left out.
+        truncated: a sentence per sample whose row ends at the limit.
         visual_tokens: when set, where the pictures' tokens are read in the place of the pictures.
 
     Raises:
@@ -75,7 +88,7 @@ class ConversationDataset(Dataset):
         preprocess: Callable[[Image.Image], torch.Tensor],
         *,
         independent_turns: bool = False,
-        max_length: int = 2048,
+        limit: LengthLimit = DEFAULT_LIMIT,
         on_bad_sample: str = "error",
         seed: int = 0,
     ) -> None:
@@ -83,36 +96,37 @@ class ConversationDataset(Dataset):
             raise unknown_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
         self.chat, self.preprocess = chat, preprocess
         self.encode = encode_independent if independent_turns else encode
-        self.max_length = max_length
+        self.independent_turns, self.limit = independent_turns, limit
         self.visual_tokens: VisualTokenCache | None = None
         self.entries: list[Entry] = []
         self.skipped: list[str] = []
+        self.truncated: list[str] = []
         for source in sources:
             good = self._checked(source, skip=on_bad_sample == "skip")
+            self.truncated += [
+                f"Sample {entry.sample.id} has {entry.full_length} tokens; {entry.length} stay."
+                for entry in good
+                if entry.length != entry.full_length
+            ]
             self.entries += _weighted(good, source.weight, random.Random(seed))
-        if self.skipped:
-            logger.warning("Skipped %d of %d samples:", len(self.skipped), sum(len(s.records) for s in sources))
-            for reason in self.skipped[:REASONS_SHOWN]:
-                logger.warning("  %s", reason)
+        total = sum(len(source.records) for source in sources)
+        _report(f"Skipped {len(self.skipped)} of {total} samples:", self.skipped)
+        _report(f"Truncated {len(self.truncated)} of {total} samples to {limit}:", self.truncated)
         if not self.entries:
             first = f"; the first reason: {self.skipped[0]}" if self.skipped else ""
-            raise UserError(f"None of the {sum(len(s.records) for s in sources)} samples is usable{first}")
+            raise UserError(f"None of the {total} samples is usable{first}")
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, images = self._load(self.entries[index])
-        return {"row": row, "images": images}
+        entry = self.entries[index]
+        row, names = self._row(entry.sample)
+        return {"row": row, "images": self._images(entry.source, entry.sample, names)}
 
     def lengths(self) -> list[int]:
-        """Tokens of each row, without reading any image.
-
-        Raises:
-            UserError: a row is too long. Only here is that known before the first step without "skip": a conversation
-                of 400 tokens takes 3 ms, so 665k of them half an hour, too long where nobody needs the lengths.
-        """
-        return [entry.length or len(self._row(entry).input_ids) for entry in self.entries]
+        """Tokens of each row, without reading any image."""
+        return [entry.length or len(self._row(entry.sample)[0].input_ids) for entry in self.entries]
 
     def pictures(self) -> list[Picture]:
         """Every picture that an item needs, once."""
@@ -131,8 +145,13 @@ class ConversationDataset(Dataset):
                 sample = parse_sample(source.records[index], index)
                 for name in sample.images:
                     Picture(sample, source.images, name).act(source.images.check)
-                entry = Entry(source, sample)
-                return entry._replace(length=len(self._load(entry)[0].input_ids)) if skip else entry
+                if not skip and self._most_tokens(sample) <= self.limit.tokens:
+                    return Entry(source, sample)
+                full = self.encode(sample, self.chat)
+                row, names = self.limit.fit(full, sample, self.chat)
+                if skip:
+                    self._images(source, sample, names)
+                return Entry(source, sample, len(row.input_ids), len(full.input_ids))
             except UserError as error:
                 return error
 
@@ -141,30 +160,32 @@ class ConversationDataset(Dataset):
             for outcome in pool.map(check, range(len(source.records))):
                 if isinstance(outcome, Entry):
                     good.append(outcome)
-                elif skip:
+                elif skip or isinstance(outcome, TooLongError):
                     self.skipped.append(str(outcome))
                 else:
                     pool.shutdown(cancel_futures=True)
                     raise outcome
         return good
 
-    def _row(self, entry: Entry) -> Row:
-        row = self.encode(entry.sample, self.chat)
-        if len(row.input_ids) > self.max_length:
-            raise UserError(
-                f"Sample {entry.sample.id} has {len(row.input_ids)} tokens, more than --model_max_length "
-                f"{self.max_length}. Raise the limit, shorten the sample, or use --on_bad_sample skip."
-            )
-        return row
+    def _most_tokens(self, sample: Sample) -> int:
+        return sum(most_tokens(each, self.chat) for each in (separate(sample) if self.independent_turns else [sample]))
 
-    def _load(self, entry: Entry) -> tuple[Row, list[torch.Tensor]]:
-        pictures = [Picture(entry.sample, entry.source.images, name) for name in entry.sample.images]
-        return self._row(entry), [self._image(picture) for picture in pictures]
+    def _row(self, sample: Sample) -> tuple[Row, Sequence[str]]:
+        return self.limit.fit(self.encode(sample, self.chat), sample, self.chat)
+
+    def _images(self, source: Source, sample: Sample, names: Sequence[str]) -> list[torch.Tensor]:
+        return [self._image(Picture(sample, source.images, name)) for name in names]
 
     def _image(self, picture: Picture) -> torch.Tensor:
         if self.visual_tokens is not None:
             return self.visual_tokens.tokens(picture.act(picture.images.read))
         return self.preprocess(picture.act(picture.images.open))
+
+
+def _report(count: str, sentences: Sequence[str]) -> None:
+    """Logs the count and the first of the sentences, if there are any."""
+    for line in [count, *(f"  {sentence}" for sentence in sentences[:REASONS_SHOWN])] if sentences else []:
+        logger.warning("%s", line)
 
 
 def _weighted(entries: list[Entry], weight: float, order: random.Random) -> list[Entry]:

@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from sparse_vlm.data.conversation_sources import FolderImages, Source
-from sparse_vlm.data.conversations import ChatFormat
+from sparse_vlm.data.conversations import IGNORE, ChatFormat, encode, parse_sample
 from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.length_limit import LengthLimit, most_tokens
 from sparse_vlm.errors import UserError
 from tests.data.test_conversations import record
 
@@ -45,9 +46,11 @@ def test_errors_name_the_sample(folder: Path, chat: ChatFormat) -> None:
     with pytest.raises(UserError, match=r"Sample s1: the image .* cannot be read .*File name too long"):
         dataset(folder, chat, GOOD, record("<image>\nQ", "A", image="x" * 400))
     with pytest.raises(UserError, match=r"Sample s1 has \d+ tokens, more than --model_max_length 20"):
-        dataset(folder, chat, GOOD, max_length=20)[0]
+        dataset(folder, chat, GOOD, limit=LengthLimit(20))[0]
     with pytest.raises(UserError, match="--on_bad_sample 'ignore'"):
         dataset(folder, chat, GOOD, on_bad_sample="ignore")
+    with pytest.raises(UserError, match=r"--too_long 'cut'.*error, skip, truncate"):
+        LengthLimit(20, "cut")
 
 
 def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture) -> None:
@@ -62,11 +65,93 @@ def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog
         dataset(folder, chat, *bad, on_bad_sample="skip")
 
 
-def test_a_sample_that_is_too_long_is_found_when_lengths_are_counted(folder: Path, chat: ChatFormat) -> None:
-    """Whether at the end of the data or not, and without its image, which would fail as well."""
-    long = record("<image>\nQ", "A " * 40, image="corrupt.png", id="long")
+@pytest.mark.parametrize("independent_turns", [False, True])
+def test_a_sample_that_is_too_long_is_found_at_the_start(
+    folder: Path, chat: ChatFormat, independent_turns: bool
+) -> None:
+    """At the end of the data, and without reading its image, which would fail as well."""
+    long = record("<image>\nQ", "A " * 40, "Q", "B", image="corrupt.png", id="long")
     with pytest.raises(UserError, match=r"Sample long has \d+ tokens, more than --model_max_length 40\. Raise"):
-        dataset(folder, chat, GOOD, long, max_length=40).lengths()
+        dataset(folder, chat, GOOD, long, limit=LengthLimit(40), independent_turns=independent_turns)
+    with pytest.raises(UserError, match=r"more than the language model's 40 positions\. Shorten .* --too_long skip or"):
+        dataset(folder, chat, GOOD, long, limit=LengthLimit(40, of_model=True), independent_turns=independent_turns)
+
+
+def test_what_is_too_long_is_left_out_by_itself(
+    folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other bad samples still stop."""
+    long = record("Q", "A " * 40, image=None, id="long")
+    with caplog.at_level(logging.WARNING):
+        data = dataset(folder, chat, long, GOOD, limit=LengthLimit(40, "skip"))
+    assert [entry.sample.id for entry in data.entries] == ["s1"]
+    assert "Skipped 1 of 2 samples" in caplog.text
+    assert "Sample long has" in data.skipped[0]
+    lost = record("<image>\nQ", "A", image="gone.png")
+    with pytest.raises(UserError, match=r"gone\.png does not exist"):
+        dataset(folder, chat, long, lost, limit=LengthLimit(40, "skip"))
+
+
+@pytest.mark.parametrize("on_bad_sample", ["error", "skip"])
+def test_what_is_too_long_is_truncated_and_counted(
+    folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture, on_bad_sample: str
+) -> None:
+    """A row that ends within an answer, and a sample without a word of its answer left."""
+    long = record("<image>\nQ", "A " * 40, id="long")
+    question = record("Q " * 40, "A", image=None, id="question")
+    with caplog.at_level(logging.WARNING):
+        data = dataset(
+            folder, chat, long, GOOD, question, limit=LengthLimit(40, "truncate"), on_bad_sample=on_bad_sample
+        )
+    full = dataset(folder, chat, long)[0]["row"]
+    row = data[0]["row"]
+    assert (row.input_ids, row.targets) == (full.input_ids[:40], full.targets[:40])
+    assert (row.positions, row.segments) == (full.positions[:40], full.segments[:40])
+    assert len(data[0]["images"]) == 1
+    assert data.lengths() == [40, len(data[1]["row"].input_ids)]
+    assert data.truncated == [f"Sample long has {len(full.input_ids)} tokens; 40 stay."]
+    assert "Truncated 1 of 3 samples to --model_max_length 40:" in caplog.text
+    assert "Skipped 1 of 3 samples" in caplog.text
+    assert data.skipped[0].startswith("Sample question has")
+    assert data.skipped[0].endswith("no answer begins before that.")
+
+
+@pytest.mark.parametrize("independent_turns", [False, True])
+def test_a_truncated_row_is_as_if_it_were_tokenised_up_to_there(
+    folder: Path, chat: ChatFormat, independent_turns: bool
+) -> None:
+    """At every limit: the row ends where it predicts, its images are whole, and the others are not read."""
+    turns = ("<image>\nQ", "A B", "<image><image>\nQ", "C D E", "Q", "F")
+    images: Any = ["a.png", "a.png", "corrupt.png"]
+    if independent_turns:
+        turns, images = ("<image>\nQ", "A B", "Q", "C D E", "Q", "F"), "a.png"
+    sample = record(*turns, image=images)
+    full = ConversationDataset(
+        [Source("test", [sample], FolderImages(folder))], chat, to_tensor, independent_turns=independent_turns
+    )._row(parse_sample(sample, 0))[0]
+    seen = set()
+    for limit in range(1, len(full.input_ids)):
+        kept = [place for place in range(limit) if full.targets[place] != IGNORE]
+        options: Any = {"limit": LengthLimit(limit, "truncate"), "independent_turns": independent_turns}
+        if not kept:
+            with pytest.raises(UserError, match="None of the 1 samples is usable"):
+                dataset(folder, chat, sample, **options)
+            continue
+        data = dataset(folder, chat, sample, **options)
+        row, names = data._row(data.entries[0].sample)
+        assert row.input_ids == full.input_ids[: kept[-1] + 1]
+        assert row.targets == full.targets[: kept[-1] + 1]
+        assert row.input_ids.count(chat.image_token_id) == chat.tokens_per_image * len(names)
+        seen.add(len(names))
+        if "corrupt.png" not in names:
+            assert len(data[0]["images"]) == len(names)
+    assert seen == ({1} if independent_turns else {1, 3})
+
+
+def test_no_sample_has_more_tokens_than_the_fast_bound(chat: ChatFormat) -> None:
+    for words in ("A", "word " * 30, "é 漢字 🙂", "<|im_end|><|im_start|>", "x\n\n  \ty"):
+        sample = parse_sample(record("<image>\nQ", words, "<image>" + words, "A", image=["a.png", "a.png"]), 0)
+        assert len(encode(sample, chat).input_ids) <= most_tokens(sample, chat)
 
 
 def test_samples_that_are_too_long_are_skipped_and_counted(
@@ -74,7 +159,7 @@ def test_samples_that_are_too_long_are_skipped_and_counted(
 ) -> None:
     long = record("Q", "A " * 40, image=None, id="long")
     with caplog.at_level(logging.WARNING):
-        data = dataset(folder, chat, long, GOOD, max_length=40, on_bad_sample="skip")
+        data = dataset(folder, chat, long, GOOD, limit=LengthLimit(40), on_bad_sample="skip")
     assert "Skipped 1 of 2 samples" in caplog.text
     assert "Sample long has" in data.skipped[0]
     assert data.lengths() == dataset(folder, chat, GOOD).lengths() == [len(data[0]["row"].input_ids)]

@@ -195,6 +195,35 @@ def test_a_mixture_trains_and_what_it_skips_is_written_down(vlm_dir: Path, data_
     assert (tmp_path / "out" / "skipped_samples.txt").read_text() == 'Sample lost has no "conversations" list.\n'
 
 
+@pytest.mark.parametrize("choice", ["error", "skip", "truncate"])
+def test_a_sample_over_the_length_is_found_before_the_first_step(
+    vlm_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    choice: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """LLaVA#999: it stopped the third step, and again at every restart."""
+    records = json.loads((data_dir / "captions.json").read_text())
+    turns = [{"from": "human", "value": "<image>\nCount."}, {"from": "gpt", "value": "one, two, three. " * 40}]
+    records.append({"id": "long", "image": "red.png", "conversations": turns})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    options = {"data_path": tmp_path / "data.json", "model_max_length": 200, "too_long": choice}
+    arguments = flags(vlm_dir, data_dir, tmp_path / "out", max_steps=-1, num_train_epochs=1, **options)
+    arguments += ["--per_device_train_batch_size", "1"]
+    assert align.main(arguments) == (2 if choice == "error" else 0)
+    if choice == "error":
+        assert "Sample long has" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "log.jsonl").exists()
+    elif choice == "skip":
+        assert len(losses(tmp_path / "out")) == 6
+        assert "Sample long has" in (tmp_path / "out" / "skipped_samples.txt").read_text()
+    else:
+        assert len(losses(tmp_path / "out")) == 7
+        assert "Truncated 1 of 7 samples to --model_max_length 200:" in caplog.text
+
+
 @pytest.mark.slow
 def test_bad_input_is_one_sentence_at_the_command_line(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG no")

@@ -150,6 +150,14 @@ def test_independent_turns_and_a_sliding_window_do_not_go_together(
         data(loaded, data_dir, "captions.json", independent_turns=True)
 
 
+def test_the_language_models_positions_are_a_limit(
+    loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded[0].config.get_text_config(), "max_position_embeddings", 12)
+    with pytest.raises(UserError, match=r"Sample red has \d+ tokens, more than the language model's 12 positions\."):
+        data(loaded, data_dir, "captions.json")
+
+
 def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
     model = loaded[0]
     parts = {part.name: part for part in vlm_parts(model, tower=None, focusing=2.0, projector=1.0, language=None)}
