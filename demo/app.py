@@ -46,6 +46,7 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
     from demo.models import open_model
     from demo.replies import warm_up
     from sparse_vlm.devices import choose_device, choose_dtype
+    from sparse_vlm.vlm.towers import use_cuda_graphs
 
     for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels", "max_images"):
         if getattr(arguments, name) <= 0:
@@ -56,6 +57,8 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
     dtype = choose_dtype(arguments.dtype, device)
     directories = [path for path in (arguments.model, arguments.compare) if path is not None]
     models = [open_model(path, device, dtype, arguments.bits) for path in directories]
+    for opened in models if arguments.cuda_graphs else ():
+        use_cuda_graphs(opened.model)
     warm_up(models)
     page = build_page(models, arguments, folder)
     try:

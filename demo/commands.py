@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=Path, help='JSON list of {"image": path, "question": text}')
     add_device_arguments(parser)
     parser.add_argument("--bits", type=int, help="4 or 8: the language model's weights, by bitsandbytes")
+    parser.add_argument("--cuda_graphs", action="store_true", help="run a SparseFormer from CUDA graphs: sooner")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer; a slider changes it")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: any free one from 7860 on")

@@ -10,10 +10,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.model_directory import read_config
+from sparse_vlm.model_directory import read_config, short_name
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.quantization import quantization
+from sparse_vlm.vlm.quantization import keep_four_bit_layout, quantization
+
+# What keeps its precision in a model of transformers, whatever it calls its vision tower and projector.
+WHOLE = [r"(.*\.)?(vision\w*|visual|multi_modal_projector|connector)", "lm_head"]
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,17 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
         UserError: not a model of pictures and text, incomplete, or `bits` is another number.
     """
     settings = None if bits is None else quantization(bits, dtype)
-    name = "/".join(directory.resolve().parts[-2:])
+    name = short_name(directory)
     try:
         if _model_type(directory) == SparseVLMConfig.model_type:
             model, processor = load_vlm(directory, dtype, quantization=settings, device=device)
             return OpenModel(name, model, processor)
+        if settings is not None:
+            settings.llm_int8_skip_modules = WHOLE
         other: Any = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=dtype, quantization_config=settings, device_map={"": device}
         )
+        keep_four_bit_layout(other)
         return OpenModel(name, other.eval(), AutoProcessor.from_pretrained(directory))
     except UserError:
         raise

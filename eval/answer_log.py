@@ -9,17 +9,18 @@ rest. Who finds everything answered sorts the lines into the order of the questi
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.answers import Answer, Places, parse_answer
+from eval.answers import Answer, Key, Places, parse_answer
 from eval.protocol import Question
-from eval.records import split_lines
+from eval.records import numbered_lines
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_text
+from sparse_vlm.files import write_text, writing
 
 
 class AnswerLog:
@@ -37,18 +38,26 @@ class AnswerLog:
     def __init__(self, path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> None:
         self.path, self.model_id, self.metadata = path, model_id, metadata
         self._questions, self._places = questions, Places(questions)
-        self._answers: list[Answer] = []
-        self._read_bytes, self._inode = 0, 0
-        self.done: set[int] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._locks = (path.parent / f".{path.name}.locks").open("wb")
+        self._inode = 0
+        self._begin()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self._locks = (path.parent / f".{path.name}.locks").open("wb")
         try:
             with self._appending():
                 pass
         except UserError:
             self.close()
             raise
+
+    def _begin(self) -> None:
+        """Nothing of the file is read."""
+        self._answers: list[Answer] = []
+        self._order: list[int] = []  # the question of each answer
+        self._seen: Counter[Key] = Counter()
+        self._lines, self._read_bytes = 0, 0
+        self.done: set[int] = set()
 
     def close(self) -> None:
         """Gives up all claims."""
@@ -82,22 +91,26 @@ class AnswerLog:
         """Adds (index of the question, answer) pairs and hands them to the system: they survive this process."""
         answers = [self._answer(index, text) for index, text in texts]
         lines = "".join(_line(answer) for answer in answers).encode()
-        with self._appending(), self.path.open("ab") as file:
-            file.write(lines)
-            self._answers += answers
+        with self._appending(), writing(self.path):
+            with self.path.open("ab") as file:
+                file.write(lines)
+            self._lines += len(answers)
             self._read_bytes += len(lines)
-        self.done.update(index for index, _ in texts)
+            self._add(answers)
 
-    def sort(self) -> None:
-        """Puts the lines into the questions' order, as official scorers want them, once all questions are answered."""
+    def sort(self, asked: Collection[int] | None = None) -> None:
+        """Puts the lines into the questions' order, as official scorers want them, once these are answered; None: all.
+
+        The file of locks goes when all are answered: before that, other processes may be asking more.
+        """
         with self._appending():
-            if len(self.done) < len(self._questions):
+            if not self.done.issuperset(range(len(self._questions)) if asked is None else asked):
                 return
-            order = self._places.find(self._answers, self.path)
-            if order != sorted(order):
-                by_place = dict(zip(order, self._answers, strict=True))
+            if self._order != sorted(self._order):
+                by_place = dict(zip(self._order, self._answers, strict=True))
                 write_text(self.path, "".join(_line(by_place[place]) for place in sorted(by_place)))
-            (self.path.parent / f".{self.path.name}.locks").unlink(missing_ok=True)
+            if len(self.done) == len(self._questions):
+                (self.path.parent / f".{self.path.name}.locks").unlink(missing_ok=True)
 
     def _answer(self, index: int, text: str) -> Answer:
         question = self._questions[index]
@@ -117,20 +130,28 @@ class AnswerLog:
         with self.path.open("rb+") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:  # opened for the first time, or sorted by another process
-                self._answers, self._read_bytes, self._inode = [], 0, inode
+                self._begin()
+                self._inode = inode
             file.seek(self._read_bytes)
             content = file.read()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 print(f"{self.path}: the last line was cut off and is dropped; its question is asked again.")
                 file.truncate(self._read_bytes + whole)
-        for line in split_lines(_text(content[:whole], self.path)):
-            answer = parse_answer(line, f"{self.path}, line {len(self._answers) + 1}")
+        text = _text(content[:whole], self.path)
+        lines = [(self._lines + number, line) for number, line in numbered_lines(text)]
+        answers = [parse_answer(line, f"{self.path}, line {number}") for number, line in lines]
+        for answer in answers:
             self._check(answer)
-            self._answers.append(answer)
-        if whole:
-            self.done = set(self._places.find(self._answers, self.path))
-            self._read_bytes += whole
+        self._add(answers)
+        self._lines += text.count("\n")
+        self._read_bytes += whole
+
+    def _add(self, answers: Sequence[Answer]) -> None:
+        order = self._places.find(answers, self.path, self._seen)
+        self._answers += answers
+        self._order += order
+        self.done.update(order)
 
     def _check(self, answer: Answer) -> None:
         if (answer.model_id, answer.metadata) != (self.model_id, self.metadata):
@@ -142,7 +163,7 @@ class AnswerLog:
 
 def _text(content: bytes, path: Path) -> str:
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")  # a byte order mark can only be where the file begins
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}).") from None
 
@@ -152,11 +173,18 @@ def _line(answer: Answer) -> str:
 
 
 @contextmanager
-def open_log(path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> Iterator[AnswerLog]:
-    """An `AnswerLog` that is sorted, if complete, and closed at the end of the block."""
+def open_log(
+    path: Path,
+    questions: Sequence[Question],
+    model_id: str,
+    metadata: dict[str, Any],
+    asked: Collection[int] | None = None,
+) -> Iterator[AnswerLog]:
+    """An `AnswerLog` that is sorted, once the questions that are asked (None: all) are answered, and closed at the end
+    of the block."""
     log = AnswerLog(path, questions, model_id, metadata)
     try:
         yield log
-        log.sort()
+        log.sort(asked)
     finally:
         log.close()

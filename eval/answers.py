@@ -1,14 +1,16 @@
 """Answers in LLaVA's format: one JSON object a line with at least "question_id" and "text"."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.protocol import Question, QuestionId
-from eval.records import Record, parse_line, read_text, split_lines
+from eval.records import Record, numbered_lines, parse_line, read_text
 from sparse_vlm.errors import UserError
+
+Key = tuple[str, str]  # what tells questions apart: see Places
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,7 @@ def read_answers(path: Path) -> list[Answer]:
     Raises:
         UserError: no such file, or a malformed line (its number is named).
     """
-    lines = split_lines(read_text(path))
-    return [parse_answer(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [parse_answer(line, f"{path}, line {number}") for number, line in numbered_lines(read_text(path))]
 
 
 def parse_answer(line: str, place: str) -> Answer:
@@ -47,11 +48,11 @@ def read_judgements(path: Path) -> list[Answer]:
     Raises:
         UserError: no such file, or a malformed line (its number is named).
     """
-    lines = split_lines(read_text(path))
-    places = [(parse_line(line, f"{path}, line {n}"), f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+    lines = ((f"{path}, line {number}", line) for number, line in numbered_lines(read_text(path)))
+    records = ((place, parse_line(line, place)) for place, line in lines)
     return [
         _answer({"text": record["content"]} | record if "content" in record else record, place)
-        for record, place in places
+        for place, record in records
     ]
 
 
@@ -77,21 +78,27 @@ class Places:
     def __init__(self, questions: Sequence[Question]) -> None:
         self._ids = [str(question.id) for question in questions]
         self._shared = {id_ for id_, count in Counter(self._ids).items() if count > 1}
-        self._places: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._places: dict[Key, list[int]] = defaultdict(list)
         for index, question in enumerate(questions):
             self._places[self._key(question.id, question.text)].append(index)
 
-    def _key(self, id_: QuestionId, prompt: str) -> tuple[str, str]:
+    def _key(self, id_: QuestionId, prompt: str) -> Key:
         words = prompt.replace("<image>", "").strip() if str(id_) in self._shared else ""
         return str(id_), words.split("\n")[0].strip()
 
-    def find(self, answers: Sequence[Answer], path: Path) -> list[int]:
+    def find(self, answers: Sequence[Answer], path: Path, seen: Counter[Key] | None = None) -> list[int]:
         """The index of each answer's question, all different.
+
+        Args:
+            answers: of a file, or its next ones.
+            path: the file, for errors.
+            seen: how many of the file's answers before these have which key; is added to.
 
         Raises:
             UserError: unknown or duplicate answers; the sentence names the first and says how many.
         """
-        if self._in_order(answers):
+        seen = Counter() if seen is None else seen
+        if not seen and self._in_order(answers):
             return list(range(len(answers)))
         keys = [self._key(answer.question_id, answer.prompt) for answer in answers]
         unknown = [answer for answer, key in zip(answers, keys, strict=True) if key not in self._places]
@@ -101,7 +108,6 @@ class Places:
                 f"{unknown[0].prompt!r:.120} is none of them ({len(unknown)} such answers in all)."
             )
         _reject("is not among the benchmark's questions", [answer.question_id for answer in unknown], path)
-        seen: Counter[tuple[str, str]] = Counter()
         indices, surplus = [], []
         for answer, key in zip(answers, keys, strict=True):
             if seen[key] < len(self._places[key]):
@@ -121,16 +127,38 @@ class Places:
         )
 
 
+def answers_by_place(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> dict[int, str]:
+    """Index of a question -> its answer, of those that are answered.
+
+    Raises:
+        UserError: duplicate or unknown question ids; the sentence names the first and says how many.
+    """
+    return dict(zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True))
+
+
+def require_answers(texts: Mapping[int, str], places: Sequence[int], questions: Sequence[Question], path: Path) -> None:
+    """Check that all questions at `places` are answered.
+
+    Raises:
+        UserError: some are not; the sentence names the first and says how many.
+    """
+    missing = [questions[place].id for place in places if place not in texts]
+    if missing and len(missing) < len(places):
+        raise UserError(
+            f"{path}: question id {missing[0]!r} has no answer ({len(missing)} such ids in all). Answer them, or score "
+            "the rest with --part."
+        )
+    _reject("has no answer", missing, path)
+
+
 def match_answers(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> list[str]:
     """The answered text to each question, if there is exactly one answer to every question.
 
     Raises:
         UserError: duplicate, unknown or missing question ids; the sentence names the first and says how many.
     """
-    texts: dict[int, str] = dict(
-        zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True)
-    )
-    _reject("has no answer", [question.id for index, question in enumerate(questions) if index not in texts], path)
+    texts = answers_by_place(answers, questions, path)
+    require_answers(texts, range(len(questions)), questions, path)
     return [texts[index] for index in range(len(questions))]
 
 

@@ -27,7 +27,7 @@ from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 RECALLS = [1, 5, 10]
 
@@ -181,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder, *arguments.datasets])
     device = choose_device(arguments.device)
     results = compare(
         arguments.teacher,
@@ -190,9 +191,9 @@ def _run(arguments: argparse.Namespace) -> None:
         device=device,
         dtype=choose_dtype(arguments.dtype, device),
     )
-    Console().print(as_table(results))
     if arguments.output is not None:
         write_json(arguments.output, results)
+    Console().print(as_table(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from eval.cost_report import require_json_name
-from eval.timing import require_positive
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
+from sparse_vlm.measure.timing import require_positive
 
 
 def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from eval.tables import markdown_table, rich_table
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json, write_text
+from sparse_vlm.files import check_output_files, write_json, write_text
 from sparse_vlm.visualize import save_figure
 
 
@@ -28,17 +27,18 @@ class Section(NamedTuple):
 
 
 def require_json_name(output: Path) -> None:
-    """Checks the name of the output before anything is measured.
+    """Checks the output before anything is measured.
 
     Raises:
-        UserError: it does not end in .json.
+        UserError: it does not end in .json, or one of the three files cannot be written.
     """
     if output.suffix != ".json":
         raise UserError(f"--output must end in .json, got {output}: the table and the figure lie beside it.")
+    check_output_files({f"the {ending} of --output": output.with_suffix(ending) for ending in (".json", ".md", ".png")})
 
 
 def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section], figure: Figure) -> None:
-    """Prints the tables; writes everything, each file atomically.
+    """Writes everything, each file atomically, then prints the tables.
 
     Args:
         output: the .json file; the others have its name with .md and .png.
@@ -46,15 +46,17 @@ def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section]
         sections: the tables.
         figure: the figure.
     """
+    from rich.console import Console
+
+    texts = [f"### {section.title}\n\n{markdown_table(section.rows)}\n{section.note}" for section in sections]
+    write_json(output, values)
+    write_text(output.with_suffix(".md"), "\n\n".join(text.rstrip() for text in texts) + "\n")
+    save_figure(figure, output.with_suffix(".png"))
     console = Console()
     if not console.is_terminal:
         console.width = 160  # a log has no edge to wrap the cells at
     for section in sections:
         console.print(rich_table(section.rows, section.title, section.note))
-    texts = [f"### {section.title}\n\n{markdown_table(section.rows)}\n{section.note}" for section in sections]
-    write_json(output, values)
-    write_text(output.with_suffix(".md"), "\n\n".join(text.rstrip() for text in texts) + "\n")
-    save_figure(figure, output.with_suffix(".png"))
     console.print(f"Written: {output}, and .md and .png beside it.")
 
 

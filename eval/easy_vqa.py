@@ -9,12 +9,12 @@ from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
 from eval.metrics import exact_match, most_frequent, question_only_lookup
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "easy-VQA, the plain question, greedy generation, exact match (case, white space and a final full stop do not "
+    "easy-VQA, the plain question, exact match (case, white space and a final full stop do not "
     "count); 95% intervals by bootstrap over images"
 )
 
@@ -37,8 +37,8 @@ def _read(file: Path | None) -> list[easy_vqa.VqaQuestion]:
     return easy_vqa.read_questions(file or easy_vqa.split_folder("test") / "questions.json")
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy over all questions and by kind ("yes/no", "colour", "shape").
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[easy_vqa.VqaQuestion]:
+    """The official entry of each question.
 
     Raises:
         UserError: the annotations are of other questions.
@@ -49,9 +49,18 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
             f"The {len(annotated)} annotations ({annotations or 'the installed test split'}) do not belong to the "
             f"{len(questions)} questions that were asked. Give the same file as --questions."
         )
-    right = [exact_match(text, known.answer) for text, known in zip(predictions, annotated, strict=True)]
-    images = [known.image_id for known in annotated]
-    by_kind = mean_scores_by("accuracy_by_type", [known.kind for known in annotated], right, images)
+    return annotated
+
+
+def mark(question: Question, text: str, known: easy_vqa.VqaQuestion) -> Mark:
+    """Right is the very answer; empty answers are unreadable."""
+    return Mark(question, known, text, text.strip() or None, float(exact_match(text, known.answer)), known.answer)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy over all questions and by kind ("yes/no", "colour", "shape")."""
+    right, images = [row.credit for row in marks], [row.known.image_id for row in marks]
+    by_kind = mean_scores_by("accuracy_by_type", [row.known.kind for row in marks], right, images)
     return {("accuracy",): mean_score(right, images)} | by_kind
 
 
@@ -71,7 +80,10 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=8,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
     floors=floors,
     annotated=True,
 )
+score = BENCHMARK.score

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 from eval.cost_report import Section, megabytes, publish, require_json_name
 from eval.encoder_cost import Result, measure
 from eval.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
-from eval.timing import machine, require_positive
 from eval.vision_towers import open_tower
 from sparse_vlm.device_arguments import add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.export import require_onnx
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.measure.timing import machine, require_positive
 
 # What is bootstrapped from what: the dense towers first.
 SETS: dict[str, tuple[str, ...]] = {
@@ -55,6 +55,8 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
             "own."
         )
+    if "graphs" in arguments.modes and device.type != "cuda":
+        raise UserError("--modes graphs takes CUDA graphs: add --device cuda.")
     if set(ONNX) & set(arguments.modes):
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}

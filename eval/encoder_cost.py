@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from eval.runtimes import ONNX, Setting, runner
-from eval.timing import matmul, take_turns
 from eval.vision_towers import Tower
 from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.measure.timing import matmul, take_turns
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, publish
-from eval.timing import machine, matmul, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
 from sparse_vlm.devices import synchronize
 from sparse_vlm.dtypes import DTYPES
@@ -34,6 +33,7 @@ from sparse_vlm.encoder.focusing import FocusingTransformer, RoIAdjustment, RoIE
 from sparse_vlm.encoder.mixing import AdaptiveMixing
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.measure.timing import machine, matmul, require_positive, take_turns
 
 # What is spent in a module, but not in another one of this table inside it, belongs to its part.
 PARTS: dict[type[nn.Module], str] = {

@@ -22,13 +22,13 @@ from rich.table import Column, Table
 from transformers import BatchFeature
 
 from eval import easy_vqa
-from eval.timing import machine, require_positive
 from sparse_vlm.data.images import open_image
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.measure.timing import machine, require_positive
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def run() -> None:
+        check_output_files({"--output": arguments.output}, arguments.models)
         require_positive(threads=arguments.threads)
         device = choose_device(arguments.device)
         dtype = choose_dtype(arguments.dtype, device)
@@ -177,10 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         measurements = measure(
             arguments.models, arguments.pictures, arguments.questions, arguments.images, device=device, dtype=dtype
         )
-        Console().print(as_table(measurements))
         described = machine(device) | {"threads": arguments.threads}
         results = [measurement.as_json() for measurement in measurements]
         write_json(arguments.output, {"machine": described, "dtype": name_of(dtype), "batch": 1, "results": results})
+        Console().print(as_table(measurements))
 
     return exit_with_sentence(run)
 

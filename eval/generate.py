@@ -1,8 +1,8 @@
-"""`python -m eval.generate BENCHMARK --model DIR --answers out.jsonl`: a model's answers to a benchmark.
+"""`python -m eval.generate BENCHMARK --model DIR --answers out.jsonl`: a model's answers to one or several benchmarks.
 
-Every question is answered by greedy generation until the model ends its turn. The answers file is in LLaVA's format; a
-run that was killed goes on where it was when started again. Several processes, on several devices, share the work when
-the same command is started several times: they claim parts of the questions and write one file.
+Every question is answered until the model ends its turn, greedily unless told otherwise. The answers file is in LLaVA's
+format; a run that was killed goes on where it was when started again. Several processes, on several devices, share the
+work when the same command is started several times: they claim parts of the questions and write one file.
 """
 
 import argparse
@@ -17,15 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.benchmarks import BENCHMARKS, find_benchmark
+from eval.generate_arguments import Task, build_parser, read_tasks
 from eval.protocol import EncodedImage, Question
 from sparse_vlm.data.images import decode_image, open_image
-from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together
 TEXTS_PER_PART = 480  # different questions about no picture
@@ -39,8 +41,10 @@ def generate_answers(
     *,
     model_id: str,
     with_images: bool = True,
+    places: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> None:
-    """Answers all questions into an answers file, or those that the file does not answer yet.
+    """Answers questions into an answers file, or those of them that the file does not answer yet.
 
     Equal questions about the same picture are asked once and the answer counts for each. Several processes may do this
     with the same file at the same time.
@@ -50,7 +54,9 @@ def generate_answers(
         answers: the file, .jsonl.
         answerer: the model.
         model_id: name of the model, written into every line.
-        with_images: False asks without the pictures (the no-image floor).
+        with_images: False asks without the images (the no-image floor).
+        places: indices of the questions to answer; None: all.
+        seed: of what is sampled, for each part of the questions.
 
     Raises:
         UserError: an image is missing or damaged, or the file holds answers that do not belong here (`open_log`).
@@ -59,18 +65,39 @@ def generate_answers(
     model = answerer.model
     metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
     metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
-    parts = list(_parts(questions, with_images))
+    metadata |= _generation(answerer, seed)
+    asked = set(range(len(questions)) if places is None else places)
+    parts = list(_parts(questions, with_images))  # of all, so that every process numbers them alike
     with (
-        open_log(answers, questions, model_id, metadata) as log,
-        tqdm(total=len(questions), initial=len(log.done), desc=answers.stem, unit="question") as progress,
+        open_log(answers, questions, model_id, metadata, asked) as log,
+        tqdm(total=len(asked), initial=len(log.done & asked), desc=answers.stem, unit="question") as progress,
     ):
         went_on = True
         while went_on:  # then once more, for parts that another process had claimed and left
             went_on = False
             for number, part in enumerate(parts):
-                went_on |= _answer_part(number, part, questions, answerer, log, progress)
-        if len(log.done) < len(questions):
-            print(f"{answers}: other processes are answering the last {len(questions) - len(log.done)} questions.")
+                wanted = {image: [index for index in members if index in asked] for image, members in part.items()}
+                if answerer.decoding.temperature:
+                    torch.manual_seed(seed + number)
+                for batch in _answer_part(number, wanted, questions, answerer, log):
+                    went_on = True
+                    log.append(batch)
+                    progress.update(len(log.done & asked) - progress.n)
+        if asked - log.done:
+            print(f"{answers}: other processes are answering the last {len(asked - log.done)} questions.")
+
+
+def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
+    """What is not as usual, for the answers' metadata."""
+    decoding = answerer.decoding
+    settings: dict[str, Any] = {}
+    if decoding.temperature:
+        settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": seed}
+    if decoding.beams > 1:
+        settings["num_beams"] = decoding.beams
+    if answerer.system is not None:
+        settings["system"] = answerer.system
+    return {"generation": {"max_new_tokens": answerer.max_new_tokens, **settings}}
 
 
 def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
@@ -90,17 +117,16 @@ def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
 
 
 def _answer_part(
-    number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog, progress: "tqdm[Any]"
-) -> bool:
-    """Answers what is pending in a part; False if there is nothing, or another process is at it."""
+    number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog
+) -> Iterator[list[tuple[int, str]]]:
+    """(index of the question, answer) pairs of what is pending in a part, batch by batch; nothing where another process
+    is at it."""
     with log.claim(number, [index for members in part.values() for index in members]) as pending:
-        if pending:
-            left = {image: [i for i in members if i in set(pending)] for image, members in part.items()}
-            left = {image: members for image, members in left.items() if members}
-            for batch in _answer_batches(left, questions, answerer):
-                log.append(batch)
-                progress.update(len(log.done) - progress.n)
-    return bool(pending)
+        waiting = set(pending)
+        left = [(image, [index for index in members if index in waiting]) for image, members in part.items()]
+        left = [(image, members) for image, members in left if members]
+        for start in range(0, len(left), answerer.batch_rows):  # whose keys and values are held in memory together
+            yield from _answer_batches(dict(left[start : start + answerer.batch_rows]), questions, answerer)
 
 
 def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
@@ -129,34 +155,48 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.generate`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.generate", description="A model's answers to a benchmark.")
-    parser.add_argument("benchmark", help=", ".join(BENCHMARKS))
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    parser.add_argument("--answers", type=Path, required=True, help="the .jsonl file to write or to go on with")
-    parser.add_argument("--questions", type=Path, help="the benchmark's official question file")
-    parser.add_argument("--images", type=Path, help="folder of its images")
-    parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
-    parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
-    add_device_arguments(parser)
-    return parser
+def _check_lengths(task: Task, answerer: Answerer, with_images: bool) -> None:
+    for place in task.places:
+        question = task.questions[place]
+        try:
+            answerer.check_length(with_images and question.image is not None, question.text)
+        except UserError as error:
+            raise UserError(f"Question id {question.id!r}: {error}") from None
 
 
 def _run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
-    benchmark = find_benchmark(arguments.benchmark)
-    questions = benchmark.load_questions(arguments.questions, arguments.images)
+    decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
+    if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be 1 or more, got {arguments.max_new_tokens}.")
+    tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
-    answerer = Answerer(model, processor, benchmark.max_new_tokens, arguments.batch_rows)
-    generate_answers(
-        questions,
-        arguments.answers,
-        answerer,
-        model_id=arguments.model.resolve().name,
-        with_images=not arguments.no_image,
-    )
+    if arguments.cuda_graphs:
+        use_cuda_graphs(model)
+    answerers = [
+        Answerer(
+            model,
+            processor,
+            arguments.max_new_tokens or task.benchmark.max_new_tokens,
+            arguments.batch_rows,
+            decoding=decoding,
+            system=arguments.system,
+        )
+        for task in tasks
+    ]
+    for task, answerer in zip(tasks, answerers, strict=True):
+        _check_lengths(task, answerer, not arguments.no_image)
+    for task, answerer in zip(tasks, answerers, strict=True):
+        generate_answers(
+            task.questions,
+            task.answers,
+            answerer,
+            model_id=short_name(arguments.model),
+            with_images=not arguments.no_image,
+            places=task.places,
+            seed=arguments.seed,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

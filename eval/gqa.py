@@ -7,18 +7,17 @@ consistency (it needs answers to the entailed questions too, so all of val) and 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.gqa_distribution import distribution_score
 from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import gqa_form, most_frequent
-from eval.protocol import Benchmark, Predictions, Question, Score, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = "GQA, asked for a single word or phrase, greedy generation; the answer to the letter, small letters"
+PROTOCOL = "GQA, asked for a single word or phrase; the answer to the letter, small letters"
 WHAT = (
     "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
 )
@@ -27,11 +26,20 @@ COMMON = ("color", "material", "shape")  # what can be the answer to "what do bo
 
 
 @dataclass(frozen=True)
+class _Known:
+    """A question's official record, and its choices where there is a *_choices.json."""
+
+    record: Record
+    choices: Record | None
+
+
+@dataclass(frozen=True)
 class _Answered:
-    """A question with its official record, what was answered, and the picture."""
+    """A question with its official record, what was answered, and the image."""
 
     id: str
     record: Record
+    choices: Record | None
     said: str
     image: str
 
@@ -72,23 +80,47 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
     return known
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """The official record of each question, and its choices where they lie beside the annotations."""
+    records = _read(annotations, questions)
+    if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
+        return [_Known(record, None) for record in records]
+    path = official_file(annotations, WHAT, "*_choices.json")
+    choices = _read_official(path)
+    known = []
+    for question, record in zip(questions, records, strict=True):
+        id_, common = str(question.id), "Common" in str(record["types"].get("detailed"))
+        place = f"{path}, {id_}"
+        own = {} if common else field(choices, id_, dict, str(path))
+        lists = {key: list(COMMON) if common else field(own, key, list, place) for key in ("valid", "plausible")}
+        known.append(_Known(record, lists))
+    return known
+
+
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """Right is the answer to the letter, in small letters; empty answers are unreadable."""
+    said, answer = gqa_form(text), known.record["answer"]
+    return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
     and the official scorer's other numbers, as far as the files have what they need."""
-    answered = [
-        _Answered(str(question.id), record, gqa_form(text), question.image_name)
-        for question, text, record in zip(questions, predictions, _read(annotations, questions), strict=True)
-    ]
+    answered = [_answered(row.question, row.known, gqa_form(row.text)) for row in marks]
     balanced = [row for row in answered if row.record.get("isBalanced", True)]
     if not balanced:
-        raise UserError(f"{annotations} has no balanced question, and GQA's accuracy is over those.")
+        raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
     values, images = [float(row.right) for row in balanced], [row.image for row in balanced]
     scores: Scores = {("accuracy",): mean_score(values, images)}
     for name, kind in _KINDS.items():
         kinds = [kind(row.record) for row in balanced]
         if all(text is not None for text in kinds):
             scores |= mean_scores_by(name, [str(text) for text in kinds], values, images)
-    return scores | _plausibility(balanced, annotations) | _consistency(answered, balanced) | _distribution(balanced)
+    return scores | _plausibility(balanced) | _consistency(answered, balanced) | _distribution(balanced)
+
+
+def _answered(question: Question, known: _Known, said: str) -> _Answered:
+    return _Answered(str(question.id), known.record, known.choices, said, question.image_name)
 
 
 def _form(record: Record) -> str:
@@ -113,24 +145,15 @@ _KINDS: dict[str, Callable[[Record], str | None]] = {
 }
 
 
-def _plausibility(balanced: Sequence[_Answered], annotations: Path | None) -> Scores:
+def _plausibility(balanced: Sequence[_Answered]) -> Scores:
     """Whether the answer is one to such a question, and a plausible one; nothing without a *_choices.json."""
-    if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
-        return {}
-    path = official_file(annotations, WHAT, "*_choices.json")
-    choices = _read_official(path)
     images = [row.image for row in balanced]
     scores: Scores = {}
     for name, key in (("validity", "valid"), ("plausibility", "plausible")):
-        known = [_choices(row, choices, key, path) for row in balanced]
-        scores[name,] = mean_score([float(row.said in c) for row, c in zip(balanced, known, strict=True)], images)
+        values = [float(row.said in row.choices[key]) for row in balanced if row.choices is not None]
+        if values:
+            scores[name,] = mean_score(values, images)
     return scores
-
-
-def _choices(row: _Answered, choices: dict[str, Record], key: str, path: Path) -> Sequence[Any]:
-    if "Common" in str(row.record["types"].get("detailed")):
-        return COMMON
-    return field(field(choices, row.id, dict, str(path)), key, list, f"{path}, {row.id}")
 
 
 def _consistency(answered: Sequence[_Answered], balanced: Sequence[_Answered]) -> Scores:
@@ -180,9 +203,12 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
     floors=floors,
     points=("distribution",),
     write_submission=write_submission,
     published=("GQA", lambda scores: 100 * scores["accuracy",].value),
 )
+score = BENCHMARK.score

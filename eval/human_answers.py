@@ -1,15 +1,33 @@
 """What VQAv2, TextVQA and VizWiz share: the answers of ten people to each question, and EvalAI's result files."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
 from eval.metrics import most_frequent
-from eval.protocol import Predictions, Question, QuestionId, Scores
+from eval.protocol import Mark, Predictions, Question, QuestionId, Scores
 from eval.records import Record, field
 from eval.vqa_text import simplify_evalai
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
+
+
+@dataclass(frozen=True)
+class TenAnswers:
+    """What people answered to a question, and of what type that is, e.g. "yes/no"; None: the files do not say."""
+
+    answers: Sequence[str]
+    kind: str | None = None
+
+
+def read_ten_answers(records: Sequence[Record], place: str) -> list[TenAnswers]:
+    """Records of VQAv2's or VizWiz's annotations; `place` says which file they are from.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    return [TenAnswers(answers_of(record, place), field(record, "answer_type", str, place)) for record in records]
 
 
 def answers_of(record: Record, place: str) -> list[str]:
@@ -24,29 +42,31 @@ def answers_of(record: Record, place: str) -> list[str]:
     return answers
 
 
-def scores_by_type(
-    accuracies: Mapping[str, Callable[[str, Sequence[str]], float]],
-    questions: Sequence[Question],
-    predictions: Predictions,
-    known: Sequence[Record],
-    place: str,
-) -> Scores:
-    """Mean accuracies of the predictions over all questions, and by the records' "answer_type".
+def mark_by(accuracy: Callable[[str, Sequence[str]], float]) -> Callable[[Question, str, TenAnswers], Mark]:
+    """How `Benchmark.mark` reads an answer: worth what `accuracy` says; unreadable where nothing is left of it."""
+
+    def mark(question: Question, text: str, known: TenAnswers) -> Mark:
+        read = simplify_evalai(text).strip() or None
+        return Mark(question, known, text, read, accuracy(text, known.answers), list(known.answers))
+
+    return mark
+
+
+def scores_by_type(accuracies: Mapping[str, Callable[[str, Sequence[str]], float]], marks: Sequence[Mark]) -> Scores:
+    """Mean accuracies over all questions, and by the type of the answer where the annotations have it.
 
     Args:
         accuracies: name of the score, e.g. "accuracy" (by type: "accuracy_by_type") -> (prediction, answers) -> 0–1.
-        questions, predictions: in the same order.
-        known: the questions' records in VQAv2's or VizWiz's annotations.
-        place: the file they are from, for errors.
+        marks: whose `known` are `TenAnswers`.
     """
-    answers = [answers_of(record, place) for record in known]
-    kinds = [field(record, "answer_type", str, place) for record in known]
-    images = [question.image_name for question in questions]
+    kinds = [row.known.kind for row in marks]
+    images = [row.question.image_name for row in marks]
     scores: Scores = {}
     for name, accuracy in accuracies.items():
-        values = [accuracy(text, ten) for text, ten in zip(predictions, answers, strict=True)]
+        values = [accuracy(row.text, row.known.answers) for row in marks]
         scores[name,] = mean_score(values, images)
-        scores |= mean_scores_by(f"{name}_by_type", kinds, values, images)
+        if None not in kinds:
+            scores |= mean_scores_by(f"{name}_by_type", kinds, values, images)
     return scores
 
 

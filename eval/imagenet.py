@@ -21,7 +21,7 @@ from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 
 def top_1(
@@ -83,13 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.encoder, arguments.images])
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     result = top_1(arguments.encoder, arguments.images, arguments.batch_size, device=device, dtype=dtype)
-    low, high = result["confidence_95"]
-    print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
     if arguments.output is not None:
         write_json(arguments.output, result)
+    low, high = result["confidence_95"]
+    print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from eval.intervals import bootstrap_sums, middle_95
+from eval.judge_replies import read_two_grades
 from eval.llava_format import read_llava_questions
-from eval.protocol import Benchmark, Predictions, Question, Score, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.records import Record, align, field, read_json, read_lines, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "LLaVA-Bench (in the wild), the plain question, greedy generation; mean grade that the judge of --judgements gave "
+    "LLaVA-Bench (in the wild), the plain question; mean grade that the judge of --judgements gave "
     "the answer over the mean grade of GPT-4's"
 )
 
@@ -35,7 +36,7 @@ def judge_inputs(questions: Sequence[Question], predictions: Predictions, annota
     folder = require(annotations, "--annotations", what)
     captions = _captions(folder / "context.jsonl")
     path = folder / "answers_gpt4.jsonl"
-    references = {str(record.get("question_id")): record for record in read_lines(path)}
+    references = {str(record.get("question_id")): record for _, record in read_lines(path)}
     rules = read_json(folder / "rule.json")
     known = align(questions, [str(question.id) for question in questions], references, path)
     prompts = []
@@ -51,7 +52,7 @@ def judge_inputs(questions: Sequence[Question], predictions: Predictions, annota
 def _captions(path: Path) -> dict[str, str]:
     """Picture -> its captions, a line each."""
     captions = {}
-    for record in read_lines(path):
+    for _, record in read_lines(path):
         caption = record.get("caption")
         lines = [caption] if isinstance(caption, str) else field(record, "caption", list, str(path))
         captions[field(record, "image", str, str(path))] = "\n".join(lines)
@@ -70,21 +71,29 @@ def _prompt(question: Question, captions: str, reference: str, text: str, rule: 
     return "\n\n".join(parts) + "\n\n"
 
 
-def _grades(question: Question, verdict: str) -> tuple[float, float]:
-    """GPT-4's grade and ours, from the first line of the judge's reply."""
-    try:
-        reference, ours = map(float, verdict.split("\n")[0].replace(",", " ").split())
-    except ValueError:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[None]:
+    """Nothing: what the judge compares with is in its prompts."""
+    return [None] * len(questions)
+
+
+def mark(question: Question, text: str, known: None) -> Mark:
+    """GPT-4's grade and ours from the judge's reply; ours is of ten.
+
+    Raises:
+        UserError: the reply does not begin with two grades.
+    """
+    grades = read_two_grades(text)
+    if grades is None:
         raise UserError(
             f"The judge's reply to question id {question.id!r} does not begin with a line of two numbers: "
-            f"{verdict!r:.80}. Ask the judge again."
-        ) from None
-    return reference, ours
+            f"{text!r:.80}. Ask the judge again."
+        )
+    return Mark(question, grades, text, f"{grades[0]:g} {grades[1]:g}", grades[1] / 10)
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Our mean grade over GPT-4's, of all questions and by category; `predictions` are the judge's replies."""
-    grades = [_grades(question, verdict) for question, verdict in zip(questions, predictions, strict=True)]
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Our mean grade over GPT-4's, of all questions and by category."""
+    grades, questions = [row.known for row in marks], [row.question for row in marks]
     scores: Scores = {("relative",): _relative(grades, questions)}
     for category in sorted({question.category for question in questions}):
         members = [index for index, question in enumerate(questions) if question.category == category]
@@ -108,6 +117,9 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=1024,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
     judge_inputs=judge_inputs,
 )
+score = BENCHMARK.score

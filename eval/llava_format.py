@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eval.protocol import Question
-from eval.records import Record, field, question_id, read_lines, read_text, split_lines
+from eval.records import Record, field, numbered_lines, question_id, read_lines, read_text
 
 # what LLaVA-1.5 was instructed with, behind the question on a line of its own
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -16,7 +16,7 @@ def is_llava_file(path: Path) -> bool:
     Raises:
         UserError: no such file.
     """
-    first = next(iter(split_lines(read_text(path))), "")
+    _, first = next(iter(numbered_lines(read_text(path))), (1, ""))
     return first.startswith("{") and '"question_id"' in first and '"text"' in first and first.rstrip().endswith("}")
 
 
@@ -26,7 +26,7 @@ def read_llava_questions(path: Path, images: Path | None) -> list[Question]:
     Raises:
         UserError: no such file, or a malformed line.
     """
-    return [_question(record, images, f"{path}, line {number}") for number, record in enumerate(read_lines(path), 1)]
+    return [_question(record, images, place) for place, record in read_lines(path)]
 
 
 def _question(record: Record, images: Path | None, place: str) -> Question:
@@ -40,5 +40,5 @@ def _question(record: Record, images: Path | None, place: str) -> Question:
 
 
 def image_file(folder: Path | None, name: str) -> Path:
-    """A picture's file; without a folder (scoring) its name alone."""
+    """An image's file; without a folder (scoring) its name alone."""
     return folder / name if folder is not None else Path(name)

@@ -25,11 +25,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import Run, machine, require_positive, take_turns
 from eval.vision_towers import Tower, open_tower
 from sparse_vlm.devices import free_bytes, peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.measure.timing import Run, machine, require_positive, take_turns
 from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 

@@ -9,10 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from sparse_vlm.errors import unknown_choice
-from sparse_vlm.vlm.llm import load_llm
 
 # Numbers of the published config.json files; all are Llamas.
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {  # nobody's: to see that a measurement runs
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
     "smollm2-135m": {
         "vocab_size": 49152,
         "hidden_size": 576,
@@ -75,6 +81,8 @@ def open_llm(name: str) -> LLM:
         return _describe(name, "random", config, lambda dtype: AutoModelForCausalLM.from_config(config, dtype=dtype))
     if "/" not in name and not Path(name).exists():
         raise unknown_choice("LLM", name, SHAPES)
+    from sparse_vlm.vlm.llm import load_llm  # wants a later transformers than a shape does
+
     model: Any = load_llm(name)[0]
     return _describe(Path(name).name, "its own", model.config, lambda dtype: model.to(dtype))
 

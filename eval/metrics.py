@@ -9,6 +9,15 @@ from eval.vqa_text import on_one_line, simplify, simplify_evalai
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
+# of VLMEvalKit: an answer that says one of these names no option, whatever else is in it
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+LAST_WORDS = 4  # of VLMEvalKit: where an option's letter is an answer, not an article or an initial
+
 
 def exact_match(prediction: str, answer: str) -> bool:
     """Whether both are the same words: surrounding white space, one final full stop and case do not count."""
@@ -82,6 +91,11 @@ def pope_says_yes(text: str) -> bool:
     return not {"No", "no", "not"} & set(words)
 
 
+def pope_is_plain(text: str) -> bool:
+    """Whether an answer says yes or no at all, in any spelling; POPE's scorer takes one that does not for a yes."""
+    return bool(re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE))
+
+
 def binary_scores(true_yes: float, false_yes: float, false_no: float, true_no: float) -> dict[str, float]:
     """POPE's five numbers from the four counts; precision and recall are of "yes". A ratio of nothing is 0."""
     total = true_yes + false_yes + false_no + true_no
@@ -132,16 +146,19 @@ def scienceqa_letter(text: str) -> str | None:
 def matched_option(text: str, options: Mapping[str, str]) -> str | None:
     """The option that an answer names (MMBench's matching without a judge); None: none or several.
 
-    The letter if exactly one of them is a word of the answer, otherwise the option whose words alone are in the answer,
-    if the answer is no longer than twice all options. Source: VLMEvalKit's `can_infer`.
+    The letter if exactly one of them is a word of the answer and stands among its last four words, as "A" in "A dog is
+    what I see." does not; otherwise the option whose words alone are in the answer, if the answer is no longer than
+    twice all options. A refusal names none. Source: VLMEvalKit's `can_infer`.
 
     Args:
         text: the answer.
         options: letter -> words of the option.
     """
+    if any(refusal in text for refusal in REFUSALS):
+        return None
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
     letters = [letter for letter in options if letter in words]
-    if len(letters) == 1:
+    if len(letters) == 1 and words.index(letters[0]) >= len(words) - LAST_WORDS:
         return letters[0]
     if not letters and "Z" in words:  # how a judge says: none of them
         return None

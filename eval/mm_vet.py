@@ -4,18 +4,18 @@ Published numbers are of GPT-4 as the judge (gpt-4-0613, temperature 0, mean of 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score
+from eval.judge_replies import read_grade
 from eval.llava_format import image_file, is_llava_file, read_llava_questions
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = (
-    "MM-Vet, the plain question, greedy generation; mean of the grades, 0 to 1, that the judge of --judgements gave"
-)
+PROTOCOL = "MM-Vet, the plain question; mean of the grades, 0 to 1, that the judge of --judgements gave"
 MEME = (
     "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
     "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
@@ -84,27 +84,44 @@ def judge_inputs(questions: Sequence[Question], predictions: Predictions, annota
     return prompts
 
 
-def _grade(question: Question, verdict: str) -> float:
-    try:
-        grade = float(verdict.strip().split(" ")[0])
-    except ValueError:
-        grade = -1.0
-    if not 0 <= grade <= 1:
+@dataclass(frozen=True)
+class _Known:
+    """The right answer and the abilities that the question needs."""
+
+    answer: str
+    abilities: frozenset[str]
+
+
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """What mm-vet.json says of each question."""
+    place = str(annotations)
+    return [
+        _Known(field(record, "answer", str, place), frozenset(map(str, field(record, "capability", list, place))))
+        for record in _read(annotations, questions)
+    ]
+
+
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """The grade in the judge's reply.
+
+    Raises:
+        UserError: there is none.
+    """
+    grade = read_grade(text)
+    if grade is None:
         raise UserError(
-            f"The judge's reply to question id {question.id!r} begins with no number from 0 to 1: {verdict!r:.80}. "
+            f"The judge's reply to question id {question.id!r} begins with no number from 0 to 1: {text!r:.80}. "
             "Ask the judge again."
         )
-    return grade
+    return Mark(question, known, text, f"{grade:g}", grade, known.answer)
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Mean grade over all questions, and over those that need an ability; `predictions` are the judge's replies."""
-    known = _read(annotations, questions)
-    grades = [_grade(question, verdict) for question, verdict in zip(questions, predictions, strict=True)]
-    images = [question.image_name for question in questions]
-    needs = [set(map(str, field(record, "capability", list, str(annotations)))) for record in known]
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Mean grade over all questions, and over those that need an ability."""
+    grades, needs = [row.credit for row in marks], [row.known.abilities for row in marks]
+    images = [row.question.image_name for row in marks]
     scores: Scores = {("total",): mean_score(grades, images)}
-    for ability in sorted(set().union(*needs)):
+    for ability in sorted(frozenset[str]().union(*needs)):
         members = [index for index, needed in enumerate(needs) if ability in needed]
         values = [grades[i] for i in members]
         scores["by_ability", ability] = mean_score(values, [images[i] for i in members])
@@ -121,7 +138,10 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=1024,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
     write_submission=write_submission,
     judge_inputs=judge_inputs,
 )
+score = BENCHMARK.score

@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.judge_replies import read_letter
 from eval.llava_format import OPTION_LETTER
 from eval.metrics import matched_option, most_frequent
-from eval.protocol import Benchmark, EncodedImage, Predictions, Question, Scores
+from eval.protocol import Benchmark, EncodedImage, Mark, Predictions, Question, Scores
 from eval.records import align, require
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_file
 
 LETTER_INSTRUCTION_CN = "请直接回答选项字母。"
 LETTERS = "ABCD"
@@ -50,7 +52,7 @@ Row = dict[str, str]
 
 def _protocol(language: str) -> str:
     return (
-        f"MMBench ({language}), asked for the option's letter, greedy generation; right is a question that is answered "
+        f"MMBench ({language}), asked for the option's letter; right is a question that is answered "
         "right in every rotation of its options; an answer that names no option is the judge's to read, or wrong"
     )
 
@@ -63,7 +65,7 @@ def _read_table(path: Path) -> list[Row]:
     """
     csv.field_size_limit(sys.maxsize)  # a picture is one cell
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", restval=""))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
@@ -98,22 +100,28 @@ def _load_questions(file: Path | None, instruction: str) -> list[Question]:
     path = require(file, "--questions", "the official mmbench_*.tsv")
     rows = _read_table(path)
     by_index = {int(row["index"]): row for row in rows}
+    images: dict[tuple[int, str], EncodedImage] = {}  # that of all rotations is held once
     questions = []
     for row in rows:
         index = int(row["index"])
         lines = [_cell(row, "hint"), row["question"], *(f"{key}. {text}" for key, text in _options(row).items())]
         text = "\n".join([*(line for line in lines if line), instruction])
-        questions.append(Question(index, text, _image(index, by_index, path), _cell(row, "category") or "default"))
+        key = index % ROUND, _image_cell(row, by_index)
+        if key not in images:
+            images[key] = _image(*key, path)
+        questions.append(Question(index, text, images[key], _cell(row, "category") or "default"))
     return questions
 
 
-def _image(index: int, by_index: dict[int, Row], path: Path) -> EncodedImage:
-    """A row's picture; a rotation may name the row that holds it instead."""
-    cell = by_index[index]["image"]
-    if cell.isdigit() and int(cell) in by_index:
-        index, cell = int(cell), by_index[int(cell)]["image"]
+def _image_cell(row: Row, by_index: dict[int, Row]) -> str:
+    """A row's image in base64; a rotation may name the row that holds it instead."""
+    cell = row["image"]
+    return by_index[int(cell)]["image"] if cell.isdigit() and int(cell) in by_index else cell
+
+
+def _image(index: int, cell: str, path: Path) -> EncodedImage:
     try:
-        return EncodedImage(f"{path.name} {index % ROUND}", base64.b64decode(cell, validate=True))
+        return EncodedImage(f"{path.name} {index}", base64.b64decode(cell, validate=True))
     except binascii.Error as error:
         raise UserError(f"{path}: the picture of index {index} is not base64 ({error}).") from None
 
@@ -141,16 +149,31 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Row]:
     return known
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[Row]:
+    """The table's row of each question, without the image."""
+    return [{name: cell for name, cell in row.items() if name != "image"} for row in _read(annotations, questions)]
+
+
+def mark(question: Question, text: str, known: Row) -> Mark:
+    """The option that the answer names."""
+    letter, right = matched_option(text, _options(known)), _cell(known, "answer")
+    return Mark(question, known, text, letter, float(letter == right), right)
+
+
+def _rotated(question: Question) -> int:
+    """What the rotations of a question have in common."""
+    return int(question.id) % ROUND
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over questions in all rotations, by ability and category, over single rows; unreadable answers."""
-    rows = _read(annotations, questions)
-    chosen = [matched_option(text, _options(row)) for text, row in zip(predictions, rows, strict=True)]
-    hits = [letter == _cell(row, "answer") for letter, row in zip(chosen, rows, strict=True)]
+    rows, hits = [row.known for row in marks], [row.credit for row in marks]
+    groups = [_rotated(row.question) for row in marks]
     rounds: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        rounds.setdefault(int(row["index"]) % ROUND, []).append(place)
+    for place, group in enumerate(groups):
+        rounds.setdefault(group, []).append(place)
     if max(map(len, rounds.values())) == 1:
-        raise UserError(f"{annotations} has no rotations of its questions, so it cannot be scored as MMBench is.")
+        raise UserError("The table has no rotations of its questions, so it cannot be scored as MMBench is.")
     circular = [float(all(hits[place] for place in places)) for places in rounds.values()]
     first = [rows[places[0]] for places in rounds.values()]
     scores: Scores = {("accuracy",): mean_score(circular, list(rounds))}
@@ -158,9 +181,8 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
         kinds = [_cell(row, column) for row in first]
         if all(kinds):
             scores |= mean_scores_by(name, kinds, circular, list(rounds))
-    groups = [int(row["index"]) % ROUND for row in rows]
-    scores["accuracy_single_rows",] = mean_score([float(hit) for hit in hits], groups)
-    scores["answers_that_name_no_option",] = mean_score([float(letter is None) for letter in chosen], groups)
+    scores["accuracy_single_rows",] = mean_score(hits, groups)
+    scores["answers_that_name_no_option",] = mean_score([float(row.read is None) for row in marks], groups)
     return scores
 
 
@@ -196,22 +218,27 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
     for row, text in zip(rows, predictions, strict=True):
         cells: dict[str, str | int] = {**row, "index": int(row["index"]), "prediction": text}
         sheet.append([cells[name] if name in ("index", "prediction") else _cell(row, name) for name in columns])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    book.save(output)
+    with new_file(output) as temporary:
+        book.save(temporary)
 
 
 MMBENCH = Benchmark(
     protocol=lambda questions: _protocol("English"),
     max_new_tokens=128,
     load_questions=load_english,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    unit=_rotated,
     floors=floors,
     annotated=True,
     write_submission=write_submission,
     judge_inputs=judge_inputs,
+    read_reply=read_letter,
     judge="optional",
     published=("MMB", lambda scores: 100 * scores["accuracy",].value),
 )
 MMBENCH_CN = replace(
     MMBENCH, protocol=lambda questions: _protocol("Chinese"), load_questions=load_chinese, published=None
 )
+score = MMBENCH.score

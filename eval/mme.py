@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from eval.intervals import bootstrap_sums, middle_95
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import mme_reads, mme_score
-from eval.protocol import Benchmark, Predictions, Question, Score, Scores
-from eval.records import read_text, require, split_lines
+from eval.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
+from eval.records import numbered_lines, read_text, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "MME, asked for a single word or phrase, greedy generation; percent of questions plus percent of pictures with "
+    "MME, asked for a single word or phrase; percent of questions plus percent of pictures with "
     "both questions right, summed over the tasks; the published column is perception"
 )
 PERCEPTION = (
@@ -66,7 +66,7 @@ def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
 def _cells(path: Path, count: int) -> list[list[str]]:
     """The cells of each line, `count` and at most a result behind them; the last of them is the right answer."""
     rows = []
-    for number, line in enumerate(split_lines(read_text(path)), start=1):
+    for number, line in numbered_lines(read_text(path)):
         cells = line.rstrip("\r").split("\t")
         if len(cells) not in (count, count + 1) or cells[count - 1].strip() not in ("Yes", "No"):
             what = "picture, question and Yes or No" if count == 3 else "question and Yes or No"
@@ -119,21 +119,37 @@ def _pairs(questions: Sequence[Question], right: Sequence[bool], task: str) -> l
     return pairs
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Perception and cognition, each if all its tasks were asked, and every task."""
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
+    """Whether yes is the right answer to each question."""
     folder = require(annotations, "--annotations", "the folder of the official per-task templates")
     unknown = {question.category for question in questions} - {*PERCEPTION, *COGNITION}
     if unknown:
         raise UserError(f"{sorted(unknown)[0]!r} is none of MME's tasks; LLaVA's file has them as \"category\".")
+    known: dict[int, bool] = {}
+    for task in dict.fromkeys(question.category for question in questions):
+        members = [index for index, question in enumerate(questions) if question.category == task]
+        known |= zip(members, _is_yes([questions[index] for index in members], task, folder), strict=True)
+    return [known[index] for index in range(len(questions))]
+
+
+def mark(question: Question, text: str, known: bool) -> Mark:
+    """Whether the answer begins with yes or no, and with the right one."""
+    said, right = mme_reads(text), "yes" if known else "no"
+    return Mark(question, known, text, None if said == "other" else said, float(said == right), right)
+
+
+def _picture(question: Question) -> tuple[str, str]:
+    """What the two questions about an image have in common."""
+    return question.category, _picture_and_words(question)[0]
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Perception and cognition, each if all its tasks were asked, and every task."""
     tasks: dict[str, list[tuple[bool, bool]]] = {}
     for task in (*PERCEPTION, *COGNITION):
-        members = [index for index, question in enumerate(questions) if question.category == task]
-        if members:
-            asked = [questions[index] for index in members]
-            reads = [mme_reads(predictions[index]) for index in members]
-            truth = _is_yes(asked, task, folder)
-            right = [read == ("yes" if yes else "no") for read, yes in zip(reads, truth, strict=True)]
-            tasks[task] = _pairs(asked, right, task)
+        rows = [row for row in marks if row.question.category == task]
+        if rows:
+            tasks[task] = _pairs([row.question for row in rows], [bool(row.credit) for row in rows], task)
     draws = {task: _draws(pairs, seed) for seed, (task, pairs) in enumerate(tasks.items())}
     scores: Scores = {}
     for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
@@ -162,8 +178,12 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    unit=_picture,
     floors=floors,
     scale="points",
     published=("MME", lambda scores: scores["perception",].value if ("perception",) in scores else None),
 )
+score = BENCHMARK.score

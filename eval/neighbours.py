@@ -25,7 +25,7 @@ from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 
 def nearest(embeddings: Tensor, count: int) -> Tensor:
@@ -106,6 +106,7 @@ def compare(
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder, arguments.images])
     device = choose_device(arguments.device)
     result = compare(
         arguments.teacher,
@@ -115,10 +116,10 @@ def _run(arguments: argparse.Namespace) -> None:
         device=device,
         dtype=choose_dtype(arguments.dtype, device),
     )
-    for name, value in result.items():
-        print(f"{name}: {value:.4g}")
     if arguments.output is not None:
         write_json(arguments.output, result)
+    for name, value in result.items():
+        print(f"{name}: {value:.4g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

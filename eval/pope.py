@@ -13,13 +13,13 @@ import numpy as np
 
 from eval.intervals import bootstrap_sums, middle_95
 from eval.llava_format import SHORT_ANSWER, image_file
-from eval.metrics import binary_scores, pope_says_yes
-from eval.protocol import Benchmark, Predictions, Question, Score, Scores
+from eval.metrics import binary_scores, pope_is_plain, pope_says_yes
+from eval.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.records import Record, field, question_id, read_lines, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "POPE on COCO, asked for a single word or phrase, greedy generation; an answer counts as no if its first sentence "
+    "POPE on COCO, asked for a single word or phrase; an answer counts as no if its first sentence "
     'has the word "no" or "not", otherwise as yes; published numbers are F1, averaged over the three categories'
 )
 FILE_NAME = "coco_pope_{}.json"
@@ -30,8 +30,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
     """LLaVA's llava_pope_test.jsonl, or one of the official coco_pope_*.json, whose name tells the category."""
     path = require(file, "--questions", "LLaVA's llava_pope_test.jsonl or an official coco_pope_*.json")
     questions = []
-    for number, record in enumerate(read_lines(path), start=1):
-        place = f"{path}, line {number}"
+    for place, record in read_lines(path):
         text = field(record, "text", str, place)
         if "category" not in record:
             text = f"{text}\n{SHORT_ANSWER}"
@@ -52,7 +51,7 @@ def _labels(questions: Sequence[Question], annotations: Path, category: str) -> 
     path = annotations / FILE_NAME.format(category) if annotations.is_dir() else annotations
     if not path.is_file():
         raise UserError(f"{annotations} has no {path.name}, which the {len(questions)} questions of {category!r} need.")
-    records = read_lines(path)
+    records = [record for _, record in read_lines(path)]
     labels: dict[tuple[str, str], list[bool]] = defaultdict(list)  # a file may ask the same twice
     for record in records:
         labels[_key(record, path)].append(_label(record, path))
@@ -79,28 +78,41 @@ def _label(record: Record, path: Path) -> bool:
     return label == "yes"
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
+    """Whether the answer to each question is yes."""
     path = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
-    scores: Scores = {}
+    known: dict[int, bool] = {}
     for category in CATEGORIES:
         members = [index for index, question in enumerate(questions) if question.category == category]
         if members:
-            asked = [questions[index] for index in members]
-            said = [pope_says_yes(predictions[index]) for index in members]
-            for name, number in _scores(said, _labels(asked, path, category), asked).items():
-                scores[category, name] = number
+            known |= zip(members, _labels([questions[index] for index in members], path, category), strict=True)
+    return [known[index] for index in range(len(questions))]
+
+
+def mark(question: Question, text: str, known: bool) -> Mark:
+    """What the official scorer takes the answer for; unreadable is one that says neither yes nor no."""
+    yes = pope_says_yes(text)
+    read = None if yes and not pope_is_plain(text) else "yes" if yes else "no"
+    return Mark(question, known, text, read, float(yes == known), "yes" if known else "no")
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
+    scores: Scores = {}
+    for category in CATEGORIES:
+        rows = [row for row in marks if row.question.category == category]
+        if rows:
+            scores |= {(category, name): score for name, score in _scores(rows).items()}
     return scores
 
 
-def _scores(said: Sequence[bool], labels: Sequence[bool], questions: Sequence[Question]) -> dict[str, Score]:
-    yes, true = np.asarray(said), np.asarray(labels)
+def _scores(marks: Sequence[Mark]) -> dict[str, Score]:
+    true = np.array([row.known for row in marks])
+    yes = np.array([bool(row.credit) for row in marks]) == true
     counts = np.stack([yes & true, yes & ~true, ~yes & true, ~yes & ~true], axis=1)
-    draws = [binary_scores(*row) for row in bootstrap_sums(counts, [q.image_name for q in questions]).tolist()]
+    draws = [binary_scores(*row) for row in bootstrap_sums(counts, [r.question.image_name for r in marks]).tolist()]
     values = binary_scores(*counts.sum(axis=0).tolist())
-    return {
-        name: Score(value, len(questions), middle_95([draw[name] for draw in draws])) for name, value in values.items()
-    }
+    return {name: Score(value, len(marks), middle_95([draw[name] for draw in draws])) for name, value in values.items()}
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
@@ -118,7 +130,11 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    unreadable='"yes"',
     floors=floors,
     published=("POPE", _mean_f1),
 )
+score = BENCHMARK.score

@@ -1,9 +1,9 @@
 """What a benchmark is: a module of eval/ with a `Benchmark`, listed in eval/benchmarks.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 QuestionId = int | str
 
@@ -41,6 +41,27 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """One answer as the benchmark's scorer reads it.
+
+    Attributes:
+        question: what was asked.
+        known: its annotation, of `Benchmark.known`.
+        text: the answer, or the judge's reply in its place.
+        read: what the scorer makes of the text, e.g. an option's letter; None: nothing that it understands.
+        credit: 0 (wrong) to 1 (right).
+        right: the right answer or answers, for the file of results; None: there are none.
+    """
+
+    question: Question
+    known: Any
+    text: str
+    read: str | None
+    credit: float
+    right: Any = None
+
+
+@dataclass(frozen=True)
 class Score:
     """A number of the report.
 
@@ -75,7 +96,13 @@ class Benchmark:
         max_new_tokens: where an answer that does not end by itself is cut.
         load_questions: (file, folder of pictures) -> the questions of the official or LLaVA's file. The file may be
             None where the benchmark has a default; scoring gives no folder.
-        score: (questions, predictions, annotations) -> scores. Where a judge is needed, "predictions" are its verdicts.
+        known: (questions, annotations) -> the annotation of each question. The questions are all of the file; what does
+            not fit them is an error.
+        mark: (question, answer, its annotation) -> how the answer is read and what it is worth. Where a judge is
+            needed, the answer is its reply.
+        aggregate: marks -> scores.
+        unreadable: how an answer counts that the scorer cannot read, as its source has it.
+        unit: what questions that are scored together have in common; None: each question stands alone.
         floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
         annotated: whether the question file has the answers too, so that it is the default of the annotations.
         scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
@@ -83,6 +110,7 @@ class Benchmark:
         write_submission: (question file, questions, predictions, output) writes what the official server takes.
         judge_inputs: (questions, predictions, annotations) -> what a judge is asked about each prediction; None: it
             is clear without. The judge's replies take the place of the predictions that it was asked about.
+        read_reply: a judge's reply -> what takes the place of the prediction.
         judge: "needed": nothing can be scored without the replies. "optional": what is unclear counts as it stands.
         published: column of eval/published.csv and our number in it; None where its part was not asked.
     """
@@ -90,12 +118,22 @@ class Benchmark:
     protocol: Callable[[Sequence[Question]], str]
     max_new_tokens: int
     load_questions: Callable[[Path | None, Path | None], list[Question]]
-    score: Callable[[Sequence[Question], Predictions, Path | None], Scores]
+    known: Callable[[Sequence[Question], Path | None], Sequence[Any]]
+    mark: Callable[[Question, str, Any], Mark]
+    aggregate: Callable[[Sequence[Mark]], Scores]
+    unreadable: str = "wrong"
+    unit: Callable[[Question], Hashable] | None = None
     floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
     annotated: bool = False
     scale: Literal["share", "points"] = "share"
     points: tuple[str, ...] = ()
     write_submission: Callable[[Path | None, Sequence[Question], Predictions, Path], None] | None = None
     judge_inputs: Callable[[Sequence[Question], Predictions, Path | None], Sequence[str | None]] | None = None
+    read_reply: Callable[[str], str] = str
     judge: Literal["needed", "optional"] = "needed"
     published: tuple[str, Callable[[Scores], float | None]] | None = None
+
+    def score(self, questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+        """The scores of answers to all questions; where a judge is needed, `predictions` are its replies."""
+        known = self.known(questions, annotations)
+        return self.aggregate([self.mark(*answered) for answered in zip(questions, predictions, known, strict=True)])

@@ -15,13 +15,13 @@ Record = dict[str, Any]
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file.
+    """A UTF-8 file, with or without a byte order mark.
 
     Raises:
         UserError: no such file, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -52,9 +52,12 @@ def read_json_as(path: Path, kind: type[T], what: str) -> T:
     return content
 
 
-def split_lines(content: str) -> list[str]:
-    """Lines by line feeds alone: `splitlines` would cut at U+2028 and others, which answers may contain."""
-    return content.removesuffix("\n").split("\n") if content else []
+def numbered_lines(content: str) -> list[tuple[int, str]]:
+    """(number from 1, line) of every line that is not blank.
+
+    Lines end at line feeds alone: `splitlines` would cut at U+2028 and others, which answers may contain.
+    """
+    return [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
 
 
 def parse_line(line: str, place: str) -> Record:
@@ -72,16 +75,17 @@ def parse_line(line: str, place: str) -> Record:
     return record
 
 
-def read_lines(path: Path) -> list[Record]:
-    """A JSON-lines file of objects.
+def read_lines(path: Path) -> list[tuple[str, Record]]:
+    """A JSON-lines file of objects, each with its place ("FILE, line 3") for errors.
 
     Raises:
         UserError: no such file, empty, or a malformed line (its number is named).
     """
-    lines = split_lines(read_text(path))
+    lines = numbered_lines(read_text(path))
     if not lines:
         raise UserError(f"{path} is empty.")
-    return [parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    places = [(f"{path}, line {number}", line) for number, line in lines]
+    return [(place, parse_line(line, place)) for place, line in places]
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -167,7 +171,7 @@ def align(questions: Sequence[Question], keys: Iterable[K], annotations: Mapping
         example = next(key for key in annotations if key in left_over)
         raise UserError(
             f"{source} annotates {len(left_over)} questions that were not asked, e.g. {example!r}. "
-            "Give the question file that belongs to it."
+            "Give the question file that belongs to it; to score a part of it, --part."
         )
     return [annotations[key] for key in keys]
 

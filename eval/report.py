@@ -1,15 +1,31 @@
 """A benchmark's report: scores with confidence intervals, floors and published scores beside them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from eval.answers import Answer, match_answers, read_answers, read_judgements
+from eval.answers import (
+    Answer,
+    answers_by_place,
+    match_answers,
+    read_answers,
+    read_judgements,
+    require_answers,
+)
 from eval.benchmarks import find_benchmark
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.parts import Inputs, Part, read_part
+from eval.protocol import Benchmark, Mark, Scores
 from eval.published import NOTES, published_scores
 from sparse_vlm.errors import UserError
+
+
+class Scored(NamedTuple):
+    """The content of report.json, and every answer as it was read."""
+
+    report: dict[str, Any]
+    marks: list[Mark]
 
 
 def make_report(
@@ -21,56 +37,55 @@ def make_report(
     no_image_answers: Path | None = None,
     judgements: Path | None = None,
 ) -> dict[str, Any]:
+    """The report on answers to a whole benchmark; see `Inputs` and `score_answers`."""
+    inputs = Inputs(answers, questions, annotations, no_image_answers, judgements)
+    return score_answers(find_benchmark(benchmark_name), benchmark_name, inputs).report
+
+
+def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
     """Scores an answers file.
 
     Args:
-        benchmark_name: see eval/benchmarks.py.
-        answers: LLaVA's format, complete, of any model.
-        questions: the official file; None: the benchmark's default, where it has one.
-        annotations: the official file or folder; None: the questions' file, where it has the answers.
-        no_image_answers: the same model's answers of `generate --no-image`.
-        judgements: a judge's replies, where the benchmark has a judge, in the format of answers.
+        benchmark: which.
+        name: its name in eval/benchmarks.py.
+        inputs: the files.
 
     Returns:
         the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
-        "visual_tokens" (of a picture; None: not recorded), "questions" (their number), "judged" (how many answers a
-        judge read; None: no judge), "scale" ("share" or "points"),
+        "visual_tokens" (of an image; None: not recorded), "generation" (settings; None: not recorded), "questions"
+        (how many were scored),
+        "questions_in_benchmark", "unreadable" (answers that the scorer could not read, see `Benchmark.unreadable`),
+        "judged" (how many answers a judge read; None: no judge), "scale" ("share" or "points"),
         "points" (names of scores on a scale of their own all the same), "scores" (nested names), and with the same
         names inside "counts" (questions behind a score), "confidence_95" ([low, high]) and each of "floors";
-        "published" (see `_published`).
+        "published" (see `_published`). And the marks behind it.
 
     Raises:
         UserError: unknown benchmark, answers that do not fit its questions, annotations that do not fit.
     """
-    benchmark = find_benchmark(benchmark_name)
-    asked = benchmark.load_questions(questions, None)
+    annotations = inputs.annotations
     if annotations is None and benchmark.annotated:
-        annotations = questions
-    given = read_answers(answers)
-    texts: Predictions = match_answers(given, asked, answers)
-    judged = None
-    if judgements is not None or (benchmark.judge_inputs is not None and benchmark.judge == "needed"):
-        if no_image_answers is not None:
-            raise UserError(
-                "Answers without images need a judge of their own: score them alone, without --no-image-answers."
-            )
-        if benchmark.judge == "needed" and benchmark.judge_inputs is not None:
-            places = list(range(len(asked)))  # whose prompts may need files that the scores do not
-        else:
-            places = [place for place, _ in judge_prompts(benchmark_name, asked, texts, annotations)]
-        texts, judged = _judged(asked, texts, places, judgements), len(places)
-    scores = benchmark.score(asked, texts, annotations)
-    floors = dict(benchmark.floors(asked, annotations))
-    if no_image_answers is not None:
-        floors["no_image"] = _blind(asked, no_image_answers)
-    return {
-        "benchmark": benchmark_name,
-        "protocol": benchmark.protocol(asked),
-        "model_id": _one_value("model_id", [answer.model_id for answer in given], answers),
-        # other programs may write anything under these names
-        "image": _one_value("image", [answer.metadata.get("image") is not False for answer in given], answers),
-        "visual_tokens": _one_value("visual_tokens", [_tokens(answer) for answer in given], answers),
-        "questions": len(asked),
+        annotations = inputs.questions
+    part = read_part(benchmark, inputs)
+    known = benchmark.known(part.questions, annotations)
+    texts, judged = _judged(benchmark, part, annotations, inputs)
+    marks = [benchmark.mark(part.questions[place], texts[place], known[place]) for place in part.places]
+    scores = benchmark.aggregate(marks)
+    floors: dict[str, Mapping[int, str]] = {
+        floor: dict(enumerate(predictions))
+        for floor, predictions in benchmark.floors(part.questions, annotations).items()
+    }
+    if inputs.no_image_answers is not None:
+        floors["no_image"] = _blind(part, inputs.no_image_answers)
+    report = {
+        "benchmark": name,
+        "protocol": "; ".join(
+            [benchmark.protocol([mark.question for mark in marks]), *_notes(benchmark, part, marks, inputs.answers)]
+        ),
+        **_conditions(part.lines, inputs.answers),
+        "questions": len(marks),
+        "questions_in_benchmark": len(part.questions),
+        "unreadable": _unreadable(marks),
         "judged": judged,
         "scale": benchmark.scale,
         "points": list(benchmark.points),
@@ -78,44 +93,118 @@ def make_report(
         "counts": _nest({path: score.count for path, score in scores.items()}),
         "confidence_95": _nest({path: list(score.interval) for path, score in scores.items()}),
         "floors": {
-            name: _values(benchmark.score(asked, predictions, annotations)) for name, predictions in floors.items()
+            floor: _values(
+                benchmark.aggregate([benchmark.mark(part.questions[i], said[i], known[i]) for i in part.places])
+            )
+            for floor, said in floors.items()
         },
-        "published": _published(benchmark, scores),
+        "published": _published(benchmark, scores if len(marks) == len(part.questions) else None),
     }
+    return Scored(report, marks)
 
 
-def judge_prompts(
-    benchmark_name: str, asked: Sequence[Question], texts: Predictions, annotations: Path | None
-) -> list[tuple[int, str]]:
+def judge_prompts(benchmark: Benchmark, part: Part, annotations: Path | None) -> list[tuple[int, str]]:
     """(index of the question, prompt) for each answer that a judge is to read.
 
     Raises:
         UserError: the benchmark has no judge.
     """
-    benchmark = find_benchmark(benchmark_name)
     if benchmark.judge_inputs is None:
-        raise UserError(f"{benchmark_name} has no judge.")
-    prompts = benchmark.judge_inputs(asked, texts, annotations)
-    return [(place, prompt) for place, prompt in enumerate(prompts) if prompt is not None]
+        raise UserError("This benchmark has no judge.")
+    texts = [part.texts.get(place, "") for place in range(len(part.questions))]
+    prompts = benchmark.judge_inputs(part.questions, texts, annotations)
+    return [(place, prompt) for place in part.places if (prompt := prompts[place]) is not None]
 
 
-def _judged(asked: Sequence[Question], texts: Predictions, places: Sequence[int], judgements: Path | None) -> list[str]:
-    """The answers, with the judge's replies in the places that it was asked about."""
-    if judgements is None:
+def result_lines(marks: Sequence[Mark]) -> list[dict[str, Any]]:
+    """Every question with its answer, how that was read, and its credit, 1 where it is right: a line each."""
+    return [
+        {
+            "question_id": mark.question.id,
+            "prompt": mark.question.text,
+            "image": mark.question.image_name,
+            "text": mark.text,
+            "read": mark.read,
+            "right_answer": mark.right,
+            "credit": mark.credit,
+        }
+        for mark in marks
+    ]
+
+
+def _unreadable(marks: Sequence[Mark]) -> int:
+    return sum(mark.read is None for mark in marks)
+
+
+def _generation(answers: Sequence[Answer], path: Path) -> dict[str, Any] | None:
+    """The settings that `eval.generate` recorded; None: the answers are of another program."""
+    recorded = [answer.metadata.get("generation") for answer in answers]
+    settings = [json.dumps(each, sort_keys=True) if isinstance(each, dict) else "null" for each in recorded]
+    found: dict[str, Any] | None = json.loads(_one_value("generation", settings, path))
+    return found
+
+
+def _how_generated(settings: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "how the answers were generated is not recorded"
+    special = {name: value for name, value in settings.items() if name != "max_new_tokens"}
+    named = ", ".join(f"{name} {value!r:.80}" for name, value in special.items())
+    kind = "sampled" if "temperature" in special else "beam search" if "num_beams" in special else "greedy generation"
+    limit = f"at most {settings.get('max_new_tokens')} new tokens"
+    return f"{kind} ({', '.join(filter(None, [named, limit]))})"
+
+
+def _notes(benchmark: Benchmark, part: Part, marks: Sequence[Mark], path: Path) -> list[str]:
+    """What the protocol line says of these answers."""
+    how = _how_generated(_generation(part.lines, path))
+    read = f"{_unreadable(marks):,} of {len(marks):,} answers could not be read and count as {benchmark.unreadable}"
+    if len(marks) == len(part.questions):
+        return [how, read]
+    return [f"a part of the benchmark, {len(marks):,} of {len(part.questions):,} questions", how, read]
+
+
+def _judged(
+    benchmark: Benchmark, part: Part, annotations: Path | None, inputs: Inputs
+) -> tuple[Mapping[int, str], int | None]:
+    """The answers, with the judge's replies in the places that it was asked about, and how many those are."""
+    needed = benchmark.judge_inputs is not None and benchmark.judge == "needed"
+    if inputs.judgements is None and not needed:
+        return part.texts, None
+    if inputs.no_image_answers is not None:
+        raise UserError(
+            "Answers without images need a judge of their own: score them alone, without --no-image-answers."
+        )
+    if inputs.judgements is None:
         raise UserError(
             "This benchmark needs a judge: write its inputs with --judge-inputs FILE, and give its replies, lines of "
             '{"question_id", "text"}, with --judgements FILE.'
         )
-    replies = match_answers(read_judgements(judgements), [asked[place] for place in places], judgements)
-    by_place = dict(zip(places, replies, strict=True))
-    return [by_place.get(place, text) for place, text in enumerate(texts)]
+    # where a judge reads every answer, the prompts may need files that the scores do not
+    places = part.places if needed else [place for place, _ in judge_prompts(benchmark, part, annotations)]
+    asked = [part.questions[place] for place in places]
+    replies = match_answers(read_judgements(inputs.judgements), asked, inputs.judgements)
+    read = map(benchmark.read_reply, replies)
+    return {**part.texts, **dict(zip(places, read, strict=True))}, len(places)
 
 
-def _blind(asked: Sequence[Question], path: Path) -> list[str]:
+def _blind(part: Part, path: Path) -> dict[int, str]:
     answers = read_answers(path)
     if any(answer.metadata.get("image") is not False for answer in answers):
         raise UserError(f"{path} was not made by `python -m eval.generate --no-image`.")
-    return match_answers(answers, asked, path)
+    texts = answers_by_place(answers, part.questions, path)
+    require_answers(texts, part.places, part.questions, path)
+    return texts
+
+
+def _conditions(answers: Sequence[Answer], path: Path) -> dict[str, Any]:
+    """Which model answered, and how."""
+    return {
+        "generation": _generation(answers, path),
+        "model_id": _one_value("model_id", [answer.model_id for answer in answers], path),
+        # other programs may write anything under these names
+        "image": _one_value("image", [answer.metadata.get("image") is not False for answer in answers], path),
+        "visual_tokens": _one_value("visual_tokens", [_tokens(answer) for answer in answers], path),
+    }
 
 
 def _tokens(answer: Answer) -> int | None:
@@ -131,15 +220,15 @@ def _one_value(name: str, values: Sequence[Any], path: Path) -> Any:
     return different[0]
 
 
-def _published(benchmark: Benchmark, scores: Scores) -> dict[str, Any] | None:
-    """The published column with our number in it: "column", "note", "ours" (None: its part was not asked), "rows"."""
+def _published(benchmark: Benchmark, scores: Scores | None) -> dict[str, Any] | None:
+    """The published column with our number in it: "column", "note", "ours" (None: not all of it was asked), "rows"."""
     if benchmark.published is None:
         return None
     column, ours = benchmark.published
     return {
         "column": column,
         "note": NOTES[column],
-        "ours": ours(scores),
+        "ours": None if scores is None else ours(scores),
         "rows": [asdict(row) for row in published_scores(column)],
     }
 

@@ -23,7 +23,7 @@ from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.visualize import record_glances, save_figure
+from sparse_vlm.visualize import check_figure, record_glances, save_figure
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         if min(arguments.scales) < 1:
             raise UserError(f"--scales must be at least 1, got {min(arguments.scales)}.")
+        check_figure("--figure", arguments.figure, [arguments.encoder_dir, *arguments.pictures])
         torch.set_num_threads(1)
         device = choose_device(arguments.device)
         encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
         encoder.to(device, choose_dtype(arguments.dtype, device))
         pictures = [open_image(file) for file in arguments.pictures]
         results = [at_size(encoder, pictures, scale) for scale in arguments.scales]
-        Console().print(as_table(results))
         if arguments.figure is not None:
             save_figure(points_figure(encoder, pictures, results), arguments.figure)
+        Console().print(as_table(results))
 
     return exit_with_sentence(run)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER, image_file
 from eval.metrics import most_frequent, scienceqa_letter
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, read_json, read_json_as, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter, greedy generation; "
+    "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter; "
     "the letter as LLaVA's scorer reads it, unreadable answers are wrong"
 )
 LLAVA_FILE = "llava_test_CQM-A.json"
@@ -95,10 +95,15 @@ def _grades(grade: object) -> str | None:
     return ("1-6" if int(number) <= 6 else "7-12") if number.isdigit() else None
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """The option's letter as LLaVA's scorer reads it."""
+    letter = scienceqa_letter(text)
+    return Mark(question, known, text, letter, float(letter == known.letter), known.letter)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all questions, over those with and those without a picture, and by subject and grades."""
-    known = _read(annotations, questions)
-    right = [float(scienceqa_letter(text) == row.letter) for text, row in zip(predictions, known, strict=True)]
+    right, known, questions = zip(*((row.credit, row.known, row.question) for row in marks), strict=True)
     # questions without a picture have nothing in common
     groups = [question.image_name or str(question.id) for question in questions]
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
@@ -128,8 +133,11 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=lambda questions, annotations: _read(annotations, questions),
+    mark=mark,
+    aggregate=aggregate,
     floors=floors,
     annotated=True,
     published=("SQA-I", _with_image),
 )
+score = BENCHMARK.score

@@ -1,112 +1,197 @@
 """`python -m eval.score BENCHMARK --answers out.jsonl`: scores of any model's answers in LLaVA's format.
 
-Every question must be answered exactly once; otherwise the exit status is 2 and one sentence says what is wrong.
+Every question must be answered exactly once, or `--part` says that a part is meant; otherwise the exit status is 2 and
+one sentence says what is wrong. Everything is written before it is printed.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from eval.answers import match_answers, read_answers
-from eval.benchmarks import BENCHMARKS, find_benchmark
-from eval.protocol import Benchmark, Question
+from eval.benchmarks import find_benchmark
+from eval.parts import Inputs, read_part
+from eval.protocol import Benchmark
 from eval.records import write_lines
-from eval.report import judge_prompts, make_report
+from eval.report import judge_prompts, result_lines, score_answers
+from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
 from eval.tables import as_markdown, as_tables
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json, write_text
+from sparse_vlm.files import check_output_files, write_json, write_text
+
+TABLE, RESULTS = ".md", ".results.jsonl"  # beside the report
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `python -m eval.score`."""
     parser = argparse.ArgumentParser(prog="python -m eval.score", description="Scores of a benchmark's answers.")
-    parser.add_argument("benchmark", help=", ".join(BENCHMARKS))
-    parser.add_argument("--answers", type=Path, required=True, help="answers of any model, LLaVA's .jsonl")
-    parser.add_argument("--questions", type=Path, help="the benchmark's official question file")
-    parser.add_argument("--annotations", type=Path, help="the benchmark's official annotations, file or folder")
-    parser.add_argument("--no-image-answers", type=Path, help="answers of `eval.generate --no-image`, as a floor")
-    parser.add_argument("--output", type=Path, help="report.json to write; a report.md is written beside it")
+    add_benchmarks(parser)
+    add_path(
+        parser,
+        "--answers",
+        "answers of any model, LLaVA's .jsonl; of several benchmarks: the folder of NAME.jsonl",
+        required=True,
+    )
+    add_path(parser, "--questions", f"the benchmark's official question file{NAMED}")
+    add_path(parser, "--annotations", f"the benchmark's official annotations, file or folder{NAMED}")
+    add_path(parser, "--no-image-answers", f"answers of `eval.generate --no-image`, as a floor{NAMED}")
+    add_path(
+        parser,
+        "--output",
+        "report.json to write; report.md and report.results.jsonl, right or wrong for each question, are written "
+        "beside it; of several benchmarks: a folder",
+    )
+    parser.add_argument("--limit", type=int, help="score the first questions alone, as many as this")
+    parser.add_argument("--part", action="store_true", help="score the answered questions alone; the report says so")
     server = parser.add_argument_group("instead of a score, or besides it with --annotations")
-    server.add_argument("--submission", type=Path, help="file to write for the benchmark's server")
-    server.add_argument(
+    add_path(server, "--submission", f"file to write for the benchmark's server{NAMED}")
+    add_path(
+        server,
         "--submission-questions",
-        type=Path,
-        help="question file of the whole split, if only a part was asked: the rest is submitted as empty answers",
+        "question file of the whole split, if only a part was asked: the rest is submitted as empty answers",
     )
     judge = parser.add_argument_group("benchmarks with a judge")
-    judge.add_argument("--judge-inputs", type=Path, help="instead of a score: the judge's prompts, .jsonl to write")
-    judge.add_argument("--judgements", type=Path, help="the judge's replies to them, .jsonl as --answers")
+    add_path(judge, "--judge-inputs", f"instead of a score: the judge's prompts, .jsonl to write{NAMED}")
+    add_path(judge, "--judgements", f"the judge's replies to them, .jsonl as --answers{NAMED}")
     return parser
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is done for one benchmark."""
+
+    name: str
+    benchmark: Benchmark
+    inputs: Inputs
+    report: Path | None
+    submission: Path | None
+    submission_questions: Path | None
+    judge_inputs: Path | None
+
+    def beside(self, ending: str) -> Path | None:
+        """The file beside the report with another ending; None where the report is a device, as /dev/stdout is."""
+        if self.report is None or (self.report.exists() and not self.report.is_file()):
+            return None
+        return self.report.with_suffix(ending)
+
+    def outputs(self, prefix: str) -> dict[str, Path | None]:
+        """What each file to write is called -> where it lies."""
+        return {
+            f"{prefix}--output": self.report,
+            f"{prefix}the table beside --output": self.beside(TABLE),
+            f"{prefix}the results beside --output": self.beside(RESULTS),
+            f"{prefix}--submission": self.submission,
+            f"{prefix}--judge-inputs": self.judge_inputs,
+        }
+
+
+def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> _Task:
+    def path(option: str) -> Path | None:
+        return path_of(option, getattr(arguments, option[2:].replace("-", "_")), name, names)
+
+    answers = file_of("--answers", arguments.answers, name, names, ".jsonl")
+    assert answers is not None  # required
+    inputs = Inputs(
+        answers,
+        path("--questions"),
+        path("--annotations"),
+        path("--no-image-answers"),
+        path("--judgements"),
+        arguments.limit,
+        arguments.part,
+    )
+    return _Task(
+        name,
+        find_benchmark(name),
+        inputs,
+        file_of("--output", arguments.output, name, names, ".json"),
+        path("--submission"),
+        path("--submission-questions"),
+        path("--judge-inputs"),
+    )
+
+
 def _run(arguments: argparse.Namespace) -> None:
-    _check_options(arguments)
-    if arguments.judge_inputs is not None:
-        _write_judge_inputs(arguments)
-        return
-    if arguments.submission is not None:
-        _write_submission(arguments)
-        if arguments.annotations is None:
-            return
-    report = make_report(
-        arguments.benchmark,
-        arguments.answers,
-        questions=arguments.questions,
-        annotations=arguments.annotations,
-        no_image_answers=arguments.no_image_answers,
-        judgements=arguments.judgements,
+    names = benchmark_names(arguments.benchmarks)
+    tasks = [_task(arguments, name, names) for name in names]
+    for task in tasks:
+        _check_options(task)
+    read = [path for task in tasks for path in (*vars(task.inputs).values(), task.submission_questions)]
+    check_output_files(
+        {
+            name: path
+            for task in tasks
+            for name, path in task.outputs("" if len(tasks) == 1 else f"{task.name}: ").items()
+        },
+        [path for path in read if isinstance(path, Path)],
     )
-    for table in as_tables(report):
-        Console().print(table)
-    if arguments.output is not None:
-        write_json(arguments.output, report)
-        write_text(arguments.output.with_suffix(".md"), as_markdown(report))
+    printed = [thing for task in tasks for thing in _do(task)]
+    for thing in printed:
+        Console().print(thing)
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
+def _do(task: _Task) -> list[Any]:
+    """Writes a benchmark's files; returns what there is to print."""
+    if task.judge_inputs is not None:
+        return [_write_judge_inputs(task, task.judge_inputs)]
+    printed: list[Any] = []
+    if task.submission is not None:
+        printed.append(_write_submission(task, task.submission))
+        if task.inputs.annotations is None:
+            return printed
+    report, marks = score_answers(task.benchmark, task.name, task.inputs)
+    if task.report is not None:
+        table, results = task.beside(TABLE), task.beside(RESULTS)
+        write_json(task.report, report)
+        if table is not None and results is not None:
+            write_text(table, as_markdown(report))
+            write_lines(results, result_lines(marks))
+    return [*printed, *as_tables(report)]
+
+
+def _check_options(task: _Task) -> None:
     """Refuses what the benchmark has not, before anything is read."""
-    benchmark = find_benchmark(arguments.benchmark)
-    for option, part, available in (
-        ("--judge-inputs", "judge", benchmark.judge_inputs),
-        ("--judgements", "judge", benchmark.judge_inputs),
-        ("--submission", "server", benchmark.write_submission),
+    for option, part, given, available in (
+        ("--judge-inputs", "judge", task.judge_inputs, task.benchmark.judge_inputs),
+        ("--judgements", "judge", task.inputs.judgements, task.benchmark.judge_inputs),
+        ("--submission", "server", task.submission, task.benchmark.write_submission),
     ):
-        if getattr(arguments, option[2:].replace("-", "_")) is not None and available is None:
-            raise UserError(f"{arguments.benchmark} has no {part}; leave out {option}.")
+        if given is not None and available is None:
+            raise UserError(f"{task.name} has no {part}; leave out {option}.")
 
 
-def _answered(arguments: argparse.Namespace) -> tuple[Benchmark, list[Question], list[str]]:
-    benchmark = find_benchmark(arguments.benchmark)
-    questions = benchmark.load_questions(arguments.questions, None)
-    return benchmark, questions, match_answers(read_answers(arguments.answers), questions, arguments.answers)
+def _write_judge_inputs(task: _Task, output: Path) -> str:
+    part = read_part(task.benchmark, task.inputs)
+    prompts = judge_prompts(task.benchmark, part, task.inputs.annotations)
+    write_lines(output, [{"question_id": part.questions[place].id, "text": prompt} for place, prompt in prompts])
+    return f"{len(prompts)} prompts for the judge: {output}"
 
 
-def _write_judge_inputs(arguments: argparse.Namespace) -> None:
-    _, questions, texts = _answered(arguments)
-    prompts = judge_prompts(arguments.benchmark, questions, texts, arguments.annotations)
-    write_lines(
-        arguments.judge_inputs, [{"question_id": questions[place].id, "text": prompt} for place, prompt in prompts]
-    )
-    print(f"{len(prompts)} prompts for the judge: {arguments.judge_inputs}")
-
-
-def _write_submission(arguments: argparse.Namespace) -> None:
-    benchmark, questions, texts = _answered(arguments)
-    assert benchmark.write_submission is not None  # `_check_options`
-    file = arguments.questions
-    if arguments.submission_questions is not None:
-        file = arguments.submission_questions
+def _write_submission(task: _Task, output: Path) -> str:
+    assert task.benchmark.write_submission is not None  # `_check_options`
+    part = read_part(task.benchmark, task.inputs)
+    file = task.inputs.questions
+    questions = [part.questions[place] for place in part.places]
+    texts = [part.texts[place] for place in part.places]
+    if len(questions) < len(part.questions) and task.submission_questions is None:
+        raise UserError(
+            f"The server takes answers to all {len(part.questions)} questions, but --limit or --part leaves "
+            f"{len(questions)}. Leave it out, or submit the rest as empty answers with --submission-questions."
+        )
+    if task.submission_questions is not None:
+        file = task.submission_questions
         given = {str(question.id): text for question, text in zip(questions, texts, strict=True)}
-        questions = benchmark.load_questions(file, None)
+        questions = task.benchmark.load_questions(file, None)
         strangers = given.keys() - {str(question.id) for question in questions}
         if strangers:
             raise UserError(f"{file} lacks {len(strangers)} of the questions that were asked, e.g. {min(strangers)!r}.")
         texts = [given.get(str(question.id), "") for question in questions]
-    benchmark.write_submission(file, questions, texts, arguments.submission)
-    print(f"{len(texts)} answers for the server: {arguments.submission}")
+    task.benchmark.write_submission(file, questions, texts, output)
+    return f"{len(texts)} answers for the server: {output}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

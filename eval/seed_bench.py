@@ -4,18 +4,20 @@ LLaVA asks about a video's middle frame, which its question file names.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
 from eval.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import most_frequent
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, question_id, read_json, require, write_lines
 
 PROTOCOL = (
-    "SEED-Bench, asked for the option's letter, the middle frame of videos, greedy generation; right is the letter "
+    "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter "
     "alone, nothing behind it"
 )
+LETTERS = ("A", "B", "C", "D")
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
@@ -49,16 +51,44 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> tuple[list
     return align(questions, keys, wanted, path), path
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-    """Accuracy over all questions, over those about pictures and about videos, and by kind."""
+@dataclass(frozen=True)
+class _Known:
+    """The right letter, "image" or "video", the kind of question, and the file it is about."""
+
+    answer: str
+    medium: str
+    kind: str
+    source: str
+
+
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """What SEED-Bench.json says of each question."""
     known, path = _read(annotations, questions)
     place = str(path)
     names = {str(id_): name for name, id_ in field(read_json(path), "question_type", dict, place).items()}
-    right = [float(text == field(r, "answer", str, place)) for text, r in zip(predictions, known, strict=True)]
-    # one picture has several questions under different folders of frames; the source's name is common to them
-    groups = [str(record.get("data_id")) for record in known]
-    media = [field(record, "data_type", str, place) for record in known]
-    kinds = [names.get(str(record.get("question_type_id")), str(record.get("question_type_id"))) for record in known]
+    kinds = [str(record.get("question_type_id")) for record in known]
+    return [
+        _Known(
+            field(record, "answer", str, place),
+            field(record, "data_type", str, place),
+            names.get(kind, kind),
+            str(record.get("data_id")),
+        )
+        for record, kind in zip(known, kinds, strict=True)
+    ]
+
+
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """Right is the letter alone, as in LLaVA's scorer; unreadable is what is not a letter alone."""
+    return Mark(question, known, text, text if text in LETTERS else None, float(text == known.answer), known.answer)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy over all questions, over those about pictures and about videos, and by kind."""
+    right = [row.credit for row in marks]
+    # one image has several questions under different folders of frames; the source's name is common to them
+    groups = [row.known.source for row in marks]
+    media, kinds = [row.known.medium for row in marks], [row.known.kind for row in marks]
     return (
         {("accuracy",): mean_score(right, groups)}
         | mean_scores_by("accuracy_by_medium", media, right, groups)
@@ -82,7 +112,10 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
     floors=floors,
     write_submission=write_submission,
 )
+score = BENCHMARK.score

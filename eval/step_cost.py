@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from eval.cost_arguments import add_arguments, begin
 from eval.cost_report import Section, megabytes, publish
 from eval.llms import LLM, open_llm
-from eval.timing import gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.measure.timing import gmacs_of, machine, require_positive, take_turns
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,17 @@ def make_sample(llm: LLM, visual_tokens: int, text_tokens: int, batch: int) -> d
     }
 
 
-def step(model: PreTrainedModel, optimizer: AdamW, visual: Tensor, words: Tensor) -> None:
-    """A training step on the loss of the words behind the visual tokens; afterwards the gradients are gone."""
+def step(model: PreTrainedModel, optimizer: AdamW | None, visual: Tensor, words: Tensor) -> None:
+    """A training step on the loss of the words behind the visual tokens; afterwards the gradients are gone.
+
+    Without an optimizer the model is frozen: the gradient reaches the visual tokens, as it must to train a projector.
+    """
     embedded = torch.cat([visual.detach().requires_grad_(), model.get_input_embeddings()(words)], dim=1)
     labels = torch.cat([torch.full(visual.shape[:2], -100, device=words.device), words], dim=1)
     model(inputs_embeds=embedded, labels=labels, use_cache=False).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def measure(
@@ -80,6 +84,7 @@ def measure(
     dtype: torch.dtype,
     device: torch.device,
     repeats: int,
+    frozen: bool = False,
 ) -> tuple[list[StepCost], int]:
     """The steps of all counts, and the bytes of the weights and of AdamW's moments, which are there all the time.
 
@@ -91,9 +96,10 @@ def measure(
         dtype: of everything, the moments too.
         device: where.
         repeats: recorded steps of each count.
+        frozen: whether the model's own weights stay, as in the alignment.
     """
-    model = llm.load(dtype).to(device).train()
-    optimizer = AdamW(model.parameters(), lr=1e-5)
+    model = llm.load(dtype).to(device).train().requires_grad_(not frozen)
+    optimizer = None if frozen else AdamW(model.parameters(), lr=1e-5)
     runs = []
     for number in visual_tokens:
         sample = {name: value.to(device) for name, value in make_sample(llm, number, text_tokens, batch).items()}
@@ -103,7 +109,7 @@ def measure(
         StepCost(number, gmacs_of(run), times, peak_bytes(run, device))
         for number, run, times in zip(visual_tokens, runs, seconds, strict=True)
     ]
-    moments = (value for state in optimizer.state.values() for value in state.values())
+    moments = (value for state in optimizer.state.values() for value in state.values()) if optimizer else ()
     return costs, sum(tensor.nbytes for tensor in (*model.parameters(), *moments))
 
 
@@ -145,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--visual-tokens", type=int, nargs="+", default=[17, 49, 64, 196, 576])
     parser.add_argument("--text-tokens", type=int, default=64, help="of each sample")
     parser.add_argument("--batch", type=int, default=1, help="samples of a step")
+    parser.add_argument("--frozen", action="store_true", help="the LLM does not train, as in the alignment")
     add_arguments(parser, repeats=5, output="runs/bench/step_cost.json")
     return parser
 
@@ -158,12 +165,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_positive(visual_tokens=counts, text_tokens=text, batch=batch)
         device, dtype = begin(arguments)
         llm = open_llm(arguments.llm)
-        costs, held = measure(llm, counts, text, batch, DTYPES[dtype], device, arguments.repeats)
+        costs, held = measure(llm, counts, text, batch, DTYPES[dtype], device, arguments.repeats, arguments.frozen)
+        trained = "frozen" if arguments.frozen else "AdamW"
         title = (
-            f"{llm.name} ({llm.parameters / 1e6:,.0f}M, weights: {llm.weights}), AdamW, {text} text tokens, "
+            f"{llm.name} ({llm.parameters / 1e6:,.0f}M, weights: {llm.weights}), {trained}, {text} text tokens, "
             f"batch {batch}, {dtype}, {arguments.threads} CPU threads"
         )
         setting = {"text_tokens": text, "batch": batch, "dtype": dtype, "threads": arguments.threads}
+        setting |= {"frozen": arguments.frozen}
         about = {"machine": machine(device), "llm": llm.name, "weights": llm.weights, **setting}
         values = {**about, "held_bytes": held, "steps": [asdict(cost) | {"median": cost.median} for cost in costs]}
         publish(arguments.output, values, [section_of(costs, held, title)], figure_of(costs, held, title))

@@ -1,9 +1,12 @@
 """A report as tables: for a terminal, and as Markdown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-from rich.table import Table
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table  # tables in Markdown do without it
 
 
 def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -84,6 +87,8 @@ def as_tables(report: Mapping[str, Any]) -> list[Table]:
 
 def rich_table(rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
     """The same rows for a terminal."""
+    from rich.table import Table
+
     heading, *body = rows
     table = Table(title=title, caption=caption)
     for column, name in enumerate(heading):

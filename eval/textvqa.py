@@ -7,11 +7,10 @@ official one they do not. The two protocols differ by points, so the report says
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.human_answers import most_frequent_floor, write_evalai
-from eval.intervals import mean_score
+from eval.human_answers import TenAnswers, mark_by, most_frequent_floor, scores_by_type, write_evalai
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import textvqa_accuracy
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
 
@@ -22,7 +21,7 @@ def protocol(questions: Sequence[Question]) -> str:
     """Says with or without OCR hints."""
     hints = sum(OCR_HINT in question.text for question in questions)
     how = "without OCR hints" if not hints else f"OCR hints in {hints} of {len(questions)} prompts"
-    return f"TextVQA, {how}, asked for a single word or phrase, greedy generation; EvalAI's accuracy, ten answers each"
+    return f"TextVQA, {how}, asked for a single word or phrase; EvalAI's accuracy, ten answers each"
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
@@ -71,11 +70,14 @@ def _ten_answers(record: Record, place: str) -> list[str]:
     return answers
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """The answers to each question."""
+    return [TenAnswers(answers) for answers in _read(annotations, questions)]
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all questions."""
-    known = _read(annotations, questions)
-    values = [textvqa_accuracy(text, answers) for text, answers in zip(predictions, known, strict=True)]
-    return {("accuracy",): mean_score(values, [question.image_name for question in questions])}
+    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
@@ -98,8 +100,11 @@ BENCHMARK = Benchmark(
     protocol=protocol,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark_by(textvqa_accuracy),
+    aggregate=aggregate,
     floors=floors,
     write_submission=write_submission,
     published=("TextVQA", lambda scores: 100 * scores["accuracy",].value),
 )
+score = BENCHMARK.score

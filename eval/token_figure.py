@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from eval.records import field, read_json
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.visualize import save_figure
+from sparse_vlm.visualize import check_figure, save_figure
 
 LABELLED = 40  # letters of a method's name that fit
 
@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_figure("--output", arguments.output, arguments.reports)
     reports = [read_json(path) for path in arguments.reports]
     for path, report in zip(arguments.reports, reports, strict=True):
         field(report, "benchmark", str, str(path))

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from eval.timing import gmacs_of
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.measure.timing import gmacs_of
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,8 @@ def _build_timm(name: str, image_size: int | None) -> nn.Module:
 
 def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
     """The image side alone; open_clip warns that its weights are random."""
+    import open_clip  # an extra
+
     if name not in open_clip.list_models():
         raise unknown_choice("open_clip model", name, open_clip.list_models())
     device = torch.get_default_device()  # open_clip moves a model to its own default otherwise

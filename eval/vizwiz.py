@@ -6,16 +6,21 @@ Scored here on val, by the server on test; published numbers are the server's.
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.human_answers import answers_of, most_frequent_floor, scores_by_type, write_evalai
+from eval.human_answers import (
+    TenAnswers,
+    answers_of,
+    mark_by,
+    most_frequent_floor,
+    read_ten_answers,
+    scores_by_type,
+    write_evalai,
+)
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import textvqa_accuracy
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, read_json_as, require
 
-PROTOCOL = (
-    "VizWiz, asked for a single word or phrase or 'Unanswerable', greedy generation; EvalAI's accuracy, ten answers "
-    "each"
-)
+PROTOCOL = "VizWiz, asked for a single word or phrase or 'Unanswerable'; EvalAI's accuracy, ten answers each"
 INSTRUCTION = f"When the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT_ANSWER}"
 
 
@@ -42,10 +47,14 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
     return align(questions, [Path(question.image_name).name for question in questions], by_image, path)
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """The answers to each question and their type."""
+    return read_ten_answers(_read(annotations, questions), str(annotations))
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all questions and by the type of the answer, "unanswerable" among them."""
-    known, place = _read(annotations, questions), str(annotations)
-    return scores_by_type({"accuracy": textvqa_accuracy}, questions, predictions, known, place)
+    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
 
 
 def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
@@ -62,8 +71,11 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark_by(textvqa_accuracy),
+    aggregate=aggregate,
     floors=floors,
     write_submission=write_submission,
     published=("VizWiz", lambda scores: 100 * scores["accuracy",].value),
 )
+score = BENCHMARK.score

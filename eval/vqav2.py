@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.human_answers import answers_of, most_frequent_floor, scores_by_type, write_evalai
+from eval.human_answers import (
+    TenAnswers,
+    answers_of,
+    mark_by,
+    most_frequent_floor,
+    read_ten_answers,
+    scores_by_type,
+    write_evalai,
+)
 from eval.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
 from eval.metrics import vqa_accuracy
-from eval.protocol import Benchmark, Predictions, Question, Scores
+from eval.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.records import Record, align, field, official_file, read_json, require
 from eval.vqa_text import simplify_evalai
 
 PROTOCOL = (
-    "VQAv2, asked for a single word or phrase, greedy generation; accuracy of the VQA challenge, ten answers each, of "
+    "VQAv2, asked for a single word or phrase; accuracy of the VQA challenge, ten answers each, of "
     "the answers as they are and as LLaVA submits them (published numbers)"
 )
 
@@ -42,7 +50,12 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
     return align(questions, [str(question.id) for question in questions], by_id, path)
 
 
-def score(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """The answers to each question and their type."""
+    return read_ten_answers(_read(annotations, questions), str(annotations))
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all questions and by the type of the answer: "yes/no", "number", "other".
 
     "accuracy" is what the official scorer says of the answers as they are; it compares to the letter where all people
@@ -50,7 +63,7 @@ def score(questions: Sequence[Question], predictions: Predictions, annotations: 
     small letters and no punctuation, so published numbers are of that kind.
     """
     accuracies = {"accuracy": vqa_accuracy, "accuracy_submitted": _accuracy_submitted}
-    return scores_by_type(accuracies, questions, predictions, _read(annotations, questions), str(annotations))
+    return scores_by_type(accuracies, marks)
 
 
 def _accuracy_submitted(prediction: str, answers: Sequence[str]) -> float:
@@ -71,8 +84,11 @@ BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
     max_new_tokens=128,
     load_questions=load_questions,
-    score=score,
+    known=read_known,
+    mark=mark_by(vqa_accuracy),
+    aggregate=aggregate,
     floors=floors,
     write_submission=write_submission,
     published=("VQAv2", lambda scores: 100 * scores["accuracy_submitted",].value),
 )
+score = BENCHMARK.score

@@ -25,7 +25,7 @@ from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
 
 
 def accuracy(images: Tensor, classes: Tensor, labels: Tensor) -> Score:
@@ -114,14 +114,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder])
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     result = compare(arguments.teacher, arguments.encoder, arguments.split, device=device, dtype=dtype)
+    if arguments.output is not None:
+        write_json(arguments.output, result)
     for name in ("teacher", "student"):
         low, high = result["confidence_95"][name]
         print(f"{name}: {result[name]:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
-    if arguments.output is not None:
-        write_json(arguments.output, result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -135,7 +135,50 @@ def _torch_refuses_numpys_state(load_rng_state: Function) -> bool:
     return hasattr(torch.serialization, "safe_globals") and "safe_globals" not in inspect.getsource(load_rng_state)
 
 
+# What LLaVA's models keep in full precision, as its own training does the projector.
+WHOLE = ["(.*\\.)?vision_tower", "(.*\\.)?mm_projector", "lm_head"]
+
+
+def _with_bits_as_settings(from_pretrained: Any) -> Any:
+    inherited = from_pretrained.__func__  # of a classmethod
+
+    @functools.wraps(inherited)
+    def opening(cls: type, *args: Any, load_in_4bit: bool = False, load_in_8bit: bool = False, **kwargs: Any) -> Any:
+        if not (load_in_4bit or load_in_8bit):
+            return inherited(cls, *args, **kwargs)
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        from sparse_vlm.vlm.quantization import keep_four_bit_layout
+
+        given = kwargs.pop("quantization_config", None)
+        settings = given or BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+        settings.llm_int8_skip_modules = [*(settings.llm_int8_skip_modules or []), *WHOLE]
+        if kwargs.get("torch_dtype") is None and kwargs.get("dtype") is None:
+            kwargs["torch_dtype"] = torch.float16  # as transformers 4 did
+        model = inherited(cls, *args, quantization_config=settings, **kwargs)
+        keep_four_bit_layout(model)
+        return model
+
+    return classmethod(opening)
+
+
+def _bits_are_no_arguments(from_pretrained: Any) -> bool:
+    return "load_in_4bit" not in inspect.getsource(from_pretrained.__func__)
+
+
 SHIMS = [
+    *(
+        Patch(
+            module=f"llava.model.language_model.llava_{family.lower()}",
+            attribute=f"Llava{family}ForCausalLM.from_pretrained",
+            replace=_with_bits_as_settings,
+            needed=_bits_are_no_arguments,
+            serves="transformers >= 5.0",
+            purpose="load_in_4bit and load_in_8bit are no arguments of from_pretrained any more",
+        )
+        for family in ("Llama", "Mistral")
+    ),
     *(
         Patch(
             module=f"llava.model.language_model.llava_{family.lower()}",

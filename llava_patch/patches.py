@@ -1,6 +1,7 @@
 """What is changed in LLaVA, when, and how it is taken back."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,7 @@ def is_made(patch: Patch) -> bool:
 
 def _make(patch: Patch) -> None:
     owner, name = _owner(patch)
-    found = getattr(owner, name, MISSING)
+    found = inspect.getattr_static(owner, name, MISSING)  # a classmethod as such, not bound
     # llava_arch imports the builder's function by name, mostly after it has been replaced.
     original = next((original for original, replacement in _made.values() if replacement is found), found)
     if patch not in _made and patch.needed(original):

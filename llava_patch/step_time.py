@@ -9,7 +9,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 import llava_patch
 from sparse_vlm.errors import exit_with_sentence, unknown_choice
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.measure.timing import take_turns
 
 LLMS = {  # "1b": the shapes of TinyLlama-1.1B
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -122,7 +122,7 @@ def _shape(llm: str) -> dict[str, int]:
 
 
 def measure(towers: Sequence[str], llm: str, repeats: int) -> list[Measurement]:
-    """Counts, then times the models in turn; the counting run is the warm-up.
+    """Count, then time the models in turns, after one unrecorded run of everything that is timed.
 
     Args:
         towers: values of `--vision_tower`.
@@ -134,17 +134,15 @@ def measure(towers: Sequence[str], llm: str, repeats: int) -> list[Measurement]:
     """
     shape = _shape(llm)
     contestants = [Contestant(tower, shape) for tower in towers]
-    results = [Measurement(each.tower, *each.count(), [], []) for each in contestants]
-    for _ in range(repeats):
-        for contestant, result in zip(contestants, results, strict=True):
-            for run, seconds in (
-                (contestant.run_tower, result.tower_seconds),
-                (contestant.run_step, result.step_seconds),
-            ):
-                start = time.perf_counter()
-                run()
-                seconds.append(time.perf_counter() - start)
-    return results
+    counts = [contestant.count() for contestant in contestants]
+    runs = [run for contestant in contestants for run in (contestant.run_tower, contestant.run_step)]
+    seconds = take_turns(runs, repeats, torch.device("cpu"))
+    return [
+        Measurement(contestant.tower, *count, tower_seconds, step_seconds)
+        for contestant, count, tower_seconds, step_seconds in zip(
+            contestants, counts, seconds[::2], seconds[1::2], strict=True
+        )
+    ]
 
 
 def random_clip(folder: str) -> str:
@@ -176,15 +174,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", help="JSON file for every measurement")
     args = parser.parse_args(argv)
+    check_output_files({"--output": args.output or None})
     _shape(args.llm)  # before the models, which take their time
     torch.set_num_threads(args.threads)
     llava_patch.install()
     with tempfile.TemporaryDirectory(prefix="openai-clip-") as folder:
         results = measure([random_clip(folder), "sparseformer-clip-l?weights=random"], args.llm, args.repeats)
-    show(results, args.llm)
     if args.output:
         machine = {"threads": args.threads, "torch": torch.__version__, "processor": platform.processor()}
         write_json(args.output, {"llm": args.llm, **machine, "results": [asdict(result) for result in results]})
+    show(results, args.llm)
 
 
 if __name__ == "__main__":

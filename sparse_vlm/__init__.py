@@ -4,9 +4,11 @@ Importing it costs nothing: torch and timm come with the first name that is take
 show their help at once.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sparse_vlm.errors import UserError
 from sparse_vlm.import_hook import after_import
 
 if TYPE_CHECKING:
@@ -26,10 +28,8 @@ def __dir__() -> list[str]:
 
 
 def _register_with_transformers() -> None:
-    import transformers
-
-    if int(transformers.__version__.split(".")[0]) >= 5:  # the encoder, and so LLaVA's tower, run with older ones too
-        import sparse_vlm.vlm  # noqa: F401
+    with suppress(UserError):  # too old for a VLM: the encoder, and so LLaVA's tower, run with it all the same
+        import_module("sparse_vlm.vlm")
 
 
 # Our encoders are timm models, and model directories of ours open with transformers' Auto classes, as soon as both

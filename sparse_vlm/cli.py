@@ -4,7 +4,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,6 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 
 Parser = argparse.ArgumentParser
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-PICTURES = (".png", ".svg", ".pdf")
 ROOT = Path(__file__).parents[1]  # of a clone: its folders that are not installed lie there
 
 
@@ -37,7 +36,9 @@ def _info(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from sparse_vlm.encoder import SparseFormer
     from sparse_vlm.encoder.export import export_onnx
+    from sparse_vlm.files import check_output_files
 
+    check_output_files({"the ONNX file": arguments.file}, [arguments.encoder_dir])
     differences = export_onnx(SparseFormer.from_pretrained(arguments.encoder_dir), arguments.file, int8=arguments.int8)
     print(f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative)")
 
@@ -55,6 +56,7 @@ def _build(arguments: argparse.Namespace) -> None:
         vision_feature_layer=arguments.vision_feature_layer,
         vision_feature_select_strategy=arguments.vision_feature_select_strategy,
         aspect=arguments.aspect,
+        dtype=arguments.dtype,
         seed=arguments.seed,
     )
     print(f"Model directory: {arguments.out_dir}")
@@ -67,15 +69,18 @@ def _chat(arguments: argparse.Namespace) -> None:
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.vlm.build import load_vlm
     from sparse_vlm.vlm.conversation import Conversation
+    from sparse_vlm.vlm.decoding import Decoding
+    from sparse_vlm.vlm.quantization import quantization
     from sparse_vlm.vlm.terminal import converse
 
     disable_progress_bar()
     device = choose_device(arguments.device)
-    image = None if arguments.image is None else open_image(arguments.image)
-    model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
-    model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
-    conversation = Conversation(model, processor)
-    if image is not None:
+    dtype = choose_dtype(arguments.dtype, device)
+    decoding = Decoding(arguments.temperature, arguments.top_p)
+    images = [open_image(file) for file in arguments.image]
+    settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
+    conversation = Conversation(*load_vlm(arguments.model, dtype, quantization=settings, device=device), decoding)
+    for image in images:
         conversation.show(image)
     if arguments.question is None:
         converse(conversation, arguments.max_new_tokens)
@@ -92,12 +97,11 @@ def _rois(arguments: argparse.Namespace) -> None:
 
     if arguments.max_tokens < 1:
         raise UserError(f"--max_tokens must be 1 or more, got {arguments.max_tokens}.")
-    if Path(arguments.output).suffix not in PICTURES:
-        raise UserError(f"The ending of {arguments.output} must be one of {', '.join(PICTURES)}.")
     if find_spec("matplotlib") is None:
-        raise UserError("The picture is drawn by matplotlib: pip install matplotlib.")
-    from sparse_vlm.visualize import roi_figure, save_figure
+        raise UserError("The image is drawn by matplotlib: pip install matplotlib.")
+    from sparse_vlm.visualize import check_figure, roi_figure, save_figure
 
+    check_figure("--output", arguments.output, [*arguments.images, arguments.model])
     images = [open_image(file) for file in arguments.images]
     device = choose_device(arguments.device)
     encoder = open_encoder(arguments.model).to(device, choose_dtype(arguments.dtype, device))
@@ -114,6 +118,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     disable_progress_bar()
     options = {name: value for name, value in vars(arguments).items() if name not in ("model", "run")}
     serve(arguments.model, **options)
+
+
+def _bits(text: str) -> int:
+    """A number of bits, also in the words of `transformers serve --quantization`."""
+    return {"bnb-4bit": 4, "bnb-8bit": 8}.get(text) or int(text)
 
 
 def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, examples: str) -> Parser:
@@ -214,6 +223,7 @@ def _add_vlm_commands(commands: Commands) -> None:
         choices=("crop", "native"),
         help="crop (default): the middle square of a picture is seen; native: all of it, in its own aspect ratio",
     )
+    build.add_argument("--dtype", help="float32, bfloat16 or float16 (default: the LLM's own; of GGUF float32)")
     build.add_argument("--seed", type=int, default=0, help="of the new projector")
 
     chat = _add(
@@ -228,8 +238,13 @@ def _add_vlm_commands(commands: Commands) -> None:
     )
     chat.add_argument("question", nargs="?")
     chat.add_argument("--model", required=True, help="a model directory")
-    chat.add_argument("--image", help="image file that the (first) question is about")
+    chat.add_argument(
+        "--image", action="append", default=[], help="image file that the (first) question is about; again for more"
+    )
     chat.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default: 256)")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
+    chat.add_argument("--top_p", type=float, default=1.0, help="of sampling (default: 1)")
+    chat.add_argument("--bits", type=int, choices=(4, 8), help="of the language model's weights (bitsandbytes)")
     add_device_arguments(chat)
     _add_serve(commands)
 
@@ -250,7 +265,7 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one, which is printed")
     add_device_arguments(serve)
     serve.add_argument(
-        "--bits", "--quantization", type=int, help="4 or 8: the language model's weights in so many bits"
+        "--bits", "--quantization", type=_bits, help="of the language model's weights: 4, 8, bnb-4bit or bnb-8bit"
     )
     serve.add_argument("--served_name", help="how requests name the model")
     serve.add_argument("--max_images", type=int, default=16, help="of a request (default: 16)")
@@ -282,6 +297,7 @@ def build_parser() -> Parser:
         description="SparseFormer encoders for multimodal LLMs.",
         epilog="`sparse-vlm COMMAND --help` has the arguments of a command and examples.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('sparse-vlm')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_encoder_commands(commands)
     _add_vlm_commands(commands)

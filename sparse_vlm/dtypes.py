@@ -1,6 +1,9 @@
 """The floating-point types that people choose by name."""
 
 import torch
+from torch import nn
+
+from sparse_vlm.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -8,3 +11,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def name_of(dtype: torch.dtype) -> str:
     """The name by which people choose it."""
     return str(dtype).removeprefix("torch.")
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> None:
+    """Converts a model in place; what keeps float32 (`Float32Module`) does.
+
+    Raises:
+        UserError: a weight is too large for `dtype`, as some are for float16.
+    """
+    limit = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        largest = parameter.detach().abs().max().item() if parameter.numel() else 0.0
+        if limit < largest < float("inf"):
+            raise UserError(f"{name} holds {largest:.3g}, which is too large for {name_of(dtype)}: choose bfloat16.")
+    model.to(dtype)

@@ -1,6 +1,7 @@
 """Errors that a user can act on: one sentence with the offending value and what to do."""
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ class UserError(ValueError):
 
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | None = None) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones first, then at most 30 of all.
+    """The error for a name that is not among `choices`: names the nearest ones, and all unless they are many.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
@@ -22,9 +23,11 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | No
     """
     known = sorted(choices)
     near = [meant] if meant in known else difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if near and len(known) > 30:
+        return UserError(f"Unknown {kind} {name!r}. {hint}")
     rest = f" and {len(known) - 30} more" if len(known) > 30 else ""
-    return UserError(f"Unknown {kind} {name!r}. {hint}Choices: {', '.join(known[:30])}{rest}.")
+    return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
 
 
 def some_of(names: Iterable[str]) -> str:
@@ -49,7 +52,7 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
     """Run an entry point and return its exit status.
 
     A UserError prints one line to stderr and gives 2. Ctrl-C gives 130 and a closed pipe 141, as in a shell, both
-    without a word.
+    without a word. Standard output on a full disk gives a line and 2.
     """
     try:
         status = main() or 0
@@ -59,10 +62,21 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        _silence()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _silence()
+        print(f"error: Cannot print: {error.strerror}.", file=sys.stderr)
+        return 2
     except UserError as error:
         # that of a data loader's worker process comes with torch's words and the worker's traceback before its own
         sentence = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
         print(f"error: {sentence}", file=sys.stderr)
         return 2
+
+
+def _silence() -> None:
+    """Close standard output for good: the interpreter flushes it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,13 @@
 """Atomic outputs: a file or directory is there whole or not at all."""
 
+import ctypes
+import errno
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,45 @@ from sparse_vlm.errors import UserError, one_line
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` through a temporary sibling, so that a crash leaves the old file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes `text` (UTF-8) to `path`, atomically.
+
+    Raises:
+        UserError: `path` cannot be written, e.g. because the disk is full.
+    """
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """For a block that writes: an OSError becomes a UserError that says what could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yields the name of a temporary sibling of `path`, which takes its place when the block succeeds.
+
+    Symbolic links are followed. A device or pipe such as /dev/stdout cannot be replaced; it is written in place.
+
+    Raises:
+        UserError: the file cannot be written, e.g. because the disk is full.
+    """
+    with writing(path):
+        target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            yield target
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")  # the ending chooses the format of a figure
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -64,7 +99,7 @@ def read_object(file: str | Path) -> dict[str, Any]:
         UserError: the file cannot be read, is no JSON, or holds another JSON value.
     """
     try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
+        value = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -82,7 +117,7 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
         inputs: what it is made from; one that does not exist is no file's name (e.g. a model's on the hub).
 
     Raises:
-        UserError: `path` or a part of it is a file, or it is an input or a directory above one.
+        UserError: `path` or a part of it is a file, it is an input or a directory above one, or cannot be created.
     """
     target = Path(path).resolve()
     for part in (target, *target.parents):
@@ -91,6 +126,53 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
     for source in map(Path, inputs):
         if source.exists() and source.resolve().is_relative_to(target):
             raise UserError(f"The output {path} would replace the input {source}. Choose another name.")
+    with writing(path):
+        _create_something(target.parent)
+
+
+def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Check that files can be written, before long work: each can be created, and none replaces another or an input.
+
+    Args:
+        outputs: what a file is called, e.g. "--output" -> its path; None: it is not wanted.
+        inputs: files and folders that are read; None or one that does not exist is not a file. An existing file inside
+            an input folder is taken for an input.
+
+    Raises:
+        UserError: one cannot be written, or would replace another output or an input.
+    """
+    sources = [Path(source).resolve() for source in inputs if source is not None and Path(source).exists()]
+    names: dict[Path, str] = {}
+    for name, output in outputs.items():
+        if output is None:
+            continue
+        with writing(f"{name} {output}"):
+            target = Path(output).resolve()
+            if target in names:
+                raise UserError(f"{names[target]} and {name} are the same file, {output}. Choose another name.")
+            names[target] = name
+            for source in sources:
+                inside = source.is_dir() and target.is_file() and target.is_relative_to(source)
+                if target == source or inside:
+                    raise UserError(f"{name} would replace the input {output}. Choose another name.")
+            _check_creatable(target, f"{name} {output}")
+
+
+def _check_creatable(target: Path, name: str) -> None:
+    if target.is_dir():
+        raise UserError(f"Cannot write {name}: it is a directory. Add the name of a file.")
+    if target.exists() and not target.is_file():
+        return  # a device or pipe
+    folder = next(part for part in target.parents if part.exists())
+    if not folder.is_dir():
+        raise UserError(f"Cannot write {name}: {folder} is a file. Choose another name.")
+    _create_something(folder)
+
+
+def _create_something(folder: Path) -> None:
+    """Raises OSError where nothing can be created in a folder, or, where there is none, in the next one above it."""
+    with tempfile.NamedTemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
+        pass
 
 
 @contextmanager
@@ -119,16 +201,34 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def exchange(first: Path, second: Path) -> None:
+    """Exchange two directories of one file system in one step, so that both names always exist.
+
+    Where the system or the file system cannot do that (other than Linux, NFS), it takes three renames, and for a
+    moment `second` does not exist.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_working_directory, rename_exchange = -100, 2  # of fcntl.h and linux/fs.h
+    if renameat2 is not None:
+        names = os.fsencode(first), os.fsencode(second)
+        if not renameat2(at_working_directory, names[0], at_working_directory, names[1], rename_exchange):
+            return
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+    away = first.with_name(f"{first.name}.old")
+    os.replace(second, away)
+    os.replace(first, second)
+    os.replace(away, first)
+
+
 def _take_places(new: Path, old: Path) -> None:
     names, there = ({file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} for folder in (new, old))
     for name in sorted(there - names):
         if name.match("*.safetensors") and name.parent == Path():
             raise UserError(f"{old} holds {name}: it would be taken for a part of the result. Choose another output.")
     if there <= names and not Path.cwd().is_relative_to(old):
-        away = new.with_name(f"{new.name}.old")
-        os.replace(old, away)
-        os.replace(new, old)
-        shutil.rmtree(away)
+        exchange(new, old)
+        shutil.rmtree(new)
         return
     for name in sorted(names, key=lambda name: name.name == "config.json"):
         (old / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_strictly
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import read_object
 
 MODEL_TYPE = "sparse_vlm"
@@ -26,6 +27,23 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """
     file = Path(directory) / "config.json"
     return read_object(file) if file.exists() else {}
+
+
+def saved_dtype(directory: str | Path) -> str:
+    """In what the weights of a model directory are, as its config.json says: a key of DTYPES.
+
+    Raises:
+        UserError: config.json is damaged, or names another type.
+    """
+    dtype = read_config(directory).get("dtype") or "float32"
+    if dtype not in DTYPES:
+        raise unknown_choice(f"dtype in config.json of {directory}", str(dtype), DTYPES)
+    return dtype
+
+
+def short_name(directory: str | Path) -> str:
+    """The last two parts of a path: stages and runs tend to be called "model"."""
+    return "/".join(part for part in Path(directory).resolve().parts[-2:] if part != "/")
 
 
 @contextmanager

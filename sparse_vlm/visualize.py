@@ -1,7 +1,6 @@
 """Pictures of what an encoder looks at and of how a training went, with matplotlib (no pyplot: nothing is global)."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,10 @@ from torch import Tensor, nn
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.canvas import on_canvas, preparation
 from sparse_vlm.encoder.focusing import SamplingPoints
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import check_output_files, new_file
+
+FIGURES = (".png", ".svg", ".pdf")
 
 
 class Glance(NamedTuple):
@@ -166,13 +169,27 @@ def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+def check_figure(name: str, path: str | Path | None, inputs: Iterable[str | Path] = ()) -> None:
+    """Check that a figure can be written, before long work.
+
+    Args:
+        name: what the file is called, e.g. "--output".
+        path: the file; None: it is not wanted.
+        inputs: files and folders that it must not replace.
+
+    Raises:
+        UserError: it has another ending than .png, .svg or .pdf, or see `check_output_files`.
+    """
+    if path is not None and Path(path).suffix.lower() not in FIGURES:
+        raise UserError(f"The ending of {path} must be one of {', '.join(FIGURES)}.")
+    check_output_files({name: path}, inputs)
+
+
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    """Writes a figure atomically; the ending of `path` chooses the format (.png, .svg, .pdf)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    """Writes a figure atomically; the ending of `path` chooses the format (.png, .svg, .pdf).
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    with new_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

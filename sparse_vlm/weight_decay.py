@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from sparse_vlm.encoder.float32 import LINEAR
+
 
 def decayed_weights(model: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> set[int]:
     """The ids of the parameters that weight decay acts on: the weight matrices of linear layers and convolutions that
@@ -12,6 +14,6 @@ def decayed_weights(model: nn.Module, also: tuple[type[nn.Module], ...] = ()) ->
         model: any.
         also: further modules whose `weight` is such a matrix, e.g. transformers' Conv1D.
     """
-    linear = (nn.Linear, _ConvNd, *also)
+    linear = (*LINEAR, _ConvNd, *also)
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, linear)}
     return matrices - {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

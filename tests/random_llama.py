@@ -11,4 +11,4 @@ def random_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **sizes, **heads, **changes))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(sizes | heads | changes)))

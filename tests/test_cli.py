@@ -137,3 +137,16 @@ def test_the_command_shows_no_traceback() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: Unknown encoder variant 'nothing'.")
     assert "Traceback" not in result.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"sparse-vlm {expected}\n"
+
+
+def test_python_m_sparse_vlm() -> None:
+    ran = subprocess.run([sys.executable, "-m", "sparse_vlm", "--help"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("usage: sparse-vlm")

@@ -1,5 +1,8 @@
 """Errors: one sentence for people, nothing hidden."""
 
+import subprocess
+import sys
+
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,9 +33,10 @@ def test_some_of_many_names() -> None:
 
 
 def test_of_many_choices_some_are_named() -> None:
-    message = str(unknown_choice("number", "9999", [f"{number:04}" for number in range(1000)]))
-    assert message.startswith("Unknown number '9999'. Did you mean '0999'")
-    assert message.endswith("0029 and 970 more.")
+    numbers = [f"{number:04}" for number in range(1000)]
+    message = str(unknown_choice("number", "9999", numbers))
+    assert message == "Unknown number '9999'. Did you mean '0999' or '0998' or '0997'?"
+    assert str(unknown_choice("number", "x", numbers)).endswith("0029 and 970 more.")
 
 
 def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,3 +67,14 @@ def test_another_librarys_error_is_one_line() -> None:
     assert one_line(OSError()) == "OSError"
     assert one_line(KeyError(105)) == "KeyError: 105"
     assert one_line(OSError("x " * 300)) == "x " * 250 + " …"
+
+
+def test_a_full_disk_behind_standard_output_is_a_sentence() -> None:
+    script = (
+        "from sparse_vlm.errors import exit_with_sentence; raise SystemExit(exit_with_sentence(lambda: print('x')))"
+    )
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (2, "error: Cannot print: No space left on device.\n")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sparse_vlm import files
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import check_output, new_directory, write_json, write_text
+from sparse_vlm.files import check_output, check_output_files, exchange, new_directory, write_json, write_text
 
 
 def test_text_and_json(tmp_path: Path) -> None:
@@ -95,6 +96,11 @@ def test_inputs_are_not_replaced(output: str, tmp_path: Path, monkeypatch: pytes
     check_output("hub", "hub/name")
 
 
+def test_a_directory_that_cannot_be_created_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="Cannot write /proc/deep/model: No such file"):
+        check_output("/proc/deep/model")
+
+
 @pytest.mark.parametrize("existed", [True, False])
 def test_a_crash_leaves_what_was_there(existed: bool, tmp_path: Path) -> None:
     target = tmp_path / "out"
@@ -119,3 +125,72 @@ def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a file\. Choose another name"), new_directory(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_links_are_followed_and_devices_written_in_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real" / "a.txt")
+    write_text(tmp_path / "link.txt", "1")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real" / "a.txt").read_text() == "1"
+    write_text("/dev/null", "nothing")
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/proc/x.json", "file/x.json", "folder", f"{'x' * 300}.json"])
+def test_what_cannot_be_written_is_a_sentence(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    with pytest.raises(UserError, match=r"^Cannot write "):
+        write_text(path, "x" * 100_000)
+    assert {name.name for name in tmp_path.rglob("*")} == {"file", "folder"}
+    if path != "/dev/full":  # a full disk shows when it is written to
+        with pytest.raises(UserError, match=r"^Cannot write --output "):
+            check_output_files({"--output": path})
+    assert {name.name for name in tmp_path.rglob("*")} == {"file", "folder"}
+
+
+def test_outputs_replace_neither_each_other_nor_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/known.json").touch()
+    Path("link.json").symlink_to("data/known.json")
+    check_output_files(
+        {"--output": "deep/new.json", "--log": None, "--table": "deep/new.md"}, ["data", None, "hub/name"]
+    )
+    check_output_files({"--output": "data/new.json"}, ["data"])
+    assert not Path("deep").exists()
+    for outputs in (
+        {"--output": "data/known.json"},
+        {"--output": "link.json"},
+        {"--output": "data/../data/known.json"},
+    ):
+        for source in ("data", "data/known.json"):
+            with pytest.raises(UserError, match="--output would replace the input"):
+                check_output_files(outputs, [source])
+    with pytest.raises(UserError, match=r"--output and --table are the same file"):
+        check_output_files({"--output": "r.md", "--table": "./r.md"})
+
+
+def test_directories_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system can do that no name is missing for a moment, and nothing is renamed."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    def refuse(source: object, target: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        exchange(tmp_path / "a", tmp_path / "b")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("?/?"))] == ["a/b", "b/a"]
+
+    class WithoutExchange:
+        def __init__(self, *unused: object, **options: object) -> None:
+            pass
+
+    monkeypatch.setattr(files.ctypes, "CDLL", WithoutExchange)
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("?/?"))] == ["a/a", "b/b"]

@@ -139,6 +139,12 @@ def test_timm_knows_our_models_whatever_is_imported_first(imports: str) -> None:
     assert loaded_by(program, ("sparse_vlm.timm_models",)) == ["sparse_vlm.timm_models"]
 
 
+@pytest.mark.slow
+def test_a_transformers_that_is_too_old_for_a_vlm_can_be_imported() -> None:
+    program = "import transformers\ntransformers.__version__ = '5.17.0'\nimport sparse_vlm"
+    assert loaded_by(program, ("sparse_vlm.vlm", "sparse_vlm.vlm.modeling")) == []
+
+
 def test_the_names_of_the_package_are_those_of_the_encoder() -> None:
     import sparse_vlm
     from sparse_vlm import encoder

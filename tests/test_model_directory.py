@@ -90,6 +90,9 @@ def test_rois_command(
 ) -> None:
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
     arguments = ["rois", str(tmp_path / "a.png"), "--model", str(request.getfixturevalue(kind))]
+    assert main([*arguments, "-o", str(tmp_path / "ROIS.PNG"), "--max_tokens", "3"]) == 0
+    assert matplotlib.image.imread(tmp_path / "ROIS.PNG", format="png").std() > 0.05
+    capsys.readouterr()
     assert main([*arguments, "-o", str(tmp_path / "rois.png"), "--max_tokens", "3"]) == 0
     assert capsys.readouterr().out == f"RoIs and sampling points: {tmp_path}/rois.png\n"
     assert matplotlib.image.imread(tmp_path / "rois.png").std() > 0.05

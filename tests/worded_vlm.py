@@ -1,5 +1,6 @@
 """A tiny real VLM whose answers differ between pictures, between questions and in length."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,26 +18,30 @@ TEMPLATE = (
 )
 
 
-def build_worded_vlm(encoder_dir: Path, folder: Path) -> Path:
-    """A directory of `build_vlm` in `folder`: a random Llama and a tokenizer made from easy-VQA's questions."""
-    tokenizer = _tokenizer()
+def build_worded_vlm(
+    encoder_dir: Path, folder: Path, texts: Sequence[str] | None = None, template: str = TEMPLATE, width: int = 48
+) -> Path:
+    """A directory of `build_vlm` in `folder`: a random Llama of that width, and a tokenizer made from the texts, or
+    (None) from easy-VQA's questions."""
+    texts = texts or [question.text for question in easy_vqa.load_questions("train")[:2000]]
+    tokenizer = _tokenizer(texts, template)
     tokenizer.save_pretrained(folder / "llm")
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, **ends)
+    llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, hidden_size=width, **ends)
     with torch.no_grad():  # so that about every third answer ends by itself
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder / "llm")
-    build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=TEMPLATE)
+    build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=template)
     return folder / "tiny-vlm"
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(texts: Sequence[str], template: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<end>", "<user>", "<assistant>"]
     trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([question.text for question in easy_vqa.load_questions("train")[:2000]], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", chat_template=template
     )

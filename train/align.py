@@ -63,7 +63,7 @@ def align(model_args: vlm.ModelArguments, data_args: DataArguments, args: AlignA
     data = make_data(data_args, args, model, processor, language=False, plain=args.version == "plain")
     if args.word_start and last_checkpoint(Path(args.output_dir)) is None:  # a run that goes on has its projector
         start_from_words(model, data, args.word_start, args)
-    vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
+    vlm.train(model, trained_parts(model, args), model_args, args, data, processor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

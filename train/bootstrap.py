@@ -155,6 +155,7 @@ def bootstrap(
     arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments, args: BootstrapTraining
 ) -> None:
     """Runs the stage."""
+    args.refuse_full_eval()
     prepare(args)
     refuse_zero3()
     task, report = make_task(arguments, images, objective)
@@ -176,7 +177,7 @@ def bootstrap(
         if measured is not None:
             alignment = {"alignment_cosine": measured.pop("cosine"), **measured, "weights": trainer.published()}
             write_json(directory / "alignment.json", alignment)
-    publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+    publish(saved, Path(args.output_dir), SparseFormer.from_pretrained, keep_checkpoints=args.keep_checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

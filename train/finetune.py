@@ -247,7 +247,7 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
             measured = {name.removeprefix("eval_"): value for name, value in metrics.items()}
             chosen = [name for name in measured if name.startswith(("auroc", "top1"))] + ["images", "unreadable"]
             write_json(directory / METRICS_FILE, {name: measured[name] for name in chosen})
-    publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+    publish(saved, Path(args.output_dir), create_from_directory, keep_checkpoints=args.keep_checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,13 +26,18 @@ class ImageTrainer(StageTrainer):
         **trainer: transformers' Trainer arguments.
 
     Raises:
-        UserError: a setting that only language models have.
+        UserError: a setting that only language models have, or that would change nothing.
     """
 
     def __init__(self, parts: Sequence[Part], *, images: ImageSource, **trainer: Any) -> None:
         if trainer["args"].label_smoothing_factor:
             raise UserError(
                 "--label_smoothing_factor is for language models. Leave it out (train/finetune.py has --smoothing)."
+            )
+        if (strategy := trainer["args"].train_sampling_strategy) != "random":
+            raise UserError(
+                f"--train_sampling_strategy {strategy} would change nothing: --seed alone makes the images' order. "
+                "Leave it out."
             )
         super().__init__(parts, train_dataset=images, **trainer)
         self.images = images

@@ -10,7 +10,6 @@ Docs: docs/training.md.
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,12 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.quantization import KINDS
 from train import qlora, vlm
 from train.arguments import check_ranges, parse_arguments
-from train.merge_lora import merge_lora
 from train.stage import Part, StageArguments
 from train.vlm_data import DataArguments, make_data
 
@@ -152,18 +149,11 @@ def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: Ins
     model, processor = vlm.load(model_args, args, quantization)
     tower = args.tower_rate is not None or args.focusing_rate is not None
     data = make_data(data_args, args, model, processor, language=True, tower=tower)
-    if not args.lora_enable:
-        vlm.finish(vlm.train(model, trained_parts(model, args), args, data, processor), args)
-        return
-    qlora.keep_gradients_right(model)
-    wrapped, parts = trained_parts_with_lora(model, args)
-    saved = vlm.train(wrapped, parts, args, data, processor)
-    if args.process_index == 0:
-        unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
-        adapter, saved = saved, saved.with_name(".merged")
-        merge_lora(model_args.model_name_or_path, adapter, saved, provenance=wrapped.config.provenance)
-        shutil.rmtree(adapter)
-    vlm.finish(saved, args)
+    if args.lora_enable:
+        wrapped, parts = trained_parts_with_lora(model, args)
+        vlm.train(wrapped, parts, model_args, args, data, processor)
+    else:
+        vlm.train(model, trained_parts(model, args), model_args, args, data, processor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

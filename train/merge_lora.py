@@ -10,20 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from peft import PeftModel
-from safetensors import SafetensorError
-
 from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, exit_with_sentence, one_line, unknown_choice
-from sparse_vlm.files import check_output, new_directory
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from train.arguments import parse_arguments
+from train.result import write_result
 
 
 @dataclass
@@ -33,53 +27,28 @@ class MergeArguments:
     model_name_or_path: str = field(metadata={"help": "the model directory that the adapter was trained on"})
     adapter: str = field(metadata={"help": "checkpoint-N of train/instruct.py with --lora_enable"})
     output_dir: str = field(metadata={"help": "the new model directory"})
-    dtype: str = field(default="float32", metadata={"help": " | ".join(DTYPES)})
+    dtype: str | None = field(
+        default=None, metadata={"help": f"{' | '.join(DTYPES)}; default: that of model_name_or_path"}
+    )
 
 
-def merge_lora(
-    model_dir: str | Path,
-    adapter: str | Path,
-    output_dir: str | Path,
-    dtype: str = "float32",
-    provenance: dict[str, Any] | None = None,
-) -> None:
-    """Writes the model directory, atomically. The sum is made in float32.
-
-    Args:
-        model_dir: the model that the adapter was trained on.
-        adapter: what peft saved.
-        output_dir: of the result; see `new_directory`.
-        dtype: of the result, a key of DTYPES.
-        provenance: what the result's card says; None: what that of `model_dir` says.
+def merge_lora(args: MergeArguments) -> None:
+    """Writes the merged model directory.
 
     Raises:
-        UserError: a directory is missing, the adapter does not fit, or the output would replace an input.
+        UserError: no adapter, an unknown dtype, or see `write_result`.
     """
-    if dtype not in DTYPES:
-        raise unknown_choice("--dtype", dtype, DTYPES)
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise UserError(f"{adapter} holds no LoRA adapter (adapter_config.json).")
-    check_output(output_dir, model_dir, adapter)
-    model, processor = load_vlm(model_dir, dtype=torch.float32)
-    try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"The adapter {adapter} does not fit {model_dir}: {one_line(error)}") from error
-    if provenance is not None:
-        merged.config.provenance = provenance
-    with new_directory(output_dir) as temporary:
-        merged.to(DTYPES[dtype]).save_pretrained(temporary)
-        processor.save_pretrained(temporary)
+    if args.dtype is not None and args.dtype not in DTYPES:
+        raise unknown_choice("--dtype", args.dtype, DTYPES)
+    if not (Path(args.adapter) / "adapter_config.json").is_file():
+        raise UserError(f"{args.adapter} holds no LoRA adapter (adapter_config.json).")
+    write_result(args.model_name_or_path, args.adapter, args.output_dir, args.dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-
-    def run() -> None:
-        (args,) = parse_arguments((MergeArguments,), sys.argv[1:] if argv is None else argv)
-        merge_lora(args.model_name_or_path, args.adapter, args.output_dir, args.dtype)
-
-    return exit_with_sentence(run)
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(lambda: merge_lora(*parse_arguments((MergeArguments,), words)))
 
 
 if __name__ == "__main__":

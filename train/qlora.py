@@ -1,7 +1,7 @@
 """QLoRA: the language model's frozen weights in 4 bits (bitsandbytes), under LoRA."""
 
-from bitsandbytes.nn import Linear4bit
-from torch import nn
+from importlib.util import find_spec
+
 from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -20,20 +20,10 @@ def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConf
         args: says in what precision the stage computes.
 
     Raises:
-        UserError: unknown kind, or ZeRO-3, which would have to split packed weights.
+        UserError: unknown kind, no bitsandbytes, or ZeRO-3, which would have to split packed weights.
     """
+    if find_spec("bitsandbytes") is None:
+        raise UserError("--bits 4 needs bitsandbytes: pip install bitsandbytes.")
     if is_deepspeed_zero3_enabled():
         raise UserError("--bits 4 does not go together with ZeRO-3: use train/zero2.json.")
     return quantization(4, compute_dtype(args), kind, double=double)
-
-
-def keep_gradients_right(model: nn.Module) -> int:
-    """Forbids every 4-bit layer to repack its weights; returns how many layers there are.
-
-    In evaluation on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks them for speed, for good, and the backward pass
-    of the training that follows reads them as if they were not (it warns, and the gradients are wrong).
-    """
-    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    for layer in layers:
-        layer.support_avx512bf16_for_cpu = False
-    return len(layers)

@@ -6,7 +6,7 @@ Knows nothing of the model. A stage makes its model, data and parts, and calls `
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,8 @@ def say_what_trains(model: nn.Module, parts: Sequence[Part], args: StageArgument
 
 def prepare(args: StageArguments) -> None:
     """Fails early: an output directory that is finished or a file, a checkpoint to go on from, or another number of
-    processes than asked for. Tells DeepSpeed of the processes, and seeds. To be called before a model is loaded.
+    processes, or of samples in a step, than asked for. Tells DeepSpeed of the processes, and seeds. To be called before
+    a model is loaded.
 
     Raises:
         UserError: with the values.
@@ -80,6 +81,7 @@ def prepare(args: StageArguments) -> None:
             f"{asked} processes were asked for but {args.world_size} trains. Launch with "
             f"`deepspeed --num_gpus {asked} ...` or torchrun (accelerate on a CPU may start one process only)."
         )
+    _check_global_batch(args)
     if args.n_gpu > 1:
         raise UserError(
             f"One process sees {args.n_gpu} GPUs. Launch with `deepspeed` or torchrun, or set CUDA_VISIBLE_DEVICES."
@@ -94,6 +96,17 @@ def prepare(args: StageArguments) -> None:
                 "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun in place of python."
             ) from error
     set_seed(args.seed)
+
+
+def _check_global_batch(args: StageArguments) -> None:
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.global_batch_size not in (None, per_step):
+        raise UserError(
+            f"A step would have {args.per_device_train_batch_size} · {args.gradient_accumulation_steps} · "
+            f"{args.world_size} = {per_step} samples (per device · accumulation · processes), but the learning rate is "
+            f"for --global_batch_size {args.global_batch_size}. Change --gradient_accumulation_steps or "
+            "--per_device_train_batch_size; or the rate, and the size with it."
+        )
 
 
 def refuse_zero3() -> None:
@@ -128,9 +141,13 @@ def run(trainer: Trainer) -> None:
         )
 
 
-def publish(source: Path, output_dir: Path, *, keep_checkpoints: bool) -> None:
+def publish(source: Path, output_dir: Path, opens: Callable[[Path], object], *, keep_checkpoints: bool) -> None:
     """Moves a finished model's files to output_dir, config.json last (it marks the model as complete), and removes
-    `source` and, unless kept, the checkpoints. To be called by the main process alone."""
+    `source` and, unless kept, the checkpoints. To be called by the main process alone.
+
+    `opens` opens such a directory: what it refuses is not published, and the checkpoints stay.
+    """
+    opens(source)
     (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line say the same
     for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output_dir / path.name)

@@ -16,6 +16,7 @@ RANGES = {  # outside them transformers and torch fail with a traceback, some on
     "per_device_train_batch_size": "[1, inf)",
     "per_device_eval_batch_size": "[1, inf)",
     "gradient_accumulation_steps": "[1, inf)",
+    "global_batch_size": "[1, inf)",
     "num_train_epochs": "[0, inf)",
     "learning_rate": "[0, inf)",
     "weight_decay": "[0, inf)",
@@ -42,6 +43,9 @@ class StageArguments(TrainingArguments):
     num_processes: int | None = field(
         default=None, metadata={"help": "stop unless exactly so many processes train (some launchers start fewer)"}
     )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "stop unless a step has so many samples: batch · accumulation · processes"}
+    )
     warmup_ratio: float | None = field(default=None, metadata={"help": "LLaVA's name for a warmup_steps below 1"})
 
     def __post_init__(self) -> None:
@@ -65,6 +69,16 @@ class StageArguments(TrainingArguments):
                 raise unknown_choice("or not installed: --report_to", program, ["none", *installed])
         if self.warmup_ratio is not None:
             self.warmup_steps = self.warmup_ratio
+
+    def refuse_full_eval(self) -> None:
+        """For stages whose evaluations are those of training, in its precision.
+
+        Raises:
+            UserError: another precision is asked for.
+        """
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise UserError(f"--{name} would change nothing: this stage measures in its training's precision.")
 
     def require_metric(self, names: Sequence[str], absent: Mapping[str, str]) -> None:
         """Whether evaluations while training measure --metric_for_best_model.

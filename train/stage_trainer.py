@@ -1,7 +1,7 @@
 """HF Trainer for a stage: learning rates by part, and checkpoints that are restored in full or not at all."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import EvalLoopOutput
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.weight_decay import decayed_weights
@@ -32,6 +33,38 @@ def _restoring(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _starting(still: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Options that do not fit the model, each other or what is installed make transformers raise nearly anything.
+
+    Args:
+        still: whether it is starting: what goes wrong later is no matter of the options.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not still():
+            raise
+        raise UserError(f"The training cannot start with these options: {one_line(error)}") from error
+
+
+@contextmanager
+def _weights_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model has the very tensors that it had, whatever it was converted to for an evaluation."""
+    modules = list(model.modules())
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, kept in buffers:
+            module._buffers.update(kept)
+
+
 class StageTrainer(Trainer):
     """Trainer whose optimizer has one learning rate per part (weight decay: `decayed_weights`), which restores a
     checkpoint in full or not at all, and only one of the same `variant`.
@@ -45,8 +78,10 @@ class StageTrainer(Trainer):
     """
 
     def __init__(self, parts: Sequence[Part], **trainer: Any) -> None:
-        super().__init__(**trainer)
+        with _starting():
+            super().__init__(**trainer)
         self.parts = parts
+        self._begun = False  # the first epoch: from here on an error is no longer one of the options
 
     def variant(self) -> dict[str, Any]:
         """What a checkpoint and a run that goes on from it must have in common, as JSON values."""
@@ -64,7 +99,8 @@ class StageTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
         if isinstance(resume_from_checkpoint, str):
             self.restore(Path(resume_from_checkpoint))
-        trained = super().train(resume_from_checkpoint, *args, **options)
+        with _starting(lambda: not self._begun):
+            trained = super().train(resume_from_checkpoint, *args, **options)
         self._require_finite_weights()
         return trained
 
@@ -115,6 +151,11 @@ class StageTrainer(Trainer):
         finally:
             vars(self.args).update(asked)
 
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        model: Any = self.model
+        with _weights_kept(model) if self.args.bf16_full_eval or self.args.fp16_full_eval else nullcontext():
+            return super().evaluation_loop(*args, **options)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target: Any = self.model if model is None else model
         with _restoring(resume_from_checkpoint):
@@ -153,6 +194,7 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
+        self._begun = True
         # transformers would train one step more when it goes on from the last step of a run.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -30,7 +30,8 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{checkpoint} has no readable {VARIANT_FILE}, so it is not known whether this run can go on from it "
-            "(another program or an older version wrote it?). Choose another --output_dir, or remove the checkpoint."
+            "(was it written with --save_only_model True, by another program, or by an older version?). Choose another "
+            "--output_dir, or remove the checkpoint."
         ) from error
     present = _flatten(json.loads(json.dumps(variant)))
     for name in present | earlier:

@@ -11,12 +11,16 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from sparse_vlm.data.dataset import ConversationDataset
-from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.build import check_opens, load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from train.frozen import hold_frozen, say_weight_bytes
+from train.result import write_result
 from train.stage import Part, StageArguments, prepare, publish, run, say_what_trains
 from train.vlm_data import StageData
 from train.vlm_trainer import ConversationTrainer, keep_frozen_weights
@@ -32,12 +36,21 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "of the language model: sdpa (default) | eager | flash_attention_2 | …"}
     )
+    output_dtype: str | None = field(
+        default=None,
+        metadata={"help": f"of the result's weights: {' | '.join(DTYPES)}; default: that of model_name_or_path"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.output_dtype is not None and self.output_dtype not in DTYPES:
+            raise unknown_choice("--output_dtype", self.output_dtype, DTYPES)
 
 
 def load(
     model_args: ModelArguments, args: StageArguments, quantization: BitsAndBytesConfig | None = None
 ) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Prepares the start and loads the model in float32 (bf16 is the trainer's autocast or DeepSpeed's)."""
+    """Prepares the start and loads the model in float32; `train` converts what is frozen where the stage is in bf16."""
+    args.refuse_full_eval()
     prepare(args)
     model, processor = load_vlm(
         model_args.model_name_or_path,
@@ -94,14 +107,17 @@ def _without(parameters: Sequence[nn.Parameter], module: nn.Module) -> tuple[nn.
 def train(
     model: SparseVLMForConditionalGeneration | PeftModel,
     parts: Sequence[Part],
+    model_args: ModelArguments,
     args: StageArguments,
     data: StageData,
     processor: SparseVLMProcessor,
-) -> Path:
-    """Trains; returns a directory in output_dir with what `Trainer.save_model` writes, consolidated under ZeRO."""
+) -> None:
+    """Trains and makes output_dir a model directory: the starting one with what trained, an adapter merged."""
     if args.load_best_model_at_end:
         raise UserError("--load_best_model_at_end is not supported: --keep_checkpoints True keeps the best one too.")
     say_what_trains(model, parts, args)
+    hold_frozen(model, args)
+    say_weight_bytes(model, args)
     if not isinstance(model, PeftModel):
         keep_frozen_weights(model)
     args.prediction_loss_only = True  # the logits of an evaluation would fill the memory
@@ -114,18 +130,20 @@ def train(
         data_collator=data.collator,
         processing_class=processor,
     )
-    text_config = model.config.get_text_config()
-    use_cache, text_config.use_cache = text_config.use_cache, False  # training never reads the keys and values again
+    model.config.get_text_config().use_cache = False  # training never reads the keys and values again
     run(trainer)
-    text_config.use_cache = use_cache
-    del model.config.use_cache  # set by Trainer; the result's config.json is to equal the start's
-    model.config.provenance = _provenance(model, args, data.training)
-    saved = Path(args.output_dir) / ".finished"
+    trained, result = (Path(args.output_dir) / name for name in (".trained", ".finished"))
     if args.process_index == 0:
-        shutil.rmtree(saved, ignore_errors=True)
+        shutil.rmtree(trained, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(saved))
-    return saved
+    trainer.save_model(str(trained))
+    if args.process_index == 0:
+        unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
+        provenance = _provenance(model, args, data.training)
+        write_result(model_args.model_name_or_path, trained, result, model_args.output_dtype, provenance)
+        shutil.rmtree(trained)
+        publish(result, Path(args.output_dir), check_opens, keep_checkpoints=args.keep_checkpoints)
+        logger.warning("Model directory: %s", args.output_dir)
 
 
 def _provenance(model: nn.Module, args: StageArguments, dataset: ConversationDataset) -> dict[str, Any]:
@@ -135,10 +153,3 @@ def _provenance(model: nn.Module, args: StageArguments, dataset: ConversationDat
     names = dict.fromkeys(Path(entry.source.name).name for entry in dataset.entries)
     stage = {"stage": type(args).__name__.removesuffix("Arguments").lower(), "data": list(names)}
     return {**earlier, "stages": [*earlier.get("stages", []), stage]}
-
-
-def finish(saved: Path, args: StageArguments) -> None:
-    """Makes `saved` the stage's result, by the main process."""
-    if args.process_index == 0:
-        publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
-        logger.warning("Model directory: %s", args.output_dir)

@@ -1,6 +1,7 @@
 """The data of the alignment and the instruction stage: its flags, data sets, and what makes batches of them."""
 
 import functools
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from sparse_vlm.data.conversations import ChatFormat
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseFormerImageProcessor, SparseVLMProcessor
 from sparse_vlm.vlm.templates import LLAVA_PLAIN
 from train.stage import StageArguments
 from train.visual_cache import use_cached_tokens
 
+logger = logging.getLogger(__name__)
 # Whose packed conversations do not see each other: tests/vlm/test_llms.py compares them with single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
 
@@ -87,6 +90,7 @@ def make_data(
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
     chat = ChatFormat(processor.tokenizer, template, model.config.image_token_id, processor.num_image_tokens, plain)
     preprocess = functools.partial(pixel_values, processor.image_processor)
+    max_length = _max_length(data_args, model)
 
     def dataset(data_path: str, image_folder: str) -> ConversationDataset:
         return ConversationDataset(
@@ -94,7 +98,7 @@ def make_data(
             chat,
             preprocess,
             independent_turns=data_args.independent_turns,
-            max_length=data_args.model_max_length,
+            max_length=max_length,
             on_bad_sample=data_args.on_bad_sample,
             seed=args.order_seed,
         )
@@ -118,6 +122,19 @@ def make_data(
         blank_image=None if language and args.world_size == 1 else (chat.image_token_id, chat.tokens_per_image, shape),
     )
     return StageData(training, held_out, collator)
+
+
+def _max_length(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> int:
+    """--model_max_length, or the language model's positions where they are fewer, which is logged."""
+    positions = most_positions(model.config.get_text_config())
+    if positions is None or positions >= data_args.model_max_length:
+        return data_args.model_max_length
+    logger.warning(
+        "The language model has %d positions: samples may be so long, not --model_max_length %d.",
+        positions,
+        data_args.model_max_length,
+    )
+    return positions
 
 
 def _check_rows(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> None:

@@ -1,4 +1,4 @@
-"""The trainer of the stages of a VLM: batches of like lengths, checkpoints that hold what trains and nothing else."""
+"""The trainer of the stages of a VLM: batches of like lengths; it saves what trains and nothing else."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
 
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.data.seeded import seed_of
 from sparse_vlm.errors import UserError
+from train.result import TRAINED_FILE
 from train.stage import StageArguments
 from train.stage_trainer import StageTrainer
-
-TRAINED_FILE = "trained.safetensors"
 
 
 class LengthGroups(Sampler[int]):
@@ -49,12 +49,14 @@ class LengthGroups(Sampler[int]):
 
 
 class ConversationTrainer(StageTrainer):
-    """StageTrainer that groups rows by length without reading their images (group_by_length), and whose checkpoints
-    leave out the frozen weights, which the starting model has: TRAINED_FILE, of an adapter peft's own files, under
-    DeepSpeed what `exclude_frozen_parameters` writes."""
+    """StageTrainer that groups rows by length without reading their images (group_by_length), whose `eval_loss` is the
+    mean over all answers' tokens, however they lie in batches, and that leaves out the
+    frozen weights, which the starting model has, wherever it saves: TRAINED_FILE, of an adapter peft's own files, in
+    DeepSpeed's checkpoints what `exclude_frozen_parameters` writes."""
 
     args: StageArguments
     _in_checkpoint = False
+    _evaluated: tuple[float, int] = (0.0, 0)  # the sum of this process' tokens' losses, and their number
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -69,6 +71,23 @@ class ConversationTrainer(StageTrainer):
         options["train_dataloader"].set_epoch(options["epoch"])
         super()._run_epoch(*args, **options)
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        tokens = inputs["labels"].numel()
+        predicted: Any = super().prediction_step(model, inputs, *args, **options)
+        total, count = self._evaluated
+        self._evaluated = (total + predicted[0].item() * tokens, count + tokens)
+        return predicted
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
+        # transformers takes the mean over samples of their batch's mean
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        sums: Any = self.accelerator.reduce(torch.tensor(self._evaluated, device=self.args.device), "sum")
+        total, tokens = sums.tolist()
+        metrics: Any = output.metrics
+        metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        return output
+
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         self._in_checkpoint = True
         try:
@@ -82,13 +101,15 @@ class ConversationTrainer(StageTrainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if not self._in_checkpoint or isinstance(self.model, PeftModel):
+        if isinstance(self.model, PeftModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save and output_dir is not None:
             model: Any = self.model
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            trained = {name: parameter.detach().contiguous() for name, parameter in _trained(model).items()}
-            save_file(trained, Path(output_dir) / TRAINED_FILE)
+            trained = _trained(model)
+            values = trained if state_dict is None else state_dict  # ZeRO-3 has gathered them
+            weights = {name: values[name].detach().contiguous() for name in trained}
+            save_file(weights, Path(output_dir) / TRAINED_FILE)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:

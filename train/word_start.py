@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sparse_vlm.data.conversations import IGNORE
+from sparse_vlm.data.conversations import IGNORE, Row
 from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -75,7 +75,7 @@ def start_from_words(
         args: device, batch size and seed.
 
     Raises:
-        UserError: under ZeRO-3, or no chosen sample has a picture.
+        UserError: under ZeRO-3, or no chosen sample has a picture and words.
     """
     if is_deepspeed_zero3_enabled():
         raise UserError("--word_start needs the whole projector in each process: use train/zero2.json, not ZeRO-3.")
@@ -94,16 +94,19 @@ def start_from_words(
     )
     with torch.no_grad():
         for batch in tqdm(batches, desc="Words of the captions", disable=args.disable_tqdm or args.process_index > 0):
-            images = [image for item in batch for image in item["images"]]
+            worded = [(item["images"], words) for item in batch if (words := _words(item["row"], data.training))]
+            images = [image for of_sample, _ in worded for image in of_sample]
             if not images:
                 continue
             stacked = torch.stack(images).to(args.device)
             tokens = stacked if data.collator.image_key == "visual_tokens" else model.model.encode_images(stacked)
             tokens = tokens.to(last.weight.dtype)  # a cache's may have less precision
-            words = _words(batch, data.training, tokens.shape[1]).to(args.device)
-            problem.add(hidden(tokens).flatten(0, 1), model.get_input_embeddings()(words).flatten(0, 1))
+            targets = torch.cat([_repeated(words, len(of_sample), tokens.shape[1]) for of_sample, words in worded])
+            embedded = model.get_input_embeddings()(targets.to(args.device))
+            problem.add(hidden(tokens).flatten(0, 1), embedded.flatten(0, 1))
     if not problem.gram[-1, -1]:
-        raise UserError(f"None of the {len(chosen)} samples of --word_start has a picture: raise it, or leave it out.")
+        read = f"the {len(chosen)} samples of --word_start"
+        raise UserError(f"None of {read} has a picture and words: raise it, or leave it out.")
     weight, bias, share = problem.solve(RIDGE)
     with torch.no_grad():
         last.weight.copy_(weight)
@@ -123,11 +126,12 @@ def _redraw(hidden: nn.Sequential, seed: int) -> None:
                 layer.bias.copy_(bias * HIDDEN_BIAS_STD)
 
 
-def _words(batch: list[dict], dataset: ConversationDataset, width: int) -> Tensor:
-    """int64[I, width]: for each picture its sample's answers without the tokens that end turns, over and over."""
+def _words(row: Row, dataset: ConversationDataset) -> list[int]:
+    """A sample's answers without control tokens, such as those that end turns; nothing may be left."""
     control = dataset.chat.control_tokens
-    rows = []
-    for item in batch:
-        words = [token for token in item["row"].targets if token != IGNORE and token not in control]
-        rows += [[words[k % len(words)] for k in range(width)]] * len(item["images"])
-    return torch.tensor(rows)
+    return [token for token in row.targets if token != IGNORE and token not in control]
+
+
+def _repeated(words: list[int], pictures: int, width: int) -> Tensor:
+    """int64[pictures, width]: the words over and over, the same for each picture of a sample."""
+    return torch.tensor([words[k % len(words)] for k in range(width)]).expand(pictures, width)

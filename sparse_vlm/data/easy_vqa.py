@@ -83,7 +83,7 @@ def read_questions(path: str | Path) -> list[VqaQuestion]:
         UserError: no such file, or an entry that is not [question, answer, image id].
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"Cannot read the easy-VQA questions {path}: {error.strerror}.") from None
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import SparseFormer
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import new_file
 
 OPSET = 20  # the first with Gelu; GridSample is there since 16
 OUTPUTS = ("tokens", "pooled", "rois")
@@ -56,17 +56,11 @@ def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) 
         RuntimeError: ONNX Runtime computes something else.
     """
     _check(encoder)
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
+    with new_file(file) as temporary:
         _write(encoder.eval(), temporary, int8=int8)
         differences = compare(encoder, temporary)
         if not all(difference < (TOLERANCE_INT8 if int8 else TOLERANCE) for difference in differences.values()):
             raise RuntimeError(f"ONNX Runtime differs from PyTorch by {differences}: {file} was not written.")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return differences
 
 

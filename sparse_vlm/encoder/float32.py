@@ -1,18 +1,27 @@
 """Modules that stay float32 islands in a model of any dtype."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Float32Module(nn.Module):
-    """Keeps its parameters in float32 under `.to(dtype)`, `.half()` and `.bfloat16()`; devices change as usual.
+    """Keeps its parameters in float32 under `.to(dtype)`, `.half()` and `.bfloat16()`, and where they are replaced by
+    parameters of another dtype; devices change as usual.
 
     RoIs and everything that makes them (offsets, adjustment, encoding) live in such modules. Their forward turns
     autocast off through `float32_region`.
     """
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As `nn.Module`, which also calls it for `module.name = parameter`; vLLM makes every parameter anew."""
+        if param is not None and param.is_floating_point() and param.dtype != torch.float32:
+            param = nn.Parameter(param.detach().float(), requires_grad=param.requires_grad)
+        super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Module":
         def keep_float32(tensor: Tensor) -> Tensor:
@@ -22,6 +31,47 @@ class Float32Module(nn.Module):
             return moved
 
         return super()._apply(keep_float32, recurse)
+
+
+class Float32Linear(Float32Module):
+    """x·Wᵀ + b in float32: an `nn.Linear` in its arguments, parameters and initialisation, but not in its type.
+
+    Libraries search a model for `nn.Linear` to quantise, cast, replace or adapt it, or to communicate it in bf16
+    (bitsandbytes, open_clip, vLLM, peft, DeepSpeed). They must not find the layers that make coordinates.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(out_features, dtype=torch.float32)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32[…, in] -> float32[…, out]"""
+        # .float() does nothing, unless somebody has cast a parameter's `data`: rounded, but still computed in float32
+        return F.linear(inputs, self.weight.float(), None if self.bias is None else self.bias.float())
+
+    def extra_repr(self) -> str:
+        """As `nn.Linear` describes itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Float32LayerNorm(Float32Module, nn.LayerNorm):
+    """`nn.LayerNorm` over the last dimension, in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps, dtype=torch.float32)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32[…, width] -> float32[…, width]"""
+        return F.layer_norm(inputs, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+LINEAR = (nn.Linear, Float32Linear)  # for `isinstance`, where every linear layer is meant
 
 
 def float32_region(tensor: Tensor) -> AbstractContextManager[object]:

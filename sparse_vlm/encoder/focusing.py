@@ -1,6 +1,7 @@
 """The focusing transformer: latent tokens that sample the stem's features inside RoIs which they move themselves."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from sparse_vlm.encoder.config import FocusConfig, SparseFormerConfig
-from sparse_vlm.encoder.float32 import Float32Module, float32_region
+from sparse_vlm.encoder.float32 import Float32LayerNorm, Float32Linear, Float32Module, float32_region
 from sparse_vlm.encoder.mixing import AdaptiveMixing
 from sparse_vlm.encoder.rois import adjust_rois, encode_rois, lay_out_rois, place_points, sample_features
 
@@ -21,14 +22,21 @@ class InitialRoIs(Float32Module):
         super().__init__()
         self.weight = nn.Parameter(lay_out_rois(tokens))
 
+    def forward(self, batch: int) -> Tensor:
+        """Return float32[batch, n, 4].
+
+        Ask by a call, never by `weight`: accelerate brings an offloaded weight only where its module is called.
+        """
+        return self.weight.float().expand(batch, -1, -1)
+
 
 class SamplingPoints(Float32Module):
     """Where a token looks: offset = Linear(LN(token)) (no bias) + learnt base offsets, laid into the token's RoI."""
 
     def __init__(self, width: int, points: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
-        self.linear = nn.Linear(width, 2 * points, bias=False, dtype=torch.float32)
+        self.norm = Float32LayerNorm(width, eps)
+        self.linear = Float32Linear(width, 2 * points, bias=False)
         self.base = nn.Parameter(torch.zeros(2 * points, dtype=torch.float32))  # interleaved x, y
 
     def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
@@ -43,9 +51,9 @@ class RoIAdjustment(Float32Module):
 
     def __init__(self, width: int, eps: float, hidden: bool) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
-        self.hidden = nn.Linear(width, width, dtype=torch.float32) if hidden else None
-        self.linear = nn.Linear(width, 4, bias=False, dtype=torch.float32)
+        self.norm = Float32LayerNorm(width, eps)
+        self.hidden = Float32Linear(width, width) if hidden else None
+        self.linear = Float32Linear(width, 4, bias=False)
 
     def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
         """float[B, n, width], float32[B, n, 4] -> float32[B, n, 4]"""
@@ -62,8 +70,8 @@ class RoIEncoding(Float32Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.width = width
-        self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float32)
-        self.linear = nn.Linear(width, width, dtype=torch.float32)
+        self.norm = Float32LayerNorm(width, eps)
+        self.linear = Float32Linear(width, width)
 
     def forward(self, rois: Tensor) -> Tensor:
         """float32[B, n, 4] -> float32[B, n, width]"""
@@ -123,7 +131,7 @@ class BootstrappedUnit(nn.Module):
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Tokens and RoIs of repetition `step` in, tokens and adjusted RoIs out."""
-        tokens = tokens + self.stage_embedding[step]
+        tokens = tokens + self.stage_embedding[step].to(tokens.dtype)
         tokens = self.glance(tokens, rois, features)
         tokens = self.block(tokens + self.encoding(rois).to(tokens.dtype))
         return tokens, self.adjustment(tokens, rois)
@@ -175,10 +183,12 @@ class FocusingTransformer(nn.Module):
         RoIs are those after each adjustment, in order; the last ones are where the last unit samples.
         """
         batch = features.shape[0]
-        rois = self.initial_rois.weight.expand(batch, -1, -1)
+        rois = self.initial_rois(batch)
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
         # (bootstrapped: and for all tokens) and is computed once.
-        tokens = self.initial_embedding.unsqueeze(0)
+        # In the dtype of what multiplies them: open_clip's low precision casts Linears and leaves embeddings float32.
+        transition: Any = self.transition[0]
+        tokens = self.initial_embedding.to(transition.weight.dtype).unsqueeze(0)
         steps = []
         for step in range(self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)

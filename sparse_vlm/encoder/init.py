@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder.cortex import Cortex
+from sparse_vlm.encoder.float32 import LINEAR, Float32Linear
 from sparse_vlm.encoder.focusing import (
     BootstrappedUnit,
     FocusingTransformer,
@@ -53,13 +54,13 @@ def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None
 
 
 def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, LINEAR):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _init_head(norm: nn.LayerNorm, last: nn.Linear) -> None:
+def _init_head(norm: nn.LayerNorm, last: nn.Linear | Float32Linear) -> None:
     nn.init.constant_(norm.weight, norm.normalized_shape[0] ** -0.5)
     nn.init.zeros_(last.weight)
 

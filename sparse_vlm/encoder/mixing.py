@@ -38,8 +38,8 @@ class AdaptiveMixing(nn.Module):
         point_mix = parameters[..., split:].unflatten(-1, (self.points_out, self.points))
         mixed = samples @ channel_mix
         if self.m_beta is not None:
-            mixed = F.gelu(mixed + self.m_beta)
+            mixed = F.gelu(mixed + self.m_beta.to(mixed.dtype))
         mixed = point_mix @ mixed
         if self.s_beta is not None:
-            mixed = mixed + self.s_beta.unsqueeze(-1)
+            mixed = mixed + self.s_beta.to(mixed.dtype).unsqueeze(-1)
         return self.out_proj(F.gelu(mixed).flatten(-2))

@@ -1,28 +1,36 @@
-"""Greedy answers to many questions about few pictures, each picture's prefix computed once.
+"""Answers to many questions about few pictures, each picture's prefix computed once.
 
 All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
 the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
-prompts, sorted by length, is generated from in large batches by transformers' own `generate`.
+prompts, sorted by length, is generated from in large batches by transformers' own `generate`. Where padding between the
+two would change an answer, a batch has prompts of one length; a model that no batch suits is asked question by
+question.
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
 # for the prompt's tokens any picture does: each takes the same number of them
 ANY_IMAGE = Image.new("RGB", (8, 8))
 PROMPTS_KEPT = 4096  # benchmarks repeat their questions
+ALONE = ("mpt",)  # counts distances by places in the row, and fails behind keys and values of several tokens
+logger = logging.getLogger(__name__)
 
 
 class Answerer:
@@ -32,6 +40,8 @@ class Answerer:
         model, processor: of `load_vlm`.
         max_new_tokens: where an answer that does not end is cut.
         batch_rows: questions that are generated for together.
+        decoding: how the next token is chosen; None: greedily.
+        system: a system prompt; None: the chat template's own, where it has one.
     """
 
     def __init__(
@@ -40,11 +50,16 @@ class Answerer:
         processor: SparseVLMProcessor,
         max_new_tokens: int,
         batch_rows: int = 96,
+        *,
+        decoding: Decoding | None = None,
+        system: str | None = None,
     ) -> None:
         if batch_rows < 1:
             raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
+        self.decoding, self.system = decoding or Decoding(), system
+        self._said = False
         self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
 
     @torch.inference_mode()
@@ -61,21 +76,87 @@ class Answerer:
             (index into `questions`, answer) pairs of one batch.
 
         Raises:
-            UserError: see `encode_prompt`, or the chat template does not put the image before the question.
+            UserError: see `encode_prompt`, the chat template does not put the image before the question, or a prompt
+                and its answer are longer than the model takes.
         """
         prompts = [self._prompt(images is not None, text) for _, text in questions]
+        for prompt, (_, text) in zip(prompts, questions, strict=True):
+            self._check_tokens(len(prompt), text)
+        if self._needs_single_questions():
+            yield from self._one_by_one(images, questions)
+            return
         shared = self._shared_length(prompts)
         prefix = self._prefill(images, prompts[0][:shared])
-        order = sorted(range(len(questions)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(order), self.batch_rows):
-            batch = order[start : start + self.batch_rows]
-            cache = copy.deepcopy(prefix)
-            cache.batch_select_indices(torch.tensor([questions[index][0] for index in batch], device=self.model.device))
+        for batch in self._batches(prompts):
+            places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
+            cache = _selected(prefix, places.repeat_interleave(self.decoding.beams))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
+
+    def check_length(self, with_image: bool, text: str) -> None:
+        """Check that a prompt and its answer fit into the model, before anything is computed.
+
+        Raises:
+            UserError: see `encode_prompt`; or they do not.
+        """
+        most = most_positions(self.model.config.get_text_config())
+        around = len(self._prompt(with_image, "?"))
+        # a tokenizer makes at most one token of a byte, so that most prompts need not be tokenized for this
+        if most is not None and around + len(text.encode()) + self.max_new_tokens > most:
+            self._check_tokens(len(self._encode(with_image, text)), text)
+
+    def _check_tokens(self, prompt: int, text: str) -> None:
+        """Raises UserError where a prompt of so many tokens and its answer are more than the model takes."""
+        most = most_positions(self.model.config.get_text_config())
+        if most is not None and prompt + self.max_new_tokens > most:
+            raise UserError(
+                f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
+                f"{prompt + self.max_new_tokens} tokens, more than the {most} that the model takes. "
+                "Shorten it, or ask for shorter answers."
+            )
+
+    def _needs_single_questions(self) -> bool:
+        """Whether the language model has layers whose past is a state (LFM2, Qwen3-Next), which padding changes, or is
+        one of ALONE."""
+        layers = DynamicCache(config=self.model.config).layers
+        state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        return state or self.model.config.get_text_config().model_type in ALONE
+
+    def _one_by_one(
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
+        if not self._said:
+            kind = self.model.config.get_text_config().model_type
+            logger.warning("A language model of type %s is asked one by one: batches would change its answers.", kind)
+            self._said = True
+        members: dict[int, list[int]] = {}
+        for index, (place, _) in enumerate(questions):
+            members.setdefault(place, []).append(index)
+        for place, image in enumerate([None] if images is None else images):
+            for index in members.get(place, []):
+                yield [(index, self._answer_alone(image, questions[index][1]))]
+
+    def _answer_alone(self, image: Image.Image | None, text: str) -> str:
+        model, processor, limit = self.model, self.processor, self.max_new_tokens
+        return answer(model, processor, image, text, limit, decoding=self.decoding, system=self.system)
+
+    def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Indices of prompts of like lengths; of equal ones where padding in a row would count."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        groups = [order]
+        if self._padding_counts(len(prompts[order[-1]]) + self.max_new_tokens):
+            groups = [list(same) for _, same in groupby(order, key=lambda index: len(prompts[index]))]
+        for group in groups:
+            for start in range(0, len(group), self.batch_rows):
+                yield group[start : start + self.batch_rows]
+
+    def _padding_counts(self, tokens: int) -> bool:
+        """Whether padding within a row of so many tokens takes room in a sliding window of the language model."""
+        windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.model.config).layers]
+        return any(window < tokens for window in windows if window)
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
         """Token ids of a whole prompt."""
-        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text)
+        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text, self.system)
         return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
@@ -115,7 +196,15 @@ class Answerer:
             past_key_values=cache,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            **GREEDY,
+            **self.decoding.settings,
         )
         answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
+
+
+def _selected(prefix: Cache, rows: Tensor) -> Cache:
+    """A cache of some rows of another, which stays as it is; nothing else of it is copied."""
+    cache = copy.copy(prefix)
+    cache.layers = [copy.copy(layer) for layer in prefix.layers]
+    cache.batch_select_indices(rows)
+    return cache

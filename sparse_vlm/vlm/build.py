@@ -14,9 +14,10 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.dtypes import DTYPES, convert
+from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory, read_object
-from sparse_vlm.vlm.llm import load_llm, settle_generation, unfit_weights
+from sparse_vlm.vlm.llm import load_llm, most_positions, settle_generation, unfit_weights
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -44,6 +45,7 @@ def build_vlm(
     vision_feature_layer: int = -2,
     vision_feature_select_strategy: str = "default",
     aspect: str = "crop",
+    dtype: str | None = None,
     seed: int = 0,
 ) -> None:
     """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
@@ -59,11 +61,14 @@ def build_vlm(
         vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
             there is one.
         aspect: "crop": the middle square of a picture is seen; "native": all of it, in its own aspect ratio.
+        dtype: of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, of GGUF float32.
         seed: of the projector's initialisation.
 
     Raises:
         UserError: an input is missing or does not fit, or `out_dir` cannot take the result (`new_directory`).
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_choice("--dtype", dtype, DTYPES)
     check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
@@ -90,7 +95,9 @@ def build_vlm(
         provenance={"language_model": _public_name(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
+    _check_positions(language_model, ChatFormat(tokenizer, template, image_token_id, config.image_seq_length))
     model = _assemble(config, tower.model, language_model, seed)
+    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
         tokenizer,
@@ -100,6 +107,18 @@ def build_vlm(
     with new_directory(out_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        check_opens(temporary)
+
+
+def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
+    """Raises UserError where an LLM has no room for an image, a short question and an answer's first token."""
+    positions = most_positions(language_model.config)
+    prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
+    if positions is not None and prompt >= positions:
+        raise UserError(
+            f"The LLM takes {positions} tokens, but an image and a short question need {prompt} "
+            "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
+        )
 
 
 def _public_name(llm: str | Path) -> str:
@@ -130,6 +149,12 @@ def _assemble(
 ) -> SparseVLMForConditionalGeneration:
     """The model with the given parts inside; no weight is copied."""
     head = language_model.get_output_embeddings()
+    width = _weight(language_model.get_input_embeddings()).shape[1]
+    if width != config.get_text_config().hidden_size:
+        raise UserError(
+            f"A {type(language_model).__name__} with embeddings of width {width} and layers of width "
+            f"{config.get_text_config().hidden_size} does not fit into transformers' Llava. Choose another LLM."
+        )
     with torch.device("meta"):
         model = SparseVLMForConditionalGeneration(config)
     body: Any = model.model
@@ -147,11 +172,14 @@ def _assemble(
 def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model: PreTrainedModel) -> None:
     """Some causal LMs do more than one linear layer behind their last hidden state (Granite, Cohere: a factor)."""
     ids = torch.arange(1, 9)[None]
-    expected = language_model(ids).logits
-    difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    expected, name = language_model(ids).logits, type(language_model).__name__
+    try:
+        difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    except Exception as error:  # e.g. of a model without keys and values
+        raise UserError(f"A {name} does not run inside transformers' Llava: {one_line(error)}") from error
     if not difference < 1e-3:
         raise UserError(
-            f"A {type(language_model).__name__} computes its logits in a way that is not known here: the VLM's "
+            f"A {name} computes its logits in a way that is not known here: the VLM's "
             f"differ from them by {difference:.2g} of the largest one. Choose another LLM."
         )
 
@@ -191,6 +219,15 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, i
         tokenizer.pad_token = tokenizer.eos_token
 
 
+def check_opens(model_dir: Path) -> None:
+    """Check that a model directory which was just written opens: before it takes its place. Reads no weight.
+
+    Raises:
+        UserError: it does not.
+    """
+    load_vlm(model_dir, device=torch.device("meta"))
+
+
 def load_vlm(
     model_dir: str | Path,
     dtype: torch.dtype = torch.float32,
@@ -205,7 +242,7 @@ def load_vlm(
         model_dir: what `build_vlm` or a training stage wrote.
         dtype: of the weights; coordinates inside the encoder stay float32.
         attn_implementation: of the language model, in transformers' names; None: transformers' choice.
-        quantization: transformers' settings; its `llm_int8_skip_modules` must name what stays as it is.
+        quantization: transformers' settings, of the language model alone: the rest keeps `dtype`.
         device: where to; None: the CPU.
 
     Raises:

@@ -11,32 +11,33 @@ from torch import Tensor
 from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.decoding import GREEDY, Decoding
+from sparse_vlm.vlm.llm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.turns import template_refusals
-
-# A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
 
 # What a question may be about: nothing, a picture, or several, which stand before the question in their order.
 Pictures = Image.Image | Sequence[Image.Image] | None
 
 
-def encode_prompt(processor: SparseVLMProcessor, image: Pictures, question: str) -> BatchFeature:
+def encode_prompt(
+    processor: SparseVLMProcessor, image: Pictures, question: str, system: str | None = None
+) -> BatchFeature:
     """One question as the model's inputs, up to where the answer begins.
 
     Args:
         processor: of the model directory.
         image: of any size and mode; see `Pictures`.
         question: plain text.
+        system: a system prompt; None: the chat template's own, where it has one.
 
     Raises:
         UserError: the question is empty.
     """
     check_question(question)
     images = as_list(image)
-    return encode_messages(processor, [user_message(question, len(images))], images)
+    return encode_messages(processor, [*system_message(system), user_message(question, len(images))], images)
 
 
 def check_question(question: str) -> None:
@@ -48,6 +49,11 @@ def check_question(question: str) -> None:
 def as_list(image: Pictures) -> list[Image.Image]:
     """The pictures one by one."""
     return [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+
+
+def system_message(text: str | None) -> list[dict[str, Any]]:
+    """The turn of a system prompt, if there is one."""
+    return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
 
 
 def user_message(question: str, images: int) -> dict[str, Any]:
@@ -81,6 +87,9 @@ def answer(
     image: Pictures,
     question: str,
     max_new_tokens: int = 256,
+    *,
+    decoding: Decoding | None = None,
+    system: str | None = None,
 ) -> str:
     """The model's answer, without special tokens.
 
@@ -89,13 +98,16 @@ def answer(
         image: see `Pictures`.
         question: plain text.
         max_new_tokens: where an answer that does not end is cut.
+        decoding: how the next token is chosen; None: greedily.
+        system: a system prompt; None: the chat template's own, where it has one.
 
     Raises:
-        UserError: see `encode_prompt`.
+        UserError: see `encode_prompt` and `check_length`.
     """
-    inputs = encode_prompt(processor, image, question).to(model.device)
+    inputs = encode_prompt(processor, image, question, system).to(model.device)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     generator: Any = model  # transformers' annotations of generate fit none of its own Llava classes
-    ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **GREEDY)
+    ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **(decoding or Decoding()).settings)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -110,7 +122,9 @@ def stream(
 
     Arguments and errors as in `answer`.
     """
-    yield from stream_inputs(model, processor, encode_prompt(processor, image, question), max_new_tokens)
+    inputs = encode_prompt(processor, image, question)
+    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
+    yield from stream_inputs(model, processor, inputs, max_new_tokens)
 
 
 class _Stopped(StoppingCriteria):
@@ -135,7 +149,7 @@ def check_length(model: Any, prompt: int, answer: int, name: str = "the model") 
     Raises:
         UserError: they are more than the language model has positions for.
     """
-    longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = most_positions(model.config.get_text_config())
     if longest is not None and prompt + answer > longest:
         raise UserError(
             f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "

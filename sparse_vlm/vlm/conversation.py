@@ -8,6 +8,7 @@ from PIL import Image
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import check_length, check_question, encode_messages, stream_inputs, user_message
+from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
@@ -17,10 +18,18 @@ class Conversation:
 
     Args:
         model, processor: of `load_vlm`.
+        decoding: how the next token is chosen; None: greedily. Beam search has no pieces, so it is not for answers in
+            pieces.
     """
 
-    def __init__(self, model: SparseVLMForConditionalGeneration, processor: SparseVLMProcessor) -> None:
+    def __init__(
+        self,
+        model: SparseVLMForConditionalGeneration,
+        processor: SparseVLMProcessor,
+        decoding: Decoding | None = None,
+    ) -> None:
         self.model, self.processor = model, processor
+        self.decoding = decoding or Decoding()
         self.messages: list[dict[str, Any]] = []
         self.images: list[Image.Image] = []
         self._waiting: list[Image.Image] = []
@@ -55,7 +64,9 @@ class Conversation:
         check_length(self.model, inputs["input_ids"].shape[1], max_new_tokens)
         said: list[str] = []
         try:
-            with closing(stream_inputs(self.model, self.processor, inputs, max_new_tokens)) as pieces:
+            with closing(
+                stream_inputs(self.model, self.processor, inputs, max_new_tokens, self.decoding.settings)
+            ) as pieces:
                 for piece in pieces:
                     said.append(piece)
                     yield piece

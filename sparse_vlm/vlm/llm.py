@@ -6,22 +6,33 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.trainer_utils import align_special_tokens
 
+from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.text_model import text_model
 from sparse_vlm.vlm.turns import end_tokens
+
+ADAPTER = (
+    "{} holds a peft adapter (adapter_config.json), which is a change of a language model: merge it into its model "
+    "first (peft's merge_and_unload) and give the directory of the result."
+)
 
 
 def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer, float32.
+    """A causal LM in its own dtype (as its configuration or its weights say; of GGUF float32), and its tokenizer. Of a
+    model of several modalities it is the text part.
 
     A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
     cannot be saved.
@@ -39,11 +50,18 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     _check_llm(Path(llm), gguf_file)
     try:
         if gguf_file is None:
-            return _load_strictly(llm), AutoTokenizer.from_pretrained(llm)
+            model = _load_strictly(llm, trust_remote_code=False)
+            return text_model(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
         # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
-        loaded = _load_strictly(llm, gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
+        gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
     except Exception as error:  # damaged files and missing packages make transformers raise nearly anything
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The LLM {name} needs code of its own (auto_map), which is not run here. Choose one of a model type "
+                "that transformers itself has."
+            ) from error
         raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
@@ -52,14 +70,19 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     return model.eval(), tokenizer
 
 
-def _load_strictly(llm: str | Path, **gguf: Any) -> PreTrainedModel:
+def _load_strictly(llm: str | Path, **options: Any) -> PreTrainedModel:
     """The model, none of its weights made up. Names that it does not know may be there: heads for other purposes."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        llm, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **gguf
-    )
-    model, report = loaded
+    kind: Any = AutoModelForCausalLM
+    if "gguf_file" not in options:
+        config = AutoConfig.from_pretrained(llm, **options)
+        kind = kind if config.get_text_config(decoder=True) is config else AutoModelForImageTextToText
+    model, report = kind.from_pretrained(llm, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(ADAPTER.format(llm))
     if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
         raise UserError(f"its weights do not fit its config.json ({unfit}).")
+    if model.dtype not in DTYPES.values():
+        raise UserError(f"its weights are {model.dtype}; convert them first ({', '.join(DTYPES)}).")
     return model
 
 
@@ -79,6 +102,8 @@ def _check_llm(directory: Path, gguf_file: str | None) -> None:
         if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
             raise UserError(f"There is no LLM directory {directory}; on the Hugging Face hub a name is OWNER/NAME.")
         return
+    if gguf_file is None and (directory / "adapter_config.json").is_file():
+        raise UserError(ADAPTER.format(directory))
     if gguf_file is not None and not (directory / gguf_file).is_file():
         present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
         raise UserError(f"There is no file {gguf_file} in {directory}; .gguf files there: {present}.")
@@ -114,3 +139,8 @@ def _has_effect(settings: GenerationConfig, name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a language model can take at once, as its configuration says; None where it does not."""
+    return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))

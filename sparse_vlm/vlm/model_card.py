@@ -1,7 +1,11 @@
 """The README.md of a model directory: what it is made of, what it was trained on, under which licences."""
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from sparse_vlm.files import write_text
 
 USAGE = """\
 ```python
@@ -17,6 +21,7 @@ ids = model.generate(**inputs, max_new_tokens=64)
 print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
+MARK = "<!-- Saving the model writes this file anew unless it was edited: "
 HEAD = """\
 ---
 library_name: transformers
@@ -56,3 +61,19 @@ def model_card(encoder: Mapping[str, Any], provenance: Mapping[str, Any], tokens
             USAGE,
         ]
     )
+
+
+def write_card(directory: str | Path, card: str) -> None:
+    """Write README.md, unless there is one that somebody else wrote or edited: its last line tells."""
+    file = Path(directory) / "README.md"
+    if not file.exists() or _is_unedited(file.read_text(encoding="utf-8", errors="replace")):
+        write_text(file, f"{card}\n{MARK}{_digest(card)} -->\n")
+
+
+def _is_unedited(text: str) -> bool:
+    card, _, rest = text.rpartition(f"\n{MARK}")
+    return bool(rest) and rest == f"{_digest(card)} -->\n"
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     LlavaConfig,
 )
 from transformers.activations import ACT2FN
@@ -23,9 +24,9 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.files import write_text
-from sparse_vlm.vlm.model_card import model_card
+from sparse_vlm.vlm.model_card import model_card, write_card
 from sparse_vlm.vlm.portable import auto_map, write_code
+from sparse_vlm.vlm.quantization import WholeVision
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -82,7 +83,7 @@ def build_projector(config: SparseVLMConfig) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-class SparseVLMModel(LlavaModel):
+class SparseVLMModel(WholeVision, LlavaModel):
     """LlavaModel with our projector, which also takes visual tokens that were computed before."""
 
     config_class = SparseVLMConfig
@@ -133,7 +134,7 @@ class LanguageHead(nn.Linear):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
+class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
 
     config_class = SparseVLMConfig
@@ -142,23 +143,36 @@ class SparseVLMForConditionalGeneration(LlavaForConditionalGeneration):
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.model = SparseVLMModel(config)
         self.lm_head = LanguageHead(config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{self._embedding_name()}.weight"}
         self.post_init()
+
+    def _embedding_name(self) -> str:
+        """Where the language model has its input embeddings: Llava knows of `embed_tokens` alone, GPT-2's are `wte`."""
+        language_model: Any = self.model.language_model
+        embedding = language_model.get_input_embeddings()
+        return next(name for name, module in language_model.named_modules() if module is embedding)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
     ) -> None:
-        """As transformers', `options` included, with a model card and the code for `trust_remote_code`."""
+        """As transformers', `options` included, with a model card and the code for `trust_remote_code`.
+
+        A README.md that was written by someone else, or edited, is left as it is.
+        """
         if is_main_process:
             vision: Any = self.config.vision_config
             card = model_card(
                 getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
             )
-            write_text(Path(save_directory) / "README.md", card)
+            write_card(save_directory, card)
             write_code(save_directory)
         self.config.auto_map = auto_map("model")
+        for part in (self.config.vision_config, self.config.text_config):  # transformers says it of the whole alone
+            part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 
 AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

@@ -23,6 +23,7 @@ def auto_map(kind: str) -> dict[str, str]:
     classes = {
         "AutoConfig": "SparseVLMConfig",
         "AutoModelForImageTextToText": "SparseVLMForConditionalGeneration",
+        "AutoModelForMultimodalLM": "SparseVLMForConditionalGeneration",
     }
     return {auto: f"{_flat(MODELING)}.{name}" for auto, name in classes.items()}
 

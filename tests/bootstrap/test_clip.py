@@ -16,6 +16,7 @@ from transformers import BertConfig
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.clip import SparseClip
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
 from sparse_vlm.timm_models import create_from_directory
 from tests.bootstrap.families import FAMILIES, OPEN_CLIP, write_family
@@ -93,6 +94,24 @@ def test_open_clips_zero_shot_classifier(clip: SparseClip) -> None:
     prompts = clip.tokenizer([template(CAPTIONS[1]) for template in templates])
     expected = F.normalize(clip.model.encode_text(prompts, normalize=True).mean(0), dim=0)
     assert torch.allclose(weights[:, 1], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_open_clips_low_precision_leaves_the_coordinates_alone(
+    clip: SparseClip, saved: Path, dtype: torch.dtype
+) -> None:
+    model = SparseClip.load(saved).model
+    islands = [part for part in model.modules() if isinstance(part, Float32Module)]
+    before = [value.clone() for part in islands for value in part.state_dict().values()]
+    open_clip.model.convert_weights_to_lp(model, dtype)
+    assert model.visual.trunk.stem.conv.weight.dtype == dtype
+    after = [value for part in islands for value in part.state_dict().values()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    with torch.no_grad():
+        low = model.encode_image(IMAGES.to(dtype), normalize=True)
+        exact = clip.model.encode_image(IMAGES, normalize=True)
+    assert low.dtype == dtype
+    assert F.cosine_similarity(low.float(), exact).min() > 0.999
 
 
 def test_one_directory_holds_it(clip: SparseClip, saved: Path) -> None:

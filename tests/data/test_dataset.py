@@ -45,7 +45,7 @@ def test_errors_name_the_sample(folder: Path, chat: ChatFormat) -> None:
     with pytest.raises(UserError, match=r"Sample s1: the image .* cannot be read .*File name too long"):
         dataset(folder, chat, GOOD, record("<image>\nQ", "A", image="x" * 400))
     with pytest.raises(UserError, match=r"Sample s1 has \d+ tokens, more than --model_max_length 20"):
-        dataset(folder, chat, GOOD, max_length=20)[0]
+        dataset(folder, chat, GOOD, max_length=20)
     with pytest.raises(UserError, match="--on_bad_sample 'ignore'"):
         dataset(folder, chat, GOOD, on_bad_sample="ignore")
 
@@ -66,7 +66,7 @@ def test_a_sample_that_is_too_long_is_found_when_lengths_are_counted(folder: Pat
     """Whether at the end of the data or not, and without its image, which would fail as well."""
     long = record("<image>\nQ", "A " * 40, image="corrupt.png", id="long")
     with pytest.raises(UserError, match=r"Sample long has \d+ tokens, more than --model_max_length 40\. Raise"):
-        dataset(folder, chat, GOOD, long, max_length=40).lengths()
+        dataset(folder, chat, GOOD, long, max_length=40)
 
 
 def test_samples_that_are_too_long_are_skipped_and_counted(
@@ -104,3 +104,16 @@ def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
     assert half == sorted(half)
     assert more[:4] == ["c0", "c1", "c2", "c3"]
     assert len(more) == 5
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_no_row_has_more_tokens_than_its_bound(folder: Path, chat: ChatFormat, independent: bool) -> None:
+    """Else a sample that is too long would be found in the middle of a training."""
+    hard = ["a b c d e f g", "日本語の文字", "🦄🦄", "<|im_end|><|im_start|>", "x" * 50, "\t\n \n  ."]
+    turns = [{"from": "human" if k % 2 == 0 else "gpt", "value": text} for k, text in enumerate(hard)]
+    system = {"from": "system", "value": "Be brief."}
+    asked = [{**turns[0], "value": f"<image>\n{hard[0]}"}, *turns[1:]]
+    samples = [GOOD, *({**GOOD, "conversations": part} for part in (asked[:2], asked, [system, *asked]))]
+    data = dataset(folder, chat, *samples, independent_turns=independent)
+    for entry, length in zip(data.entries, data.lengths(), strict=True):
+        assert length <= data._most_tokens(entry.sample) < 10 * length

@@ -101,7 +101,8 @@ def relative_errors(encoder: SparseFormer, name: str, case: str) -> dict[str, fl
     A quantity of another shape, or one that we do not have, counts as infinitely wrong.
     """
     expected = recorded(name, case)
-    ours = run(encoder, expected.pop("input"))
+    images = expected.pop("input").to(encoder.stem.conv.weight.device)
+    ours = {key: value.cpu() for key, value in run(encoder, images).items()}
     errors = {}
     for key, value in expected.items():
         same = key in ours and ours[key].shape == value.shape

@@ -5,11 +5,12 @@ import multiprocessing
 from collections.abc import Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.answer_log import AnswerLog, open_log
-from eval.answers import match_answers, read_answers
+from eval.answers import Answer, Places, match_answers, read_answers
 from eval.protocol import Question
 from sparse_vlm.errors import UserError
 
@@ -107,3 +108,36 @@ def test_a_file_that_another_process_has_sorted_is_read_anew(tmp_path: Path) -> 
         assert pending == []
     assert slow.done == {0, 1, 2, 3}
     slow.close()
+
+
+def test_sharing_a_file_reads_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writers take turns at many questions: none looks at what it knows again for each line of the other."""
+    looked_at: list[int] = []
+    find = Places.find
+
+    def count(self: Places, answers: Sequence[Answer], *others: Any) -> list[int]:
+        looked_at.append(len(answers))
+        return find(self, answers, *others)
+
+    monkeypatch.setattr(Places, "find", count)
+    questions = [Question(i, "why?", Path("0.png")) for i in range(100)]
+    file = tmp_path / "answers.jsonl"
+    with open_log(file, questions, "m", WEIGHTS) as first, open_log(file, questions, "m", WEIGHTS) as second:
+        for index in range(0, 100, 2):
+            first.append([(index, "a")])
+            second.append([(index + 1, "b")])
+    assert sum(looked_at) <= 3 * len(questions)
+    assert match_answers(read_answers(file), questions, file) == ["a", "b"] * 50
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "answers.jsonl"
+    with open_log(file, QUESTIONS, "m", WEIGHTS) as log:
+        log.append([(0, "yes")])
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "path", Path("/dev/full"))
+            patch.setattr(log, "_read_on", lambda: None)
+            with pytest.raises(UserError, match="Cannot write /dev/full: No space left on device"):
+                log.append([(1, "no")])
+        log.append([(1, "no")])
+    assert [answer.question_id for answer in read_answers(file)] == [0, 1]

@@ -42,7 +42,6 @@ def test_llavas_own_lines_are_read(tmp_path: Path) -> None:
         (['{"question_id": 1}'], 'line 2: "text" is missing'),
         (['{"question_id": 1, "text": null}'], 'line 2: "text" is None'),
         (['{"question_id": 1.5, "text": "no"}'], 'line 2: "question_id" is 1.5'),
-        ([""], "line 2 is not JSON"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path: Path, content: list[str], sentence: str) -> None:
@@ -98,3 +97,13 @@ def test_an_id_may_be_a_number_or_a_string() -> None:
     assert match_answers(answers, QUESTIONS, Path("a.jsonl"))[2] == "text 2"
     with pytest.raises(UserError, match="more than once"):
         match_answers([*answers, Answer(3, "", "", "")], QUESTIONS, Path("a.jsonl"))
+
+
+def test_byte_order_marks_blank_lines_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    text = line(0) + "\r\n\r\n" + line(1) + "\r\n \r\n"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [answer.question_id for answer in read_answers(file)] == [0, 1]
+    file.write_text(text + "{\n")
+    with pytest.raises(UserError, match="line 5 is not JSON"):  # blank lines count
+        read_answers(file)

@@ -92,6 +92,7 @@ def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str)
             ["--modes", "eager", "packed", "onnx", "--dtypes", "bfloat16"],
             "--modes packed onnx takes float32 on the CPU",
         ),
+        (["--modes", "graphs"], "--modes graphs takes CUDA graphs: add --device cuda."),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
     ],

@@ -45,6 +45,13 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
     return ["easy_vqa", *paths, "--device", "cpu", *more]
 
 
+def test_cuda_graphs_need_cuda(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
+
+
 def texts(file: Path) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in read_answers(file)}
 
@@ -54,7 +61,7 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
     assert sorted(line["question_id"] for line in lines) == list(range(QUESTIONS))
     first = next(line for line in lines if line["question_id"] == 0)
     assert first["prompt"] == dataset.load_questions("test")[0].text
-    assert first["model_id"] == "tiny-vlm"
+    assert first["model_id"] == f"{vlm_dir.parent.name}/tiny-vlm"
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
     assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
@@ -217,3 +224,104 @@ def test_a_missing_picture_or_device_is_named(
     assert f"{tmp_path / '0.png'} does not exist" in capsys.readouterr().err
     assert main([*arguments, "--device", "abacus"]) == 2
     assert "device 'abacus'" in capsys.readouterr().err
+
+
+def test_missing_images_are_counted_before_anything_is_answered(
+    vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = dict.fromkeys(question.image for question in easy_vqa.load_questions(question_file, None))
+    for image in shown:
+        assert isinstance(image, Path)
+        (tmp_path / image.name).symlink_to(image)
+    images = ["--images", str(tmp_path)]
+    (tmp_path / "3.png").unlink()
+    answers = tmp_path / "answers.jsonl"
+    assert main([*command(vlm_dir, question_file, answers), *images]) == 2
+    error = capsys.readouterr().err
+    assert f"The image {tmp_path / '3.png'} does not exist; 1 of {len(shown)} images are missing. Check" in error
+    assert not answers.exists()
+    assert main([*command(vlm_dir, question_file, answers), *images, "--limit", "5"]) == 0  # about the first images
+
+
+def test_the_first_questions_then_the_others(
+    uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    assert main(command(vlm_dir, question_file, file, "--limit", "7")) == 0
+    assert [answer.question_id for answer in read_answers(file)] == list(range(7))
+    assert main(command(vlm_dir, question_file, file)) == 0
+    assert texts(file) == texts(uninterrupted)
+    before = file.read_bytes()
+    assert main(command(vlm_dir, question_file, file, "--limit", "7")) == 0  # nothing to do, nothing lost
+    assert file.read_bytes() == before
+
+
+def test_generation_options_are_recorded(vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, options in {
+        "greedy": [],
+        "beams": ["--num_beams", "2"],
+        "sampled": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
+        "again": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
+        "short": ["--max-new-tokens", "2", "--system", "be brief"],
+    }.items():
+        file = tmp_path / f"{name}.jsonl"
+        assert main(command(vlm_dir, question_file, file, "--limit", "20", *options)) == 0
+        found[name] = read_answers(file)
+    generation = {name: answers[0].metadata["generation"] for name, answers in found.items()}
+    assert generation["greedy"] == {"max_new_tokens": 8}
+    assert generation["beams"] == {"max_new_tokens": 8, "num_beams": 2}
+    assert generation["sampled"] == {"max_new_tokens": 8, "temperature": 1.5, "top_p": 0.9, "seed": 3}
+    assert generation["short"] == {"max_new_tokens": 2, "system": "be brief"}
+    assert found["sampled"] == found["again"]
+    words = {name: [answer.text for answer in answers] for name, answers in found.items()}
+    assert len({tuple(each) for each in words.values()}) == 4
+
+
+def test_several_benchmarks_with_one_model(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """POPE's questions about easy-VQA's images; the answers lie in a folder."""
+    images = easy_vqa.load_questions(None, None)[0].image
+    assert isinstance(images, Path)
+    lines = [{"question_id": i, "image": f"{i}.png", "text": "is it red?", "category": "random"} for i in range(3)]
+    pope = tmp_path / "pope.jsonl"
+    pope.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["easy_vqa", "pope", "--model", str(vlm_dir), "--device", "cpu", "--images", str(images.parent)]
+    arguments += ["--questions", f"easy_vqa={question_file}", "--questions", f"pope={pope}"]
+    assert main([*arguments, "--answers", str(tmp_path / "runs")]) == 0
+    assert texts(tmp_path / "runs" / "easy_vqa.jsonl") == texts(uninterrupted)
+    assert len(texts(tmp_path / "runs" / "pope.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--answers", "."], "Cannot write --answers .: it is a directory"),
+        (["--answers", "/proc/x.jsonl"], "Cannot write --answers /proc/x.jsonl"),
+        (["--answers", "/dev/full"], "/dev/full is not a file"),
+        (["--answers", "questions.json"], "--answers would replace the input questions.json"),
+        (["--answers", "a", "--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1"),
+        (["--answers", "a", "--num-beams", "0"], "--num_beams must be 1 or more, got 0"),
+        (["--answers", "a", "--num-beams", "2", "--temperature", "1"], "Choose either --temperature"),
+        (["--answers", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
+        (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
+        (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),
+    ],
+)
+def test_what_is_found_before_long_work(
+    vlm_dir: Path,
+    options: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("questions.json").write_text(json.dumps([["is it red?", "yes", 0]]))
+    Path("long.json").write_text(json.dumps([["is it red?", "yes", 0], ["is it red? " * 9000, "yes", 0]]))
+    questions = [] if "--questions" in options else ["--questions", "questions.json"]
+    assert main(["easy_vqa", "--model", str(vlm_dir), *questions, *options]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert not Path("a").exists()

@@ -198,6 +198,11 @@ def test_scienceqa_letter(text: str, letter: str | None) -> None:
         ("E", None),
         ("", None),
         ("a cat " * 9, None),
+        ("A cat is what I see", "B"),  # an article
+        ("**B**", "B"),
+        ("B and this is why", None),  # five words from the end
+        ("Cannot determine the answer, B", None),
+        ("Z", None),
     ],
 )
 def test_matched_option(text: str, letter: str | None) -> None:

@@ -84,6 +84,34 @@ def test_mmbench_is_circular(table: Path) -> None:
     assert mmbench.score(questions, always["always A"], table)["accuracy",].value == 0
 
 
+@pytest.mark.parametrize("kind", ["mark", "blank", "returns"])
+def test_mmbench_tables_of_other_editors(table: Path, kind: str) -> None:
+    """A byte order mark, a blank last line, Windows' line ends and Unix'."""
+    expected = mmbench.load_english(table, None)
+    text = table.read_bytes().decode()
+    changed = {"mark": "\ufeff" + text, "blank": text + "\r\n", "returns": text.replace("\r\n", "\n")}[kind]
+    assert changed != text
+    table.write_bytes(changed.encode())
+    assert mmbench.load_english(table, None) == expected
+
+
+def test_mmbench_holds_the_image_of_all_rotations_once(tmp_path: Path) -> None:
+    rows = [*ROWS[:2], {**ROWS[1], "index": 2000007, "image": ROWS[0]["image"]}]
+    images = [question.image for question in mmbench.load_english(write_table(tmp_path / "t.tsv", rows), None)]
+    assert images[0] is images[1]
+    assert images[0] is images[2]
+
+
+def test_chatty_answers(tmp_path: Path) -> None:
+    """The letter of an option counts near the answer's end alone: "A dog" in every rotation is a dog, not A."""
+    table = write_table(tmp_path / "t.tsv", [row(9, "dog elephant", "A"), row(1000009, "elephant dog", "B"), *ROWS[2:]])
+    questions = mmbench.load_english(table, None)
+    wordy = "The correct answer is B. Option A is a common mistake."
+    scores = mmbench.score(questions, ["A dog is what I see."] * 2 + [wordy] * 2, table)
+    assert scores["accuracy_by_category", "object"].value == 1
+    assert scores["answers_that_name_no_option",].value == 0.5
+
+
 def test_mmbenchs_judge_reads_what_names_no_option(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

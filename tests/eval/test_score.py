@@ -1,5 +1,6 @@
 """`python -m eval.score`: the report, its tables, and what is refused."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -179,3 +180,85 @@ def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.Capture
         assert main(["easy_vqa", "--answers", str(tmp_path / "absent"), option, str(tmp_path / "x")]) == 2
         assert f"leave out {option}" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--output", "r.md"], "--output and the table beside --output are the same file, r.md"),
+        (["--output", "."], "Cannot write --output .: it is a directory"),
+        (["--output", "/proc/x.json"], "Cannot write --output /proc/x.json: No such file"),
+        (["--output", "answers.jsonl/r.json"], "answers.jsonl is a file"),
+        (["--output", "answers.jsonl"], "--output would replace the input answers.jsonl"),
+        (["--output", "answers.json", "--no-image-answers", "answers.md"], "would replace the input answers.md"),
+        (["--output", "official/r.json", "--annotations", "official"], "would replace the input official/r.json"),
+    ],
+)
+def test_outputs_that_would_be_lost_or_lose_something(
+    file: Path,
+    answers: Path,
+    more: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("answers.md").touch()
+    Path("official").mkdir()
+    Path("official/r.json").write_text("precious")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["easy_vqa", "--questions", str(file), "--answers", "answers.jsonl", *more]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_is_a_sentence(file: Path, answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", "/dev/full"]) == 2
+    assert capsys.readouterr().err == "error: Cannot write /dev/full: No space left on device.\n"
+    assert not Path("/dev/full").is_file()  # it is still the device
+
+
+def test_results_are_written_before_they_are_printed(
+    file: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `| head -3`: whoever reads goes away."""
+
+    def gone(*things: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("eval.score.Console.print", gone)
+    arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers)]
+    with contextlib.suppress(BrokenPipeError):
+        main([*arguments, "--output", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["questions"] == 1500
+    assert {path.name for path in tmp_path.glob("r.*")} == {"r.json", "r.md", "r.results.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["mark", "blank", "returns"])
+def test_files_of_other_editors(file: Path, answers: Path, tmp_path: Path, kind: str) -> None:
+    """A byte order mark, a blank last line, Windows' line ends; the question file likewise."""
+    for path in (file, answers):
+        text = path.read_text(encoding="utf-8")
+        changed = {"mark": "\ufeff" + text, "blank": text + "\n\n", "returns": text.replace("\n", "\r\n")}[kind]
+        (tmp_path / f"other_{path.name}").write_bytes(changed.encode())
+    questions, given = (tmp_path / f"other_{path.name}" for path in (file, answers))
+    other = make_report("easy_vqa", given, questions=questions)
+    assert other["scores"] == make_report("easy_vqa", answers, questions=file)["scores"]
+
+
+def test_the_report_says_how_answers_were_generated(file: Path, answers: Path) -> None:
+    assert (
+        "how the answers were generated is not recorded" in make_report("easy_vqa", answers, questions=file)["protocol"]
+    )
+    settings = {"max_new_tokens": 8}
+    for more, words in (({}, "greedy generation (at most 8"), ({"temperature": 0.5}, "sampled (temperature 0.5, at")):
+        lines = [json.loads(line) for line in answers.read_text().splitlines()]
+        for line in lines:
+            line["metadata"]["generation"] = settings | more
+        answers.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        report = make_report("easy_vqa", answers, questions=file)
+        assert report["generation"] == settings | more
+        assert words in report["protocol"]

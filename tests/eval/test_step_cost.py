@@ -46,6 +46,15 @@ def test_weights_and_moments_are_held_and_tokens_cost_memory() -> None:
     assert costs[1].peak_bytes > costs[0].peak_bytes >= 4 * llm.parameters, "the gradients at least"
 
 
+def test_a_frozen_model_holds_no_moments_and_its_step_costs_less() -> None:
+    llm = open_llm("tiny")
+    (trained,), _ = measure(llm, [4], 6, 1, torch.float32, CPU, repeats=1)
+    (frozen,), held = measure(llm, [4], 6, 1, torch.float32, CPU, repeats=1, frozen=True)
+    assert held == 4 * llm.parameters
+    assert frozen.gmacs < 0.8 * trained.gmacs, "no gradients of weights"
+    assert frozen.peak_bytes < trained.peak_bytes - 2 * llm.parameters
+
+
 def test_a_run_leaves_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "step.json"
     sizes = ["--visual-tokens", "4", "9", "--text-tokens", "6", "--repeats", "2"]

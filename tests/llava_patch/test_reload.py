@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from tests.llava_patch.conftest import train
 from tests.llava_patch.tiny import run, run_forked, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
+WITH_BITS = pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 knows these arguments itself")
 
 RELOAD = """
 import json, sys, warnings
@@ -133,6 +135,36 @@ def test_llavas_chat(finetuned: Path, data: Path) -> None:
     said = result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]
     assert len(said) > 1  # four tokens of a model that learnt nothing; they may all be spaces
     assert result.stdout.rstrip().endswith("exit...")
+
+
+@WITH_BITS
+@pytest.mark.parametrize("option", ["--load-4bit", "--load-8bit"])
+def test_llavas_chat_in_few_bits(finetuned: Path, data: Path, option: str) -> None:
+    command = ["llava.serve.cli", "--model-path", finetuned, "--image-file", data / "red.png", "--device", "cpu"]
+    options = [option, "--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
+    result = run("-m", "llava_patch", *command, *options, stdin="Which colour is it?\n")
+    assert result.stdout.rstrip().endswith("exit...")
+    assert len(result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]) > 1
+
+
+FEW_BITS = """
+import json, sys
+import llava_patch
+llava_patch.install()
+from bitsandbytes.nn import Linear4bit
+from llava.model.builder import load_pretrained_model
+tokenizer, model, processor, _ = load_pretrained_model(sys.argv[1], None, "llava-tiny", load_4bit=True, device="cpu")
+print(json.dumps([name for name, module in model.named_modules() if isinstance(module, Linear4bit)]))
+"""
+
+
+@WITH_BITS
+def test_the_language_model_alone_is_in_four_bits(finetuned: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FEW_BITS)
+    names = json.loads(run_forked(program, finetuned, printed=tmp_path / "printed.txt").strip().splitlines()[-1])
+    assert len(names) == 2 * 7
+    assert all(name.startswith("model.layers.") for name in names)
 
 
 def test_without_the_plugin_llava_says_what_it_does_not_know(finetuned: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from transformers import LlamaConfig
 
 from llava_patch.tower import RECORD, SparseFormerTower
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
+from tests.encoder.replays import CpuRecorder
 
 
 def arguments(**changes: Any) -> SimpleNamespace:
@@ -202,3 +204,13 @@ def test_another_token_count_than_the_checkpoints_is_refused(tower: str, tiny_co
     late = SparseFormerTower(tower, reload_config(**{RECORD: recorded}), delay_load=True)
     with pytest.raises(UserError, match=r"focus\.tokens was 9, is 6"):
         late.load_model()
+
+
+@torch.inference_mode()
+def test_a_replayed_encoder_gives_the_same_tokens(loaded: SparseFormerTower, images: Tensor) -> None:
+    """docs/llava.md's way to CUDA graphs, with the stand-in that captures on the CPU."""
+    expected = loaded(images)
+    recorder = CpuRecorder()
+    replay_from_graphs(loaded.vision_tower, recorder)
+    assert all(torch.equal(loaded(images), expected) for _ in range(3))
+    assert recorder.replays == 2

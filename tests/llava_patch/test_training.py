@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -125,3 +126,19 @@ def test_an_unfreezing_fork_trains_the_tower(llama: Path, tower: str, data: Path
         key.split(".")[0] for key in before if not torch.equal(tuned[key].float(), before[key].bfloat16().float())
     }
     assert "focus" in changed
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 knows these arguments itself")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_qlora_trains(
+    llama: Path, tower: str, data: Path, finetune_options: dict[str, object], tmp_path: Path, bits: int
+) -> None:
+    """LLaVA's own --bits: the adapters and the projector move, in its own lower precision."""
+    out = tmp_path / "llava-tiny-qlora"
+    options = {**finetune_options, "lora_enable": True, "lora_r": 4, "bits": bits, "bf16": True}
+    train(*training_arguments(llama, tower, data, "chat.json", out, **options))
+    adapter = load_file(out / "adapter_model.safetensors")
+    moved = [value.abs().max() > 0 for name, value in adapter.items() if ".lora_B." in name]
+    assert len(moved) == 2 * 7
+    assert all(moved)
+    assert not [name for name in adapter if "vision_tower" in name or "mm_projector" in name]

@@ -133,6 +133,55 @@ def test_checkpoints_hold_what_trains_and_tensorboard_the_curves(
     assert list((tmp_path / "curves").rglob("events.out.tfevents.*"))
 
 
+def test_the_loss_of_an_evaluation_does_not_depend_on_the_batch_size(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Captions and answers of one token: a mean over samples of their batches' means differs by some percent."""
+    found = []
+    for size in (1, 2, 5, 6):
+        options = {"eval_strategy": "steps", "eval_steps": 1, "eval_data_path": data_dir / "mixed.json"}
+        options |= {"per_device_eval_batch_size": size, "max_steps": 1}
+        samples = [json.loads((data_dir / f"{name}.json").read_text()) for name in ("captions", "text")]
+        (data_dir / "mixed.json").write_text(json.dumps(samples[0][:3] + samples[1][:4]))
+        assert align.main(flags(vlm_dir, data_dir, tmp_path / str(size), **options)) == 0
+        found += [line["eval_loss"] for line in read_log(tmp_path / str(size) / "log.jsonl") if "eval_loss" in line]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+
+
+def test_checkpoints_without_the_optimizer_are_no_place_to_go_on_from(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = flags(vlm_dir, data_dir, tmp_path / "out", max_steps=2, save_steps=1, save_only_model=True)
+    assert align.main([*arguments, "--keep_checkpoints", "True"]) == 0
+    (tmp_path / "out" / "config.json").unlink()
+    assert align.main(arguments) == 2
+    assert "written with --save_only_model True" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot start with these options: One of min_lr or min_lr_rate"),
+        ({"optim": "galore_adamw"}, "The training cannot start with these options: "),
+        ({"use_liger_kernel": True}, "The training cannot start with these options: "),
+        ({"push_to_hub": True}, "The training cannot start with these options: "),
+        ({"bf16_full_eval": True}, "--bf16_full_eval would change nothing"),
+    ],
+)
+def test_what_transformers_refuses_is_a_sentence(
+    vlm_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    options: dict[str, object],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert len(printed.strip().splitlines()[-1]) < 700
+
+
 def test_a_mixture_trains_and_what_it_skips_is_written_down(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     bad = [{"id": "lost", "image": "lost.png", "conversations": []}]
     (tmp_path / "bad.json").write_text(json.dumps(bad))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.timm_models import create_from_directory
@@ -31,6 +32,17 @@ def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path,
     assert encoder(pictures).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
     assert "drop_path_rate" not in encoder.config.cortex.options
     assert len(read_log(out / "log.jsonl")) >= 30
+
+
+def test_an_evaluation_in_bf16_does_not_change_what_is_published(
+    small_encoder_dir: Path, class_folders: Path, tmp_path: Path
+) -> None:
+    for out, full in ((tmp_path / "plain", False), (tmp_path / "bf16", True)):
+        options = {"max_steps": 2, "eval_data_path": class_folders, "bf16_full_eval": full}
+        assert main(words(small_encoder_dir, class_folders, out, **options)) == 0
+    plain, bf16 = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "bf16"))
+    assert {weight.dtype for weight in bf16.values()} == {torch.float32}
+    assert all(torch.equal(plain[name], bf16[name]) for name in plain)
 
 
 def test_several_labels(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_packed_batch_has_the_same_loss_and_gradients(
 def test_packing_is_for_known_language_models(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {kind.model_type for kind, _ in FAMILIES.values()} == set(PACKABLE), "what is compared there"
+    assert set(PACKABLE) <= {kind.model_type for kind, _ in FAMILIES.values()}, "what is compared there"
     assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "longest"
     monkeypatch.setattr(loaded[0].config.get_text_config(), "_attn_implementation_internal", "flash_attention_2")
     assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "one row"

@@ -1,6 +1,7 @@
 """--word_start: least squares from visual tokens to the words of their captions."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparse_vlm.data.conversations import IGNORE
+from sparse_vlm.data.dataset import ConversationDataset
 from sparse_vlm.vlm.build import build_vlm
 from tests.train.test_align import changed, flags
+from tests.train.test_instruct import INTERRUPTED
 from train import align, word_start
 from train.log import read_log
 from train.stage import StageArguments
@@ -94,12 +98,11 @@ def test_the_stage_trains_from_there_and_a_run_that_goes_on_does_not_start_again
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "whole", **options)) == 0
     assert changed(vlm_dir, tmp_path / "whole") == {"multi_modal_projector"}
 
-    def interrupted(saved: Path, args: StageArguments) -> None:
+    def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(align.vlm, "finish", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        align.main(flags(vlm_dir, data_dir, tmp_path / "cut", **options))
+    monkeypatch.setattr(align.vlm, "write_result", interrupted)
+    assert align.main(flags(vlm_dir, data_dir, tmp_path / "cut", **options)) == INTERRUPTED
     monkeypatch.undo()
     assert len(explained(caplog)) == 2
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "cut", **options)) == 0
@@ -116,6 +119,41 @@ def test_cached_tokens_and_text_only_samples_start_it_too(vlm_dir: Path, data_di
         start_from_words(model, data, 100, args)
         starts.append(model.model.multi_modal_projector[-1].weight)
     torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-5)
+
+
+def test_a_caption_without_words_is_left_out(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Of control tokens alone, behind which nothing is left of what the assistant says."""
+    projectors = []
+    for without in (False, True):
+        model, data, args = opened(vlm_dir, data_dir, tmp_path)
+        control = next(iter(data.training.chat.control_tokens))
+        items = [dict(data.training[index]) for index in range(6)]
+        if without:
+            targets = [token if token == IGNORE else control for token in items[0]["row"].targets]
+            items[0]["row"] = replace(items[0]["row"], targets=targets)
+        else:
+            items = items[1:]
+        start_from_words(model, replaced(data, items), 100, args)
+        projectors.append(model.model.multi_modal_projector[-1].weight)
+    torch.testing.assert_close(*projectors)
+
+
+def replaced(data: StageData, items: list[dict[str, Any]]) -> StageData:
+    training: Any = _Listed(data.training, items)
+    return replace(data, training=training)
+
+
+class _Listed:
+    """A data set of these items."""
+
+    def __init__(self, dataset: ConversationDataset, items: list[dict[str, Any]]) -> None:
+        self.chat, self.items = dataset.chat, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
 
 
 @pytest.mark.parametrize(

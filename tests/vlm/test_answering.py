@@ -1,15 +1,33 @@
 """Batched answers with shared prefixes are the answers that the model gives one by one."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    Lfm2Config,
+    MistralConfig,
+    MptConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
 
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.answering import Answerer, _selected
+from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.decoding import Decoding
+from tests.worded_vlm import TEMPLATE
 
 Asked = tuple[list[Image.Image], list[tuple[int, str]]]
 
@@ -89,3 +107,103 @@ def test_a_template_with_the_picture_behind_the_question_is_refused(answerer: An
 def test_a_batch_has_at_least_one_row(answerer: Answerer) -> None:
     with pytest.raises(UserError, match="at least 1, got 0"):
         Answerer(answerer.model, answerer.processor, 4, batch_rows=0)
+
+
+SIZES: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES["tie_word_embeddings"] = False
+OTHERS: dict[str, PreTrainedConfig] = {
+    "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8),
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        head_dim=12,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "lfm2": Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+    "gpt2": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=64),
+    "opt": OPTConfig(hidden_size=48, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=48),
+    "bloom": BloomConfig(hidden_size=48, n_layer=2, n_head=4),
+    "falcon": FalconConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, alibi=True),
+    "mpt": MptConfig(d_model=48, n_heads=4, n_layers=2, max_seq_len=64),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_language_models_that_padding_could_disturb(
+    family: str, encoder_dir: Path, worded_vlm_dir: Path, asked: Asked, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sliding window shorter than the prompts, a state, learned positions, biases that grow with the distance."""
+    tokenizer = load_vlm(worded_vlm_dir)[1].tokenizer
+    config: Any = OTHERS[family]
+    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config)
+    for parameter in llm.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    llm.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0  # so that few answers end at once
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm", chat_template=TEMPLATE)
+    model, processor = load_vlm(tmp_path / "vlm")
+    images, rows = asked[0], asked[1][:12]
+    single = [answer(model, processor, images[i], text, 5) for i, text in rows]
+    batched = Answerer(model, processor, 5)
+    assert collect(batched, images, rows) == single
+    assert collect(batched, images, rows) == single
+    assert len(set(single)) > 2
+    assert caplog.text.count("one by one") == (family in ("lfm2", "mpt"))  # once
+
+
+def test_a_prompt_that_is_too_long_is_refused(answerer: Answerer, asked: Asked) -> None:
+    images, rows = asked
+    with pytest.raises(UserError, match=r"The question 'is is .* makes \d+ tokens, more than the 2048"):
+        collect(answerer, images, [*rows, (0, "is " * 3000)])
+
+
+@pytest.mark.parametrize("settings", [Decoding(beams=3), Decoding(beams=1)])
+def test_beam_search_and_a_system_prompt(answerer: Answerer, asked: Asked, settings: Decoding) -> None:
+    """As transformers does it from the whole prompt, one question at a time."""
+    model, processor, limit = answerer.model, answerer.processor, answerer.max_new_tokens
+    batched = Answerer(model, processor, limit, 16, decoding=settings, system="be brief")
+    images, rows = asked
+    single = []
+    for place, text in rows[:20]:
+        inputs = encode_prompt(processor, images[place], text, "be brief")
+        ids = model.generate(**inputs, max_new_tokens=limit, **settings.settings)
+        single.append(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    assert collect(batched, images, rows[:20]) == single
+    assert single != collect(answerer, images, rows[:20])
+
+
+def test_sampling_follows_the_seed(answerer: Answerer, asked: Asked) -> None:
+    sampled = Answerer(answerer.model, answerer.processor, 8, decoding=Decoding(temperature=1.5, top_p=0.9))
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(collect(sampled, *asked))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:
+    """Refused before anything is computed; a long one that fits is not."""
+    longest = answerer.model.config.text_config.max_position_embeddings
+    fits = "red " * ((longest - 40) // 4)  # more bytes than there are positions, but fewer tokens
+    answerer.check_length(True, fits)
+    for with_image in (True, False):
+        with pytest.raises(UserError, match=f"more than the {longest} that the model takes"):
+            answerer.check_length(with_image, "red " * longest)
+    with pytest.raises(UserError, match="more than the"):
+        collect(answerer, asked[0], [(0, "red " * longest)])
+
+
+def test_the_prefix_is_not_copied_for_every_batch(answerer: Answerer, asked: Asked) -> None:
+    images, rows = asked
+    prompts = [answerer._prompt(True, text) for _, text in rows]
+    prefix = answerer._prefill(images, prompts[0][: answerer._shared_length(prompts)])
+    before = [layer.keys.clone() for layer in prefix.layers]
+    batch = _selected(prefix, torch.tensor([2, 0, 2]))
+    assert [len(layer.keys) for layer in batch.layers] == [3] * len(before)
+    assert torch.equal(batch.layers[0].keys[1], before[0][0])
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, before, strict=True))

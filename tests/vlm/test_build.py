@@ -19,10 +19,12 @@ from transformers import (
 )
 
 from sparse_vlm.cli import main
+from sparse_vlm.dtypes import convert
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm, check_opens, load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.llm import load_llm
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -137,6 +139,48 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import sparse_vlm
 """
     assert run_program(program + OPEN, str(vlm_dir), folder=tmp_path).splitlines()[-1] == OPENED
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.float16, None, torch.float16),
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_the_directory_has_the_llms_dtype_or_the_one_asked_for(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path, own: torch.dtype, asked: str | None, expected: torch.dtype
+) -> None:
+    llm, tokenizer = load_llm(llm_dir)
+    convert(llm, own)
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "out", dtype=asked)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    language = {name: weight for name, weight in written.items() if ".language_model." in name}
+    assert {weight.dtype for weight in language.values()} == {expected}
+    assert {weight.dtype for weight in written.values()} == {expected, torch.float32}, "coordinates stay float32"
+    for name, weight in load_file(tmp_path / "llm" / "model.safetensors").items():
+        after = language[f"model.language_{name}"][: len(weight)]  # behind the old rows the embeddings have new ones
+        assert torch.equal(after.float(), weight.to(expected).float())
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["dtype"] == described["text_config"]["dtype"] == str(expected).removeprefix("torch.")
+    assert load_vlm(tmp_path / "out")[0].dtype == torch.float32, "what load_vlm was asked for"
+
+
+def test_a_dtype_that_does_not_hold_the_weights_is_a_sentence(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+    llm, tokenizer = load_llm(llm_dir)
+    with torch.no_grad():
+        llm.get_input_embeddings().weight[7, 0] = 7e4
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    with pytest.raises(UserError, match=r"holds .*7e\+04.*too large for float16"):
+        build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "out", dtype="float16")
+    with pytest.raises(UserError, match=r"Unknown --dtype 'bf16'\. Did you mean 'bfloat16'"):
+        build_vlm(encoder_dir, llm_dir, tmp_path / "out", dtype="bf16")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -297,6 +341,25 @@ def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> 
     processor.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"missing_keys: .*linear_1.bias; unexpected_keys: .*something"):
         load_vlm(tmp_path)
+
+
+def test_what_does_not_open_is_not_published(
+    tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight is lost while the model is saved."""
+    save = SparseVLMForConditionalGeneration.save_pretrained
+
+    def losing(self: Any, folder: Path, **options: Any) -> None:
+        save(self, folder, **options)
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.multi_modal_projector.linear_1.bias"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    check_opens(vlm_dir)
+    monkeypatch.setattr(SparseVLMForConditionalGeneration, "save_pretrained", losing)
+    with pytest.raises(UserError, match=r"missing_keys: model\.multi_modal_projector\.linear_1\.bias"):
+        build_vlm(encoder_dir, llm_dir, tmp_path / "vlm")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_llm_without_padding_token_gets_one(

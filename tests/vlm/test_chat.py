@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from sparse_vlm.cli import main
@@ -52,6 +53,31 @@ def test_command(
     arguments = ["chat", "--model", str(vlm_dir), "--image", str(tmp_path / "a.png"), "--max_new_tokens", "6"]
     assert main([*arguments, "What is it?"]) == 0
     assert capsys.readouterr().out.strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6)
+
+
+def test_command_about_several_images_and_sampled(
+    vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6"]
+    for name in ("a.png", "b.png"):
+        images["ab".index(name[0])].save(tmp_path / name)
+        arguments += ["--image", str(tmp_path / name)]
+    assert main([*arguments, "What is it?"]) == 0
+    greedy = capsys.readouterr().out.strip()
+    assert greedy == answer(*vlm, images[:2], "What is it?", max_new_tokens=6)
+    sampled = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert main([*arguments, "--temperature", "5", "--top_p", "1", "What is it?"]) == 0
+        sampled.add(capsys.readouterr().out.strip())
+    assert len(sampled) > 1
+    assert main([*arguments, "--temperature", "-1", "What is it?"]) == 2
+    assert "--temperature must be 0 (greedy) or more, got -1" in capsys.readouterr().err
+
+
+def test_command_with_quantised_weights(vlm_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["chat", "--model", str(vlm_dir), "--max_new_tokens", "2", "--bits", "8", "What is it?"]) == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

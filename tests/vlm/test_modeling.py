@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, BatchFeature, LlamaConfig
+from transformers import AutoModel, AutoModelForImageTextToText, BatchFeature, LlamaConfig
 
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.float32 import Float32Module
@@ -281,3 +281,17 @@ def test_several_feature_layers_are_concatenated(tiny_encoder: SparseFormer) -> 
     vision = SparseFormerVisionConfig.from_encoder(tiny_encoder)
     config = SparseVLMConfig(vision_config=vision, vision_feature_layer=[-2, -1])
     assert build_projector(config)[0].normalized_shape == (256,)
+
+
+@torch.inference_mode()
+def test_a_tower_that_is_offloaded_to_disk_sees_the_same(
+    vlm: Loaded, vlm_dir: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    model, processor = vlm
+    inputs = encode_prompt(processor, images[0], "What?")
+    places = {"model.vision_tower": "disk"} | dict.fromkeys(
+        ("model.multi_modal_projector", "model.language_model", "lm_head"), "cpu"
+    )
+    offloaded = AutoModelForImageTextToText.from_pretrained(vlm_dir, device_map=places, offload_folder=tmp_path)
+    assert offloaded.model.vision_tower.encoder.focus.initial_rois.weight.is_meta
+    torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits)

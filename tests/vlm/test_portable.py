@@ -4,15 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.model_card import model_card
+from sparse_vlm.vlm.model_card import model_card, write_card
 from tests.vlm.conftest import Loaded
 
 QUESTION = "What is shown?"
@@ -61,6 +62,21 @@ def test_pipeline(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None
     assert result["generated_text"].strip() == answer(*vlm, images[0], QUESTION, max_new_tokens=6)
 
 
+def test_other_doors(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModelForMultimodalLM, and its pipeline; the words come before the image, as OpenAI's clients send them."""
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model: Any = AutoModelForMultimodalLM.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, vlm[0](**inputs).logits)
+    content = [{"type": "text", "text": QUESTION}, {"type": "image", "image": images[0]}]
+    expected = answer(*vlm, images[0], QUESTION, max_new_tokens=6)
+    for task in ("any-to-any", "image-text-to-text"):
+        ask: Any = pipeline(task, model=str(vlm_dir))
+        options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
+        (result,) = ask(text=[{"role": "user", "content": content}], **options)
+        assert result["generated_text"].strip() == expected
+
+
 def test_model_card(vlm_dir: Path) -> None:
     text = (vlm_dir / "README.md").read_text()
     assert "# A vision-language model with 6 visual tokens per picture" in text
@@ -72,6 +88,19 @@ def test_model_card(vlm_dir: Path) -> None:
     assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
     assert "- Language model: org/llm" in card
     assert "- align: captions.json\n- instruct: a.json, b.json" in card
+
+
+def test_a_users_readme_stays(tmp_path: Path) -> None:
+    """An unedited card is written anew, one that was edited or is not ours is left."""
+    write_card(tmp_path, model_card({}, {}, 49))
+    write_card(tmp_path, model_card({}, {}, 64))
+    card = tmp_path / "README.md"
+    assert "with 64 visual tokens" in card.read_text()
+    edited = card.read_text().replace("64 visual", "64 good visual")
+    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
+        card.write_text(text)
+        write_card(tmp_path, model_card({}, {}, 81))
+        assert card.read_text() == text
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

@@ -122,6 +122,22 @@ def test_openais_client(client: Any, vlm_dir: Path, vlm: Loaded, images: list[Im
     assert again.choices[0].message.content.strip() == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["bnb-4bit", "8"])
+def test_in_few_bits_it_answers_about_images(
+    vlm_dir: Path, images: list[Image.Image], tmp_path: Path, bits: str
+) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("bitsandbytes")
+    running = Server(vlm_dir, tmp_path / "log", "--quantization", bits)
+    try:
+        body = {"model": vlm_dir.name, "max_tokens": 6, "messages": [message(data_url(images[0]))]}
+        status, reply = running.post(body)
+    finally:
+        running.close()
+    assert (status, reply["usage"]["completion_tokens"]) == (200, 6)
+
+
 def test_the_model_is_listed_under_the_name_that_requests_use(client: Any, vlm_dir: Path) -> None:
     (model,) = client.models.list().data
     assert model.id == vlm_dir.name

@@ -3,23 +3,26 @@
     python -m train.quickstart.step_time --models runs/quickstart/built runs/quickstart/dense/built \\
         --data_path runs/quickstart/data/instruct.json --image_folder IMAGES --output step_time.json
 
-A step here is forward and backward of one batch of conversations about pictures, everything training, in float32; the
-optimiser's own time is the same for all, and left out. In turn, so that a change of the machine's load meets all.
+A step here is the forward and backward pass of one batch of conversations about images, everything training, in
+float32; the optimizer's own time is the same for all and left out. The models alternate on every batch, after one
+unrecorded step each, so that a change of the machine's load meets all of them. Run nothing else beside it.
 """
 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import write_json
+from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.measure.timing import require_positive, take_turns
 from train import vlm
 from train.stage import StageArguments
 from train.vlm_data import DataArguments, make_data
@@ -28,7 +31,7 @@ BATCH_SIZE = 8
 
 
 def batches_for(directory: Path, data: DataArguments, count: int, scratch: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """The model, training, and the last `count` batches of the file, which are about pictures.
+    """Return the model, training, and the last `count` batches of the file, which are about images.
 
     Args:
         directory: of the model.
@@ -50,18 +53,20 @@ def batches_for(directory: Path, data: DataArguments, count: int, scratch: Path)
     return model.train(), [prepared.collator([dataset[index] for index in batch]) for batch in rows]
 
 
-def measure(models: Sequence[Path], data: DataArguments, count: int, scratch: Path) -> list[list[float]]:
-    """Seconds of each model's steps, after one that warms up."""
+def measure(models: Sequence[Path], data: DataArguments, count: int, repeats: int, scratch: Path) -> list[list[float]]:
+    """Return the seconds of each model's steps: `repeats` on each of `count` batches."""
     prepared = [batches_for(directory, data, count, scratch) for directory in models]
     seconds: list[list[float]] = [[] for _ in models]
-    for number in tqdm(range(-1, count), desc="steps"):
-        for (model, batches), found in zip(prepared, seconds, strict=True):
-            start = time.perf_counter()
-            model(**batches[max(number, 0)]).loss.backward()
-            if number >= 0:
-                found.append(time.perf_counter() - start)
-            model.zero_grad()
+    for number in tqdm(range(count), desc="batches"):
+        steps = [partial(_step, model, batches[number]) for model, batches in prepared]
+        for found, more in zip(seconds, take_turns(steps, repeats, torch.device("cpu")), strict=True):
+            found += more
     return seconds
+
+
+def _step(model: nn.Module, batch: dict[str, Any]) -> None:
+    model(**batch).loss.backward()
+    model.zero_grad()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="directories of `sparse-vlm build`")
     parser.add_argument("--data_path", required=True, help="LLaVA JSON; its last samples are taken")
     parser.add_argument("--image_folder", required=True)
-    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="recorded steps of each model on each batch")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for every measurement")
     args = parser.parse_args(argv)
+    check_output_files({"--output": args.output}, [*args.models, args.data_path, args.image_folder])
+    require_positive(batches=args.batches, repeats=args.repeats)
     data = DataArguments(data_path=args.data_path, image_folder=args.image_folder, independent_turns=True)
-    seconds = measure(args.models, data, args.batches, args.output.parent)
+    seconds = measure(args.models, data, args.batches, args.repeats, args.output.parent)
     results = [
         {"model": str(model), "median_seconds": statistics.median(found), "seconds": found}
         for model, found in zip(args.models, seconds, strict=True)

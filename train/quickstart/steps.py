@@ -30,7 +30,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=1500,
+    teacher_steps=2200,
     bootstrap_steps=800,
     word_start=4000,
     align_steps=40,
@@ -40,7 +40,7 @@ FULL = Recipe(
     validation_images=200,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
-    timed_batches=8,
+    timed_batches=4,
 )
 FAST = Recipe(
     teacher_steps=4,

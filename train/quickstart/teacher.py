@@ -1,7 +1,8 @@
 """The quickstart's teacher: a tiny CLIP, trained on the captions of easy-VQA's training images.
 
-    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 1500 --learning_rate 1e-3 \\
-        --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train
+    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 2200 --learning_rate 1e-3 \\
+        --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train \\
+        --per_device_train_batch_size 12 --train_sampling_strategy sequential
 
 No pre-trained CLIP can be packaged, so the quickstart makes one. With real data, take a real teacher instead:
 `train/bootstrap.py --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's own format.
@@ -21,8 +22,8 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser
 
+from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.data.easy_vqa import (
     CLASSES,
     COLOURS,
@@ -33,8 +34,9 @@ from sparse_vlm.data.images import open_image
 from sparse_vlm.data.sources import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
-from sparse_vlm.errors import exit_with_sentence
+from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
+from train.arguments import parse_arguments
 from train.stage import Part, StageArguments, prepare, publish, run, what_trains
 from train.stage_trainer import StageTrainer
 
@@ -121,7 +123,16 @@ def clip_config(arguments: TeacherArguments) -> dict[str, Any]:
 
 
 def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
-    """Trains the teacher and writes it as an open_clip directory."""
+    """Trains the teacher and writes it as an open_clip directory.
+
+    Raises:
+        UserError: other batches than those in which no caption stands twice.
+    """
+    if args.train_batch_size != BATCH or args.train_sampling_strategy != "sequential":
+        raise UserError(
+            f"The captions are ordered for batches of {BATCH}: give --per_device_train_batch_size {BATCH} "
+            "--train_sampling_strategy sequential."
+        )
     prepare(args)
     config = clip_config(arguments)
     clip = CLIP(**config)
@@ -138,13 +149,15 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
         save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
         write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
-    publish(saved, Path(args.output_dir), keep_checkpoints=args.keep_checkpoints)
+    publish(
+        saved, Path(args.output_dir), lambda folder: open_teacher(str(folder)), keep_checkpoints=args.keep_checkpoints
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = HfArgumentParser([TeacherArguments, StageArguments])  # type: ignore[list-item]
-    return exit_with_sentence(lambda: train_teacher(*parser.parse_args_into_dataclasses(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(lambda: train_teacher(*parse_arguments((TeacherArguments, StageArguments), words)))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from eval.timing import machine, matmul, require_positive, take_turns
 from sparse_vlm.errors import UserError
+from sparse_vlm.measure.timing import machine, matmul, require_positive, take_turns
 
 CPU = torch.device("cpu")
 

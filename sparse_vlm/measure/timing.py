@@ -1,11 +1,11 @@
 """Stopwatch, meter of arithmetic, and description of the machine, for everything that measures cost."""
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +29,7 @@ def require_positive(**values: int | Sequence[int]) -> None:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What was measured on: processor, its cores, the GPU if there is one in use, torch's version."""
-    described: dict[str, str | int] = {"cpu": _processor(), "cores": psutil.cpu_count() or 0}
+    described: dict[str, str | int] = {"cpu": _processor(), "cores": os.cpu_count() or 0}
     if device.type != "cpu":
         described["gpu"] = device_name(device)
     return described | {"torch": torch.__version__}

@@ -1,0 +1,94 @@
+"""The arguments of `python -m eval.generate`, and the questions that they mean, checked before the model is opened."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.benchmarks import find_benchmark
+from eval.parts import first_questions
+from eval.protocol import Benchmark, Question
+from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import check_output_files
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m eval.generate`."""
+    parser = argparse.ArgumentParser(prog="python -m eval.generate", description="A model's answers to a benchmark.")
+    add_benchmarks(parser)
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    add_path(
+        parser,
+        "--answers",
+        "the .jsonl file to write or to go on with; of several benchmarks: a folder",
+        required=True,
+    )
+    add_path(parser, "--questions", f"the benchmark's official question file{NAMED}")
+    add_path(parser, "--images", f"folder of its images{NAMED}")
+    parser.add_argument("--limit", type=int, help="answer the first questions alone, as many as this")
+    parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
+    parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
+    add_device_arguments(parser)
+    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
+    how = parser.add_argument_group("generation")
+    how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
+    how.add_argument("--top-p", "--top_p", type=float, default=1.0, help="of sampling (default: 1)")
+    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    how.add_argument("--num-beams", "--num_beams", type=int, default=1, help="of beam search (default: 1, none)")
+    how.add_argument("--max-new-tokens", "--max_new_tokens", type=int, help="of an answer (default: the benchmark's)")
+    how.add_argument("--system", help="system prompt (default: the chat template's own)")
+    return parser
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of one benchmark."""
+
+    benchmark: Benchmark
+    questions: list[Question]
+    places: list[int]
+    answers: Path
+
+
+def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Task:
+    benchmark = find_benchmark(name)
+    file = path_of("--questions", arguments.questions, name, names)
+    answers = file_of("--answers", arguments.answers, name, names, ".jsonl")
+    assert answers is not None  # required
+    check_output_files({"--answers": answers}, [file])
+    if answers.exists() and not answers.is_file():
+        raise UserError(f"--answers {answers} is not a file, and answers are read again to go on with. Choose another.")
+    questions = benchmark.load_questions(file, path_of("--images", arguments.images, name, names))
+    places = first_questions(benchmark, questions, arguments.limit)
+    if not arguments.no_image:
+        check_images(questions, places)
+    return Task(benchmark, questions, places, answers)
+
+
+def read_tasks(arguments: argparse.Namespace) -> list[Task]:
+    """The questions of every benchmark of the command.
+
+    Raises:
+        UserError: an unknown benchmark, a damaged question file, a missing image, or answers that cannot be written.
+    """
+    names = benchmark_names(arguments.benchmarks)
+    return [_task(arguments, name, names) for name in names]
+
+
+def check_images(questions: Sequence[Question], places: Sequence[int]) -> None:
+    """Check that the image files of the questions at `places` are there.
+
+    Raises:
+        UserError: some are not; the sentence names the first ones and says how many.
+    """
+    files = dict.fromkeys(questions[place].image for place in places)
+    paths = [file for file in files if isinstance(file, Path)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f", e.g. also {', '.join(path.name for path in missing[1:4])}" if len(missing) > 1 else ""
+        raise UserError(
+            f"The image {missing[0]} does not exist; {len(missing)} of {len(paths)} images are missing{more}. Check "
+            "--images."
+        )

@@ -1,0 +1,186 @@
+"""CUDA graphs: what a call of a model launches on a GPU is captured once, and later calls launch it as one.
+
+A small batch leaves a GPU waiting for the CPU to launch kernel after kernel. A replayed graph runs the same kernels on
+the same weights, so its outputs are the same numbers. Sources: torch.cuda.CUDAGraph, "CUDA semantics: CUDA Graphs".
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from sparse_vlm.errors import UserError
+
+WARM_UPS = 3  # before a capture: libraries choose kernels and allocate their workspaces
+
+
+class Captured(NamedTuple):
+    """A captured call.
+
+    Attributes:
+        replay: runs it again, on what its input tensors hold now.
+        outputs: the tensors that each run fills anew.
+        pool: the memory that it works in.
+    """
+
+    replay: Callable[[], None]
+    outputs: Any
+    pool: Any
+
+
+class Recorder(Protocol):
+    """Captures calls on one type of device."""
+
+    device_type: str
+
+    def capture(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
+        """Captures `run`, in the memory pool of an earlier capture or (None) in one of its own."""
+
+
+class CudaRecorder:
+    """Captures calls as torch.cuda.CUDAGraph."""
+
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None  # of all captures, so that they can share memory
+
+    def capture(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
+        """See `Recorder`. `run` must not wait for the device, nor copy from the CPU."""
+        with torch.cuda.device(device):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: other threads (a data loader's, another model's) may go on allocating meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = run()
+        return Captured(graph.replay, outputs, graph.pool())
+
+
+class _Held(NamedTuple):
+    """A captured call and the buffer that its images are copied into."""
+
+    images: Tensor
+    call: Captured
+
+
+class GraphedMethod:
+    """A method of a model of images, captured for each shape, dtype and choice of layers, and replayed.
+
+    The first call of a kind runs as usual, the second is captured: sizes that come only once cost nothing. The outputs
+    are copies, the caller's to keep. Calls that a graph would change or could not hold run as usual: on another device,
+    under autocast, inside torch.compile or another capture, and with hooks inside the model, which a replay would skip.
+    Graphs are dropped when the model's weights move. Call it from one CUDA stream.
+
+    Args:
+        model: in evaluation mode, no weight requires a gradient.
+        method: of the model: images, or images and layers -> tensors in (named) tuples.
+        recorder: captures.
+        limit: how many kinds are remembered; the least recently used one is dropped.
+    """
+
+    def __init__(self, model: nn.Module, method: Callable[..., Any], recorder: Recorder, limit: int = 8) -> None:
+        self._model, self._method, self._recorder, self._limit = model, method, recorder, limit
+        self._parts = list(model.modules())
+        self._weights: list[int] = []
+        self._held: OrderedDict[tuple[object, ...], _Held | None] = OrderedDict()  # None: seen once
+        self._lock = Lock()
+
+    def __call__(self, images: Tensor, layers: Sequence[int] | None = None) -> Any:
+        """What the method returns.
+
+        Raises:
+            UserError: as the method, or the model is to be trained.
+        """
+        self._refuse_training(images)
+        choice = () if layers is None else (tuple(layers),)
+        if not self._may_replay(images):
+            return self._method(images, *choice)
+        with self._lock:
+            self._forget_moved_weights()
+            kind = (tuple(images.shape), images.dtype, images.device, choice)
+            if kind not in self._held:
+                result = self._method(images, *choice)
+                self._remember(kind, None)
+                return result
+            # outside inference mode: what is made in it could not be written to outside it
+            with torch.inference_mode(False), torch.no_grad():
+                held = self._held[kind] or self._capture(images, choice)
+                self._remember(kind, held)
+                held.images.copy_(images)
+                held.call.replay()
+                return _copies(held.call.outputs)
+
+    def _capture(self, images: Tensor, choice: tuple[tuple[int, ...], ...]) -> _Held:
+        buffer = torch.empty_like(images, memory_format=torch.contiguous_format)
+        buffer.copy_(images)
+        pool = next((held.call.pool for held in self._held.values() if held is not None), None)
+        return _Held(buffer, self._recorder.capture(lambda: self._method(buffer, *choice), images.device, pool))
+
+    def _remember(self, kind: tuple[object, ...], held: _Held | None) -> None:
+        self._held[kind] = held
+        self._held.move_to_end(kind)
+        if len(self._held) > self._limit:
+            self._held.popitem(last=False)
+
+    def _forget_moved_weights(self) -> None:
+        """A graph reads its weights where they were when it was captured."""
+        tensors = (tensor for part in self._parts for tensor in (*part._parameters.values(), *part._buffers.values()))
+        weights = [tensor.data_ptr() for tensor in tensors if tensor is not None]
+        if weights != self._weights:
+            self._held.clear()
+            self._weights = weights
+
+    def _may_replay(self, images: Tensor) -> bool:
+        device = self._recorder.device_type
+        return (
+            images.device.type == device
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(device)
+            and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in self._parts[1:])
+        )
+
+    def _refuse_training(self, images: Tensor) -> None:
+        trains = torch.is_grad_enabled() and (
+            images.requires_grad or any(weight.requires_grad for weight in self._model.parameters())
+        )
+        if trains or self._model.training:
+            raise UserError("This model was optimised for inference and cannot be trained: open it anew to train it.")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UserError("This model was optimised for inference and cannot be copied: copy it before.")
+
+
+def _copies(outputs: Any) -> Any:
+    """Copies of all tensors; what is one tensor stays one."""
+    copied: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copied:
+            copied[id(tensor)] = tensor.clone()
+        return copied[id(tensor)]
+
+    return tree_map_only(Tensor, copy, outputs)
+
+
+METHODS = ("forward", "hidden_states")
+
+
+def replay_from_graphs(model: nn.Module, recorder: Recorder) -> None:
+    """Gives a model's methods of images their `GraphedMethod`, in place: `forward`, and a SparseFormer's
+    `hidden_states`. Doing it twice changes nothing."""
+    model.eval().requires_grad_(False)
+    for name in METHODS:
+        method = getattr(model, name, None)
+        if method is not None and not isinstance(method, GraphedMethod):
+            setattr(model, name, GraphedMethod(model, method, recorder))

@@ -1,0 +1,1 @@
+"""What everything that measures cost shares: the clock, the count of arithmetic, the machine's description."""

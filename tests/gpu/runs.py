@@ -1,0 +1,22 @@
+"""Short runs of the stages of a VLM, and their losses."""
+
+from pathlib import Path
+
+from tests.gpu.placed import losses
+from tests.train.test_align import flags
+from train import align, instruct
+
+LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
+
+
+def aligned(vlm: Path, data: Path, out: Path, **options: object) -> list[float]:
+    """The losses of an alignment."""
+    assert align.main(flags(vlm, data, out, **{"learning_rate": 1e-3, **options})) == 0
+    return losses(out)
+
+
+def instructed(vlm: Path, data: Path, out: Path, **options: object) -> list[float]:
+    """The losses of a tuning on conversations."""
+    options = {"data_path": data / "chats.json", "learning_rate": 1e-3, **options}
+    assert instruct.main(flags(vlm, data, out, **options)) == 0
+    return losses(out)

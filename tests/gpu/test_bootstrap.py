@@ -1,0 +1,34 @@
+"""A bootstrap in bf16 on a GPU follows the CPU in float32, and an interrupted one goes on as it was."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu.placed import TOLERANCE, losses, placed
+from tests.train.bootstrap_runs import arguments
+from train import bootstrap
+
+
+def run(teacher: Path, images: Path, out: Path, **options: object) -> list[float]:
+    """The losses of a bootstrap."""
+    assert bootstrap.main(arguments(teacher, images, out, **options)) == 0
+    return losses(out)
+
+
+def test_bootstrap(teacher_dir: Path, images: Path, tmp_path: Path, device: torch.device) -> None:
+    expected = run(teacher_dir, images, tmp_path / "cpu", **placed("cpu", bf16=False))
+    found = run(teacher_dir, images, tmp_path / "out", **placed(device.type, bf16=True))
+    assert found == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_a_run_goes_on_with_the_same_losses(
+    teacher_dir: Path, images: Path, tmp_path: Path, device: torch.device
+) -> None:
+    """Sums of gradients run in another order on a GPU, so the curves agree closely, not bit by bit."""
+    options = {**placed(device.type, bf16=True), "save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
+    whole = run(teacher_dir, images, tmp_path / "whole", save_total_limit=2, **options)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
+    assert run(teacher_dir, images, tmp_path / "again", **options) == pytest.approx(whole[2:], rel=1e-3)

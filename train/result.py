@@ -1,0 +1,65 @@
+"""A stage's result: the model directory that it started from, with the weights that trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from sparse_vlm.dtypes import DTYPES, convert
+from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.model_directory import saved_dtype
+from sparse_vlm.vlm.build import check_opens, load_vlm
+
+TRAINED_FILE = "trained.safetensors"
+
+
+def write_result(
+    start: str | Path,
+    trained: str | Path,
+    output_dir: str | Path,
+    dtype: str | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Writes a model directory, atomically. Frozen weights are those of `start` to the bit, in whatever precision the
+    stage held them; an adapter is added in float32.
+
+    Args:
+        start: the model directory that the stage began with.
+        trained: a directory with TRAINED_FILE, or with an adapter as peft saves it.
+        output_dir: of the result; see `new_directory`.
+        dtype: of the result, a key of DTYPES; None: that of `start`.
+        provenance: what the result's card says; None: what that of `start` says.
+
+    Raises:
+        UserError: a directory is missing, what trained does not fit, a number is too large for `dtype`, or the output
+            would replace an input.
+    """
+    check_output(output_dir, start, trained)
+    dtype = saved_dtype(start) if dtype is None else dtype
+    model, processor = load_vlm(start, dtype=torch.float32)
+    try:
+        result: Any = _with(model, Path(trained))
+    except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"What trained, in {trained}, does not fit {start}: {one_line(error)}") from error
+    if provenance is not None:
+        result.config.provenance = provenance
+    convert(result, DTYPES[dtype])
+    with new_directory(output_dir) as temporary:
+        result.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        check_opens(temporary)
+
+
+def _with(model: nn.Module, trained: Path) -> nn.Module:
+    if not (trained / TRAINED_FILE).is_file():
+        return PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in load_file(trained / TRAINED_FILE).items():
+            parameters[name].copy_(value)
+    return model
