@@ -4,7 +4,9 @@ import argparse
 import importlib
 import importlib.metadata
 import os
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import llava_patch
 from llava_patch import startup
@@ -45,10 +47,13 @@ def describe() -> str:
     lines = [
         f"enabled       {'yes, ' + str(startup.startup_file()) if enabled else 'no'}{switch}",
         f"transformers  {_version('transformers')}",
-        f"llava         {_version('llava-torch')} (tested: {TESTED})",
     ]
-    if find_spec("llava") is None:
+    llava = find_spec("llava")
+    if llava is None:
         return "\n".join([*lines, "LLaVA is not installed here: pip install --no-deps llava-torch==" + TESTED])
+    assert llava.origin is not None
+    folder = Path(llava.origin).parent
+    lines += [f"llava         {_llava_version(folder)} (tested: {TESTED})", f"imported from {folder}"]
     from llava_patch.compat import SHIMS
     from llava_patch.patches import TOWERS, is_made
 
@@ -58,6 +63,16 @@ def describe() -> str:
         state = "in effect" if is_made(patch) else "not needed"
         lines.append(f"{state:<13} {patch.module}.{patch.attribute} ({patch.serves}): {patch.purpose}")
     return "\n".join(lines + failed)
+
+
+def _llava_version(folder: Path) -> str:
+    """The version of the LLaVA in `folder`: a clone on PYTHONPATH comes before what is installed."""
+    for name in ("llava-torch", "llava"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            installed = importlib.metadata.distribution(name)
+            if Path(str(installed.locate_file("llava"))).resolve() == folder.resolve():
+                return installed.version
+    return "a clone"
 
 
 def _version(package: str) -> str:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import BatchFeature
 
 from sparse_vlm.encoder.canvas import preparation
@@ -53,5 +52,5 @@ class TowerImageProcessor:
 
 
 def _as_list(images: Any) -> list[AnyImage]:
-    one = isinstance(images, Image.Image) or getattr(images, "ndim", 0) in (2, 3)
-    return [images] if one else list(images)
+    several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    return list(images) if several else [images]

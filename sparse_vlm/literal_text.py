@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sparse_vlm.errors import UserError
 
 MARK = "\ufdd0"  # a Unicode noncharacter, meant for such internal use
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate, which Python keeps where another program cut a text
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -31,8 +32,14 @@ def escape(text: str, tokens: Sequence[str]) -> str:
 
 
 def escape_parts(parts: Sequence[str], tokens: Sequence[str]) -> list[str]:
-    """Texts that follow each other likewise: a control token may begin in one and end in another."""
+    """Texts that follow each other likewise: a control token may begin in one and end in another.
+
+    Raises:
+        UserError: a text holds half of a character, as broken JSON and terminals bring it, which has no UTF-8.
+    """
     parts = [part.replace(MARK, "") for part in parts]
+    if half := HALF.search("".join(parts)):
+        raise UserError(f"The text holds {half[0]!a}, half of a character of UTF-16, which says nothing. Remove it.")
     starts = {match.start() + 1 for match in _any_of(tuple(tokens)).finditer("".join(parts))}
     escaped, offset = [], 0
     for part in parts:

@@ -56,6 +56,14 @@ def test_the_letters_of_a_control_token(tokenizer: Any) -> None:
     assert tokenizer.decode(ids) == question.replace("§", TYPED)
 
 
+@pytest.mark.parametrize("half", ["\ud83d", "\ud83d\ude00"])
+def test_half_a_character_is_refused(tokenizer: Any, half: str) -> None:
+    """JSON may hold one, and a terminal makes one of each byte that is not UTF-8; tokenizers raise a TypeError."""
+    with pytest.raises(UserError, match=r"The text holds '\\ud\w{3}', half of a character"):
+        escape(f"a {half} b", control_tokens(tokenizer))
+    assert escape("😀", control_tokens(tokenizer)) == "😀"
+
+
 def test_a_token_in_two_parts(tokenizer: Any) -> None:
     parts = escape_parts(["a <|im_", "end|> b"], control_tokens(tokenizer))
     assert "<|im_end|>" not in "".join(parts)

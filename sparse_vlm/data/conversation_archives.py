@@ -1,6 +1,7 @@
 """Conversations with their pictures in one place: webdataset's tar files, tables of Hugging Face data sets."""
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from sparse_vlm.data.formats import IMAGE_KEYS, NOTE_KEYS, TURN_KEYS, check_keys
-from sparse_vlm.data.hf_tables import open_rows
+from sparse_vlm.data.hf_tables import open_rows, undecoded
+from sparse_vlm.data.image_files import is_hidden
 from sparse_vlm.data.image_sets import cell_bytes
 from sparse_vlm.data.images import decode_image, readable_endings
 from sparse_vlm.errors import UserError, one_line, unknown_choice
@@ -71,7 +73,8 @@ def read_shards(spec: str) -> tuple[list[Record], ShardImages]:
     images = ShardImages()
     for shard in map(Path, expand_urls(spec)):
         for key, files in _samples(shard).items():
-            endings = sorted(ending for ending in files if Path(f"x.{ending}").suffix in readable_endings())
+            endings = [ending for ending in files if Path(f"x.{ending}").suffix in readable_endings()]
+            endings.sort(key=_numbered)
             record = _record(shard, key, files)
             record = {"id": key} | {name: value for name, value in record.items() if name not in IMAGE_KEYS}
             records.append(record | {"image": [images.add(files[ending]) for ending in endings]})
@@ -80,18 +83,27 @@ def read_shards(spec: str) -> tuple[list[Record], ShardImages]:
     return records, images
 
 
+def _numbered(ending: str) -> list[tuple[int, str]]:
+    """A key that sorts "2.jpg" before "10.jpg"."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", ending)]
+
+
 def _samples(shard: Path) -> dict[str, dict[str, Member]]:
-    """{key: {ending: file}} of a tar file."""
+    """{key: {ending: file}} of a tar file, without hidden files."""
     samples: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:  # not compressed: its files can be read alone
             for info in filter(tarfile.TarInfo.isreg, tar):
+                if any(is_hidden(part) for part in info.name.removeprefix("./").split("/")):
+                    continue
                 folder, slash, file = info.name.rpartition("/")
                 key, _, ending = file.partition(".")
                 member = Member(shard, info.name, info.offset_data, info.size)
-                samples.setdefault(folder + slash + key, {})[ending.lower()] = member
+                if member != samples.setdefault(folder + slash + key, {}).setdefault(ending.lower(), member):
+                    raise UserError(f"The shard {shard} holds {info.name} twice. Give its samples keys of their own.")
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise UserError(f"The shard {shard} cannot be read ({one_line(error)}).") from error
+        says = f"({one_line(error)}). It must be a tar file without compression."
+        raise UserError(f"The shard {shard} cannot be read {says}") from error
     return samples
 
 
@@ -147,7 +159,7 @@ def read_table(name: str) -> tuple[list[Record], TableImages]:
         for index, row in enumerate(texts)
     ]
     column = next((column for column in IMAGE_KEYS if column in columns), "image")
-    images = rows.select_columns([column]) if column in columns else None
+    images = undecoded(rows, column, name) if column in columns else None
     for index, names in _named(images, column):
         records[index]["image"] = names
     return records, TableImages(images, column)

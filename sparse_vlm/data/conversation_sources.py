@@ -3,6 +3,7 @@ mixtures of them in a YAML file. All by index: an epoch's samples are known, cou
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from sparse_vlm.data.images import open_image
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 Record = dict[str, Any]
+ADDRESS = re.compile(r"data:|\w+://")
 
 
 class Images(Protocol):
@@ -77,7 +79,7 @@ def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source
     Raises:
         UserError: something is missing, unreadable, or not of this form.
     """
-    if Path(data_path).suffix not in (".yaml", ".yml"):
+    if Path(data_path).suffix.lower() not in (".yaml", ".yml"):
         return [_open_source(str(data_path), Path(image_folder))]
     sources = []
     for entry in read_mixture(Path(data_path)):
@@ -143,13 +145,13 @@ def read_samples(path: str | Path) -> list[Record]:
     if not path.is_file():
         raise UserError(f"The data file {path} does not exist. Check --data_path.")
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
+        text = path.read_text(encoding="utf-8-sig")  # programs on Windows put a mark before the first letter
+        if path.suffix.lower() == ".jsonl":
             # not splitlines(), which also cuts at U+2028 and others, which a string may contain
             records = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
@@ -163,6 +165,8 @@ class FolderImages:
         self.folder = folder
 
     def check(self, name: str) -> None:
+        if ADDRESS.match(name):
+            raise UserError(f"the image {name[:60]!r} is an address: put its file below --image_folder.")
         try:
             problem = None if (self.folder / name).is_file() else "does not exist"
         except OSError as error:  # too long for a name, or a folder that may not be read

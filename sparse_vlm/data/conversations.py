@@ -116,9 +116,19 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
     The prefix is the longest common beginning of these conversations' tokens that predicts nothing.
 
     Raises:
-        UserError: as `encode` and `separate`.
+        UserError: as `encode`, and several images.
     """
-    rows = [encode(single, chat) for single in separate(sample)]
+    if len(sample.images) > 1:
+        raise UserError(
+            f"Sample {sample.id} has {len(sample.images)} images: --independent_turns gives every turn the one image."
+        )
+    system = tuple(turn for turn in sample.turns if turn[0] == "system")
+    dialogue = sample.turns[len(system) :]
+    rows = []
+    for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
+        if sample.images:
+            question = _with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
+        rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
     shared = _common_beginning(rows)
     joined = Row(rows[0].input_ids[:shared], [IGNORE] * shared, list(range(shared)), [0] * shared)
     for turn, row in enumerate(rows, start=1):
@@ -127,26 +137,6 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
         joined.positions.extend(row.positions[shared:])
         joined.segments.extend([turn] * (len(row.input_ids) - shared))
     return joined
-
-
-def separate(sample: Sample) -> list[Sample]:
-    """One conversation per turn, each with the system turn and the image.
-
-    Raises:
-        UserError: with the sample's id: several images.
-    """
-    if len(sample.images) > 1:
-        raise UserError(
-            f"Sample {sample.id} has {len(sample.images)} images: --independent_turns gives every turn the one image."
-        )
-    system = tuple(turn for turn in sample.turns if turn[0] == "system")
-    dialogue = sample.turns[len(system) :]
-    singles = []
-    for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
-        if sample.images:
-            question = _with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
-        singles.append(replace(sample, turns=(*system, ("user", question), answer)))
-    return singles
 
 
 def _common_beginning(rows: Sequence[Row]) -> int:

@@ -27,8 +27,10 @@ NOTE_KEYS = (
     *("metadata", "sample_id", "question_id", "image_id", "width", "height", "length", "license"),
     *("relevance_ratings", "visual_dependency_ratings", "image_correspondence_ratings", "formatting_ratings"),
     *("relevance_min", "visual_dependency_min", "image_correspondence_min", "formatting_min"),
+    *("type", "domain", "split", "subset", "pair_id", "conversation_id", "uid", "idx", "index", "score", "num_turns"),
+    *("language", "lang", "image_size", "image_width", "image_height", "width_list", "height_list", "choice_list"),
 )
-KEYS = ("id", *IMAGE_KEYS, *TURN_KEYS, *NOTE_KEYS)
+LEARNED_KEYS = (*IMAGE_KEYS, *TURN_KEYS)
 LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
 SAME_ROLE = {"user": "human", "assistant": "gpt", "human": "user", "gpt": "assistant"}
@@ -44,8 +46,10 @@ def check_keys(keys: Iterable[str], place: str) -> None:
     """
     keys = list(keys)
     for key in keys:
-        if key not in KEYS:
-            raise UserError(f"{place}: {unknown_choice('key', key, KEYS)} It is not dropped silently: remove it.")
+        if key != "id" and key not in LEARNED_KEYS + NOTE_KEYS:
+            raise UserError(
+                f"{place}: {unknown_choice('key', key, LEARNED_KEYS)} It is not dropped silently: remove it."
+            )
     for several in (TURN_KEYS, IMAGE_KEYS):
         given = [key for key in several if key in keys]
         if len(given) > 1:
@@ -156,7 +160,9 @@ def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[
 
 
 def _text(value: Any, role: str, place: str, *, strip: bool = True) -> str:
-    if not isinstance(value, str) or (strip and not value.strip()):
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{place}: what a {role} turn says is {value!r:.80}, which is not a text. Put it in quotes.")
+    if value is None or (strip and not value.strip()):
         raise UserError(f"{place}: a {role} turn has no text.")
     return value.strip() if strip else value
 

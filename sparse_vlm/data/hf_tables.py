@@ -27,14 +27,13 @@ def open_table(name: str, image_column: str | None) -> tuple[datasets.Dataset, s
     column = _image_column(name, rows.features, image_column)
     if not len(rows):
         raise UserError(f"The data set {name} is empty.")
-    try:
-        return _undecoded(rows, column), column
-    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's are subclasses of these
-        raise UserError(f"The column {column!r} of {name} holds no images ({one_line(error)}).") from error
+    if _is_list(rows.features[column]):
+        raise UserError(f"The column {column!r} of {name} holds no images but lists. Give one with an image a row.")
+    return undecoded(rows, column, name), column
 
 
 def open_rows(name: str) -> datasets.Dataset:
-    """A whole data set by index, its images not decoded.
+    """A whole data set by index.
 
     Args:
         name: NAME[@CONFIG][:SPLIT] of the hub or a directory.
@@ -42,13 +41,30 @@ def open_rows(name: str) -> datasets.Dataset:
     Raises:
         UserError: it cannot be opened.
     """
-    rows, _ = _open(name, streaming=False)
-    for column, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of them
-            rows = rows.cast_column(column, type(feature)(datasets.Image(decode=False)))
-    return rows
+    return _open(name, streaming=False)[0]
+
+
+def undecoded(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
+    """A column of images, or of lists of them, alone and not decoded: {"bytes": …, "path": …}.
+
+    Args:
+        rows: a data set.
+        column: declared as images, or encoded images, such {"bytes", "path"}, or paths.
+        name: of the data set, for the error.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    image: Any = datasets.Image(decode=False)
+    feature = rows.features[column]
+    try:
+        return rows.select_columns([column]).cast_column(column, type(feature)(image) if _is_list(feature) else image)
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's are subclasses of these
+        raise UserError(f"The column {column!r} of {name} holds no images ({one_line(error)}).") from error
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, datasets.List | datasets.LargeList)
 
 
 def open_stream(name: str, image_column: str | None) -> tuple[datasets.IterableDataset, str, int | None]:
@@ -59,11 +75,7 @@ def open_stream(name: str, image_column: str | None) -> tuple[datasets.IterableD
     """
     rows, images = _open(name, streaming=True)
     column = _image_column(name, rows.features, image_column)
-    return _undecoded(rows, column), column, images
-
-
-def _undecoded(rows: Any, column: str) -> Any:
-    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False)), column, images
 
 
 def _open(name: str, *, streaming: bool) -> tuple[Any, int | None]:

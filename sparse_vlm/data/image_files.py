@@ -73,8 +73,8 @@ def paths_by_class(folder: str | Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} with a folder of images per class.")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    left_out[HIDDEN] = sum(map(_is_hidden, classes))
-    found = {name: _image_paths(folder / name, left_out) for name in classes if not _is_hidden(name)}
+    left_out[HIDDEN] = sum(map(is_hidden, classes))
+    found = {name: _image_paths(folder / name, left_out) for name in classes if not is_hidden(name)}
     _say(folder, left_out)
     return found
 
@@ -104,7 +104,7 @@ def _files_below(folder: Path, left_out: Counter[str], above: tuple[Path, ...] =
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 left_out[HIDDEN] += 1
             elif entry.is_dir():
                 yield from _files_below(Path(entry.path), left_out, (*above, here))
@@ -112,7 +112,8 @@ def _files_below(folder: Path, left_out: Counter[str], above: tuple[Path, ...] =
                 yield Path(entry.path)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is one that people do not mean."""
     return name.startswith(".") or name in OF_SYSTEMS
 
 

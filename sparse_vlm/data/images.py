@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from PIL import EpsImagePlugin, Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.errors import UserError, one_line
@@ -62,5 +62,7 @@ def _sentences(name: str | Path) -> Iterator[None]:
         raise
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"The image {name} does not exist. Check the path and the folder that it is in.") from None
+    except UnidentifiedImageError as error:  # PIL's own words show the object that it reads from
+        raise UserError(f"The image {name} cannot be read (no known image format). Replace or remove it.") from error
     except Exception as error:  # PIL's decoders have no error in common: AVIF's RuntimeError, QOI's IndexError, …
         raise UserError(f"The image {name} cannot be read ({one_line(error)}). Replace or remove it.") from error

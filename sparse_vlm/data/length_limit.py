@@ -1,4 +1,4 @@
-"""Samples with more tokens than a row may have: a fast test that finds them, and what becomes of them."""
+"""What becomes of samples with more tokens than a row may have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,18 +64,3 @@ class LengthLimit:
         images = row.input_ids[:end].count(chat.image_token_id) // chat.tokens_per_image
         cut = Row(row.input_ids[:end], row.targets[:end], row.positions[:end], row.segments[:end])
         return cut, sample.images[:images]
-
-
-def most_tokens(sample: Sample, chat: ChatFormat) -> int:
-    """An upper bound of a sample's tokens, far faster than counting: a token of text covers a byte or more.
-
-    Only a tokenizer whose normalizer lengthens the text can exceed it.
-
-    Raises:
-        UserError: with the sample's id: the template refuses the conversation.
-    """
-    try:
-        text = chat.render(sample.turns)
-    except UserError as error:
-        raise UserError(f"Sample {sample.id}: {error}") from error
-    return len(text.encode()) + len(sample.images) * chat.tokens_per_image

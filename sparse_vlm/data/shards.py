@@ -35,7 +35,7 @@ class WebShards:
             self.names: list[str] = webdataset.shardlists.expand_urls(spec)
         except (AssertionError, ValueError) as error:  # unset ${VARIABLE}, unbalanced braces
             raise UserError(f"The shards {spec!r} are not webdataset's notation ({error}).") from error
-        self.image_key = image_key
+        self.image_key = None if image_key is None else image_key.lower().removeprefix(".")  # as webdataset has them
         missing = [name for name in self.names if (path := _local(name)) is not None and not path.is_file()]
         if missing:
             raise UserError(
@@ -64,8 +64,7 @@ class WebShards:
         try:
             stream = webdataset.gopen(url)
             try:
-                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-                    yield self._image(sample)
+                yield from self._images({"url": url, "stream": stream})
             except BaseException:  # also GeneratorExit: that a download ended early is no error of its own
                 with contextlib.suppress(OSError):
                     stream.close()
@@ -73,6 +72,19 @@ class WebShards:
             stream.close()  # raises when the program behind it failed
         except Exception as error:  # tarfile, zlib, gopen's subprocess … each has its own
             raise UserError(f"The shard {url} cannot be read to its end ({one_line(error)}).") from error
+
+    def _images(self, shard: dict[str, Any]) -> Iterator[Encoded | UserError]:
+        repeated: list[UserError] = []
+
+        def name_repeated(error: Exception) -> bool:
+            repeated.append(UserError(f"The shard {shard['url']} has {str(error.args[0]).partition(':')[0]} twice."))
+            return True
+
+        for sample in group_by_keys(tar_file_expander([shard]), handler=name_repeated):
+            yield self._image(sample)
+            yield from repeated
+            repeated.clear()
+        yield from repeated
 
     def _image(self, sample: dict[str, Any]) -> Encoded | UserError:
         name = f"{sample['__key__']} of {sample['__url__']}"
@@ -99,7 +111,8 @@ class WebShards:
         images = {key for key, ending in names if key is not None and self._is_image(ending.lower())}
         if names and not images:
             endings = sorted({ending for key, ending in names if key is not None})
-            says = f"its endings are {', '.join(endings[:5]) or 'none'}, --image_column says which one"
+            known = ", ".join(endings[:5]) or "none"
+            says = f"its endings are {known}, --image_column says which one (they begin at the first dot of a name)"
             bad.handle(UserError(f"The shard {path} holds no images: {says}."))
         return len(images)
 

@@ -56,7 +56,9 @@ def open_images(
         UserError: the spec or a setting is wrong, or there are no images.
     """
     prefix, _, name = spec.partition(":")
-    if prefix not in PREFIXES or not name:
+    if not name.strip() and (prefix in PREFIXES or not spec.strip()):
+        raise UserError(f"--data_path {spec!r} names no images: give a folder, or a name behind the colon.")
+    if prefix not in PREFIXES:
         if ":" in spec and not Path(spec).exists():
             raise UserError(
                 f"{unknown_choice('prefix of --data_path', prefix, PREFIXES)} Without a prefix it is a folder, and "

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
 
 AnyImage: TypeAlias = Image.Image | np.ndarray | Tensor
 UPRIGHT = {
@@ -22,6 +22,7 @@ UPRIGHT = {
 }
 WHITE = 0xFFFF  # of 16-bit grey
 ORIENTED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where PIL's `info` holds an orientation
+LAYOUTS = (None, "channels_first", "channels_last")
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -43,10 +44,14 @@ def to_rgb(image: AnyImage, white: int | None = None, layout: str | None = None)
         layout: "channels_first" or "channels_last"; None: see `image`.
 
     Raises:
-        UserError: the range of the values or the meaning of the axes is not known.
+        UserError: it is no image or has no pixels, or the range of its values or the meaning of its axes is not known.
     """
+    if layout not in LAYOUTS:
+        raise unknown_choice("layout of an image", str(layout), filter(None, LAYOUTS))
     if not isinstance(image, Image.Image):
         image = _from_array(image, white, layout)
+    if 0 in image.size:
+        raise UserError(f"An image of {image.width}×{image.height} pixels has nothing to see.")
     image.load()
     turn = UPRIGHT.get(_orientation(image))
     rgb = _on_white(_of_8_bits(image, white))
@@ -120,9 +125,14 @@ def _white_of(image: Image.Image, values: np.ndarray) -> int:
         return (1 << bits) - 1
     if image.mode == "I" and image.format is None and values.max() <= 0xFF:
         return 0xFF
-    if 0xFF < values.max() <= 0xFFF:
+    return _white_of_16_bits(values)
+
+
+def _white_of_16_bits(values: np.ndarray) -> int:
+    """65535, with a warning where it looks as if white were another value."""
+    if 0 < values.max() <= 0xFFF:
         warnings.warn(
-            "A 16-bit grey image has no value above 4095, so it becomes nearly black. If it holds 12 bits, use "
+            "A 16-bit image has no value above 4095, so it becomes nearly black. If it holds 12 bits, use "
             "sparse_vlm.encoder.images.to_rgb(image, white=4095), or save it with white as 65535.",
             stacklevel=2,
         )
@@ -148,6 +158,11 @@ def _clip_free(values: np.ndarray, what: str, white: float) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray | Tensor, white: int | None, layout: str | None) -> Image.Image:
+    if not hasattr(array, "__array__"):
+        raise UserError(
+            f"An image must be a PIL image, an array or a tensor, not {type(array).__name__}: open a file with "
+            "PIL.Image.open."
+        )
     first = isinstance(array, Tensor)
     if isinstance(array, Tensor):
         array = array.detach().cpu()
@@ -162,7 +177,7 @@ def _from_array(array: np.ndarray | Tensor, white: int | None, layout: str | Non
 
 def _channels_last(array: np.ndarray, first: bool, fixed: bool) -> np.ndarray:
     """[H, W, C] of an image in either layout; `first` says which is tried first, `fixed` that no other is."""
-    if array.ndim == 2:
+    if array.ndim == 2 and array.size:
         return array[..., None]
     if array.ndim == 3 and array.size:
         for axis in (0, 2) if first else (2, 0):
@@ -181,7 +196,7 @@ def _array_of_8_bits(array: np.ndarray, white: int | None) -> np.ndarray:
     if kind == "b":
         return array.astype(np.uint8) * 0xFF
     if array.dtype == np.uint16:
-        return _wide_grey(array, WHITE if white is None else white)
+        return _wide_grey(array, _white_of_16_bits(array) if white is None else white)
     if kind in "ui":
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 0xFF:

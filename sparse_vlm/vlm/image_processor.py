@@ -1,8 +1,7 @@
 """Images → pixel values in transformers' clothes: files, addresses, arrays and PIL images, as an encoder wants them."""
 
 import base64
-import binascii
-import io
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
+from sparse_vlm.data.images import decode_image
 from sparse_vlm.encoder.canvas import ASPECTS, preparation
 from sparse_vlm.encoder.images import AnyImage, to_rgb
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
+RESCALE = 1 / 255
 RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
 
 
@@ -75,7 +76,7 @@ class SparseFormerImageProcessor(PilBackend):
         """
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(source) for source in image_url_or_urls]
-        return _open(image_url_or_urls) if isinstance(image_url_or_urls, str) else image_url_or_urls
+        return _open(str(image_url_or_urls)) if isinstance(image_url_or_urls, str | Path) else image_url_or_urls
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
         return flat_images(self.fetch_images(images))
@@ -100,6 +101,7 @@ class SparseFormerImageProcessor(PilBackend):
         do_center_crop: bool,
         do_rescale: bool,
         do_normalize: bool,
+        rescale_factor: float = RESCALE,
         return_tensors: str | None = None,
         **unused: object,
     ) -> BatchFeature:
@@ -107,10 +109,12 @@ class SparseFormerImageProcessor(PilBackend):
             raise UserError(
                 "An encoder's preprocessing always resizes, crops, rescales and normalises: no do_* is False."
             )
+        if not math.isclose(rescale_factor, RESCALE):
+            raise UserError(f"An encoder's preprocessing rescales by 1/255, not by {rescale_factor:g}.")
         interpolations = {int(number): name for name, number in RESAMPLING.items()}
         preprocessing = Preprocessing(
-            size.shortest_edge or size["height"],
-            crop_size["height"],
+            size.shortest_edge or _side(size, "size"),
+            _side(crop_size, "crop_size"),
             image_mean,
             image_std,
             interpolations.get(resample, str(resample)),
@@ -118,6 +122,13 @@ class SparseFormerImageProcessor(PilBackend):
         )
         prepare = preparation(preprocessing, self.aspect)
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
+
+
+def _side(size: SizeDict, name: str) -> int:
+    if size.height is None or size.height != size.width:
+        given = {key: value for key, value in dict(size).items() if value is not None}
+        raise UserError(f"{name} must be a square, height and width alike, not {given}.")
+    return size.height
 
 
 def flat_images(images: Any) -> list[AnyImage]:
@@ -152,13 +163,11 @@ def _open(source: str) -> Image.Image:
             data = Path(source).read_bytes()
         else:
             data = base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except binascii.Error:
+    except ValueError:  # not base64, or not even ASCII
         raise UserError(f"There is no image {shown}: it is not a file, an http(s) address or a data: URL.") from None
-    except Exception as error:  # PIL's decoders and httpx have no error in common
+    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"The image {shown} cannot be read ({one_line(error)}).") from error
-    return image
+    return decode_image(data, shown)
 
 
 AutoImageProcessor.register(

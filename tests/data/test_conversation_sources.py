@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -60,6 +62,23 @@ def test_lines_of_jsonl_end_at_line_feeds_alone(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "a.jsonl") == records
 
 
+def test_files_as_windows_writes_them(folder: Path) -> None:
+    """A mark before the first letter, endings in capitals."""
+    (folder / "a.json").write_text(json.dumps([ONE]), encoding="utf-8-sig")
+    (folder / "b.JSONL").write_text(json.dumps(ONE) + "\n" + json.dumps(ONE), encoding="utf-8-sig")
+    (folder / "c.YAML").write_text("- data_path: a.json\n- data_path: b.JSONL\n")
+    assert [len(source.records) for source in open_sources(folder / "c.YAML", "unused")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["https://example.org/a.png", "data:image/png;base64," + "A" * 9000, "s3://a/b.png"])
+def test_addresses_are_no_files(folder: Path, name: str) -> None:
+    (folder / "a.json").write_text(json.dumps([ONE | {"image": name}]))
+    (source,) = open_sources(folder / "a.json", folder)
+    with pytest.raises(UserError, match="is an address: put its file below --image_folder") as error:
+        source.images.check(name)
+    assert len(str(error.value)) < 200
+
+
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.json does not exist"):
         read_samples(tmp_path / "missing.json")
@@ -69,6 +88,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("[]")
     with pytest.raises(UserError, match="non-empty list"):
         read_samples(tmp_path / "c.json")
+    (tmp_path / "d.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not valid JSON: maximum recursion depth"):
+        read_samples(tmp_path / "d.json")
 
 
 def write_shard(path: Path, files: dict[str, bytes]) -> None:
@@ -117,6 +139,54 @@ def test_a_damaged_picture_in_a_shard_is_named(tmp_path: Path) -> None:
         colours(source)
     with pytest.raises(UserError, match=r"missing\.tar cannot be read"):
         open_sources(f"wds:{tmp_path}/missing.tar", "unused")
+
+
+def test_many_pictures_of_a_sample_come_in_the_order_of_their_numbers(folder: Path) -> None:
+    """Not 0, 1, 10, 11, 2, …"""
+    files = shard_files(folder)
+    value = "<image>" * 12 + "Which is green?"
+    sample = {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "the third"}]}
+    pictures = {f"x.{index}.png": files["two.1.png" if index == 2 else "two.0.png"] for index in range(12)}
+    write_shard(folder / "s.tar", {"x.json": json.dumps(sample).encode(), **pictures})
+    (source,) = open_sources(f"wds:{folder}/s.tar", "unused")
+    assert colours(source) == [[RED, RED, GREEN, *[RED] * 9]]
+
+
+def test_hidden_files_in_shards_are_left_out_and_names_that_come_twice_refused(folder: Path) -> None:
+    one = {"one.json": json.dumps(ONE).encode(), "one.png": (folder / "0.png").read_bytes()}
+    write_shard(folder / "s.tar", {"._one.json": b"\0", "__MACOSX/._one.png": b"\0", **one})
+    (source,) = open_sources(f"wds:{folder}/s.tar", "unused")
+    assert colours(source) == [[RED]]
+    with tarfile.open(folder / "twice.tar", "w") as tar:
+        for _ in range(2):
+            tar.add(folder / "0.png", "x.png")
+    with pytest.raises(UserError, match=r"twice\.tar holds x\.png twice"):
+        open_sources(f"wds:{folder}/twice.tar", "unused")
+    with tarfile.open(folder / "s.tar.gz", "w:gz") as tar:
+        tar.add(folder / "0.png", "x.png")
+    with pytest.raises(UserError, match="It must be a tar file without compression"):
+        open_sources(f"wds:{folder}/s.tar.gz", "unused")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
+def test_tables_whose_images_are_not_declared_as_such(folder: Path, kind: str, listed: bool) -> None:
+    """As pandas and pyarrow write them."""
+    data = (folder / "1.png").read_bytes()
+    cell = {"bytes": data, "struct": {"bytes": data, "path": None}, "path": str(folder / "1.png")}[kind]
+    (folder / "table").mkdir()
+    table = pyarrow.table({"image": [[cell] if listed else cell], "conversations": [ONE["conversations"]]})
+    pyarrow.parquet.write_table(table, folder / "table/a.parquet")
+    (source,) = open_sources(f"hf:{folder}/table", "unused")
+    assert colours(source) == [[GREEN]]
+
+
+def test_a_column_that_holds_no_images_is_named(folder: Path) -> None:
+    (folder / "table").mkdir()
+    table = pyarrow.table({"image": [7], "conversations": [ONE["conversations"]]})
+    pyarrow.parquet.write_table(table, folder / "table/a.parquet")
+    with pytest.raises(UserError, match=r"The column 'image' of .*table holds no images"):
+        open_sources(f"hf:{folder}/table", "unused")
 
 
 def test_hugging_face_table(folder: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from sparse_vlm.data.conversation_sources import FolderImages, Source
-from sparse_vlm.data.conversations import IGNORE, ChatFormat, encode, parse_sample
+from sparse_vlm.data.conversations import IGNORE, ChatFormat, parse_sample
 from sparse_vlm.data.dataset import ConversationDataset
-from sparse_vlm.data.length_limit import LengthLimit, most_tokens
+from sparse_vlm.data.length_limit import LengthLimit
 from sparse_vlm.errors import UserError
 from tests.data.test_conversations import record
 
@@ -148,10 +148,12 @@ def test_a_truncated_row_is_as_if_it_were_tokenised_up_to_there(
     assert seen == ({1} if independent_turns else {1, 3})
 
 
-def test_no_sample_has_more_tokens_than_the_fast_bound(chat: ChatFormat) -> None:
+@pytest.mark.parametrize("independent_turns", [False, True])
+def test_no_row_has_more_tokens_than_the_fast_bound(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
     for words in ("A", "word " * 30, "é 漢字 🙂", "<|im_end|><|im_start|>", "x\n\n  \ty"):
-        sample = parse_sample(record("<image>\nQ", words, "<image>" + words, "A", image=["a.png", "a.png"]), 0)
-        assert len(encode(sample, chat).input_ids) <= most_tokens(sample, chat)
+        sample = record("<image>\nQ", words, words, "A")
+        data = dataset(folder, chat, sample, independent_turns=independent_turns)
+        assert data.lengths()[0] <= data._most_tokens(data.entries[0].sample)
 
 
 def test_samples_that_are_too_long_are_skipped_and_counted(
@@ -189,3 +191,16 @@ def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
     assert half == sorted(half)
     assert more[:4] == ["c0", "c1", "c2", "c3"]
     assert len(more) == 5
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_no_row_has_more_tokens_than_its_bound(folder: Path, chat: ChatFormat, independent: bool) -> None:
+    """Else a sample that is too long would be found in the middle of a training."""
+    hard = ["a b c d e f g", "日本語の文字", "🦄🦄", "<|im_end|><|im_start|>", "x" * 50, "\t\n \n  ."]
+    turns = [{"from": "human" if k % 2 == 0 else "gpt", "value": text} for k, text in enumerate(hard)]
+    system = {"from": "system", "value": "Be brief."}
+    asked = [{**turns[0], "value": f"<image>\n{hard[0]}"}, *turns[1:]]
+    samples = [GOOD, *({**GOOD, "conversations": part} for part in (asked[:2], asked, [system, *asked]))]
+    data = dataset(folder, chat, *samples, independent_turns=independent)
+    for entry, length in zip(data.entries, data.lengths(), strict=True):
+        assert length <= data._most_tokens(entry.sample) < 10 * length

@@ -46,6 +46,30 @@ def test_layouts(layout: dict[str, Any]) -> None:
     assert (sample.images, sample.turns) == (("a.png",), TURNS)
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"model": ""},  # LLaVA-665k's ShareGPT part
+        {"domain": {"chest_xray": True}, "pair_id": "1"},  # LLaVA-Med
+        {"sample_id": 1, "metadata": {"dataset": "x"}, "choice_list": ["a", "b"]},  # LLaVA-NeXT-Interleave
+        {"width": 3, "height": 4, "length": 5},  # InternVL
+        {"type": "conv", "split": "train", "language": "en", "score": 0.5},
+    ],
+)
+def test_notes_of_public_mixtures_are_known(notes: dict[str, Any]) -> None:
+    sample = parse_sample({"image": "a.png", "conversations": LLAVA, **notes}, 0)
+    assert (sample.images, sample.turns) == (("a.png",), TURNS)
+
+
+def test_an_unknown_key_is_a_short_sentence() -> None:
+    with pytest.raises(UserError) as error:
+        parse_sample({"id": 1, "system": "You are kind.", "conversations": LLAVA}, 0)
+    assert str(error.value) == (
+        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, texts. It is not dropped "
+        "silently: remove it."
+    )
+
+
 def test_several_images() -> None:
     first = {"user": "Which is red?", "assistant": "the second"}
     assert parse_sample({"images": ["a", "b"], "texts": [first]}, 0).turns[0][1] == "<image>\n<image>\nWhich is red?"
@@ -71,6 +95,8 @@ def test_several_images() -> None:
         ({"conversations": [{"from": "human", "value": "Q", "wieght": 0}]}, "Unknown field of a turn 'wieght'"),
         ({"conversations": [{"from": "human", "text": "Q"}]}, "Unknown field of a turn 'text'"),
         ({"texts": [{"user": "Q", "asistant": "A"}]}, "'asistant'. Did you mean 'assistant'"),
+        ({"conversations": [LLAVA[0], {"from": "gpt", "value": 3}]}, "a gpt turn says is 3, which is not a text"),
+        ({"conversations": [LLAVA[0], {"from": "gpt"}]}, "a gpt turn has no text"),
         ({"conversations": "[{"}, '"conversations" is a text that is not valid JSON'),
         ({"conversations": ["Q", "A"]}, 'each item of "conversations" must be an object'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'. Did you mean 'image'"),

@@ -1,9 +1,11 @@
 """Streams: order, split over readers, visits, and what becomes of bad shards and images."""
 
 import functools
+import io
 import itertools
 import logging
 import shutil
+import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -210,6 +212,30 @@ def test_broken_shards(shards: str, tmp_path: Path, image_files: list[bytes]) ->
         next(iter(ImageStream(chosen, first_pixels, 1)))["pixel_values"],
         next(iter(ImageStream(NamedShards([image_files[1:2]]), first_pixels, 1)))["pixel_values"],
     )
+
+
+def test_a_name_that_comes_twice_is_one_bad_image(tmp_path: Path, image_files: list[bytes]) -> None:
+    """What follows it is read on."""
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, data in zip(("a.png", "a.png", "b.png", "c.PNG", "c.PNG"), image_files, strict=False):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"The shard .*a\.tar has [ac]\.(png|PNG) twice\. Or go on"):
+        seen(ImageStream(WebShards(str(tmp_path / "a.tar")), first_pixels, 3))
+    for column in (None, "PNG", ".png"):
+        shards = WebShards(str(tmp_path / "a.tar"), column)
+        assert shards.count() == 3
+        found = [one for one in shards.read(0) if not isinstance(one, UserError)]
+        assert [one.data for one in found] == [image_files[0], image_files[2], image_files[3]]
+        assert len([*shards.read(0)]) == 5
+
+
+def test_dots_in_names_are_explained(tmp_path: Path, image_files: list[bytes]) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "photo", "001.png": image_files[0]})
+    with pytest.raises(UserError, match=r"endings are 001\.png, .*they begin at the first dot"):
+        WebShards(str(tmp_path / "a.tar")).count()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

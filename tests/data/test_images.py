@@ -62,3 +62,9 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
     for name in ("cut.jpg", "text.png"):
         with pytest.raises(UserError, match=rf"{name} cannot be read"):
             open_image(tmp_path / name)
+
+
+def test_an_unknown_format_is_named_without_pils_objects() -> None:
+    for data in (b"", b"<svg/>", b"#?RADIANCE"):
+        with pytest.raises(UserError, match=r"^The image x cannot be read \(no known image format\)"):
+            decode_image(data, "x")

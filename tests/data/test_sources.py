@@ -72,6 +72,9 @@ def test_shards_by_braces_and_joined(shards: str, folder_pictures: set[bytes]) -
     [
         ("{}", "The folder .* holds no image files"),
         ("{}/none", "There is no image folder .*none"),
+        ("", "--data_path '' names no images"),
+        (" ", "--data_path ' ' names no images"),
+        ("wds:", "--data_path 'wds:' names no images"),
         ("wdz:{}/a.tar", "Unknown prefix of --data_path 'wdz'. Did you mean 'wds'.*there is no folder wdz:"),
         ("wds:{}/{{0..3}}.tar", r"There is no shard .*0\.tar \(4 of 4 in"),
         ("wds:{}/{{0..", "not webdataset's notation"),

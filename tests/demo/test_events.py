@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def events(vlm_dir: Path) -> Events:
         with gr.Blocks():
             return Events(lay_out(models, [], 6), models, max_megapixels=1, max_images=2)
 
-    return asyncio.run(build())
+    with ThreadPoolExecutor(1) as thread:  # playwright's loop runs in this one once a browser test was here
+        return thread.submit(lambda: asyncio.run(build())).result()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,6 +152,32 @@ def test_twelve_bits_in_sixteen_are_warned_about_and_can_be_scaled() -> None:
     assert pixels(xray, white=4095)[0, :, 0].tolist() == [0, 64, 255]
     with pytest.raises(UserError, match="values from 0 to 4095"):
         to_rgb(xray, white=1023)
+
+
+@pytest.mark.parametrize("high", [255, 4095])
+def test_an_array_of_sixteen_bits_that_would_be_nearly_black_is_warned_about(high: int) -> None:
+    """As DICOM files hold their 12 bits, or 8 bits that were merely widened."""
+    narrow = np.array([[0, high]], dtype=np.uint16)
+    for form in (narrow, torch.from_numpy(narrow), opened(Image.fromarray(narrow), "PNG")):
+        with pytest.warns(UserWarning, match="no value above 4095, so it becomes nearly black"):
+            to_rgb(form)
+        assert pixels(form, white=high)[0, :, 0].tolist() == [0, 255]
+    to_rgb(np.zeros((2, 2), dtype=np.uint16))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "I", "F"])
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+def test_an_image_without_pixels_is_refused(mode: str, size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=f"An image of {size[0]}×{size[1]} pixels has nothing to see"):
+        to_rgb(Image.new(mode, size))
+    with pytest.raises(UserError, match="is not an image"):
+        to_rgb(np.zeros(size, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("other", ["a.png", b"\x89PNG", None, 3])
+def test_what_is_no_image_is_named(other: Any) -> None:
+    with pytest.raises(UserError, match=f"not {type(other).__name__}: open a file with PIL"):
+        to_rgb(other)
 
 
 def test_arrays_and_tensors_in_either_layout() -> None:

@@ -1,6 +1,8 @@
 """Patching the real LLaVA, in processes of their own."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +78,17 @@ def test_status_tells_what_is_needed_here() -> None:
     text = run("-m", "sparse_vlm.cli", "llava", "status").stdout
     assert "llava         1.2.2.post1 (tested: 1.2.2.post1)" in text
     assert "cannot import" not in text
+    assert "imported from" in text
     shims = [line for line in text.splitlines() if "llava_trainer.LLaVATrainer" in line]
     assert len(shims) == 3
     assert all(line.startswith("in effect") for line in shims)  # all serve transformers 5
+
+
+@pytest.mark.slow
+def test_status_names_the_clone_that_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "llava/__init__.py").touch()
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    text = run("-m", "sparse_vlm.cli", "llava", "status", PYTHONPATH=path).stdout
+    assert "llava         a clone (tested: 1.2.2.post1)" in text
+    assert f"imported from {tmp_path / 'llava'}" in text

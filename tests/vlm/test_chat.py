@@ -37,6 +37,8 @@ def test_what_people_type_is_text(vlm: Loaded, images: list[Image.Image]) -> Non
 def test_bad_questions(vlm: Loaded, images: list[Image.Image]) -> None:
     with pytest.raises(UserError, match="empty"):
         answer(*vlm, images[0], "  ")
+    with pytest.raises(UserError, match="half of a character"):
+        answer(*vlm, images[0], "What is \ud83d?")
 
 
 def test_an_error_while_generating_reaches_the_reader(vlm: Loaded, images: list[Image.Image]) -> None:

@@ -2,6 +2,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -63,7 +64,7 @@ def test_the_image_processor_takes_what_to_rgb_takes(vlm: Loaded, tmp_path: Path
     assert upright.size == (30, 40)
     expected = processor(upright, return_tensors="pt")["pixel_values"]
     data = f"data:image/png;base64,{base64.b64encode((tmp_path / 'a.png').read_bytes()).decode()}"
-    for source in (Image.open(tmp_path / "a.png"), str(tmp_path / "a.png"), data):
+    for source in (Image.open(tmp_path / "a.png"), str(tmp_path / "a.png"), tmp_path / "a.png", data):
         assert torch.equal(processor(source, return_tensors="pt")["pixel_values"], expected)
         whole = vlm[1](text="<image>", images=source, return_tensors="pt")["pixel_values"]
         assert torch.equal(whole, expected)
@@ -162,6 +163,34 @@ def test_extreme_sizes_give_the_same_number_of_tokens(vlm: Loaded, size: tuple[i
 def test_steps_cannot_be_switched_off(vlm: Loaded) -> None:
     with pytest.raises(UserError, match="no do_"):
         vlm[1].image_processor(Image.new("RGB", (4, 4)), do_resize=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"size": {"height": 32, "width": 40}}, "size must be a square, .*'width': 40"),
+        ({"size": {"longest_edge": 64}}, "size must be a square, .*'longest_edge': 64"),
+        ({"crop_size": {"height": 32, "width": 40}}, "crop_size must be a square"),
+        ({"rescale_factor": 1.0}, "rescales by 1/255, not by 1"),
+        ({"input_data_format": "first"}, "Unknown layout of an image 'first'. .*channels_first"),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(vlm: Loaded, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        vlm[1].image_processor(np.zeros((9, 9, 3), dtype=np.uint8), **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("bild_ä.png", "There is no image bild_ä.png: it is not a file"),
+        ("\ud800.png", "There is no image"),
+        ("data:image/png;base64,AAAA", r"AAAA cannot be read \(no known image format\)"),
+    ],
+)
+def test_what_is_no_image_file_is_named(vlm: Loaded, source: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        vlm[1].image_processor(source)
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,8 @@ def test_what_people_type_is_text(client: Any, vlm: Loaded) -> None:
         ({"messages": [message("file:///etc/passwd")]}, "must be a data: URL"),
         ({"messages": [message("/etc/passwd")]}, "must be a data: URL"),
         ({"messages": [message("data:image/png;base64,&&")]}, "base64 data of image 1 are broken"),
+        ({"messages": [message("data:image/png;base64,\ud800")]}, "data: URL of image 1 is broken"),
+        ({"messages": [message(None, "half of \ud83d")]}, "half of a character"),
         ({"messages": [message("http://127.0.0.1:9/a.png")]}, "127.0.0.1 is not on the internet"),
         ({"messages": [message("http://[::ffff:10.0.0.1]/a.png")]}, "is not on the internet"),
         ({"messages": [message("http://localhost/a.png")]}, "localhost is not on the internet"),

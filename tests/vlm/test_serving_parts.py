@@ -41,7 +41,15 @@ def test_nothing_is_fetched_by_default() -> None:
 def test_data_urls() -> None:
     assert decode_data_url("data:image/png;base64,aGkh\n", "image 1") == b"hi!"
     assert decode_data_url("data:,a%20b", "image 1") == b"a b"
-    for url, sentence in (("data:image/png;base64", "no comma"), ("data:;base64,a", "are broken")):
+    assert decode_data_url("data:image/png; BASE64,aGkh%0A", "image 1") == b"hi!"
+    assert decode_data_url("data:;base64,%2F%2B%2f%3D", "image 1") == decode_data_url("data:;base64,/+/=", "image 1")
+    for url, sentence in (
+        ("data:image/png;base64", "no comma"),
+        ("data:;base64,a", "are broken"),
+        ("data:;base64,aGkhé", "are broken"),
+        ("data:;base64,aGkh\ud800", "is broken"),
+        ("data:,\ud800", "is broken"),
+    ):
         with pytest.raises(UserError, match=sentence):
             decode_data_url(url, "image 1")
 

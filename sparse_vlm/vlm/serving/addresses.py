@@ -110,17 +110,20 @@ def decode_data_url(url: str, name: str) -> bytes:
     """The bytes in a data: URL.
 
     Raises:
-        UserError: it has no comma, or its base64 is broken.
+        UserError: it has no comma, holds half of a character, or its base64 is broken.
     """
     head, comma, body = url.partition(",")
     if not comma:
         raise UserError(f"The data: URL of {name} has no comma before its data.")
-    if not head.endswith(";base64"):
-        return unquote_to_bytes(body)
     try:
-        return base64.b64decode("".join(body.split()), validate=True)
+        data = unquote_to_bytes(body)  # percent signs may stand for letters of base64 too
+        if head.lower().replace(" ", "").endswith(";base64"):
+            return base64.b64decode(b"".join(data.split()), validate=True)
+    except UnicodeEncodeError as error:
+        raise UserError(f"The data: URL of {name} is broken ({one_line(error)}).") from None
     except binascii.Error as error:
         raise UserError(f"The base64 data of {name} are broken ({error}).") from None
+    return data
 
 
 def _host(url: httpx.URL) -> str:
