@@ -23,7 +23,8 @@ CSS = """
 #numbers :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 4px 8px }
 #numbers tr:last-child td { border-bottom: 0 }
 #numbers :is(th, td):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums }
-[class*="message-buttons"]:not(:has(button)) { display: none }  /* beside a question: an empty box with a border */
+/* beside a question, where Share was the only button: an empty box with a border */
+[class*="message-buttons"]:not(:has(button:not([aria-label="Share"]))) { display: none }
 """
 LABEL_QUESTION = """() => document.querySelector("#question textarea").setAttribute("aria-label", "Question")"""
 

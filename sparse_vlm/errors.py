@@ -51,8 +51,8 @@ def one_line(error: Exception) -> str:
 def exit_with_sentence(main: Callable[[], int | None]) -> int:
     """Run an entry point and return its exit status.
 
-    A UserError prints one line to stderr and gives 2. Ctrl-C gives 130 and a closed pipe 141, as in a shell, both
-    without a word. Standard output on a full disk gives a line and 2.
+    A UserError, or an OSError that names a file, prints one line to stderr and gives 2. Ctrl-C gives 130 and a closed
+    pipe 141, as in a shell, both without a word. Standard output on a full disk gives a line and 2.
     """
     try:
         status = main() or 0
@@ -65,7 +65,10 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
         _silence()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        if error.filename is not None:  # pathlib raises these where one merely asks whether a file exists
+            print(f"error: {one_line(error)}. Check the path, and who may read or write there.", file=sys.stderr)
+            return 2
+        if error.errno != errno.ENOSPC:
             raise
         _silence()
         print(f"error: Cannot print: {error.strerror}.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -45,6 +46,23 @@ def test_a_user_error_becomes_a_sentence_and_status_2(capsys: pytest.CaptureFixt
 
     assert exit_with_sentence(fail) == 2
     assert capsys.readouterr().err == "error: The value 3 is too small. Use 4.\n"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/dev/null/a"])
+def test_a_file_that_the_system_refuses_is_a_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too long a name, no folder, no right to read: pathlib raises some where one asks whether a file exists."""
+    assert exit_with_sentence(lambda: Path(name).stat().st_size) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: [Errno ")
+    assert message.count("\n") == 1
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        exit_with_sentence(fail)
 
 
 def test_a_sentence_of_a_data_worker_comes_without_torchs_traceback(capsys: pytest.CaptureFixture[str]) -> None:

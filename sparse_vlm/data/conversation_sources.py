@@ -153,6 +153,8 @@ def read_samples(path: str | Path) -> list[Record]:
             records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
+    except OSError as error:
+        raise UserError(f"The data file {path} cannot be read ({one_line(error)}).") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
     return records

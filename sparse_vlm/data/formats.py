@@ -154,6 +154,9 @@ def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[
         if sorted(set(parts)) != list(range(len(images))):
             raise UserError(f"{place} has {len(images)} images, but its parts have the indices {parts}.")
         return [images[part] for part in parts]
+    for part in parts:
+        if part is not None and not isinstance(part, int | str):
+            raise UserError(f"{place}: a part of type 'image' holds a {type(part).__name__}: name the image there.")
     if any(part is not None for part in parts):
         raise UserError(f"{place}: its images are named by its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
     return images

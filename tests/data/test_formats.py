@@ -102,6 +102,7 @@ def test_several_images() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'. Did you mean 'image'"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [*NULLS[:1], IMAGE | {"index": 1}]}]}, "indices"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [IMAGE | {"path": "b"}]}]}, "and elsewhere"),
+        ({"messages": [{"role": "user", "content": [IMAGE | {"image": {"bytes": b"0"}}]}]}, "holds a dict: name the"),
     ],
 )
 def test_what_is_not_understood_is_named(bad: dict[str, Any], sentence: str) -> None:

@@ -284,6 +284,8 @@ def test_on_a_phone_in_the_dark(browser: "Browser", served: Served, picture: Pat
     wait_for_answers(page, 1)
     assert page.is_visible("#token")
     assert page.get_attribute("#look img", "alt") == "RoIs and sampling points (click to choose a token)"
+    boxes = page.locator("#chat-0 .icon-button-wrapper:visible")
+    assert all((box.bounding_box() or {"width": 0})["width"] > 8 for box in boxes.all())  # none is empty
     page.get_by_role("tab", name="Attention").click()
     source(page, "#heat")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # nothing sticks out
