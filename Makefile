@@ -53,7 +53,7 @@ test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transf
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
 
 test-lmms-eval: .venv-lmms/installed ## the evaluation with the real lmms-eval and clip-benchmark, in an environment on top of .venv
-	.venv-lmms/bin/python -m pytest tests/eval/test_lmms_eval.py tests/eval/test_clip_sets.py
+	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py
 
 check: .venv/test.installed ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
@@ -61,13 +61,13 @@ check: .venv/test.installed ## ruff (lint, format) and mypy
 	$(BIN)/mypy
 
 bench: .venv/test.installed ## cost beside dense ViTs: encoders, their parts, LLM prefill, training steps; tables in runs/bench
-	$(BIN)/python -m eval.efficiency --threads 1 2 --repeats 5
-	$(BIN)/python -m eval.encoder_profile
-	$(BIN)/python -m eval.llm_cost --repeats 3
-	$(BIN)/python -m eval.step_cost --threads 2 --repeats 3
+	$(BIN)/python -m eval.cost.encoders --threads 1 2 --repeats 5
+	$(BIN)/python -m eval.cost.parts
+	$(BIN)/python -m eval.cost.llm --repeats 3
+	$(BIN)/python -m eval.cost.train_step --threads 2 --repeats 3
 
 gpu: .venv/test.installed ## on a GPU: checks against the CPU, speed and memory, 8 minutes at most; report in runs/gpu
-	$(BIN)/python -m eval.gpu --device cuda
+	$(BIN)/python -m eval.cost.gpu --device cuda
 
 docs: .venv/docs.installed ## the pages of docs/ as a site in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -95,9 +95,9 @@ BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder;
 	touch $@
 
 # On top of .venv: what is not found here is taken from there.
-.venv-lmms/installed: .venv/test.installed eval/lmms-packages.txt
+.venv-lmms/installed: .venv/test.installed tests/integrations/lmms-packages.txt
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	.venv-lmms/bin/python -m pip install --disable-pip-version-check --no-deps --requirement eval/lmms-packages.txt
+	.venv-lmms/bin/python -m pip install --disable-pip-version-check --no-deps --requirement tests/integrations/lmms-packages.txt
 	touch $@

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.answers import Answer, Key, Places, parse_answer
-from eval.protocol import Question
-from eval.records import numbered_lines
+from eval.scoring.protocol import Question
+from eval.scoring.records import numbered_lines
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text, writing
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.protocol import Question, QuestionId
-from eval.records import Record, numbered_lines, parse_line, read_text
+from eval.scoring.protocol import Question, QuestionId
+from eval.scoring.records import Record, numbered_lines, parse_line, read_text
 from sparse_vlm.errors import UserError
 
 Key = tuple[str, str]  # what tells questions apart: see Places

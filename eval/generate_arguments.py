@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
-from eval.protocol import Benchmark, Question
+from eval.scoring.protocol import Benchmark, Question
 from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.errors import UserError

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.protocol import Score, Scores
+from eval.scoring.protocol import Score, Scores
 
 RESAMPLES = 2000
 Groups = Sequence[int | str]  # what questions about one picture have in common

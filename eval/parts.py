@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.answers import Answer, answers_by_place, read_answers, require_answers
-from eval.protocol import Benchmark, Question
+from eval.scoring.protocol import Benchmark, Question
 from sparse_vlm.errors import UserError
 
 

@@ -16,8 +16,8 @@ from eval.answers import (
 )
 from eval.benchmarks import find_benchmark
 from eval.parts import Inputs, Part, read_part
-from eval.protocol import Benchmark, Mark, Scores
 from eval.published import NOTES, published_scores
+from eval.scoring.protocol import Benchmark, Mark, Scores
 from sparse_vlm.errors import UserError
 
 
@@ -47,7 +47,7 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
 
     Args:
         benchmark: which.
-        name: its name in eval/benchmarks.py.
+        name: its name in eval/benchmarks/__init__.py.
         inputs: the files.
 
     Returns:

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from eval.benchmarks import find_benchmark
 from eval.parts import Inputs, read_part
-from eval.protocol import Benchmark
-from eval.records import write_lines
 from eval.report import judge_prompts, result_lines, score_answers
+from eval.scoring.protocol import Benchmark
+from eval.scoring.records import write_lines
 from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
 from eval.tables import as_markdown, as_tables
 from sparse_vlm.errors import UserError, exit_with_sentence

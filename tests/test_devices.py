@@ -14,16 +14,16 @@ from sparse_vlm.errors import UserError
 
 CPU = torch.device("cpu")
 COMMANDS = [
-    "eval.clip_sets",
-    "eval.encoder_profile",
-    "eval.first_token",
+    "eval.encoders.clip_benchmark",
+    "eval.cost.parts",
+    "eval.cost.first_token",
     "eval.generate",
-    "eval.imagenet",
-    "eval.llm_cost",
-    "eval.neighbours",
-    "eval.resolution",
-    "eval.step_cost",
-    "eval.zero_shot",
+    "eval.encoders.imagenet",
+    "eval.cost.llm",
+    "eval.encoders.neighbours",
+    "eval.encoders.resolution",
+    "eval.cost.train_step",
+    "eval.encoders.zero_shot",
     "demo.app",
 ]
 

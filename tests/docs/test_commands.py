@@ -13,7 +13,7 @@ import pytest
 from sparse_vlm import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("sparse_vlm.", "train.", "eval.", "demo.")  # llava_patch hands its arguments on to LLaVA
 DOTS = {"...", "…", "ARGS…"}
 

@@ -11,7 +11,7 @@ import pytest
 
 from eval.answer_log import AnswerLog, open_log
 from eval.answers import Answer, Places, match_answers, read_answers
-from eval.protocol import Question
+from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
 
 QUESTIONS = [Question(i, f"question {i}?", Path("0.png")) for i in range(4)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eval.answers import Answer, match_answers, read_answers
-from eval.protocol import Question
+from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
 
 QUESTIONS = [Question(i, f"question {i}?", Path("0.png")) for i in range(4)]

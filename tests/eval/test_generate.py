@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import easy_vqa
 from eval.answers import read_answers
+from eval.benchmarks import easy_vqa
 from eval.generate import fingerprint, generate_answers, main
-from eval.protocol import EncodedImage, Question
+from eval.scoring.protocol import EncodedImage, Question
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import mme
+from eval.benchmarks import mme
 from eval.report import make_report
 from eval.score import main
 from eval.tables import as_markdown, table_rows

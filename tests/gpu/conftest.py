@@ -1,5 +1,6 @@
-"""Tests that `python -m eval.gpu` runs on a GPU, and `make test` on the CPU, at the same tiny size. They need torch,
-timm, transformers, safetensors and pillow; what needs more says so, and is skipped without it."""
+"""Tests that `python -m eval.cost.gpu` runs on a GPU, and `make test` on the CPU, at the same tiny size.
+
+They need torch, timm, transformers, safetensors and pillow; what needs more says so, and is skipped without it."""
 
 from collections.abc import Iterator
 from pathlib import Path

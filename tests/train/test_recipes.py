@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from eval.vision_towers import count_gmacs
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.encoder.variants import VARIANTS
+from sparse_vlm.measure.towers import count_gmacs
 from train.arguments import parse_arguments
 from train.bootstrap_arguments import (
     ARGUMENTS,

@@ -23,7 +23,15 @@ STUDY = {
         "use_cpu": True,
         "eval_steps": 1,
     },
-    "measure": ["eval.neighbours", "--teacher", "{teacher}", "--encoder", "{run}", "--images", "{eval_data_path}"],
+    "measure": [
+        "eval.encoders.neighbours",
+        "--teacher",
+        "{teacher}",
+        "--encoder",
+        "{run}",
+        "--images",
+        "{eval_data_path}",
+    ],
     "curve": "eval_centered_cosine",
     "groups": {"tokens": {"4": {}, "5": {"tokens": 5}}, "blocks": {"default": {}}},
 }

@@ -122,7 +122,7 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
 
 
 def _zero_shot(paths: Paths) -> Step:
-    arguments = ["-m", "eval.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
+    arguments = ["-m", "eval.encoders.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
     arguments += ["--split", "test", "--output", str(paths.zero_shot)]
     return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
 
@@ -135,7 +135,7 @@ def _step_time(paths: Paths, recipe: Recipe, dense_built: Path) -> Step:
 
 
 def _first_token(paths: Paths, dense_model: Path) -> Step:
-    arguments = ["-m", "eval.first_token", "--models", str(paths.model), str(dense_model)]
+    arguments = ["-m", "eval.cost.first_token", "--models", str(paths.model), str(dense_model)]
     arguments += ["--questions", str(paths.validation_questions), "--images", str(paths.validation_images)]
     arguments += ["--output", str(paths.first_token)]
     return Step("first_token", "Seconds to the first token, side by side", tuple(arguments), paths.first_token)

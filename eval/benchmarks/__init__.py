@@ -1,0 +1,45 @@
+"""The table of benchmarks."""
+
+from eval.benchmarks import (
+    easy_vqa,
+    gqa,
+    llava_bench,
+    mm_vet,
+    mmbench,
+    mme,
+    pope,
+    scienceqa,
+    seed_bench,
+    textvqa,
+    vizwiz,
+    vqav2,
+)
+from eval.scoring.protocol import Benchmark
+from sparse_vlm.errors import unknown_choice
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "easy_vqa": easy_vqa.BENCHMARK,
+    "gqa": gqa.BENCHMARK,
+    "llava_bench": llava_bench.BENCHMARK,
+    "mm_vet": mm_vet.BENCHMARK,
+    "mmbench": mmbench.MMBENCH,
+    "mmbench_cn": mmbench.MMBENCH_CN,
+    "mme": mme.BENCHMARK,
+    "pope": pope.BENCHMARK,
+    "scienceqa": scienceqa.BENCHMARK,
+    "seed_bench": seed_bench.BENCHMARK,
+    "textvqa": textvqa.BENCHMARK,
+    "vizwiz": vizwiz.BENCHMARK,
+    "vqav2": vqav2.BENCHMARK,
+}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        UserError: unknown name (the nearest ones are named).
+    """
+    if name not in BENCHMARKS:
+        raise unknown_choice("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]

@@ -1,0 +1,214 @@
+"""GQA: compositional questions about Visual Genome pictures, one answer each; usually testdev_balanced.
+
+Beside accuracy the official scorer has validity and plausibility (they need its choices.json; testdev has none),
+consistency (it needs answers to the entailed questions too, so all of val) and the distance of the distributions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.benchmarks.gqa_distribution import distribution_score
+from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.metrics import gqa_form, most_frequent
+from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
+from eval.scoring.records import Record, align, field, official_file, read_json_as, require
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
+
+PROTOCOL = "GQA, asked for a single word or phrase; the answer to the letter, small letters"
+WHAT = (
+    "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
+)
+NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as steps of reasoning
+COMMON = ("color", "material", "shape")  # what can be the answer to "what do both have in common?"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A question's official record, and its choices where there is a *_choices.json."""
+
+    record: Record
+    choices: Record | None
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A question with its official record, what was answered, and the image."""
+
+    id: str
+    record: Record
+    choices: Record | None
+    said: str
+    image: str
+
+    @property
+    def right(self) -> bool:
+        return bool(self.said == self.record["answer"])
+
+
+def load_questions(file: Path | None, images: Path | None) -> list[Question]:
+    """LLaVA's llava_gqa_testdev_balanced.jsonl, or an official *_questions.json."""
+    path = require(file, "--questions", "testdev_balanced_questions.json or LLaVA's .jsonl")
+    if is_llava_file(path):
+        return read_llava_questions(path, images)
+    questions = []
+    for id_, record in _read_official(path).items():
+        text = field(record, "question", str, f"{path}, {id_}")
+        image = image_file(images, f"{field(record, 'imageId', str, f'{path}, {id_}')}.jpg")
+        questions.append(Question(id_, f"{text}\n{SHORT_ANSWER}", image))
+    return questions
+
+
+def _read_official(path: Path) -> dict[str, Record]:
+    return read_json_as(path, dict, "an object of question id -> record, as GQA's official files are")
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
+    path = official_file(annotations, WHAT, "*_questions.json")
+    known = align(questions, [str(question.id) for question in questions], _read_official(path), path)
+    for question, record in zip(questions, known, strict=True):
+        place = f"{path}, {question.id}"
+        if question.text.split("\n")[0].strip() != field(record, "question", str, place).strip():
+            raise UserError(
+                f"{path} has another question under id {question.id!r}: {record['question']!r}, asked was "
+                f"{question.text!r:.120}."
+            )
+        field(record, "answer", str, place)
+        field(field(record, "types", dict, place), "structural", str, place)
+    return known
+
+
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """The official record of each question, and its choices where they lie beside the annotations."""
+    records = _read(annotations, questions)
+    if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
+        return [_Known(record, None) for record in records]
+    path = official_file(annotations, WHAT, "*_choices.json")
+    choices = _read_official(path)
+    known = []
+    for question, record in zip(questions, records, strict=True):
+        id_, common = str(question.id), "Common" in str(record["types"].get("detailed"))
+        place = f"{path}, {id_}"
+        own = {} if common else field(choices, id_, dict, str(path))
+        lists = {key: list(COMMON) if common else field(own, key, list, place) for key in ("valid", "plausible")}
+        known.append(_Known(record, lists))
+    return known
+
+
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """Right is the answer to the letter, in small letters; empty answers are unreadable."""
+    said, answer = gqa_form(text), known.record["answer"]
+    return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
+    and the official scorer's other numbers, as far as the files have what they need."""
+    answered = [_answered(row.question, row.known, gqa_form(row.text)) for row in marks]
+    balanced = [row for row in answered if row.record.get("isBalanced", True)]
+    if not balanced:
+        raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
+    values, images = [float(row.right) for row in balanced], [row.image for row in balanced]
+    scores: Scores = {("accuracy",): mean_score(values, images)}
+    for name, kind in _KINDS.items():
+        kinds = [kind(row.record) for row in balanced]
+        if all(text is not None for text in kinds):
+            scores |= mean_scores_by(name, [str(text) for text in kinds], values, images)
+    return scores | _plausibility(balanced) | _consistency(answered, balanced) | _distribution(balanced)
+
+
+def _answered(question: Question, known: _Known, said: str) -> _Answered:
+    return _Answered(str(question.id), known.record, known.choices, said, question.image_name)
+
+
+def _form(record: Record) -> str:
+    return "open" if record["types"]["structural"] == "query" else "binary"
+
+
+def _steps(record: Record) -> str | None:
+    """How many steps of reasoning the question takes; None: the record does not say."""
+    if "semantic" not in record:
+        return None
+    steps = field(record, "semantic", list, "GQA's questions")
+    operations = [": ".join(field(step, key, str, "a step") for key in ("operation", "argument")) for step in steps]
+    return str(sum(not any(name in operation for name in NO_STEPS) for operation in operations))
+
+
+_KINDS: dict[str, Callable[[Record], str | None]] = {
+    "accuracy_by_form": _form,
+    "accuracy_by_structure": lambda record: str(record["types"]["structural"]),
+    "accuracy_by_meaning": lambda record: str(record["types"].get("semantic")),
+    "accuracy_by_steps": _steps,
+    "accuracy_by_words": lambda record: str(len(record["question"].split())),
+}
+
+
+def _plausibility(balanced: Sequence[_Answered]) -> Scores:
+    """Whether the answer is one to such a question, and a plausible one; nothing without a *_choices.json."""
+    images = [row.image for row in balanced]
+    scores: Scores = {}
+    for name, key in (("validity", "valid"), ("plausibility", "plausible")):
+        values = [float(row.said in row.choices[key]) for row in balanced if row.choices is not None]
+        if values:
+            scores[name,] = mean_score(values, images)
+    return scores
+
+
+def _consistency(answered: Sequence[_Answered], balanced: Sequence[_Answered]) -> Scores:
+    """Accuracy over the questions that a rightly answered one entails; nothing if not all of them were asked."""
+    by_id = {row.id: row for row in answered}
+    entailed = {row.id: _entailed(row) for row in balanced}
+    if not any(entailed.values()) or any(id_ not in by_id for ids in entailed.values() for id_ in ids):
+        return {}
+    rows = [row for row in balanced if row.right and entailed[row.id]]
+    if not rows:
+        return {("consistency",): Score(0.0, 0, (0.0, 0.0))}
+    values = [sum(by_id[id_].right for id_ in entailed[row.id]) / len(entailed[row.id]) for row in rows]
+    return {("consistency",): mean_score(values, [row.image for row in rows])}
+
+
+def _entailed(row: _Answered) -> list[str]:
+    ids = field(row.record, "entailed", list, f"question {row.id}") if "entailed" in row.record else []
+    return [str(id_) for id_ in ids if id_ != row.id]
+
+
+def _distribution(balanced: Sequence[_Answered]) -> Scores:
+    """The distance between the frequencies of given and of right answers, on a scale of its own, lower is better."""
+    if not all("groups" in row.record for row in balanced):
+        return {}
+    rows = [(row, field(row.record, "groups", dict, f"question {row.id}").get("global")) for row in balanced]
+    grouped = [(row, str(group)) for row, group in rows if group is not None]
+    if not grouped:
+        return {}
+    said, right = [row.said for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
+    images = [row.image for row, _ in grouped]
+    return {("distribution",): distribution_score([group for _, group in grouped], said, right, images)}
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """The answer that is right most often in these very questions."""
+    answer = most_frequent(record["answer"] for record in _read(annotations, questions))
+    return {"most frequent answer": [answer] * len(questions)}
+
+
+def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
+    """The official scorer's file of predictions: a list of {"questionId", "prediction"}."""
+    answers = zip(questions, predictions, strict=True)
+    write_json(output, [{"questionId": str(question.id), "prediction": gqa_form(text)} for question, text in answers])
+
+
+BENCHMARK = Benchmark(
+    protocol=lambda questions: PROTOCOL,
+    max_new_tokens=128,
+    load_questions=load_questions,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    floors=floors,
+    points=("distribution",),
+    write_submission=write_submission,
+    published=("GQA", lambda scores: 100 * scores["accuracy",].value),
+)
+score = BENCHMARK.score

@@ -1,0 +1,140 @@
+"""POPE: is an object in the COCO picture? Absent objects are drawn at random, among popular, or adversarial ones.
+
+There are two editions of the random file, 2910 and 3000 questions; LLaVA's question file goes with the first. Its
+scorer pairs answers and labels by their place and would score the wrong edition without a word, so here every question
+must be found in its category's label file.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.intervals import bootstrap_sums, middle_95
+from eval.scoring.llava_format import SHORT_ANSWER, image_file
+from eval.scoring.metrics import binary_scores, pope_is_plain, pope_says_yes
+from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
+from eval.scoring.records import Record, field, question_id, read_lines, require
+from sparse_vlm.errors import UserError
+
+PROTOCOL = (
+    "POPE on COCO, asked for a single word or phrase; an answer counts as no if its first sentence "
+    'has the word "no" or "not", otherwise as yes; published numbers are F1, averaged over the three categories'
+)
+FILE_NAME = "coco_pope_{}.json"
+CATEGORIES = ("random", "popular", "adversarial")
+
+
+def load_questions(file: Path | None, images: Path | None) -> list[Question]:
+    """LLaVA's llava_pope_test.jsonl, or one of the official coco_pope_*.json, whose name tells the category."""
+    path = require(file, "--questions", "LLaVA's llava_pope_test.jsonl or an official coco_pope_*.json")
+    questions = []
+    for place, record in read_lines(path):
+        text = field(record, "text", str, place)
+        if "category" not in record:
+            text = f"{text}\n{SHORT_ANSWER}"
+        category = str(record.get("category") or path.stem.removeprefix("coco_pope_"))
+        if category not in CATEGORIES:
+            raise UserError(f"{place}: the category is {category!r}, expected one of {', '.join(CATEGORIES)}.")
+        image = image_file(images, field(record, "image", str, place))
+        questions.append(Question(question_id(record, place), text, image, category))
+    return questions
+
+
+def _labels(questions: Sequence[Question], annotations: Path, category: str) -> list[bool]:
+    """Whether the answer to each question of a category is yes.
+
+    Raises:
+        UserError: the category's file is missing, or is of other questions.
+    """
+    path = annotations / FILE_NAME.format(category) if annotations.is_dir() else annotations
+    if not path.is_file():
+        raise UserError(f"{annotations} has no {path.name}, which the {len(questions)} questions of {category!r} need.")
+    records = [record for _, record in read_lines(path)]
+    labels: dict[tuple[str, str], list[bool]] = defaultdict(list)  # a file may ask the same twice
+    for record in records:
+        labels[_key(record, path)].append(_label(record, path))
+    asked = [(Path(question.image_name).name, question.text.split("\n")[0].strip()) for question in questions]
+    strangers = [key for key in asked if key not in labels]
+    if strangers or sorted(asked) != sorted(_key(record, path) for record in records):
+        example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
+        raise UserError(
+            f"{path} ({len(records)} questions) does not belong to the {len(asked)} questions of {category!r}: "
+            f"{len(strangers)} of them are not in it{example}. LLaVA's question file needs the edition with "
+            "2910 random questions."
+        )
+    return [labels[key].pop(0) for key in asked]
+
+
+def _key(record: Record, path: Path) -> tuple[str, str]:
+    return field(record, "image", str, str(path)), field(record, "text", str, str(path)).strip()
+
+
+def _label(record: Record, path: Path) -> bool:
+    label = field(record, "label", str, str(path))
+    if label not in ("yes", "no"):
+        raise UserError(f'{path}: a label is {label!r}, expected "yes" or "no".')
+    return label == "yes"
+
+
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
+    """Whether the answer to each question is yes."""
+    path = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
+    known: dict[int, bool] = {}
+    for category in CATEGORIES:
+        members = [index for index, question in enumerate(questions) if question.category == category]
+        if members:
+            known |= zip(members, _labels([questions[index] for index in members], path, category), strict=True)
+    return [known[index] for index in range(len(questions))]
+
+
+def mark(question: Question, text: str, known: bool) -> Mark:
+    """What the official scorer takes the answer for; unreadable is one that says neither yes nor no."""
+    yes = pope_says_yes(text)
+    read = None if yes and not pope_is_plain(text) else "yes" if yes else "no"
+    return Mark(question, known, text, read, float(yes == known), "yes" if known else "no")
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
+    scores: Scores = {}
+    for category in CATEGORIES:
+        rows = [row for row in marks if row.question.category == category]
+        if rows:
+            scores |= {(category, name): score for name, score in _scores(rows).items()}
+    return scores
+
+
+def _scores(marks: Sequence[Mark]) -> dict[str, Score]:
+    true = np.array([row.known for row in marks])
+    yes = np.array([bool(row.credit) for row in marks]) == true
+    counts = np.stack([yes & true, yes & ~true, ~yes & true, ~yes & ~true], axis=1)
+    draws = [binary_scores(*row) for row in bootstrap_sums(counts, [r.question.image_name for r in marks]).tolist()]
+    values = binary_scores(*counts.sum(axis=0).tolist())
+    return {name: Score(value, len(marks), middle_95([draw[name] for draw in draws])) for name, value in values.items()}
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """One answer to everything."""
+    return {"always yes": ["Yes"] * len(questions)}
+
+
+def _mean_f1(scores: Scores) -> float | None:
+    """F1 averaged over the three categories, in percent, if all were asked."""
+    values = [score.value for path, score in scores.items() if path[1] == "f1"]
+    return 100 * sum(values) / len(values) if len(values) == len(CATEGORIES) else None
+
+
+BENCHMARK = Benchmark(
+    protocol=lambda questions: PROTOCOL,
+    max_new_tokens=128,
+    load_questions=load_questions,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    unreadable='"yes"',
+    floors=floors,
+    published=("POPE", _mean_f1),
+)
+score = BENCHMARK.score

@@ -1,0 +1,130 @@
+"""SEED-Bench: four options to questions about pictures and video frames, nine and three kinds.
+
+LLaVA asks about a video's middle frame, which its question file names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.metrics import most_frequent
+from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
+from eval.scoring.records import (
+    Record,
+    align,
+    field,
+    official_file,
+    question_id,
+    read_json,
+    require,
+    write_lines,
+)
+
+PROTOCOL = (
+    "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter "
+    "alone, nothing behind it"
+)
+LETTERS = ("A", "B", "C", "D")
+
+
+def load_questions(file: Path | None, images: Path | None) -> list[Question]:
+    """LLaVA's llava-seed-bench.jsonl, or the questions about pictures of the official SEED-Bench.json."""
+    path = require(file, "--questions", "LLaVA's llava-seed-bench.jsonl or the official SEED-Bench.json")
+    if is_llava_file(path):
+        return read_llava_questions(path, images)
+    questions = []
+    for id_, record in _read_official(path).items():
+        place = f"{path}, {id_}"
+        if field(record, "data_type", str, place) == "image":
+            options = [f"{letter}. {field(record, f'choice_{letter.lower()}', str, place)}" for letter in "ABCD"]
+            text = "\n".join([field(record, "question", str, place), *options, OPTION_LETTER])
+            questions.append(Question(id_, text, image_file(images, field(record, "data_id", str, place))))
+    return questions
+
+
+def _read_official(path: Path) -> dict[str, Record]:
+    """The official records by their ids, which LLaVA's file has as numbers where they are some."""
+    records = field(read_json(path), "questions", list, str(path))
+    return {str(question_id(record, f"{path}, question {place}")): record for place, record in enumerate(records)}
+
+
+def _read(annotations: Path | None, questions: Sequence[Question]) -> tuple[list[Record], Path]:
+    """The official record of each question; all questions about pictures, about videos, or both must be there."""
+    path = official_file(annotations, "the official SEED-Bench.json", "SEED-Bench.json")
+    records = _read_official(path)
+    keys = [str(question.id) for question in questions]
+    media = {records[key].get("data_type") for key in keys if key in records}
+    wanted = {key: record for key, record in records.items() if record.get("data_type") in media}
+    return align(questions, keys, wanted, path), path
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The right letter, "image" or "video", the kind of question, and the file it is about."""
+
+    answer: str
+    medium: str
+    kind: str
+    source: str
+
+
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """What SEED-Bench.json says of each question."""
+    known, path = _read(annotations, questions)
+    place = str(path)
+    names = {str(id_): name for name, id_ in field(read_json(path), "question_type", dict, place).items()}
+    kinds = [str(record.get("question_type_id")) for record in known]
+    return [
+        _Known(
+            field(record, "answer", str, place),
+            field(record, "data_type", str, place),
+            names.get(kind, kind),
+            str(record.get("data_id")),
+        )
+        for record, kind in zip(known, kinds, strict=True)
+    ]
+
+
+def mark(question: Question, text: str, known: _Known) -> Mark:
+    """Right is the letter alone, as in LLaVA's scorer; unreadable is what is not a letter alone."""
+    return Mark(question, known, text, text if text in LETTERS else None, float(text == known.answer), known.answer)
+
+
+def aggregate(marks: Sequence[Mark]) -> Scores:
+    """Accuracy over all questions, over those about pictures and about videos, and by kind."""
+    right = [row.credit for row in marks]
+    # one image has several questions under different folders of frames; the source's name is common to them
+    groups = [row.known.source for row in marks]
+    media, kinds = [row.known.medium for row in marks], [row.known.kind for row in marks]
+    return (
+        {("accuracy",): mean_score(right, groups)}
+        | mean_scores_by("accuracy_by_medium", media, right, groups)
+        | mean_scores_by("accuracy_by_type", kinds, right, groups)
+    )
+
+
+def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
+    """The letter that is right most often in these very questions."""
+    letter = most_frequent(str(record.get("answer")) for record in _read(annotations, questions)[0])
+    return {f"always {letter}": [letter] * len(questions)}
+
+
+def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
+    """The leaderboard's JSON lines of {"question_id", "prediction"}."""
+    answers = zip(questions, predictions, strict=True)
+    write_lines(output, [{"question_id": str(question.id), "prediction": text} for question, text in answers])
+
+
+BENCHMARK = Benchmark(
+    protocol=lambda questions: PROTOCOL,
+    max_new_tokens=128,
+    load_questions=load_questions,
+    known=read_known,
+    mark=mark,
+    aggregate=aggregate,
+    floors=floors,
+    write_submission=write_submission,
+)
+score = BENCHMARK.score

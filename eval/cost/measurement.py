@@ -1,0 +1,109 @@
+"""What a forward pass of vision towers costs in a setting: seconds, memory, share of a matrix product's speed."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.cost.runtimes import ONNX, Setting, runner
+from sparse_vlm.devices import peak_bytes
+from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.measure.timing import matmul, take_turns
+from sparse_vlm.measure.towers import Tower
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a tower costs in a setting.
+
+    Attributes:
+        tower: which.
+        weight_bytes: of as many parameters in the setting's dtype, or in int8.
+        peak_bytes: allocated beyond the weights at the worst moment of a forward pass; None: not by PyTorch.
+        seconds: of every recorded forward pass of the batch.
+    """
+
+    tower: Tower
+    weight_bytes: int
+    peak_bytes: int | None
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds of a batch."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A set of towers in one setting.
+
+    Attributes:
+        name: of the set.
+        setting: how they ran.
+        costs: in the set's order.
+        matmul_flops: floating-point operations a second of the matrix product that took turns with them (median).
+    """
+
+    name: str
+    setting: Setting
+    costs: list[Cost]
+    matmul_flops: float
+
+    def share_of_matmul(self, cost: Cost) -> float:
+        """Speed of the tower's multiply-accumulates as a share of the matrix product's."""
+        return 2e9 * cost.tower.gmacs * self.setting.batch / cost.median / self.matmul_flops
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with what follows from it."""
+        rows = [
+            asdict(cost)
+            | {
+                "median_seconds": cost.median,
+                "images_per_second": self.setting.batch / cost.median,
+                "share_of_matmul": self.share_of_matmul(cost),
+            }
+            for cost in self.costs
+        ]
+        return {"set": self.name, **asdict(self.setting), "matmul_flops": self.matmul_flops, "towers": rows}
+
+
+def measure(
+    name: str,
+    towers: Sequence[Tower],
+    models: Sequence[nn.Module],
+    setting: Setting,
+    device: torch.device,
+    repeats: int,
+) -> Result:
+    """Times the models in turn, then counts their memory.
+
+    Args:
+        name: of the set.
+        towers: which.
+        models: of `build` with the setting's dtype and mode.
+        setting: how they run.
+        device: where they are.
+        repeats: recorded runs of each.
+    """
+    torch.set_num_threads(setting.threads)
+    torch.compiler.reset()  # the code of earlier settings
+    runs = [
+        runner(model, _images(tower, setting, device), setting) for tower, model in zip(towers, models, strict=True)
+    ]
+    product_run, operations = matmul(DTYPES[setting.dtype], device)
+    *seconds, of_product = take_turns([*runs, product_run], repeats, device)
+    itemsize = 1 if setting.mode == "onnx-int8" else DTYPES[setting.dtype].itemsize
+    costs = [
+        Cost(tower, tower.parameters * itemsize, None if setting.mode in ONNX else peak_bytes(run, device), times)
+        for tower, run, times in zip(towers, runs, seconds, strict=True)
+    ]
+    return Result(name, setting, costs, operations / statistics.median(of_product))
+
+
+def _images(tower: Tower, setting: Setting, device: torch.device) -> Tensor:
+    images = torch.randn(setting.batch, 3, tower.image_size, tower.image_size, device=device)
+    return images.to(DTYPES[setting.dtype])

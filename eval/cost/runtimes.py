@@ -1,0 +1,107 @@
+"""The ways to run a vision tower that are compared, the same for ours and for the dense ViTs."""
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.encoder import EncoderOutput, SparseFormer
+from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
+from sparse_vlm.encoder.inference import optimize_for_inference
+from sparse_vlm.measure.timing import Run
+from sparse_vlm.measure.towers import Tower
+
+ONNX = ("onnx", "onnx-int8")
+CPU_FLOAT32 = ("packed", *ONNX)
+OPTIMISED = ("packed", "graphs")  # by optimize_for_inference, on a CPU and on a GPU
+MODES = ("eager", "compiled", *CPU_FLOAT32, "graphs", "training")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the models of a set run.
+
+    Attributes:
+        threads: of the CPU.
+        batch: images at once.
+        dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
+        mode: "eager": as the model is called. "packed": `optimize_for_inference` on a CPU; "graphs": on a GPU.
+            "compiled": channels_last, torch.compile with frozen weights, CUDA graphs on a GPU. "onnx": ONNX Runtime;
+            "onnx-int8": with its dynamic quantisation. "training": eager, forward and backward from the embedding to
+            all weights. Packed and onnx: float32 on the CPU only. SDPA is in all of PyTorch's.
+    """
+
+    threads: int
+    batch: int
+    dtype: str
+    mode: str
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{threads}, batch {self.batch}, {self.dtype}, {self.mode}"
+
+
+def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:
+    """The model with random weights, as the mode wants it before it is compiled or exported."""
+    model = tower.build().to(device, DTYPES[dtype])
+    if mode in OPTIMISED:
+        optimize_for_inference(model)
+    return model.to(memory_format=torch.channels_last) if mode == "compiled" else model
+
+
+def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
+    """A pass of the images in the setting's mode; compiled code is made at its first call.
+
+    Args:
+        model: of `build` with the same mode.
+        images: float[B, 3, H, W] of the setting's dtype.
+        setting: how to run.
+    """
+    if setting.mode in ONNX:
+        session, pixels = _session(model, images, setting), images.numpy()
+        return lambda: session.run(None, {"images": pixels})
+    if setting.mode == "training":
+        return partial(_train, model, images)
+    called: Any = model
+    if setting.mode == "compiled":
+        images = images.to(memory_format=torch.channels_last)
+        options: dict[str, Any] = {"freezing": True, "cpp.threads": setting.threads}
+        if images.is_cuda:
+            options["triton.cudagraphs"] = True
+        called = torch.compile(model, dynamic=False, options=options)
+
+    def forward() -> object:
+        with torch.inference_mode():
+            return called(images)
+
+    return forward
+
+
+def _train(model: nn.Module, images: Tensor) -> None:
+    output = model(images)
+    embedding = output.pooled if isinstance(output, EncoderOutput) else output
+    embedding.square().mean().backward()
+    model.zero_grad()
+
+
+def _session(model: nn.Module, images: Tensor, setting: Setting) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = setting.threads
+    int8 = setting.mode == "onnx-int8"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        if isinstance(model, SparseFormer):
+            export_onnx(model, file, int8=int8)
+        else:
+            two = images[:1].repeat(2, 1, 1, 1)  # a free dimension of 1 would not be free
+            write_onnx(model, two, file, ("output",), sizes={0: torch.export.Dim("batch")})
+            if int8:
+                quantise(file, model)
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,44 @@
+"""LLaVA's question files (JSON lines with "question_id", "image", "text", "category") and its instructions."""
+
+from pathlib import Path
+
+from eval.scoring.protocol import Question
+from eval.scoring.records import Record, field, numbered_lines, question_id, read_lines, read_text
+
+# what LLaVA-1.5 was instructed with, behind the question on a line of its own
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def is_llava_file(path: Path) -> bool:
+    """Whether the first line is one of LLaVA's, so that the rest can be expected to be as well.
+
+    Raises:
+        UserError: no such file.
+    """
+    _, first = next(iter(numbered_lines(read_text(path))), (1, ""))
+    return first.startswith("{") and '"question_id"' in first and '"text"' in first and first.rstrip().endswith("}")
+
+
+def read_llava_questions(path: Path, images: Path | None) -> list[Question]:
+    """The questions of a file in LLaVA's format; those without "image" are about no picture.
+
+    Raises:
+        UserError: no such file, or a malformed line.
+    """
+    return [_question(record, images, place) for place, record in read_lines(path)]
+
+
+def _question(record: Record, images: Path | None, place: str) -> Question:
+    image = field(record, "image", str, place) if "image" in record else None
+    return Question(
+        question_id(record, place),
+        field(record, "text", str, place),
+        image_file(images, image) if image is not None else None,
+        str(record.get("category", "default")),
+    )
+
+
+def image_file(folder: Path | None, name: str) -> Path:
+    """An image's file; without a folder (scoring) its name alone."""
+    return folder / name if folder is not None else Path(name)

@@ -1,0 +1,129 @@
+"""MM-Vet and LLaVA-Bench: the judge's prompts, its replies, and the whole way through `eval.score`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.benchmarks import llava_bench, mm_vet
+from eval.score import main
+from eval.scoring.protocol import Question
+from sparse_vlm.errors import UserError
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, write_json, write_lines
+
+MM_VET = {
+    "v1_0": {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]},
+    "v1_1": {"imagename": "v1_1.png", "question": "What is d?", "answer": "1.25<OR>5/4", "capability": ["math"]},
+}
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> Path:
+    return write_json(tmp_path / "mm-vet.json", MM_VET)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """LLaVA's form of the same questions."""
+    lines = [{"question_id": i, "image": f"v1_{i}.png", "text": MM_VET[f"v1_{i}"]["question"]} for i in range(2)]
+    return write_lines(tmp_path / "llava-mm-vet.jsonl", lines)
+
+
+def test_mm_vet_from_answers_to_scores(
+    tmp_path: Path, annotations: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The judge is any program between two files; here these very lines."""
+    answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": f"x = {i}"} for i in range(2)])
+    common = ["mm_vet", "--questions", str(questions), "--answers", str(answers), "--annotations", str(annotations)]
+    assert main(common) == 2
+    assert "--judge-inputs FILE" in capsys.readouterr().err
+    assert main([*common, "--judge-inputs", str(tmp_path / "judge.jsonl")]) == 0
+    asked = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
+    assert asked[0]["text"].startswith("Compare the ground truth and prediction from AI models")
+    assert asked[0]["text"].endswith("| 1.0\n\nWhat is x? | -1 <AND> -5 | x = 0 | ")
+    replies = write_lines(
+        tmp_path / "replies.jsonl",
+        [
+            {"question_id": line["question_id"], "text": "0.5" if "x?" in line["text"][-40:] else "1.0 "}
+            for line in asked
+        ],
+    )
+    output = tmp_path / "report.json"
+    assert main([*common, "--judgements", str(replies), "--output", str(output)]) == 0
+    scores = json.loads(output.read_text())["scores"]
+    assert scores == {"total": 0.75, "by_ability": {"math": 0.75, "ocr": 0.5}}
+    assert main([*common, "--judgements", str(replies), "--no-image-answers", str(answers)]) == 2
+    assert "score them alone" in capsys.readouterr().err
+
+
+@needs_shared
+def test_mm_vets_files(annotations: Path, tmp_path: Path) -> None:
+    llavas = mm_vet.load_questions(SHARED / "questions" / "llava-mm-vet.jsonl", Path("images"))
+    assert llavas[0] == Question(0, "What is x in the equation?", Path("images/v1_0.png"), "conv")
+    official = mm_vet.load_questions(annotations, Path("images"))
+    assert official[1] == Question("v1_1", "What is d?", Path("images/v1_1.png"))
+    mm_vet.write_submission(None, llavas[:2], ["a", "b"], tmp_path / "s.json")
+    assert json.loads((tmp_path / "s.json").read_text()) == {"v1_0": "a", "v1_1": "b"}
+
+
+@pytest.mark.parametrize("reply", ["", "good", "1.5", "-0.1", "nan"])
+def test_mm_vets_unreadable_replies_are_named(annotations: Path, reply: str) -> None:
+    asked = mm_vet.load_questions(annotations, None)
+    with pytest.raises(UserError, match="reply to question id 'v1_1' begins with no number"):
+        mm_vet.score(asked, ["1.0", reply], annotations)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> list[Question]:
+    """LLaVA-Bench with two questions about one picture; its official files lie in `tmp_path`."""
+    lines = [
+        {"question_id": 0, "image": "001.jpg", "text": "Where?", "category": "conv"},
+        {"question_id": 1, "image": "001.jpg", "text": "Why?", "category": "detail"},
+    ]
+    write_lines(tmp_path / "context.jsonl", [{"id": "001", "image": "001.jpg", "caption": ["A lake.", "Snow."]}])
+    write_lines(tmp_path / "answers_gpt4.jsonl", [{"question_id": i, "text": f"reference {i}"} for i in (1, 0)])
+    rules = {f"llava_bench_{name}": {"role": "Assistant", "prompt": f"Rate, {name}."} for name in ("conv", "detail")}
+    write_json(tmp_path / "rule.json", rules)
+    return llava_bench.load_questions(write_lines(tmp_path / "questions.jsonl", lines), None)
+
+
+def test_llava_bench_prompts_are_llavas(bench: list[Question], tmp_path: Path) -> None:
+    first, _ = llava_bench.judge_inputs(bench, ["In Asia.", "So."], tmp_path)
+    assert first == (
+        "[Context]\nA lake.\nSnow.\n\n[Question]\nWhere?\n\n[Assistant 1]\nreference 0\n\n[End of Assistant 1]\n\n"
+        "[Assistant 2]\nIn Asia.\n\n[End of Assistant 2]\n\n[System]\nRate, conv.\n\n"
+    )
+
+
+def test_llava_bench_is_relative_to_gpt4(bench: list[Question]) -> None:
+    scores = llava_bench.score(bench, ["8 6\nBecause", "10, 3"], None)
+    assert {path: score.value for path, score in scores.items()} == {
+        ("relative",): 0.5,
+        ("relative_by_category", "conv"): 0.75,
+        ("relative_by_category", "detail"): 0.3,
+    }
+    for reply in ("8", "eight 6", "8 6 5"):
+        with pytest.raises(UserError, match="question id 1 does not begin with a line of two numbers"):
+            llava_bench.score(bench, ["8 6", reply], None)
+    with pytest.raises(UserError, match="no points at all"):
+        llava_bench.score(bench, ["0 6", "0 3"], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("context.jsonl", '{"image": "002.jpg", "caption": "x"}\n', "has no captions of '001.jpg'"),
+        ("answers_gpt4.jsonl", '{"question_id": 0, "text": "x"}\n', "has no annotation for question id 1"),
+        ("rule.json", "{}", '"llava_bench_conv" is missing'),
+        ("rule.json", None, "Cannot read"),
+    ],
+)
+def test_llava_bench_with_other_files(
+    bench: list[Question], tmp_path: Path, name: str, content: str | None, sentence: str
+) -> None:
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        llava_bench.judge_inputs(bench, ["", ""], tmp_path)

@@ -1,0 +1,108 @@
+"""The benchmark of encoders: what a run leaves, and its arguments."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.cost.encoders import main, ratios
+from eval.cost.measurement import Cost, Result
+from eval.cost.runtimes import Setting, build, runner
+from sparse_vlm.encoder import EncoderOutput
+from sparse_vlm.measure.towers import Tower, open_tower
+
+DENSE = Tower("timm:dense", 224, 196, 768, gmacs=16.0, parameters=10)
+OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
+
+
+def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "cost.json"
+    models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]
+    assert main(["--models", *models, "--batches", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert [(result["batch"], result["threads"]) for result in report["results"]] == [(1, 1), (2, 1)]
+    for result in report["results"]:
+        for row in result["towers"]:
+            assert len(row["seconds"]) == 3
+            assert row["median_seconds"] == sorted(row["seconds"])[1]
+            assert row["images_per_second"] == pytest.approx(result["batch"] / row["median_seconds"])
+            assert row["weight_bytes"] == 4 * row["tower"]["parameters"]
+            assert row["share_of_matmul"] > 0
+    one, two = ([row["peak_bytes"] for row in result["towers"]] for result in report["results"])
+    assert all(single < double < 3 * single for single, double in zip(one, two, strict=True))
+    assert "timm:vit_tiny_patch16_224" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert "GMAC" in capsys.readouterr().out
+
+
+def test_ratios_and_shares_are_those_of_the_medians() -> None:
+    costs = [Cost(DENSE, 0, 0, [9.0, 4.0, 1.0]), Cost(OURS, 0, 0, [2.0, 0.5, 0.1])]
+    result = Result("x", Setting(1, 2, "float32", "eager"), costs, matmul_flops=32e9)
+    assert ratios(result) == ["sparseformer-x@224: 8.00× timm:dense@224"]
+    assert result.share_of_matmul(costs[0]) == pytest.approx(2 * 16 * 2 / 4 / 32)
+
+
+def tokens_of(found: Any) -> torch.Tensor:
+    """ONNX Runtime gives a list of arrays, PyTorch an EncoderOutput or a tensor."""
+    found = found.tokens if isinstance(found, EncoderOutput) else found
+    return torch.from_numpy(found[0]) if isinstance(found, list) else found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "dense", "tolerance"),
+    [("packed", False, 1e-5), ("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
+)
+def test_no_mode_changes_the_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
+    tower = open_tower("timm:vit_tiny_patch16_224@64" if dense else tiny_variant)
+    setting, cpu = Setting(1, 2, "float32", mode), torch.device("cpu")
+    torch.manual_seed(0)
+    plain = tower.build()
+    torch.manual_seed(0)
+    other = build(tower, "float32", mode, cpu)
+    images = torch.randn(2, 3, 64, 64)
+    expected = tokens_of(runner(plain, images, Setting(1, 2, "float32", "eager"))())
+    found = tokens_of(runner(other, images, setting)())
+    difference = (found - expected).norm() / expected.norm()
+    assert difference < tolerance
+    assert mode != "onnx-int8" or difference > 1e-4  # it did round
+
+
+def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str) -> None:
+    tower = open_tower(tiny_variant)
+    model = build(tower, "float32", "training", torch.device("cpu"))
+    reached = set()
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))
+    runner(model, torch.randn(2, 3, 64, 64), Setting(1, 2, "float32", "training"))()
+    assert reached == {name for name, _ in model.named_parameters()}
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--repeats", "0"], "--repeats must be at least 1, got 0."),
+        (["--batches", "1", "0"], "--batches must be at least 1, got 0."),
+        (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
+        (
+            ["--modes", "eager", "packed", "onnx", "--dtypes", "bfloat16"],
+            "--modes packed onnx takes float32 on the CPU",
+        ),
+        (["--modes", "graphs"], "--modes graphs takes CUDA graphs: add --device cuda."),
+        (["--device", "cuda:99"], "There is no cuda:99"),
+        (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_onnx_needs_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["--modes", "eager", "onnx"]) == 2
+    assert "ONNX export needs onnxscript: pip install 'sparse-vlm[export]'." in capsys.readouterr().err

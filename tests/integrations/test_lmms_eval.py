@@ -1,0 +1,92 @@
+"""`lmms-eval --model sparse_vlm` with the real package, on a local task made of easy-VQA."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from eval.scoring.metrics import exact_match
+from sparse_vlm.data import easy_vqa as dataset
+from sparse_vlm.data.images import open_image
+from sparse_vlm.vlm.answering import Answerer
+from sparse_vlm.vlm.chat import answer
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None,
+    reason="needs the package lmms-eval, which is in no extra that tests need",
+)
+QUESTIONS = 24
+TASK = """\
+task: easy_vqa_local
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.pictures
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 6, temperature: 0, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+UTILS = """\
+from PIL import Image
+
+
+def pictures(doc):
+    return [Image.open(path) for path in doc["images"]]
+"""
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A task's folder: questions about one picture, about none and about two."""
+    images = dataset.split_folder("test") / "images"
+    rows = []
+    for question in dataset.load_questions("test")[:QUESTIONS]:
+        path = str(dataset.image_path(images, question.image_id))
+        paths = ([path], [], [path, path])[question.id % 3 if question.id < 6 else 0]
+        rows.append({"question": question.text, "answer": question.answer, "images": paths})
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "easy_vqa_local.yaml").write_text(TASK.format(data=data))
+    (tmp_path / "task" / "utils.py").write_text(UTILS)
+    return tmp_path / "task"
+
+
+def test_the_entry_point_is_installed() -> None:
+    (found,) = [entry for entry in entry_points(group="lmms_eval.models") if entry.name == "sparse_vlm"]
+    assert found.load()().model_id == "sparse_vlm"
+
+
+@pytest.mark.slow
+def test_lmms_eval_gives_our_answers(vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path) -> None:
+    command = ["--model", "sparse_vlm", "--model_args", f"pretrained={vlm_dir}", "--tasks", "easy_vqa_local"]
+    command += ["--include_path", str(task), "--batch_size", "8", "--device", "cpu"]
+    command += ["--log_samples", "--output_path", str(tmp_path / "out")]
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "OMP_NUM_THREADS": "1",
+    }
+    program = [sys.executable, "-c", "from lmms_eval.cli.dispatch import main; main()"]
+    result = subprocess.run([*program, *command], env=os.environ | offline, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (samples,) = (tmp_path / "out").rglob("*samples*.jsonl")
+    logged = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(logged) == QUESTIONS
+    rows = [json.loads(line) for line in (task.parent / "data.jsonl").read_text().splitlines()]
+    for sample in logged:
+        row = rows[sample["doc_id"]]
+        images = [open_image(path) for path in row["images"]]
+        assert sample["filtered_resps"] == answer(answerer.model, answerer.processor, images, row["question"], 6)
+    (results,) = (tmp_path / "out").rglob("*results.json")
+    value = json.loads(results.read_text())["results"]["easy_vqa_local"]["exact_match,none"]
+    right = [exact_match(sample["filtered_resps"], rows[sample["doc_id"]]["answer"]) for sample in logged]
+    assert value == pytest.approx(sum(right) / QUESTIONS)
