@@ -2,7 +2,7 @@
 
     python -m train.align --model_name_or_path VLM_DIR --data_path captions.json --image_folder IMAGES \\
         --output_dir OUT --learning_rate 1e-3 --per_device_train_batch_size 32 --num_train_epochs 1
-    deepspeed --num_gpus 8 train/align.py --deepspeed train/zero2.json --bf16 True ...
+    deepspeed --num_gpus 8 train/align.py --deepspeed train/configs/deepspeed/zero2.json --bf16 True ...
 
 A YAML or JSON file of these arguments may stand before the flags, which win over it.
 Input: a directory of `sparse-vlm build`. Output: OUT is a directory of the same kind, plus log.jsonl.
@@ -19,12 +19,12 @@ if __package__ in (None, ""):  # run as a file, as deepspeed does
 
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from train import vlm
-from train.arguments import check_ranges, parse_arguments
-from train.checkpoints import last_checkpoint
-from train.stage import Part, StageArguments
-from train.vlm_data import DataArguments, make_data
-from train.word_start import start_from_words
+from train.language import vlm
+from train.language.data import DataArguments, make_data
+from train.language.word_start import start_from_words
+from train.stages.checkpoints import last_checkpoint
+from train.stages.command_line import check_ranges, parse_arguments
+from train.stages.stage import Part, StageArguments
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Bootstrapping: a pre-trained ViT becomes a SparseFormer, from unlabelled images alone.
 
-    python train/bootstrap.py train/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
+    python train/bootstrap.py train/configs/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
     python -m train.bootstrap --teacher timm:vit_small_patch14_dinov2@model.safetensors --image_size 224 \\
         --data_path IMAGES --output_dir OUT --tokens 49 --learning_rate 1e-3 --max_steps 20000
-    deepspeed --num_gpus 8 train/bootstrap.py train/recipes/clip_l14.yaml --deepspeed train/zero2.json ...
+    deepspeed --num_gpus 8 train/bootstrap.py train/configs/recipes/clip_l14.yaml \\
+        --deepspeed train/configs/deepspeed/zero2.json ...
 
 A recipe is a file of arguments; flags win over it. Output: OUT is an encoder directory
 (`SparseFormer.from_pretrained`), plus log.jsonl, losses.png, rois.png, inheritance.json (what became of every weight),
@@ -29,9 +30,10 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
-from train.alignment import MEASURED, ZERO_SHOT, BootstrapTrainer
-from train.arguments import parse_arguments
-from train.bootstrap_arguments import (
+from train.stages.command_line import parse_arguments
+from train.stages.log import LOG_NAME, read_log
+from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
+from train.vision.bootstrap_arguments import (
     ARGUMENTS,
     TEACHER_DTYPES,
     BootstrapTraining,
@@ -39,10 +41,9 @@ from train.bootstrap_arguments import (
     ObjectiveArguments,
     StudentArguments,
 )
-from train.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
-from train.log import LOG_NAME, read_log
-from train.monitor import open_zero_shot_task
-from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
+from train.vision.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
+from train.vision.bootstrap_trainer import MEASURED, ZERO_SHOT, BootstrapTrainer
+from train.vision.monitor import open_zero_shot_task
 
 logger = logging.getLogger(__name__)
 NEEDS_LABELS = "it needs labelled images, give --zero_shot_data_path"

@@ -32,12 +32,12 @@ from sparse_vlm.errors import UserError, exit_with_sentence, some_of
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.recompute import recompute_blocks
 from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
-from train.arguments import parse_arguments
-from train.classification import auroc_of, metric_names, of_readable, top_1, undefined_metrics
-from train.finetune_arguments import FinetuneArguments
-from train.image_trainer import ImageTrainer
-from train.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
-from train.stage_arguments import StageArguments
+from train.stages.arguments import StageArguments
+from train.stages.command_line import parse_arguments
+from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
+from train.vision.classification import auroc_of, metric_names, of_readable, top_1, undefined_metrics
+from train.vision.finetune_arguments import FinetuneArguments
+from train.vision.image_trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
 CLASSES_FILE, METRICS_FILE = "classes.json", "metrics.json"

@@ -2,7 +2,8 @@
 
     python -m train.instruct --model_name_or_path ALIGNED --data_path chats.json --image_folder IMAGES \\
         --output_dir OUT --learning_rate 2e-5 --mm_projector_lr 2e-5 --per_device_train_batch_size 16
-    deepspeed --num_gpus 8 train/instruct.py --deepspeed train/zero3.json --bf16 True --lora_enable True ...
+    deepspeed --num_gpus 8 train/instruct.py --deepspeed train/configs/deepspeed/zero3.json \\
+        --bf16 True --lora_enable True ...
 
 A YAML or JSON file of these arguments may stand before the flags, which win over it.
 Input: a directory of `train/align.py`. Output: OUT is a directory of the same kind (LoRA merged), plus log.jsonl.
@@ -25,10 +26,10 @@ from transformers import set_seed
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.quantization import KINDS
-from train import qlora, vlm
-from train.arguments import check_ranges, parse_arguments
-from train.stage import Part, StageArguments
-from train.vlm_data import DataArguments, make_data
+from train.language import qlora, vlm
+from train.language.data import DataArguments, make_data
+from train.stages.command_line import check_ranges, parse_arguments
+from train.stages.stage import Part, StageArguments
 
 
 @dataclass

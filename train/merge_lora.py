@@ -16,8 +16,8 @@ if __package__ in (None, ""):  # run as a file
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
-from train.arguments import parse_arguments
-from train.result import write_result
+from train.language.result import write_result
+from train.stages.command_line import parse_arguments
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A study: bootstraps that differ in one thing each, on the same teacher and data, with a table and figures.
 
-    python -m train.study train/studies/easy_vqa.yaml --output_dir runs/study \\
+    python -m train.study train/configs/studies/easy_vqa.yaml --output_dir runs/study \\
         --teacher runs/quickstart/teacher --data_path IMAGES --eval_data_path HELD_OUT_IMAGES
 
 A study file (YAML) holds `arguments` of `train/bootstrap.py` that every run has, and `groups` of variants, each with
@@ -29,7 +29,7 @@ from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import save_figure
 from train.forked import fork_python
-from train.log import LOG_NAME, read_log
+from train.stages.log import LOG_NAME, read_log
 
 logger = logging.getLogger(__name__)
 Arguments = dict[str, Any]
@@ -197,7 +197,7 @@ def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="a file of train/studies")
+    parser.add_argument("study", type=Path, help="a file of train/configs/studies")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
     parser.add_argument("--data_path", required=True, help="unlabelled images")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from train.log import read_log
+from train.stages.log import read_log
 
 STEPS = 4
 TOLERANCE = 0.03  # of a loss, after up to four steps in bf16; a CPU was seen to differ by 0.012

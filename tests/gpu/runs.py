@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.gpu.placed import losses
-from tests.train.test_align import flags
+from tests.train.language.test_align import flags
 from train import align, instruct
 
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}

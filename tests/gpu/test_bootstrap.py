@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.gpu.placed import TOLERANCE, losses, placed
-from tests.train.bootstrap_runs import arguments
+from tests.train.vision.bootstrap_runs import arguments
 from train import bootstrap
 
 

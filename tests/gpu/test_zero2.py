@@ -12,14 +12,14 @@ import torch
 from tests.forked import ROOT
 from tests.gpu.placed import losses, placed
 from tests.gpu.runs import aligned
-from tests.train.test_align import flags
+from tests.train.language.test_align import flags
 
 pytest.importorskip("deepspeed")
 
 
 def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     if device.type == "cpu":
-        pytest.skip("on the CPU tests/train/test_align.py trains with ZeRO-2, in two processes")
+        pytest.skip("on the CPU tests/train/language/test_align.py trains with ZeRO-2, in two processes")
     options = placed(device.type, bf16=True)
     expected = aligned(words_dir, data_dir, tmp_path / "plain", **options)
     with socket.socket() as free:
@@ -27,7 +27,14 @@ def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.de
         port = str(free.getsockname()[1])
     launched = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | launched | {"DS_ACCELERATOR": device.type}
-    words = flags(words_dir, data_dir, tmp_path / "zero2", learning_rate=1e-3, **options, deepspeed="train/zero2.json")
+    words = flags(
+        words_dir,
+        data_dir,
+        tmp_path / "zero2",
+        learning_rate=1e-3,
+        **options,
+        deepspeed="train/configs/deepspeed/zero2.json",
+    )
     command = [sys.executable, "train/align.py", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

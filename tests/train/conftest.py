@@ -78,7 +78,7 @@ def image_shards(tmp_path_factory: pytest.TempPathFactory, images: Path) -> str:
 @pytest.fixture(scope="session")
 def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted bootstrap on them, with a checkpoint of each step."""
-    from tests.train.bootstrap_runs import RESUMABLE, arguments
+    from tests.train.vision.bootstrap_runs import RESUMABLE, arguments
     from train.bootstrap import main
 
     out = tmp_path_factory.mktemp("whole") / "out"
@@ -102,7 +102,7 @@ def small_encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: Spa
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four folders of one-coloured pictures, and labels.csv: is there red in it, is there blue, is it a picture."""
-    from tests.train.finetune_runs import CLASSES
+    from tests.train.vision.finetune_runs import CLASSES
 
     folder = tmp_path_factory.mktemp("folders")
     rows = ["image,reddish,bluish,picture"]
@@ -117,7 +117,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def zero3() -> Iterator[None]:
-    """As transformers has it after --deepspeed train/zero3.json."""
+    """As transformers has it after --deepspeed train/configs/deepspeed/zero3.json."""
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

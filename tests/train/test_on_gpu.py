@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from sparse_vlm.bootstrap import BootstrapTask, bootstrap_from, open_teacher
 from sparse_vlm.data.conversations import IGNORE
 from tests.fake_gpu import assert_on_gpu, fake_gpu
-from tests.train.test_visual_cache import data
-from train.monitor import measure_alignment, measure_zero_shot
-from train.stage import StageArguments
-from train.vlm import ModelArguments, load
+from tests.train.language.test_visual_cache import data
+from train.language.vlm import ModelArguments, load
+from train.stages.stage import StageArguments
+from train.vision.monitor import measure_alignment, measure_zero_shot
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -12,8 +12,8 @@ import torch
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.measure.towers import count_gmacs
-from train.arguments import parse_arguments
-from train.bootstrap_arguments import (
+from train.stages.command_line import parse_arguments
+from train.vision.bootstrap_arguments import (
     ARGUMENTS,
     TEACHER_DTYPES,
     BootstrapTraining,
@@ -23,7 +23,7 @@ from train.bootstrap_arguments import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "train/recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "train/configs/recipes").glob("*.yaml"))
 GPUS = 8
 
 
@@ -62,9 +62,15 @@ def test_there_is_a_recipe_for_each_family() -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_the_command_and_the_values_fit_the_arguments(recipe: Path, tmp_path: Path) -> None:
     words = command(recipe)
-    assert words[:5] == ["deepspeed", "--num_gpus", str(GPUS), "train/bootstrap.py", f"train/recipes/{recipe.name}"]
+    assert words[:5] == [
+        "deepspeed",
+        "--num_gpus",
+        str(GPUS),
+        "train/bootstrap.py",
+        f"train/configs/recipes/{recipe.name}",
+    ]
     flags = words[5:]
-    assert flags[:2] == ["--deepspeed", "train/zero2.json"]
+    assert flags[:2] == ["--deepspeed", "train/configs/deepspeed/zero2.json"]
     assert (ROOT / flags[1]).is_file()
     flags[flags.index("--output_dir") + 1] = str(tmp_path)
     student, images, objective, training = parse(recipe, *flags[2:])

@@ -9,8 +9,8 @@ import pytest
 from tests.train.launch import ROOT
 from train.align import AlignArguments
 from train.instruct import InstructArguments
-from train.vlm import ModelArguments
-from train.vlm_data import DataArguments
+from train.language.data import DataArguments
+from train.language.vlm import ModelArguments
 
 SCRIPTS = sorted((ROOT / "train" / "scripts").glob("*.sh"))
 

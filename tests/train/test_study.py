@@ -8,11 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from train.arguments import parse_arguments
-from train.bootstrap_arguments import ARGUMENTS
+from train.stages.command_line import parse_arguments
 from train.study import main, read_study, runs_of
+from train.vision.bootstrap_arguments import ARGUMENTS
 
-STUDIES = sorted((Path(__file__).parents[2] / "train" / "studies").glob("*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "train" / "configs" / "studies").glob("*.yaml"))
 STUDY = {
     "title": "Test",
     "arguments": {

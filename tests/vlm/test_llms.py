@@ -39,7 +39,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.llm import load_llm
-from train.vlm_data import PACKABLE
+from train.language.data import PACKABLE
 
 # Each with what sets it apart: tied or own output layer, a window shorter than the prompts, biases, soft caps.
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {

@@ -10,9 +10,9 @@ from sparse_vlm.data.images import open_image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import accuracy_figure, loss_figure, roi_figure, save_figure
-from train.log import read_log
 from train.quickstart.paths import Paths
 from train.quickstart.steps import Step, reads_test_split
+from train.stages.log import read_log
 
 SECONDS_FILE = "seconds.jsonl"
 

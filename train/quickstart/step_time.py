@@ -23,9 +23,9 @@ from tqdm import tqdm
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.measure.timing import require_positive, take_turns
-from train import vlm
-from train.stage import StageArguments
-from train.vlm_data import DataArguments, make_data
+from train.language import vlm
+from train.language.data import DataArguments, make_data
+from train.stages.stage import StageArguments
 
 BATCH_SIZE = 8
 

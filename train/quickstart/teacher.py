@@ -36,9 +36,9 @@ from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
-from train.arguments import parse_arguments
-from train.stage import Part, StageArguments, prepare, publish, run, what_trains
-from train.stage_trainer import StageTrainer
+from train.stages.command_line import parse_arguments
+from train.stages.stage import Part, StageArguments, prepare, publish, run, what_trains
+from train.stages.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 BATCH = 12

@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 
 from train.quickstart.paths import Paths
 from train.quickstart.steps import FULL, Step, all_steps, reads_test_split
-from train.stage_arguments import StageArguments
+from train.stages.arguments import StageArguments
 
 pytest.importorskip("easy_vqa")
 

@@ -1,0 +1,150 @@
+"""The trainer of the stages of a VLM: batches of like lengths; it saves what trains and nothing else."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
+
+from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.seeded import seed_of
+from sparse_vlm.errors import UserError
+from train.language.result import TRAINED_FILE
+from train.stages.stage import StageArguments
+from train.stages.trainer import StageTrainer
+
+
+class LengthGroups(Sampler[int]):
+    """The rows in an order in which those of like lengths come together, as transformers' LengthGroupedSampler has it.
+
+    It follows from (seed, epoch) alone. transformers' own is drawn from the global random numbers: an interrupted run
+    would go on with other rows.
+
+    Args:
+        batch_size: rows of a step of one process.
+        lengths: of all rows.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """For the data loader, before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class ConversationTrainer(StageTrainer):
+    """StageTrainer that groups rows by length without reading their images (group_by_length), whose `eval_loss` is the
+    mean over all answers' tokens, however they lie in batches, and that leaves out the
+    frozen weights, which the starting model has, wherever it saves: TRAINED_FILE, of an adapter peft's own files, in
+    DeepSpeed's checkpoints what `exclude_frozen_parameters` writes."""
+
+    args: StageArguments
+    _in_checkpoint = False
+    _evaluated: tuple[float, int] = (0.0, 0)  # the sum of this process' tokens' losses, and their number
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, ConversationDataset):
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroups(batch, dataset.lengths(), self.args.order_seed)
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # Going on within an epoch, transformers tells it to a loader that skips what was seen, and on several processes
+        # accelerate hands that one's on to samplers of its own only: LengthGroups would have the first epoch's order.
+        options["train_dataloader"].set_epoch(options["epoch"])
+        super()._run_epoch(*args, **options)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+        tokens = inputs["labels"].numel()
+        predicted: Any = super().prediction_step(model, inputs, *args, **options)
+        total, count = self._evaluated
+        self._evaluated = (total + predicted[0].item() * tokens, count + tokens)
+        return predicted
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
+        # transformers takes the mean over samples of their batch's mean
+        self._evaluated = (0.0, 0)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        sums: Any = self.accelerator.reduce(torch.tensor(self._evaluated, device=self.args.device), "sum")
+        total, tokens = sums.tolist()
+        metrics: Any = output.metrics
+        metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        return output
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        self._in_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **options)
+        finally:
+            self._in_checkpoint = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self._in_checkpoint and self.is_deepspeed_enabled and not isinstance(self.model, PeftModel):
+            return  # a run goes on from DeepSpeed's own files; these would gather a whole model for nothing
+        super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save and output_dir is not None:
+            model: Any = self.model
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            trained = _trained(model)
+            values = trained if state_dict is None else state_dict  # ZeRO-3 has gathered them
+            weights = {name: values[name].detach().contiguous() for name in trained}
+            save_file(weights, Path(output_dir) / TRAINED_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def load_weights(self, checkpoint: str, model: nn.Module) -> None:
+        if isinstance(model, PeftModel):
+            super().load_weights(checkpoint, model)
+            return
+        saved = load_file(Path(checkpoint) / TRAINED_FILE)
+        trained = _trained(model)
+        if saved.keys() != trained.keys():
+            name = min(saved.keys() ^ trained.keys())
+            raise UserError(
+                f"{checkpoint} is of a run in which other weights train ({name} …). Choose another "
+                "--output_dir, or start with the arguments of that run."
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(saved[name])
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that train, a tied one once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def keep_frozen_weights(model: nn.Module) -> None:
+    """From now on a strict `load_state_dict` (DeepSpeed's) leaves frozen weights that it is not given as they are."""
+
+    def fill(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if not parameter.requires_grad:
+                state_dict.setdefault(prefix + name, parameter.data)
+
+    model.register_load_state_dict_pre_hook(fill)

@@ -1,0 +1,170 @@
+"""`--cache_visual_tokens DIR`: a frozen vision tower computes each picture's tokens once, before the training."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sparse_vlm.data.dataset import ConversationDataset, Picture
+from sparse_vlm.data.images import decode_image
+from sparse_vlm.data.visual_tokens import VisualTokenCache, picture_key
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
+from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from train.stages.precision import compute_dtype
+from train.stages.stage import StageArguments
+
+logger = logging.getLogger(__name__)
+SHARD_PICTURES = 512
+
+
+def use_cached_tokens(
+    directory: str | Path,
+    datasets: Sequence[ConversationDataset],
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    args: StageArguments,
+) -> None:
+    """From now on the data sets read visual tokens from below `directory`; those that are not there are computed first.
+
+    The tokens lie in a folder named by a fingerprint of all that they follow from, so that those of another encoder are
+    never read; they stay where they are. Each process computes its share of the pictures. What was computed before an
+    interruption is not computed again.
+
+    Args:
+        directory: seen by all processes.
+        datasets: of one model; pictures that several have are computed once.
+        model: its vision tower is frozen, whole (not split by ZeRO-3) and moved to the stage's device.
+        processor: the model's.
+        args: the stage's: device, precision (the tokens are kept in it), batch size, data workers.
+
+    Raises:
+        UserError: a picture or a shard cannot be read, or the tower is split.
+    """
+    tower: nn.Module = model.model.vision_tower
+    if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
+        raise UserError(
+            "--cache_visual_tokens needs the whole vision tower in each process, but ZeRO-3 has split it: use "
+            "train/configs/deepspeed/zero2.json."
+        )
+    tower.to(args.device).eval()
+    _same_everywhere(tower, args)
+    about = _about(model, processor, compute_dtype(args))
+    folder = Path(directory) / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    cache = VisualTokenCache(folder)
+    if args.process_index == 0:
+        write_json(folder / "about.json", about)
+    distinct = {(id(p.images), p.name): p for dataset in datasets for p in dataset.pictures()}
+    mine = list(distinct.values())[args.process_index :: args.world_size]
+    computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
+    args.distributed_state.wait_for_everyone()
+    cache.refresh()
+    total = _sum(computed, args)
+    if args.process_index == 0:
+        counts = f"{total} computed now, {len(distinct) - total} were there"
+        logger.warning("Visual tokens of %d pictures in %s: %s", len(distinct), folder, counts)
+    for dataset in datasets:
+        dataset.visual_tokens = cache
+
+
+def _same_everywhere(tower: nn.Module, args: StageArguments) -> None:
+    """Gives all processes the first one's weights: under ZeRO-3 it alone has read them when the model is loaded."""
+    if args.world_size > 1:
+        for weight in tower.state_dict().values():
+            torch.distributed.broadcast(weight, 0)
+
+
+def _sum(count: int, args: StageArguments) -> int:
+    """Over the processes."""
+    total = torch.tensor(count, device=args.device)
+    if args.world_size > 1:
+        torch.distributed.all_reduce(total)
+    return int(total)
+
+
+def _about(
+    model: SparseVLMForConditionalGeneration, processor: SparseVLMProcessor, dtype: torch.dtype
+) -> dict[str, Any]:
+    """All that visual tokens follow from, beside the picture."""
+    weights = hashlib.sha256()
+    for name, weight in sorted(model.model.vision_tower.state_dict().items()):
+        weights.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        weights.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return {
+        "format": 1,
+        "vision_weights": weights.hexdigest(),
+        "preprocessing": processor.image_processor.to_dict(),
+        "vision_feature_layer": model.config.vision_feature_layer,
+        "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
+        "dtype": str(dtype),
+    }
+
+
+def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> Callable[[torch.Tensor], torch.Tensor]:
+    """float[I, 3, H, W] -> float[I, n, C] on the CPU, as the frozen tower gives them in the stage's precision."""
+    dtype = compute_dtype(args)
+
+    @torch.no_grad()
+    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(args.device.type, dtype, enabled=dtype != torch.float32):
+            return model.model.encode_images(pixel_values.to(args.device)).to("cpu", dtype)
+
+    return encode
+
+
+def _fill(
+    cache: VisualTokenCache,
+    pictures: Sequence[Picture],
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    preprocess: Callable[[Any], torch.Tensor],
+    args: StageArguments,
+) -> int:
+    """Computes and writes what is missing of this process' pictures; how many of them it was."""
+    loader = DataLoader(
+        _Missing(pictures, cache, preprocess),
+        batch_size=args.per_device_train_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=list,
+    )
+    new: dict[str, torch.Tensor] = {}
+    computed = 0
+    for batch in tqdm(loader, "visual tokens", disable=args.disable_tqdm or args.process_index > 0):
+        missing = {key: pixels for key, pixels in batch if pixels is not None}
+        computed += sum(pixels is not None for _, pixels in batch)
+        if missing:
+            tokens = encode(torch.stack(list(missing.values())))
+            new |= {key: one.clone() for key, one in zip(missing, tokens, strict=True)}
+        if len(new) >= SHARD_PICTURES:
+            cache.add(new)
+            new = {}
+    if new:
+        cache.add(new)
+    return computed
+
+
+class _Missing(Dataset):
+    """(key, float[3, H, W]) of each picture, or (key, None) of one that is in the cache."""
+
+    def __init__(
+        self, pictures: Sequence[Picture], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
+    ) -> None:
+        self.pictures, self.cache, self.preprocess = pictures, cache, preprocess
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None]:
+        picture = self.pictures[index]
+        data = picture.act(picture.images.read)
+        key = picture_key(data)
+        if key in self.cache:
+            return key, None
+        return key, self.preprocess(picture.act(lambda name: decode_image(data, name)))

@@ -1,0 +1,138 @@
+"""The arguments of `train/bootstrap.py`."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sparse_vlm.bootstrap.task import LossWeights
+from sparse_vlm.errors import UserError
+from train.stages.arguments import StageArguments
+from train.stages.command_line import check_ranges
+
+TEACHER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class StudentArguments:
+    """The teacher, and the shape of the student."""
+
+    teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG[@FILE], or a directory of either"})
+    tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
+    image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
+    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks left out; default: a third"})
+    tune_blocks: int | None = field(default=None, metadata={"help": "next blocks that train; default: a third"})
+    freeze_blocks: int | None = field(default=None, metadata={"help": "last blocks, which stay; default: the rest"})
+    focus_width: int | None = field(default=None, metadata={"help": "default: half the teacher's width"})
+    focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
+    sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
+    stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
+    initial_rois: str | None = field(default=None, metadata={"help": "JSON file, [x1, y1, x2, y2] in [0, 1] per token"})
+    match_tokens: bool = field(default=False, metadata={"help": "latent tokens start with the teacher's statistics"})
+    inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
+
+    def __post_init__(self) -> None:
+        if self.match_tokens and not self.inherit:
+            raise UserError("--match_tokens True fits tokens to inherited blocks, but --inherit False inherits none.")
+
+    def read_rois(self) -> torch.Tensor | None:
+        """The file of `initial_rois`, float32[tokens, 4].
+
+        Raises:
+            UserError: no such file, or something else in it.
+        """
+        if self.initial_rois is None:
+            return None
+        try:
+            rois = torch.tensor(json.loads(Path(self.initial_rois).read_text(encoding="utf-8")), dtype=torch.float32)
+        except OSError as error:
+            raise UserError(f"Cannot read --initial_rois {self.initial_rois}: {error.strerror}.") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"--initial_rois {self.initial_rois} is no JSON list of [x1, y1, x2, y2] ({error})."
+            ) from None
+        return rois
+
+
+@dataclass
+class ImageArguments:
+    """The images: see `sparse_vlm.data.sources.open_images`."""
+
+    data_path: str = field(metadata={"help": "a folder, wds:SHARDS, hf:NAME, …; labels are not used"})
+    eval_data_path: str | None = field(default=None, metadata={"help": "held-out images for the alignment, the same"})
+    eval_samples: int | None = field(
+        default=None, metadata={"help": "so many of them, spread evenly; of a stream: the first"}
+    )
+    hold_out: bool = field(
+        default=False, metadata={"help": "train on none of the held-out images, which lie among those of --data_path"}
+    )
+    zero_shot_data_path: str | None = field(default=None, metadata={"help": "a folder with a folder per class"})
+    class_names: str | None = field(default=None, metadata={"help": "file, a name per class folder; default: ImageNet"})
+    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
+    on_bad_image: str = field(default="error", metadata={"help": "error | skip (counted and reported)"})
+    samples_per_epoch: int | None = field(default=None, metadata={"help": "of a stream: images of an epoch"})
+    image_column: str | None = field(default=None, metadata={"help": "column (hf) or ending (wds) of the images"})
+    statistics_images: int = field(
+        default=64, metadata={"help": "of them, for what is measured before the start (match_tokens, center)"}
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "images that a reader of a stream shuffles among"})
+
+    def __post_init__(self) -> None:
+        at_least_one = dict.fromkeys(("eval_samples", "samples_per_epoch", "statistics_images"), "[1, inf)")
+        if self.eval_samples is not None and self.eval_data_path is None:
+            raise UserError("--eval_samples is a number of held-out images: give --eval_data_path too.")
+        if self.hold_out and (self.eval_samples is None or self.eval_data_path != self.data_path):
+            raise UserError(
+                "--hold_out True takes --eval_samples images out of --data_path: give a number of them, and the same "
+                "path as --eval_data_path."
+            )
+        if self.zero_shot_data_path is not None and self.eval_data_path is None:
+            raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
+        check_ranges(self, {**at_least_one, "min_crop_area": "(0, 1]", "shuffle_buffer": "[0, inf)"})
+
+
+@dataclass
+class ObjectiveArguments:
+    """The loss, and how the teacher runs: see `sparse_vlm.bootstrap.task`."""
+
+    alignment_weight: float = field(default=1.0, metadata={"help": "of 1 − cosine of the final representations"})
+    token_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens and patches under them"})
+    feature_weight: float = field(default=0.0, metadata={"help": "of the smooth L1 of the final representations"})
+    entry_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens entering the inherited blocks"})
+    center: bool = field(default=False, metadata={"help": "cosines of deviations from the teacher's mean"})
+    teacher_image_size: int | None = field(default=None, metadata={"help": "a second teacher view, at this size"})
+    view_weight: float | None = field(default=None, metadata={"help": "of the second view; default: 1 if there is one"})
+    teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
+
+    @property
+    def weights(self) -> LossWeights:
+        """The weights of the terms."""
+        view = float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight
+        return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view, self.entry_weight)
+
+
+@dataclass
+class BootstrapTraining(StageArguments):
+    """transformers' TrainingArguments, with what bootstrapping adds. --eval_steps alone turns evaluation on."""
+
+    tuned_lr_scale: float = field(default=0.1, metadata={"help": "rate of the tuned blocks, times --learning_rate"})
+    layer_decay: float = field(default=1.0, metadata={"help": "their rate falls by this factor per block downwards"})
+    ema_decay: float | None = field(default=None, metadata={"help": "publish a moving average, e.g. 0.9999"})
+    metric_for_best_model: str | None = field(default="cosine", metadata={"help": "for --load_best_model_at_end"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept while running"})
+
+    def __post_init__(self) -> None:
+        if self.eval_steps is not None and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        super().__post_init__()
+        by_steps = self.eval_strategy == self.save_strategy == "steps"
+        if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
+            raise UserError(
+                f"--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps is {self.save_steps:g}, "
+                f"--eval_steps {self.eval_steps:g}. Make them equal."
+            )
+        check_ranges(self, {"ema_decay": "[0, 1)", "layer_decay": "(0, 1]", "tuned_lr_scale": "[0, inf)"})
+
+
+ARGUMENTS = (StudentArguments, ImageArguments, ObjectiveArguments, BootstrapTraining)
