@@ -5,7 +5,7 @@ import warnings
 
 from PIL import Image
 
-from sparse_vlm.data.images import decode_image
+from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError
 
 

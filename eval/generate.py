@@ -19,7 +19,7 @@ from tqdm import tqdm
 from eval.answer_log import AnswerLog, open_log
 from eval.generate_arguments import Task, build_parser, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
-from sparse_vlm.data.images import decode_image, open_image
+from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, exit_with_sentence

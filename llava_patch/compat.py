@@ -149,7 +149,7 @@ def _with_bits_as_settings(from_pretrained: Any) -> Any:
         import torch
         from transformers import BitsAndBytesConfig
 
-        from sparse_vlm.vlm.quantization import keep_four_bit_layout
+        from sparse_vlm.vlm.language.quantization import keep_four_bit_layout
 
         given = kwargs.pop("quantization_config", None)
         settings = given or BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)

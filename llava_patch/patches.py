@@ -8,7 +8,7 @@ from typing import Any
 
 from llava_patch.compat import MISSING, SHIMS, Function, Patch
 from llava_patch.names import is_ours
-from sparse_vlm.import_hook import after_import
+from sparse_vlm.integrations.import_hook import after_import
 
 BUILDER = "llava.model.multimodal_encoder.builder"
 ARCH = "llava.model.llava_arch"

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.import_hook import after_import
+from sparse_vlm.integrations.import_hook import after_import
 
 if TYPE_CHECKING:
     from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder, list_encoders
@@ -35,6 +35,6 @@ def _register_with_transformers() -> None:
 # Our encoders are timm models, and model directories of ours open with transformers' Auto classes, as soon as both
 # packages are imported, in either order. The encoder imports timm itself, and timm_models needs the whole encoder: so
 # it follows the encoder, and the encoder follows timm.
-after_import("sparse_vlm.encoder", lambda: import_module("sparse_vlm.timm_models"))
+after_import("sparse_vlm.encoder", lambda: import_module("sparse_vlm.integrations.timm"))
 after_import("timm", lambda: import_module("sparse_vlm.encoder"))
 after_import("transformers", _register_with_transformers)

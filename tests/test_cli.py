@@ -13,7 +13,7 @@ import torch
 
 from sparse_vlm.cli import build_parser, main
 from sparse_vlm.encoder import SparseFormer, create_encoder
-from tests.encoder.official import weights_file
+from tests.encoder.parity.official import weights_file
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # What a part of the project may import of the project. The longest matching name of a module decides its part.
 PARTS: dict[str, set[str]] = {
     "sparse_vlm.errors": set(),
-    "sparse_vlm.import_hook": set(),
+    "sparse_vlm.integrations.import_hook": set(),
     "sparse_vlm.files": {"sparse_vlm.errors"},
     "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files"},
     "sparse_vlm.bootstrap": {"sparse_vlm"},
@@ -78,7 +78,7 @@ def test_imports_point_downward(file: Path) -> None:
     [
         ("sparse_vlm/encoder/x.py", "import sparse_vlm.vlm.build", {"sparse_vlm.vlm.build"}),
         ("sparse_vlm/encoder/x.py", "from sparse_vlm import vlm", {"sparse_vlm", "sparse_vlm.vlm"}),
-        ("sparse_vlm/encoder/x.py", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images"}),
+        ("sparse_vlm/encoder/x.py", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images.decode"}),
         ("sparse_vlm/encoder/x.py", "from .rois import adjust_rois\nfrom sparse_vlm.errors import UserError", set()),
         ("sparse_vlm/vlm/x.py", "def f():\n    from train import stage", {"train", "train.stages.stage"}),
         ("train/x.py", "from eval.score import main", {"eval.score"}),
@@ -92,7 +92,7 @@ def test_a_wrong_import_would_be_found(
 ) -> None:
     for folder in ("sparse_vlm/vlm", "sparse_vlm/data", "train"):
         (tmp_path / folder).mkdir(parents=True)
-    for empty in ("sparse_vlm/data/images.py", "train/stages/stage.py"):
+    for empty in ("sparse_vlm/data/images/decode.py", "train/stages/stage.py"):
         (tmp_path / empty).touch()
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(line)
@@ -136,7 +136,7 @@ def test_help_is_shown_without_torch(program: str) -> None:
 )
 def test_timm_knows_our_models_whatever_is_imported_first(imports: str) -> None:
     program = f"{imports}\nassert timm.is_model('sparseformer_clip_large')"
-    assert loaded_by(program, ("sparse_vlm.timm_models",)) == ["sparse_vlm.timm_models"]
+    assert loaded_by(program, ("sparse_vlm.integrations.timm",)) == ["sparse_vlm.integrations.timm"]
 
 
 @pytest.mark.slow

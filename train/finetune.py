@@ -24,14 +24,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from transformers import default_data_collator
 
-from sparse_vlm.data.image_sets import HeldOutImages
-from sparse_vlm.data.labels import LabelledImages, Labels, read_class_folders, read_label_table
-from sparse_vlm.data.sources import augmentation
+from sparse_vlm.data.images.labels import LabelledImages, Labels, read_class_folders, read_label_table
+from sparse_vlm.data.images.sets import HeldOutImages
+from sparse_vlm.data.images.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence, some_of
 from sparse_vlm.files import new_directory, write_json
+from sparse_vlm.integrations.timm import TimmSparseFormer, create_from_directory
 from sparse_vlm.recompute import recompute_blocks
-from sparse_vlm.timm_models import TimmSparseFormer, create_from_directory
 from train.stages.arguments import StageArguments
 from train.stages.command_line import parse_arguments
 from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains

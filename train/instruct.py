@@ -24,8 +24,8 @@ from torch import nn
 from transformers import set_seed
 
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.vlm.language.quantization import KINDS
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.quantization import KINDS
 from train.language import qlora, vlm
 from train.language.data import DataArguments, make_data
 from train.stages.command_line import check_ranges, parse_arguments

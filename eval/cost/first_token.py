@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from transformers import BatchFeature
 
 from eval.benchmarks import easy_vqa
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.dtypes import name_of

@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.encoders.embeddings import embed_images
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
-from sparse_vlm.data.sources import open_images
+from sparse_vlm.data.images.sources import open_images
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer

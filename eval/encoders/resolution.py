@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.encoder import SparseFormer

@@ -21,7 +21,7 @@ from eval.scoring.protocol import Score
 from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.data import easy_vqa
-from sparse_vlm.data.labels import LabelledImages, Labels
+from sparse_vlm.data.images.labels import LabelledImages, Labels
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import Preprocessing, SparseFormer

@@ -2,9 +2,9 @@
 
 from sparse_vlm.bootstrap.inherit import InheritanceReport, bootstrap_from
 from sparse_vlm.bootstrap.matching import TokenMatch, match_tokens
-from sparse_vlm.bootstrap.task import BootstrapTask
-from sparse_vlm.bootstrap.teacher import Teacher
+from sparse_vlm.bootstrap.objective import BootstrapTask
 from sparse_vlm.bootstrap.teachers import open_teacher
+from sparse_vlm.bootstrap.teachers.teacher import Teacher
 
 __all__ = [
     "BootstrapTask",

@@ -13,14 +13,14 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparse_vlm.bootstrap.open_clip_teachers import create_clip, open_tokenizer
 from sparse_vlm.bootstrap.teachers import open_teacher, parse_spec
+from sparse_vlm.bootstrap.teachers.open_clip import create_clip, open_tokenizer
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, write_json
-from sparse_vlm.timm_models import timm_name
+from sparse_vlm.integrations.timm import timm_name
 
 logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's own names

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_vlm.bootstrap.teacher import Teacher
+from sparse_vlm.bootstrap.teachers.teacher import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.errors import UserError
 

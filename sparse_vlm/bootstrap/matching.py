@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_vlm.bootstrap.teacher import Teacher
+from sparse_vlm.bootstrap.teachers.teacher import Teacher
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.focusing import BootstrappedLastUnit
 from sparse_vlm.errors import UserError

@@ -17,7 +17,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory, read_object
-from sparse_vlm.vlm.llm import load_llm, most_positions, settle_generation, unfit_weights
+from sparse_vlm.vlm.language.llm import load_llm, most_positions, settle_generation, unfit_weights
+from sparse_vlm.vlm.language.templates import prepare_chat_template
+from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.modeling import (
     SparseVLMConfig,
     SparseVLMForConditionalGeneration,
@@ -28,9 +30,7 @@ from sparse_vlm.vlm.processing import (
     SparseVLMProcessor,
     add_image_token,
 )
-from sparse_vlm.vlm.templates import prepare_chat_template
 from sparse_vlm.vlm.towers import open_tower
-from sparse_vlm.vlm.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.vision import visual_tokens
 
 

@@ -12,10 +12,10 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding
-from sparse_vlm.vlm.llm import most_positions
+from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.turns import template_refusals
 
 # What a question may be about: nothing, a picture, or several, which stand before the question in their order.
 Pictures = Image.Image | Sequence[Image.Image] | None

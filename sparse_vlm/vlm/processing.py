@@ -8,8 +8,8 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.literal_text import LiteralTokenizer, control_tokens, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
+from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, control_tokens, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.portable import auto_map
 
@@ -20,15 +20,16 @@ class SparseVLMProcessor(ProcessorMixin):
     """Texts with one `<image>` per picture, and the pictures -> input_ids, attention_mask, pixel_values.
 
     Each `<image>` becomes `num_image_tokens` of them, whatever the picture's size. What people type is text:
-    `apply_chat_template` escapes the control tokens in messages (`sparse_vlm.literal_text`), and the processor reads
-    escaped ones as their letters. `<image>` itself is a placeholder in a user's content that is a string, where
+    `apply_chat_template` escapes the control tokens in messages (`sparse_vlm.vlm.language.literal_text`), and the
+    processor reads escaped ones as their letters. `<image>` itself is a placeholder in a user's content that is a string, where
     nothing else could place an image, and text in a list of parts.
 
     Args:
         image_processor: see above.
         tokenizer: the LLM's, with `<image>` in its vocabulary.
         num_image_tokens: visual tokens of a picture.
-        chat_template: takes a message's content as text or as a list of parts, see sparse_vlm/vlm/templates.py.
+        chat_template: takes a message's content as text or as a list of parts, see
+            sparse_vlm/vlm/language/templates.py.
     """
 
     # The chat template writes them, in training too. Calls that say otherwise win.

@@ -5,7 +5,7 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.conversation import Conversation
 

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 
 from sparse_vlm.bootstrap import Teacher, open_teacher
-from tests.bootstrap.families import OPEN_CLIP, TEXT
+from tests.bootstrap.teachers.families import OPEN_CLIP, TEXT
 
 
 @pytest.fixture

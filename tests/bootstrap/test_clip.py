@@ -18,8 +18,8 @@ from sparse_vlm.bootstrap.clip import SparseClip
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
-from sparse_vlm.timm_models import create_from_directory
-from tests.bootstrap.families import FAMILIES, OPEN_CLIP, write_family
+from sparse_vlm.integrations.timm import create_from_directory
+from tests.bootstrap.teachers.families import FAMILIES, OPEN_CLIP, write_family
 from tests.forked import run_program
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

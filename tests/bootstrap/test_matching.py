@@ -8,7 +8,7 @@ import torch
 from sparse_vlm.bootstrap import Teacher, bootstrap_from, match_tokens, open_teacher
 from sparse_vlm.encoder import create_encoder
 from sparse_vlm.errors import UserError
-from tests.bootstrap.families import write_family
+from tests.bootstrap.teachers.families import write_family
 
 
 @pytest.mark.parametrize("family", ["dinov2, registers", "siglip 2, gelu tanh (timm)", "openai clip"])

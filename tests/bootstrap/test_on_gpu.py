@@ -7,7 +7,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from sparse_vlm.bootstrap import BootstrapTask, bootstrap_from, open_teacher
-from sparse_vlm.bootstrap.task import LossWeights
+from sparse_vlm.bootstrap.objective import LossWeights
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 

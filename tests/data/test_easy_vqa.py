@@ -9,7 +9,7 @@ import pytest
 
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.easy_vqa import Attributes, VqaQuestion
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
 
 

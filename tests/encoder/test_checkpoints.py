@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import read_weights
 from sparse_vlm.errors import UserError
-from tests.encoder.official import load_official, official_config, weights_file
+from tests.encoder.parity.official import load_official, official_config, weights_file
 
 NAME = "btsp_clip_tiny"
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32Module
-from tests.encoder.official import NAMES, load_official, recorded
+from tests.encoder.parity.official import NAMES, load_official, recorded
 
 # bfloat16 has 8 significant bits (relative rounding 2^-9 ≈ 0.002), which about ten residual blocks add up; float16 has
 # 11 bits. RoIs, in parts of the image's side, inherit the error of the tokens that make them, not that of the format:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import SparseFormer
-from tests.encoder.official import load_official, recorded
+from tests.encoder.parity.official import load_official, recorded
 
 
 @pytest.mark.parametrize(("name", "adjustments"), [("v1_tiny", 3 + 1), ("btsp_clip_tiny", 4)])

@@ -8,7 +8,7 @@ import torch
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.focusing import BootstrappedUnit
 from sparse_vlm.encoder.init import _base_offsets
-from tests.encoder.official import NAMES, official_config
+from tests.encoder.parity.official import NAMES, official_config
 
 # Their last Linear starts at zero, so what lies before it gets a zero gradient (not none) in the first step.
 BEHIND_A_ZERO = re.compile(r"\.(points\.norm|mixing\.(norm|squeeze)|adjustment\.(norm|hidden))\.")

@@ -11,7 +11,7 @@ import torch
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer, create_encoder
 from sparse_vlm.errors import UserError
-from tests.encoder.official import NAMES, load_official, recorded
+from tests.encoder.parity.official import NAMES, load_official, recorded
 
 
 def assert_same(first: EncoderOutput, second: EncoderOutput, tolerance: float = 0) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.encoder.official import CASES, LAYOUTS, NAMES, load_official, recorded, relative_errors, run
+from tests.encoder.parity.official import CASES, LAYOUTS, NAMES, load_official, recorded, relative_errors, run
 
 
 @pytest.mark.parametrize("name", NAMES)

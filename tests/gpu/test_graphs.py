@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.cuda_graphs import GraphedMethod, replay_from_graphs
-from sparse_vlm.encoder.inference import optimize_for_inference
-from tests.encoder.replays import CpuRecorder
+from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
+from tests.encoder.parity.replays import CpuRecorder
 
 
 def optimise(model: nn.Module, device: torch.device) -> None:

@@ -13,9 +13,9 @@ from transformers import LlamaConfig
 
 from llava_patch.tower import RECORD, SparseFormerTower
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.cuda_graphs import replay_from_graphs
+from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
-from tests.encoder.replays import CpuRecorder
+from tests.encoder.parity.replays import CpuRecorder
 
 
 def arguments(**changes: Any) -> SimpleNamespace:

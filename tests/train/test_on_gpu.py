@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from sparse_vlm.bootstrap import BootstrapTask, bootstrap_from, open_teacher
-from sparse_vlm.data.conversations import IGNORE
+from sparse_vlm.data.conversations.encoding import IGNORE
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 from tests.train.language.test_visual_cache import data
 from train.language.vlm import ModelArguments, load

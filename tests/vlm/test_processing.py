@@ -13,13 +13,13 @@ from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.processing import (
     IMAGE_TOKEN,
     SparseFormerImageProcessor,
     SparseVLMProcessor,
     add_image_token,
 )
-from sparse_vlm.vlm.templates import prepare_chat_template
 from tests.vlm.conftest import Loaded
 
 QUESTION: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What?"}]

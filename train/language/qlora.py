@@ -6,7 +6,7 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.quantization import quantization
+from sparse_vlm.vlm.language.quantization import quantization
 from train.stages.precision import compute_dtype
 from train.stages.stage import StageArguments
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
-from sparse_vlm.data.dataset import ConversationDataset
-from sparse_vlm.data.seeded import seed_of
+from sparse_vlm.data.conversations.dataset import ConversationDataset
+from sparse_vlm.data.images.seeded import seed_of
 from sparse_vlm.errors import UserError
 from train.language.result import TRAINED_FILE
 from train.stages.stage import StageArguments

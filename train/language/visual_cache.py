@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sparse_vlm.data.dataset import ConversationDataset, Picture
-from sparse_vlm.data.images import decode_image
-from sparse_vlm.data.visual_tokens import VisualTokenCache, picture_key
+from sparse_vlm.data.conversations.dataset import ConversationDataset, Picture
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, picture_key
+from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration

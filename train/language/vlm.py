@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.build import check_opens, load_vlm

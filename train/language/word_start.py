@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sparse_vlm.data.conversations import IGNORE, Row
-from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.conversations.dataset import ConversationDataset
+from sparse_vlm.data.conversations.encoding import IGNORE, Row
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language.data import StageData

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_vlm.bootstrap.task import LossWeights
+from sparse_vlm.bootstrap.objective import LossWeights
 from sparse_vlm.errors import UserError
 from train.stages.arguments import StageArguments
 from train.stages.command_line import check_ranges
@@ -57,7 +57,7 @@ class StudentArguments:
 
 @dataclass
 class ImageArguments:
-    """The images: see `sparse_vlm.data.sources.open_images`."""
+    """The images: see `sparse_vlm.data.images.sources.open_images`."""
 
     data_path: str = field(metadata={"help": "a folder, wds:SHARDS, hf:NAME, …; labels are not used"})
     eval_data_path: str | None = field(default=None, metadata={"help": "held-out images for the alignment, the same"})
@@ -94,7 +94,7 @@ class ImageArguments:
 
 @dataclass
 class ObjectiveArguments:
-    """The loss, and how the teacher runs: see `sparse_vlm.bootstrap.task`."""
+    """The loss, and how the teacher runs: see `sparse_vlm.bootstrap.objective`."""
 
     alignment_weight: float = field(default=1.0, metadata={"help": "of 1 − cosine of the final representations"})
     token_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens and patches under them"})

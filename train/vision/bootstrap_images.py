@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sparse_vlm.data.image_sets import HeldOutImages, IndexedImages, PartOfImages
-from sparse_vlm.data.image_streams import HeldOutStream, ImageStream
-from sparse_vlm.data.sources import PREFIXES, STREAMS, open_images
+from sparse_vlm.data.images.sets import HeldOutImages, IndexedImages, PartOfImages
+from sparse_vlm.data.images.sources import PREFIXES, STREAMS, open_images
+from sparse_vlm.data.images.streams import HeldOutStream, ImageStream
 from sparse_vlm.errors import UserError
 from train.vision.bootstrap_arguments import ImageArguments
 from train.vision.image_trainer import ImageSource

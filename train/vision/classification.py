@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import EvalPrediction
 
-from sparse_vlm.data.labels import Labels
+from sparse_vlm.data.images.labels import Labels
 from sparse_vlm.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from sparse_vlm.data.image_sets import IndexedImages
-from sparse_vlm.data.image_streams import ImageStream
-from sparse_vlm.data.loader import train_loader
+from sparse_vlm.data.images.loader import train_loader
+from sparse_vlm.data.images.sets import IndexedImages
+from sparse_vlm.data.images.streams import ImageStream
 from sparse_vlm.errors import UserError
 from train.stages.stage import Part
 from train.stages.trainer import StageTrainer

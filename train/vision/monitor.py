@@ -14,8 +14,8 @@ from sparse_vlm.bootstrap import BootstrapTask, Teacher
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits, imagenet_prompts, read_class_names
-from sparse_vlm.data.image_sets import HeldOutImages
-from sparse_vlm.data.labels import LabelledImages, read_class_folders
+from sparse_vlm.data.images.labels import LabelledImages, read_class_folders
+from sparse_vlm.data.images.sets import HeldOutImages
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 from PIL import Image
 
-from sparse_vlm.data.images import decode_image
+from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 FETCHING = ("none", "public", "any")

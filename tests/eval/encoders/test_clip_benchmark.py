@@ -10,7 +10,7 @@ from PIL import Image
 from eval.encoders import zero_shot
 from eval.encoders.clip_benchmark import compare, main
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
-from sparse_vlm.data.images import open_image
+from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
 
 pytest.importorskip("clip_benchmark")

@@ -8,7 +8,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.quantization import keep_four_bit_layout
+from sparse_vlm.vlm.language.quantization import keep_four_bit_layout
 from train.language.qlora import four_bits
 from train.language.vlm import ModelArguments, load
 from train.stages.stage import StageArguments

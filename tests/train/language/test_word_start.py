@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparse_vlm.data.conversations import IGNORE
-from sparse_vlm.data.dataset import ConversationDataset
+from sparse_vlm.data.conversations.dataset import ConversationDataset
+from sparse_vlm.data.conversations.encoding import IGNORE
 from sparse_vlm.vlm.build import build_vlm
 from tests.train.language.test_align import changed, flags
 from tests.train.language.test_instruct import INTERRUPTED

@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparse_vlm.bootstrap import open_teacher
-from sparse_vlm.data.sources import open_images
+from sparse_vlm.data.images.sources import open_images
 from sparse_vlm.encoder import SparseFormer
 from tests.train.vision.bootstrap_runs import RESUMABLE, arguments, evaluated, make, trained, weights
 from train.bootstrap import main

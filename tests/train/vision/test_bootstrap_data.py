@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparse_vlm.data.image_sets import PartOfImages
-from sparse_vlm.data.image_streams import HeldOutStream
+from sparse_vlm.data.images.sets import PartOfImages
+from sparse_vlm.data.images.streams import HeldOutStream
 from sparse_vlm.errors import UserError
 from tests.train.vision.bootstrap_runs import arguments, evaluated, make, measuring
 from train.bootstrap import main

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.timm_models import create_from_directory
+from sparse_vlm.integrations.timm import create_from_directory
 from tests.train.launch import forked
 from tests.train.vision.finetune_runs import CLASSES, StopAt, make, words
 from train.finetune import FinetuneTask, main, parts_of

@@ -1,0 +1,201 @@
+"""Teachers of open_clip: its own VisionTransformer, converted to timm's, and its towers that are timm's already."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from sparse_vlm.bootstrap.teachers.open_clip_weights import PREPROCESSING, licence_of, untagged_options, weights_options
+from sparse_vlm.bootstrap.teachers.teacher import Teacher, TextSide, require_whole_patches, square_side
+from sparse_vlm.bootstrap.teachers.timm import cortex_of, patch_of, require_inheritable
+from sparse_vlm.encoder import CortexConfig, Preprocessing
+from sparse_vlm.encoder.checkpoints import load_strictly
+from sparse_vlm.encoder.cortex import build_trunk
+from sparse_vlm.errors import UserError, one_line, unknown_choice
+
+
+def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
+    """A teacher by open_clip's name.
+
+    Args:
+        name: NAME/TAG; NAME alone with a file, or with random weights.
+        file: weights instead of the tag's own, loaded strictly. Activation, preprocessing and licence are those of the
+            tag; without a tag see `untagged_options`, and the licence is unknown.
+        pretrained, image_size: see `open_teacher`.
+
+    Raises:
+        UserError: see `open_teacher`.
+    """
+    model, _, tag = name.partition("/")
+    if model not in open_clip.list_models():
+        raise unknown_choice("open_clip model", model, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag and tag not in tags:
+        raise unknown_choice(f"pretrained tag of open_clip's {model}", tag, tags)
+    if pretrained and not tag and file is None:
+        raise UserError(f"Which weights of {model}? Write open_clip:{model}/TAG with one of: {', '.join(tags)}.")
+    shown = f"open_clip:{name}@{file.name}" if file else f"open_clip:{name}"
+    options = weights_options(model, tag) if tag else untagged_options(shown, model)
+    if not pretrained:
+        return _teacher(shown, model, image_size, **options)
+    hub_path = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
+    weights = str(file.absolute()) if file else tag  # open_clip would take the relative name of a file for a tag
+    return _teacher(shown, model, image_size, hub_path, pretrained=weights, **options)
+
+
+def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
+    """A teacher from a directory of open_clip: open_clip_config.json and the weights.
+
+    Raises:
+        UserError: see `open_teacher`.
+    """
+    options = {"load_weights": pretrained, "require_pretrained": pretrained}
+    return _teacher(directory.name, f"local-dir:{directory}", image_size, directory, **options)
+
+
+def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path = "", **options: Any) -> Teacher:
+    config = _model_config(shown, name, image_size)
+    if options.get("force_quick_gelu"):
+        config["quick_gelu"] = True
+    clip = create_clip(shown, name, force_image_size=image_size, **options)
+    trunk, cortex = _trunk_of(clip.visual, shown)
+    values = open_clip.get_model_preprocess_cfg(clip)
+    crop = square_side(values["size"], shown)
+    preprocessing = Preprocessing(crop, crop, **{key: values[key] for key in PREPROCESSING})
+    clip.visual = nn.Identity()  # the trunk is the image side
+    text = TextSide(clip, config, partial(open_tokenizer, shown, name))
+    return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
+
+
+def _model_config(shown: str, name: str, image_size: int | None) -> dict[str, Any]:
+    """open_clip's model_cfg of a model. What cannot be inherited is refused here, before its weights are fetched."""
+    with sentences(shown):
+        config: Any = open_clip.get_model_config(name)
+        vision = config["vision_cfg"] | {"timm_model_pretrained": False}
+        with torch.device("meta"):
+            visual = open_clip.model._build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+        _require_inheritable(visual, shown)
+        patch = patch_of(visual.trunk) if isinstance(visual, TimmModel) else visual.patch_size
+        require_whole_patches(image_size, patch, shown)
+    return config
+
+
+def create_clip(shown: str, name: str, **options: Any) -> Any:
+    """`open_clip.create_model`, with a sentence for whatever goes wrong.
+
+    Args:
+        shown: the model's name for people.
+        name: open_clip's name, or "local-dir:DIRECTORY".
+        **options: which weights.
+
+    Raises:
+        UserError: the model cannot be opened.
+    """
+    with sentences(shown):
+        return open_clip.create_model(name, pretrained_text=False, **options)
+
+
+def open_tokenizer(shown: str, name: str) -> Any:
+    """The tokenizer of open_clip's model `name`; `shown` stands for it in the error.
+
+    Raises:
+        UserError: it cannot be opened, e.g. because the hub is out of reach.
+    """
+    with sentences(f"the tokenizer of {shown}"):
+        return open_clip.get_tokenizer(name)
+
+
+@contextmanager
+def sentences(shown: str) -> Iterator[None]:
+    """Turns what open_clip raises into a UserError: damaged weights make torch's unpickler raise nearly anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"open_clip cannot open {shown}: {one_line(error)}") from error
+
+
+def _require_inheritable(visual: Any, shown: str) -> None:
+    """Whether the image side is, or can become, a timm VisionTransformer.
+
+    Raises:
+        UserError: it says why not.
+    """
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        problem = _foreign_part(visual)
+    else:
+        require_inheritable(visual.trunk if isinstance(visual, TimmModel) else visual, shown)
+        problem = next((name for name, _ in visual.head.named_children() if name not in ("drop", "proj")), "")
+    if problem:
+        raise UserError(f"{shown} cannot be inherited: timm's VisionTransformer has no counterpart of its {problem}.")
+
+
+def _foreign_part(visual: Any) -> str:
+    """What open_clip's VisionTransformer has and timm's has not, "" if there is no such thing."""
+    block = visual.transformer.resblocks[0]
+    if visual.attn_pool is not None:
+        return "attentional pooling"
+    if type(block) is not ResidualAttentionBlock:
+        return f"blocks of the type {type(block).__name__}"
+    return "" if visual.pool_type in ("tok", "avg") else f"pooling {visual.pool_type!r}"
+
+
+def _trunk_of(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
+    """The image side with its projection as a timm VisionTransformer, and its numbers."""
+    if not isinstance(visual, TimmModel):
+        return _convert(visual, shown)
+    if hasattr(visual.head, "proj"):
+        visual.trunk.head = visual.head.proj
+    return visual.trunk, cortex_of(visual.trunk)
+
+
+def _convert(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
+    """open_clip's own ViT as timm's, with timm's conversion of the names; the numbers are read off the modules."""
+    cortex = _cortex_of(visual)
+    embedding = {"patch_size": visual.patch_size[0], "img_size": visual.image_size}
+    trunk = build_trunk(replace(cortex, options={**cortex.options, **embedding}))
+    renamed = {f"visual.{key.replace('.ls_', '.ls')}": value for key, value in visual.state_dict().items()}
+    weights = checkpoint_filter_fn(renamed, trunk)
+    weights.pop("head.bias")  # timm's conversion adds zeros for a projection that has no bias
+    if not cortex.options["pre_norm"]:  # timm gives the patches a bias then, open_clip never
+        weights["patch_embed.proj.bias"] = torch.zeros(cortex.width)
+    if cortex.options["fc_norm"]:
+        weights |= {f"fc_norm.{name}": weights.pop(f"norm.{name}") for name in ("weight", "bias")}
+    load_strictly(trunk, weights, source=shown)
+    return trunk, cortex
+
+
+def _cortex_of(visual: Any) -> CortexConfig:
+    block = visual.transformer.resblocks[0]
+    width, averages = visual.conv1.out_channels, visual.pool_type == "avg"
+    options: dict[str, Any] = {
+        "mlp_ratio": block.mlp.c_fc.out_features / width,
+        "global_pool": "avg" if averages else "token",
+        "fc_norm": averages and visual.final_ln_after_pool,
+        "pre_norm": not isinstance(visual.ln_pre, nn.Identity),
+    }
+    if not isinstance(block.ls_1, nn.Identity):
+        options["init_values"] = 1.0
+    quick_gelu = isinstance(block.mlp.gelu, QuickGELU)
+    if not quick_gelu and block.mlp.gelu.approximate == "tanh":
+        options["act_layer"] = "gelu_tanh"
+    return CortexConfig(
+        architecture="vit_base_patch16_clip_quickgelu_224" if quick_gelu else "vit_base_patch16_clip_224",
+        depth=len(visual.transformer.resblocks),
+        width=width,
+        heads=block.attn.num_heads,
+        head_dim=visual.output_dim,
+        head_bias=False,
+        options=options,
+        norm_eps=None if block.ln_1.eps == 1e-5 else block.ln_1.eps,  # 1e-5: the architecture's own
+    )

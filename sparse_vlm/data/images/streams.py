@@ -1,0 +1,206 @@
+"""Images that come in shards and are read in sequence: webdataset tar files, streamed Hugging Face data sets."""
+
+import copy
+import random
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from sparse_vlm.data.images.decode import decode_image
+from sparse_vlm.data.images.seeded import SeededImages, seed_of
+from sparse_vlm.errors import UserError
+
+
+class Encoded(NamedTuple):
+    """An image as it lies in its file, with a name for people."""
+
+    name: str
+    data: bytes
+
+
+Item = tuple[Encoded | UserError, int]  # and a number that tells visits to the same shard apart
+
+
+class Shards(Protocol):
+    """Named groups of images."""
+
+    names: Sequence[str]
+
+    def read(self, index: int) -> Iterator[Encoded | UserError]:
+        """The images of a shard, always in the same order; an error in the place of an entry that holds none.
+
+        Raises:
+            UserError: the shard itself cannot be read (on).
+        """
+
+
+class ImageStream(SeededImages, IterableDataset):
+    """A stream over shards. Items: {"pixel_values": float32[3, H, W]}.
+
+    An epoch is `images` images, whatever the shards hold. Its order follows from the seed and the epoch's number: the
+    shards are shuffled and dealt to the readers (every data worker of every process is one). A reader shuffles within
+    a buffer, and begins anew in another order when its shards are used up. With fewer shards than readers, a reader
+    takes every n-th image of all shards. So a resumed run reads no more than the interrupted epoch again.
+
+    Args:
+        shards: what is read.
+        transform, seed, on_bad_image: see `SeededImages`. A shard that breaks off counts as one bad image.
+        images: images of an epoch, over all processes.
+        resampled: each reader draws its shards with replacement from all; a visit is as many draws as there are shards.
+        shuffle_buffer: (encoded) images that a reader shuffles among; 0: everything in the order of the shards.
+
+    Raises:
+        UserError: `images` is not positive.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        transform: Callable[[Image.Image], Tensor],
+        images: int,
+        *,
+        seed: int = 0,
+        on_bad_image: str = "error",
+        resampled: bool = False,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        super().__init__(transform, seed, on_bad_image)
+        if images < 1:
+            raise UserError(f"An epoch must have at least one image, got --samples_per_epoch {images}.")
+        self.shards, self.images, self.resampled, self.shuffle_buffer = shards, images, resampled, shuffle_buffer
+        self.batch_size, self.rank, self.world_size = 1, 0, 1
+
+    def share(self, batch_size: int, rank: int, world_size: int) -> "ImageStream":
+        """This stream as one of several processes reads it: the same number of whole batches in each.
+
+        Args:
+            batch_size: of the data loader; exact lengths need it, because each data worker batches for itself.
+            rank, world_size: which process of how many.
+
+        Raises:
+            UserError: an epoch is less than a batch of every process.
+        """
+        if self.images < batch_size * world_size:
+            raise UserError(
+                f"An epoch of {self.images} images is less than one batch ({batch_size}) of each of {world_size} "
+                "processes. Raise --samples_per_epoch or lower the batch size."
+            )
+        share = copy.copy(self)  # epoch and counts stay shared
+        share.batch_size, share.rank, share.world_size = batch_size, rank, world_size
+        return share
+
+    def __len__(self) -> int:
+        return self.images // (self.batch_size * self.world_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = get_worker_info()
+        position, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        batches = len(range(position, len(self) // self.batch_size, workers))
+        tried = self.tried(self.rank * workers + position, self.world_size * workers)
+        readable = ({"pixel_values": pixels} for pixels in tried if pixels is not None)
+        return islice(readable, batches * self.batch_size)
+
+    def tried(self, reader: int, readers: int) -> Iterator[Tensor | None]:
+        """One reader's images over and over: another visit to its shards, another order and other crops. None: one
+        that cannot be read.
+
+        Raises:
+            UserError: it has tried as many shards as there are, and read no image in between.
+        """
+        shards = len(self.shards.names)
+        # in visits: each is all shards, or what this reader is dealt of them
+        patience = readers if shards >= readers and not self.resampled else 1
+        barren = 0
+        for visit in count():
+            barren += 1
+            for encoded, number in self._visit(visit, reader, readers):
+                try:
+                    if isinstance(encoded, UserError):
+                        raise encoded
+                    image = decode_image(encoded.data, encoded.name)
+                except UserError as error:
+                    self.bad.handle(error)
+                    last = error
+                    yield None
+                    continue
+                barren = 0
+                yield self.augmented(image, number, len(encoded.data), zlib.crc32(encoded.data))
+            if barren == patience:
+                raise UserError(f"Reader {reader} of {readers} can read no image of {shards} shards; the last: {last}")
+
+    def _visit(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
+        found = 0
+        for item in self._shuffled(self._unshuffled(visit, reader, readers), reader, visit):
+            found += 1
+            yield item
+        if not found:
+            raise UserError(
+                f"Reader {reader} of {readers} (processes × data workers) finds no image in {self.shards.names[0]} "
+                "and the other shards: they hold fewer images than there are readers."
+            )
+
+    def _unshuffled(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
+        if not self.resampled:
+            return ((encoded, visit) for encoded in self._dealt(visit, reader, readers))
+        shards = len(self.shards.names)
+        draws = range(visit * shards, (visit + 1) * shards)  # a shard that is drawn again has other crops
+        return ((encoded, draw) for draw in draws for encoded in self._read(self._drawn_shard(draw, reader)))
+
+    def _drawn_shard(self, draw: int, reader: int) -> int:
+        rng = random.Random(seed_of(self.seed, self.epoch, "draw", reader, draw))
+        return rng.randrange(len(self.shards.names))
+
+    def _dealt(self, visit: int, reader: int, readers: int) -> Iterator[Encoded | UserError]:
+        order = list(range(len(self.shards.names)))
+        if self.shuffle_buffer:
+            random.Random(seed_of(self.seed, self.epoch, "shards", visit)).shuffle(order)
+        if len(order) >= readers:
+            return (encoded for index in order[reader::readers] for encoded in self._read(index))
+        return islice((encoded for index in order for encoded in self._read(index)), reader, None, readers)
+
+    def _shuffled(self, stream: Iterator[Item], reader: int, visit: int) -> Iterator[Item]:
+        if self.shuffle_buffer < 2:
+            return stream
+        import webdataset  # slow to import
+
+        rng = random.Random(seed_of(self.seed, self.epoch, "buffer", reader, visit))
+        return webdataset.filters.shuffle(self.shuffle_buffer, rng=rng)(stream)
+
+    def _read(self, index: int) -> Iterator[Encoded | UserError]:
+        """A shard's images. One that breaks off ends with the error, one without images is it."""
+        found = False
+        try:
+            for encoded in self.shards.read(index):
+                found = True
+                yield encoded
+        except UserError as error:
+            yield error
+        else:
+            if not found:
+                yield UserError(f"The shard {self.shards.names[index]} holds no images.")
+
+
+class HeldOutStream(IterableDataset):
+    """The first images of a stream, to measure with; for one reader. An unreadable one is an item of its own: see
+    `HeldOutImages`.
+
+    Args:
+        stream: in the order of its shards (shuffle_buffer 0).
+    """
+
+    def __init__(self, stream: ImageStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.images
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for pixels in islice(self.stream.tried(0, 1), len(self)):
+            shown = self.stream.blank() if pixels is None else pixels
+            yield {"pixel_values": shown, "readable": torch.tensor(pixels is not None)}

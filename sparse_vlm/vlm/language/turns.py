@@ -1,0 +1,219 @@
+"""How a chat template opens and closes the assistant's turn: the one place that labels and generation ask."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.language.literal_text import encode, escape
+
+Turns = Sequence[tuple[str, str]]  # (role, text), with the chat template's role names
+
+ENDLESS = (
+    "The chat template puts no special token after the assistant's answer, so the model could not learn to stop. "
+    "Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
+)
+# A conversation to find out with. None of its texts is a part of another.
+QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER = "Which shape is it?", "A red circle.", "Sure?", "Yes, quite."
+CONVERSATION = (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT_QUESTION), ("assistant", NEXT_ANSWER))
+
+
+@contextmanager
+def template_refusals() -> Iterator[None]:
+    """Turn an error that a chat template raises, such as Gemma's at a system turn, into a UserError."""
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise UserError(f"The chat template refuses the conversation: {one_line(error)}.") from error
+
+
+def render(tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, *, open_answer: bool = False) -> str:
+    """The text of a conversation; `open_answer` ends it with the opening of an assistant turn, as for generation.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    messages: Any = [{"role": role, "content": text} for role, text in turns]
+    with template_refusals():
+        text: Any = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=open_answer
+        )
+    return text
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """id -> text of the tokenizer's special tokens."""
+    special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return special | {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+class AssistantTurn(NamedTuple):
+    """What a template writes around answers, as text.
+
+    Attributes:
+        prompt: between a question and the place where generation begins.
+        last: between a question and its answer at the end of a conversation.
+        earlier: the same where another question follows.
+        last_end, earlier_end: what follows the answers, up to the end or the next question.
+    """
+
+    prompt: str
+    last: str
+    earlier: str
+    last_end: str
+    earlier_end: str
+
+    @property
+    def openings(self) -> set[str]:
+        """How an answer is opened, without the space before it, which is a part of its first token: one, if all is
+        well."""
+        return {self.prompt.rstrip(), self.last.rstrip(), self.earlier.rstrip()}
+
+
+def assistant_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> AssistantTurn:
+    """What a template writes around answers, found by rendering a conversation.
+
+    Raises:
+        UserError: it refuses the conversation, or leaves out a question or an answer.
+    """
+    prompt = render(tokenizer, template, CONVERSATION[:1], open_answer=True)
+    last = render(tokenizer, template, CONVERSATION[:2])
+    earlier = render(tokenizer, template, CONVERSATION[:3])
+    for text, words in (
+        (prompt, (QUESTION,)),
+        (last, (QUESTION, ANSWER)),
+        (earlier, (QUESTION, ANSWER, NEXT_QUESTION)),
+    ):
+        for each in words:
+            if each not in text:
+                raise UserError(
+                    f"The chat template does not print the text of every turn: {each!r} is not in {text!r}."
+                )
+    return AssistantTurn(
+        prompt=prompt.split(QUESTION, 1)[1],
+        last=last.split(QUESTION, 1)[1].split(ANSWER, 1)[0],
+        earlier=earlier.split(QUESTION, 1)[1].split(ANSWER, 1)[0],
+        last_end=last.split(ANSWER, 1)[1],
+        earlier_end=earlier.split(ANSWER, 1)[1].split(NEXT_QUESTION, 1)[0],
+    )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """Ids of the tokens that end the assistant's turn under a template: where generation has to stop.
+
+    Raises:
+        UserError: there is none, or see `assistant_turn`.
+    """
+    turn, control = assistant_turn(tokenizer, template), control_tokens(tokenizer)
+    found = []
+    for end in (turn.last_end, turn.earlier_end):
+        ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+        found.append(next((token for token in ids if token in control), None))
+    if found[0] is None:
+        raise UserError(ENDLESS)
+    return list(dict.fromkeys(token for token in found if token is not None))
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
+    takes in the place of the one placeholder token. `plain`: LLaVA's format for alignment, one answer that ends as
+    the text does, without a special token."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str
+    image_token_id: int
+    tokens_per_image: int
+    plain: bool = False
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
+        return {i: token for i, token in control_tokens(self.tokenizer).items() if i != self.image_token_id}
+
+    @cached_property
+    def control_text(self) -> re.Pattern[str]:
+        """Finds a control token in a text."""
+        return re.compile("|".join(map(re.escape, self.escaped)) or r"(?!)")  # the second finds nothing
+
+    @cached_property
+    def escaped(self) -> list[str]:
+        """Control tokens that are text where a turn holds them: all but the image placeholder."""
+        return sorted(filter(None, self.control_tokens.values()), key=len, reverse=True)
+
+    def render(self, turns: Turns, *, open_answer: bool = False) -> str:
+        """See `render` above."""
+        return render(self.tokenizer, self.chat_template, turns, open_answer=open_answer)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a rendered conversation, the placeholder widened to `tokens_per_image`."""
+        ids = encode(self.tokenizer, text)
+        widths = {self.image_token_id: self.tokens_per_image}
+        return [token for token in ids for _ in range(widths.get(token, 1))]
+
+    def answers(self, turns: Turns) -> tuple[list[int], list[tuple[int, int]]]:
+        """The conversation's tokens, and for each answer the place of its first token and of the token that ends it.
+
+        A control token in the words of a turn is text.
+
+        Raises:
+            UserError: the template refuses the conversation, or does not allow an answer's tokens to be found: its
+                rendering of a conversation's start changes as turns follow, nothing stands before the answer, no
+                special token ends it, or what stands there is not the answer.
+        """
+        turns = [(role, escape(words, self.escaped)) for role, words in turns]
+        text = self.render(turns)
+        ids, spans = self.tokens(text), []
+        for turn, (role, words) in enumerate(turns):
+            if role != "assistant":
+                continue
+            prompt = self.render(turns[:turn], open_answer=True)
+            start = len(before := self.tokens(prompt))
+            if ids[:start] != before or not text.startswith(prompt):
+                raise UserError(
+                    f"The chat template or tokenizer writes the prompt before turn {turn} differently once the answer "
+                    "follows, so training would not match inference. Use another chat template."
+                )
+            if start == 0:
+                raise UserError(f"The chat template writes nothing before the answer of turn {turn}.")
+            self._check_said(text[len(prompt) :], words)
+            ends = (i for i in range(start, len(ids)) if ids[i] in self.control_tokens)
+            spans.append((start, len(ids) - 1 if self.plain else next(ends)))
+        return ids, spans
+
+    def _check_said(self, rest: str, answer: str) -> None:
+        """Whether a text begins with an answer and, unless the format is plain, a control token."""
+        end = None if self.plain else self.control_text.search(rest)
+        if end is None and not self.plain:
+            raise UserError(ENDLESS)
+        said = rest[: end.start()] if end else rest
+        if said.strip() != answer.strip():
+            raise UserError(
+                f"The chat template writes {said.strip()!r:.80} where the answer {answer.strip()!r:.80} belongs, so "
+                "training would not teach it. Use a template that prints an answer as it is, behind its opening."
+            )
+
+
+def check_round_trip(chat: ChatFormat) -> None:
+    """Check that a template's prompt, an answer and its end are what training sees, and that labels say the answer.
+
+    Raises:
+        UserError: they are not; see `ChatFormat.answers`.
+    """
+    placeholder = chat.tokenizer.convert_ids_to_tokens(chat.image_token_id)
+    with_image = (("user", f"{placeholder}\n{QUESTION}"), *CONVERSATION[1:])
+    for turns in (CONVERSATION[:2], with_image[:2], CONVERSATION, with_image):
+        ids, spans = chat.answers(turns)
+        for (_, answer), (start, end) in zip(turns[1::2], spans, strict=True):
+            said, alone = (
+                str(chat.tokenizer.decode(tokens)).strip()
+                for tokens in (ids[start:end], chat.tokenizer(answer, add_special_tokens=False)["input_ids"])
+            )
+            if said != alone:  # not the answer itself: a tokenizer may not know each of its letters
+                raise UserError(f"The chat template makes {said!r} of the answer {answer!r}. Use another one.")

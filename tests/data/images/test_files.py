@@ -1,0 +1,111 @@
+"""What is an image below a folder, what is left out, and that workers share the names."""
+
+import gc
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset
+from torchvision.transforms import v2
+
+from sparse_vlm.data.images.decode import readable_endings
+from sparse_vlm.data.images.files import PathTable, StringTable
+from sparse_vlm.data.images.labels import Labels, read_class_folders
+from sparse_vlm.data.images.sets import ImageFolder
+from sparse_vlm.data.images.sources import open_images
+from sparse_vlm.errors import UserError
+
+OTHERS = (
+    "._0.png",  # macOS writes one beside each file on a foreign disk
+    ".ipynb_checkpoints/0-checkpoint.png",
+    "__MACOSX/a/._0.png",
+    "@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg",
+    "a.h5",
+    "b.hdf",
+    "c.wmf",
+    "d.mpg",
+    "e.grib",
+    "Thumbs.db",
+    "README",
+)
+
+
+@pytest.fixture
+def as_people_have_it(tmp_path: Path, image_files: list[bytes]) -> Path:
+    """Two classes of two images each, and what else lies around, above and in them."""
+    folder = tmp_path / ".hidden above" / "images"
+    for index, data in enumerate(image_files[:4]):
+        file = folder / ("b" if index < 2 else "a") / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    for place in (folder, folder / "a"):
+        for name in OTHERS:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(b"something else")
+    return folder
+
+
+def test_a_folder_as_people_have_it(as_people_have_it: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        images = ImageFolder(as_people_have_it, v2.PILToTensor())
+    assert [Path(path).name for path in images.paths] == ["2.png", "3.png", "0.png", "1.png"]
+    assert f"Left out of {as_people_have_it}: 8 hidden, " in caplog.text
+    for words in ("2 .h5", "2 .hdf", "2 .wmf", "2 .mpg", "2 .grib", "2 .db", "2 without an ending"):
+        assert words in caplog.text
+
+
+def test_class_folders_as_people_have_them(as_people_have_it: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        labels = read_class_folders(as_people_have_it)
+    assert labels.classes == ("a", "b")
+    assert [path.name for path in labels.paths] == ["2.png", "3.png", "0.png", "1.png"]
+    assert len(caplog.records) == 1
+    assert "7 hidden, 1 without an ending, 1 .db, 1 .grib, 1 .h5, 1 .hdf, 1 .mpg, 1 .wmf." in caplog.text
+
+
+def test_nothing_but_others_is_a_sentence(tmp_path: Path) -> None:
+    for name in (".a.png", "b.h5"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no image files, but 1 \.h5, 1 hidden\."):
+        open_images(str(tmp_path), v2.PILToTensor())
+
+
+def test_shards_as_people_make_them(tmp_path: Path, image_files: list[bytes]) -> None:
+    """A tar of a Mac has ._0.png before 0.png; a data format beside the image makes it no second one."""
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "._0", "png": b"resource fork"})
+        writer.write({"__key__": "0", "png": image_files[0], "h5": b"features"})
+    (item,) = open_images(f"wds:{tmp_path}/a.tar", v2.PILToTensor())
+    assert item["pixel_values"].shape == (3, 20, 24)
+
+
+def test_endings_whose_pixels_are_read() -> None:
+    endings = readable_endings()
+    assert endings >= {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp", ".gif", ".ppm"}
+    assert not endings & {".h5", ".hdf", ".wmf", ".emf", ".grib", ".bufr", ".mpg", ".mpeg", ".pdf"}
+
+
+@pytest.mark.parametrize("table", [StringTable, PathTable])
+def test_many_names_are_one_block(table: type[StringTable] | type[PathTable]) -> None:
+    kind = str if table is StringTable else Path
+    names = [f"/a/{index}/é\udcff.png" for index in range(50)]  # a name that is no UTF-8, as Python has it
+    paths = table(names)
+    assert list(paths) == [kind(name) for name in names]
+    assert paths[-1] == kind(names[-1])
+    assert paths[3:9:2] == [kind(name) for name in names[3:9:2]]
+    with pytest.raises(IndexError):
+        paths[50]
+    assert list(pickle.loads(pickle.dumps(paths))) == list(paths)
+    assert len(table([])) == 0
+
+
+def test_labelled_images_hold_no_object_per_image() -> None:
+    """400,000 paths would be copied into each data worker."""
+    gc.collect()
+    before = len(gc.get_objects())
+    labels = Labels([Path(f"/images/{index}.png") for index in range(20_000)], torch.zeros(20_000), ("a", "b"))
+    gc.collect()
+    assert len(gc.get_objects()) < before + 5_000
+    assert labels.paths[19_999] == Path("/images/19999.png")

@@ -1,0 +1,38 @@
+"""Seeds that are the same in every run; what is logged about bad images."""
+
+import logging
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sparse_vlm.data.images.seeded import NAMED, BadImages, SeededImages, seed_of
+from sparse_vlm.errors import UserError
+
+
+def test_a_seed_is_a_function_of_the_values_alone() -> None:
+    assert seed_of(0, 1, "order") == 5305612505841276476
+    assert len({seed_of(0, 1), seed_of(1, 0), seed_of(0, "1"), seed_of(0, 1, 0)}) == 4
+    assert 0 <= seed_of(-1) < 2**63
+
+
+def test_augmented_leaves_the_generator_alone() -> None:
+    def draw(image: Image.Image) -> Tensor:
+        return torch.rand(2)
+
+    images, before = SeededImages(draw, 0, "error"), torch.random.get_rng_state()
+    first = images.augmented(Image.new("RGB", (1, 1)), 4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(images.augmented(Image.new("RGB", (1, 1)), 4), first)
+    assert not torch.equal(images.augmented(Image.new("RGB", (1, 1)), 5), first)
+
+
+def test_the_first_bad_images_are_named_then_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
+    bad = BadImages("skip")
+    with caplog.at_level(logging.WARNING):
+        for index in range(120):
+            bad.handle(UserError(f"picture {index}"))
+    assert bad.count == 120
+    assert len(caplog.records) == NAMED + 2
+    assert "skipped 100 unreadable images; the last: picture 99" in caplog.messages[-1]
