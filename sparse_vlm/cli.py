@@ -173,7 +173,7 @@ def _add_encoder_commands(commands: Commands) -> None:
     export.add_argument("encoder_dir", help="of `sparse-vlm convert` or of a bootstrapping")
     export.add_argument("file", help="the ONNX file to write")
     export.add_argument(
-        "--int8", action="store_true", help="faster and smaller, and rounded: see docs/encoder_speed.md"
+        "--int8", action="store_true", help="faster and smaller, and rounded: see docs/encoder/speed.md"
     )
 
     rois = _add(

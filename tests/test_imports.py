@@ -1,4 +1,4 @@
-"""Imports point downward: encoder ← bootstrap, vlm, data ← llava_patch, train, eval, demo; these four stay apart."""
+"""Imports point downward: encoder ← bootstrap, vlm, data, integrations, measure ← llava_patch, train, eval, demo."""
 
 import ast
 import subprocess

@@ -6,7 +6,7 @@
         --eval_data_path IMAGES --eval_label_file test.csv --output_dir OUT ...
 
 Output: OUT is an encoder directory whose `pooled` are the logits, plus classes.json, log.jsonl and, with
---eval_data_path, metrics.json (top-1, or the AUROC of each class). Docs: docs/finetuning.md.
+--eval_data_path, metrics.json (top-1, or the AUROC of each class). Docs: docs/encoder/finetuning.md.
 """
 
 import logging

@@ -20,8 +20,8 @@ class SparseVLMProcessor(ProcessorMixin):
     """Texts with one `<image>` per picture, and the pictures -> input_ids, attention_mask, pixel_values.
 
     Each `<image>` becomes `num_image_tokens` of them, whatever the picture's size. What people type is text:
-    `apply_chat_template` escapes the control tokens in messages (`sparse_vlm.vlm.language.literal_text`), and the
-    processor reads escaped ones as their letters. `<image>` itself is a placeholder in a user's content that is a string, where
+    `apply_chat_template` escapes the control tokens in messages (see `literal_text.py`), and the processor reads
+    escaped ones as their letters. `<image>` itself is a placeholder in a user's content that is a string, where
     nothing else could place an image, and text in a list of parts.
 
     Args:

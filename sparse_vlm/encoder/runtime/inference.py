@@ -39,7 +39,7 @@ def optimize_for_inference(model: nn.Module) -> None:
     """Makes inference faster, in place; the model is put into evaluation mode and cannot be trained afterwards.
 
     On a CPU the weights of all Linears are packed. Outputs differ by rounding alone (about 1e-5, relative). Pays for
-    one image at a time, see docs/encoder_speed.md. The model cannot be saved afterwards. Subclasses of Linear stay as
+    one image at a time, see docs/encoder/speed.md. The model cannot be saved afterwards. Subclasses of Linear stay as
     they are.
 
     On a CUDA device `forward`, and a SparseFormer's `hidden_states`, are replayed as CUDA graphs: one for each shape
