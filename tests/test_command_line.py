@@ -1,0 +1,88 @@
+"""Command lines: the spelling of options, errors in a line, examples in the help."""
+
+import argparse
+
+import pytest
+
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.errors import UserError
+
+DOCSTRING = """Counts images.
+
+    python -m eval.count --images FOLDER \\
+        --batch_size 8
+
+Source: ours.
+"""
+
+
+@pytest.fixture
+def parser() -> CommandParser:
+    parser = CommandParser.of_module("eval.count", DOCSTRING)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("-o", "--output")
+    return parser
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "8"], ["--batch_size", "8"], ["--batch-size=8"]])
+def test_hyphens_and_underscores_mean_the_same(parser: CommandParser, words: list[str]) -> None:
+    assert parser.parse_args(["--images", "a-b", *words]).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        # also before a missing option is complained about
+        (["--image", "x"], "Unknown option --image. Did you mean --images? See python -m eval.count --help."),
+        (["--images", "x", "--batchsize=8"], "Unknown option --batchsize. Did you mean --batch_size? See"),
+        (["--images", "x", "--zzz"], "Unknown option --zzz. See python -m eval.count --help."),
+        (["--images", "x", "--batch", "8"], "Unknown option --batch. Did you mean --batch_size?"),
+        (["--images", "x", "--batch-size", "many"], "Argument --batch_size: invalid int value: 'many'. See"),
+        (["--batch-size", "2"], "The following arguments are required: --images. See"),
+        (["--images", "x", "left over"], "Unrecognized arguments: left over. See"),
+    ],
+)
+def test_an_error_is_one_line(
+    parser: CommandParser, words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(words)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {error}")
+    assert printed.count("\n") == 1
+
+
+def test_values_are_left_alone(parser: CommandParser) -> None:
+    arguments = parser.parse_args(["--images=a-b=c-d", "-o", "-", "--batch-size", "-3"])
+    assert (arguments.images, arguments.output, arguments.batch_size) == ("a-b=c-d", "-", -3)
+    assert parser.parse_args(["--images", "x", "-ofile"]).output == "file"
+
+
+def test_a_subcommand_knows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("tool", "A tool.")
+    commands = parser.add_subparsers(required=True)
+    draw = commands.add_parser("draw", help="draws", examples="  tool draw --max_tokens 3")
+    draw.add_argument("--max_tokens", type=int)
+    assert parser.parse_args(["draw", "--max-tokens", "3"]).max_tokens == 3
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["draw", "--max-token", "3"])
+    assert (
+        capsys.readouterr().err
+        == "error: Unknown option --max-token. Did you mean --max_tokens? See tool draw --help.\n"
+    )
+
+
+def test_the_help_is_the_docstring(parser: CommandParser) -> None:
+    text = parser.format_help()
+    assert "Counts images.\n" in text
+    assert "examples:\n  python -m eval.count --images FOLDER \\\n      --batch_size 8\n" in text
+
+
+def test_run_returns_the_exit_status(parser: CommandParser, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(arguments: argparse.Namespace) -> None:
+        raise UserError(f"There is no {arguments.images}.")
+
+    assert parser.run(lambda arguments: None, ["--images", "x"]) == 0
+    assert parser.run(fail, ["--images", "x"]) == 2
+    assert capsys.readouterr().err == "error: There is no x.\n"
