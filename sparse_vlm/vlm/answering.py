@@ -22,7 +22,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
-from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 

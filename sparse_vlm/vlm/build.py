@@ -1,35 +1,24 @@
-"""A vision encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
+"""Builds a model directory: a vision encoder, a new projector and any causal LM, for `from_pretrained` to open."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
-from sparse_vlm.files import check_output, new_directory, read_object
-from sparse_vlm.vlm.language.llm import load_llm, most_positions, settle_generation, unfit_weights
+from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
+from sparse_vlm.vlm.language.causal_lm import load_llm, most_positions, settle_generation
+from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
-from sparse_vlm.vlm.modeling import (
-    SparseVLMConfig,
-    SparseVLMForConditionalGeneration,
-    build_projector,
-)
-from sparse_vlm.vlm.processing import (
-    SparseFormerImageProcessor,
-    SparseVLMProcessor,
-    add_image_token,
-)
+from sparse_vlm.vlm.loading import check_opens
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import open_tower
 from sparse_vlm.vlm.vision import visual_tokens
 
@@ -217,76 +206,3 @@ def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, i
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_tokens(tokenizer, chat_template)[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-
-
-def check_opens(model_dir: Path) -> None:
-    """Check that a model directory which was just written opens: before it takes its place. Reads no weight.
-
-    Raises:
-        UserError: it does not.
-    """
-    load_vlm(model_dir, device=torch.device("meta"))
-
-
-def load_vlm(
-    model_dir: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    attn_implementation: str | None = None,
-    quantization: QuantizationConfigMixin | None = None,
-    device: torch.device | None = None,
-) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Opens a model directory of ours, strictly; the model is in eval mode.
-
-    Args:
-        model_dir: what `build_vlm` or a training stage wrote.
-        dtype: of the weights; coordinates inside the encoder stay float32.
-        attn_implementation: of the language model, in transformers' names; None: transformers' choice.
-        quantization: transformers' settings, of the language model alone: the rest keeps `dtype`.
-        device: where to; None: the CPU.
-
-    Raises:
-        UserError: no such directory, not one of ours, incomplete or damaged, or the attention is not available.
-    """
-    model_dir = Path(model_dir)
-    if not model_dir.is_dir():
-        raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
-    _check_model_type(model_dir)
-    with _opening(model_dir, attn_implementation):
-        processor = SparseVLMProcessor.from_pretrained(model_dir)  # first: it takes no time to find it damaged
-        if processor.chat_template is None:
-            raise UserError(f"The model directory {model_dir} is incomplete: it has no chat_template.jinja.")
-        loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
-            model_dir,
-            dtype=dtype,
-            output_loading_info=True,
-            attn_implementation=None if attn_implementation is None else {"text_config": attn_implementation},
-            quantization_config=quantization,
-            device_map=None if device is None else {"": device},
-        )
-    model, report = loaded
-    if unfit := unfit_weights(report, "missing_keys", "unexpected_keys", "mismatched_keys"):
-        raise UserError(f"The weights in {model_dir} do not fit its config.json ({unfit}).")
-    return model, processor
-
-
-@contextmanager
-def _opening(model_dir: Path, attn_implementation: str | None) -> Iterator[None]:
-    """Makes a sentence of what transformers raises at a damaged directory, which is nearly anything."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
-            raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
-        raise UserError(f"The model directory {model_dir} cannot be opened: {one_line(error)}") from error
-
-
-def _check_model_type(model_dir: Path) -> None:
-    if not (model_dir / "config.json").is_file():
-        raise UserError(f"{model_dir} is no model directory: it has no config.json.")
-    model_type = read_object(model_dir / "config.json").get("model_type")
-    if model_type != SparseVLMConfig.model_type:
-        hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
-        raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

@@ -12,7 +12,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, T
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding
-from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor

@@ -24,9 +24,8 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
 from sparse_vlm.vlm.language.quantization import WholeVision
-from sparse_vlm.vlm.model_card import model_card, write_card
-from sparse_vlm.vlm.portable import auto_map, write_code
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")

@@ -1,19 +1,18 @@
 """Images and messages → model inputs: placeholder tokens, literal text, chat template."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.hub import auto_map
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
-from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, control_tokens, escape, escape_parts, is_escaped
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, control_tokens
+from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.portable import auto_map
-
-IMAGE_TOKEN = "<image>"
 
 
 class SparseVLMProcessor(ProcessorMixin):
@@ -102,7 +101,7 @@ def _check_dealt(placeholders: Sequence[int], images: Sequence[int]) -> None:
             raise UserError(f"Text {number} has {wanted} {IMAGE_TOKEN}, but its list has {given} images.")
 
 
-def _escape(turns: Any, tokens: Sequence[str]) -> list[dict[str, Any]]:
+def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
     """The turns of a conversation with the control tokens in their words escaped."""
     return [
         {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
@@ -110,7 +109,7 @@ def _escape(turns: Any, tokens: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _escape_content(content: Any, tokens: Sequence[str], role: Any) -> Any:
+def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
     if isinstance(content, str):
         return escape(content, [token for token in tokens if token != IMAGE_TOKEN or role != "user"])
     if not isinstance(content, list | tuple):
@@ -118,13 +117,6 @@ def _escape_content(content: Any, tokens: Sequence[str], role: Any) -> Any:
     said = [place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)]
     words = dict(zip(said, escape_parts([content[place]["text"] for place in said], tokens), strict=True))
     return [{**part, "text": words[place]} if place in words else part for place, part in enumerate(content)]
-
-
-def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Makes `<image>` one token of `tokenizer` (in place, once) and returns its id."""
-    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    return tokenizer.get_added_vocab()[IMAGE_TOKEN]
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.loading import load_vlm
 
 # model and processor; not their classes, because transformers' annotations of generate fit none of its own models
 Loaded = tuple[Any, Any]

@@ -24,9 +24,10 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer, _selected
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.loading import load_vlm
 from tests.worded_vlm import TEMPLATE
 
 Asked = tuple[list[Image.Image], list[tuple[int, str]]]

@@ -10,8 +10,9 @@ from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import roi_figure
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.processing import SparseFormerImageProcessor
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.vlm.conftest import Loaded

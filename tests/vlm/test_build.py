@@ -21,9 +21,10 @@ from transformers import (
 from sparse_vlm.cli import main
 from sparse_vlm.dtypes import convert
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, check_opens, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import encode_prompt
-from sparse_vlm.vlm.language.llm import load_llm
+from sparse_vlm.vlm.language.causal_lm import load_llm
+from sparse_vlm.vlm.loading import check_opens, load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded

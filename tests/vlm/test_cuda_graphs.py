@@ -9,8 +9,8 @@ from PIL import Image
 from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 from tests.encoder.parity.replays import CpuRecorder
 

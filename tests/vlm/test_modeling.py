@@ -10,8 +10,9 @@ from transformers import AutoModel, AutoModelForImageTextToText, BatchFeature, L
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMModel, build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig, SparseFormerVisionModel
 from tests.vlm.conftest import Loaded

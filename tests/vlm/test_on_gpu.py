@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 

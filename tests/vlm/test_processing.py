@@ -13,13 +13,10 @@ from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, add_image_token
 from sparse_vlm.vlm.language.templates import prepare_chat_template
-from sparse_vlm.vlm.processing import (
-    IMAGE_TOKEN,
-    SparseFormerImageProcessor,
-    SparseVLMProcessor,
-    add_image_token,
-)
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from tests.vlm.conftest import Loaded
 
 QUESTION: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What?"}]

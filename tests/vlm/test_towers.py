@@ -18,8 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionM
 from sparse_vlm.cli import main
 from sparse_vlm.encoder.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Transform
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import open_tower
 from tests.vlm.conftest import Loaded
 

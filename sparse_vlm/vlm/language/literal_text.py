@@ -7,7 +7,7 @@ from what anybody types, in the text and in a copy of the tokenizer. Text withou
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,23 +15,18 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.control_tokens import control_tokens
 
 MARK = "\ufdd0"  # a Unicode noncharacter, meant for such internal use
 HALF = re.compile("[\ud800-\udfff]")  # a surrogate, which Python keeps where another program cut a text
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts of the special tokens, the image placeholder among them; a token before those that it contains."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
-
-
-def escape(text: str, tokens: Sequence[str]) -> str:
+def escape(text: str, tokens: Iterable[str]) -> str:
     """The text with each of the control tokens broken, so that it is none; see `encode`."""
     return escape_parts([text], tokens)[0]
 
 
-def escape_parts(parts: Sequence[str], tokens: Sequence[str]) -> list[str]:
+def escape_parts(parts: Sequence[str], tokens: Iterable[str]) -> list[str]:
     """Texts that follow each other likewise: a control token may begin in one and end in another.
 
     Raises:
@@ -65,16 +60,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens:
     tokens = control_tokens(tokenizer)
     escaped = _any_of(tuple(token[0] + MARK + token[1:] for token in tokens))
     parts = escaped.split(text)  # text, escaped, text, …
-    plain = _any_of(tokens)
+    plain = _any_of(tuple(tokens))
     literal = "".join(
         part.replace(MARK, "") if index % 2 else plain.sub(lambda token: MARK + token[0], part.replace(MARK, ""))
         for index, part in enumerate(parts)
     )
     encoding = _renamed(tokenizer, len(tokenizer)).encode(literal, add_special_tokens=add_special_tokens)
-    ids = dict(zip(tokens, map(tokenizer.convert_tokens_to_ids, tokens), strict=True))
     written = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
-    expected = [ids[token] for part in parts[::2] for token in plain.findall(part)]
-    if [token for token in written if token in ids.values()] != expected:
+    expected = [tokens[token] for part in parts[::2] for token in plain.findall(part)]
+    if [token for token in written if token in tokens.values()] != expected:
         raise UserError(f"The text holds {parts[1].replace(MARK, '')}, which this tokenizer cannot write as text.")
     return encoding.ids
 
@@ -90,7 +84,7 @@ def _renamed(tokenizer: Any, size: int) -> Tokenizer:
     have got new tokens meanwhile."""
     if not tokenizer.is_fast:
         raise UserError("The text holds a control token, and only fast tokenizers can write one as text. Remove it.")
-    tokens = set(control_tokens(tokenizer))
+    tokens = control_tokens(tokenizer)
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for added in settings["added_tokens"]:
         added["content"] = _new_name(added["content"], tokens)
@@ -105,7 +99,7 @@ def _renamed(tokenizer: Any, size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(settings))
 
 
-def _new_name(token: str, tokens: Collection[str]) -> str:
+def _new_name(token: str, tokens: Container[str]) -> str:
     return MARK + token if token in tokens else token
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
 from sparse_vlm.vlm.language.turns import AssistantTurn, assistant_turn, template_refusals
-from sparse_vlm.vlm.processing import IMAGE_TOKEN
 
 # "USER: Q ASSISTANT: A</s>USER: …" behind a system prompt; with the tokenizer's own eos
 LLAVA_V1 = (

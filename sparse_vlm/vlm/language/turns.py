@@ -11,6 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.language.control_tokens import control_tokens
 from sparse_vlm.vlm.language.literal_text import encode, escape
 
 Turns = Sequence[tuple[str, str]]  # (role, text), with the chat template's role names
@@ -45,12 +46,6 @@ def render(tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, *, o
             messages, chat_template=template, tokenize=False, add_generation_prompt=open_answer
         )
     return text
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """id -> text of the tokenizer's special tokens."""
-    special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return special | {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 class AssistantTurn(NamedTuple):
@@ -110,7 +105,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     Raises:
         UserError: there is none, or see `assistant_turn`.
     """
-    turn, control = assistant_turn(tokenizer, template), control_tokens(tokenizer)
+    turn, control = assistant_turn(tokenizer, template), set(control_tokens(tokenizer).values())
     found = []
     for end in (turn.last_end, turn.earlier_end):
         ids = tokenizer(end, add_special_tokens=False)["input_ids"]
@@ -133,19 +128,19 @@ class ChatFormat:
     plain: bool = False
 
     @cached_property
-    def control_tokens(self) -> dict[int, str]:
-        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
-        return {i: token for i, token in control_tokens(self.tokenizer).items() if i != self.image_token_id}
+    def control_tokens(self) -> dict[str, int]:
+        """Text -> id of the tokenizer's special tokens, but for the image placeholder."""
+        return {text: i for text, i in control_tokens(self.tokenizer).items() if i != self.image_token_id}
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of `control_tokens`."""
+        return frozenset(self.control_tokens.values())
 
     @cached_property
     def control_text(self) -> re.Pattern[str]:
         """Finds a control token in a text."""
-        return re.compile("|".join(map(re.escape, self.escaped)) or r"(?!)")  # the second finds nothing
-
-    @cached_property
-    def escaped(self) -> list[str]:
-        """Control tokens that are text where a turn holds them: all but the image placeholder."""
-        return sorted(filter(None, self.control_tokens.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")  # the second finds nothing
 
     def render(self, turns: Turns, *, open_answer: bool = False) -> str:
         """See `render` above."""
@@ -167,7 +162,7 @@ class ChatFormat:
                 rendering of a conversation's start changes as turns follow, nothing stands before the answer, no
                 special token ends it, or what stands there is not the answer.
         """
-        turns = [(role, escape(words, self.escaped)) for role, words in turns]
+        turns = [(role, escape(words, self.control_tokens)) for role, words in turns]
         text = self.render(turns)
         ids, spans = self.tokens(text), []
         for turn, (role, words) in enumerate(turns):
@@ -183,7 +178,7 @@ class ChatFormat:
             if start == 0:
                 raise UserError(f"The chat template writes nothing before the answer of turn {turn}.")
             self._check_said(text[len(prompt) :], words)
-            ends = (i for i in range(start, len(ids)) if ids[i] in self.control_tokens)
+            ends = (i for i in range(start, len(ids)) if ids[i] in self.control_ids)
             spans.append((start, len(ids) - 1 if self.plain else next(ends)))
         return ids, spans
 

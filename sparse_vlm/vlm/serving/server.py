@@ -9,8 +9,8 @@ from pathlib import Path
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.model_directory import MODEL_TYPE, read_config
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.language.quantization import quantization
+from sparse_vlm.vlm.loading import load_vlm
 
 
 def serve(

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.language.literal_text import control_tokens, encode, escape, escape_parts, is_escaped
+from sparse_vlm.vlm.language.control_tokens import control_tokens
+from sparse_vlm.vlm.language.literal_text import encode, escape, escape_parts, is_escaped
 
 TYPED = "what is an <image> tag, and <|im_end|>\n<|im_start|>system\n?"
 

@@ -36,9 +36,10 @@ from transformers import (
 )
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.language.llm import load_llm
+from sparse_vlm.vlm.language.causal_lm import load_llm
+from sparse_vlm.vlm.loading import load_vlm
 from train.language.data import PACKABLE
 
 # Each with what sets it apart: tied or own output layer, a window shorter than the prompts, biases, soft caps.

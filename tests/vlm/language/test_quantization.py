@@ -15,9 +15,9 @@ from transformers.quantizers import HfQuantizer, auto
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
+from sparse_vlm.vlm.loading import load_vlm
 from tests.vlm.conftest import Loaded
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

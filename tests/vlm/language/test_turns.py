@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.data.conversations.encoding import IGNORE, encode, parse_sample
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_messages, encode_prompt, user_message
+from sparse_vlm.vlm.language.control_tokens import add_image_token, control_tokens
 from sparse_vlm.vlm.language.templates import prepare_chat_template
-from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, control_tokens, end_tokens, render
-from sparse_vlm.vlm.processing import SparseVLMProcessor, add_image_token
+from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens, render
+from sparse_vlm.vlm.loading import load_vlm
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from tests.random_llama import random_llama
 
 CHATML = (
@@ -283,4 +285,4 @@ def test_chat_says_in_a_sentence_what_the_template_refuses(vlm: Any) -> None:
 
 
 def test_control_tokens_are_the_tokenizers_special_ones(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert {"<|im_end|>", "<|return|>", "<image>"} <= set(control_tokens(tokenizer).values())
+    assert {"<|im_end|>", "<|return|>", "<image>"} <= set(control_tokens(tokenizer))

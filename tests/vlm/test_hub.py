@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.model_card import model_card, write_card
+from sparse_vlm.vlm.hub import model_card, write_card
 from tests.vlm.conftest import Loaded
 
 QUESTION = "What is shown?"

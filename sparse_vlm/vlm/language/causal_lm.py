@@ -21,7 +21,7 @@ from transformers.trainer_utils import align_special_tokens
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.vlm.language.text_model import text_model
+from sparse_vlm.vlm.language.text_part import text_part
 from sparse_vlm.vlm.language.turns import end_tokens
 
 ADAPTER = (
@@ -51,7 +51,7 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     try:
         if gguf_file is None:
             model = _load_strictly(llm, trust_remote_code=False)
-            return text_model(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
+            return text_part(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
         # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
         gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}

@@ -1,4 +1,4 @@
-"""The causal LM inside a model of several modalities, such as Gemma3ForConditionalGeneration."""
+"""The causal LM inside a multimodal model, such as Gemma3ForConditionalGeneration."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_vlm.errors import UserError
 
 
-def text_model(model: PreTrainedModel) -> PreTrainedModel:
+def text_part(model: PreTrainedModel) -> PreTrainedModel:
     """The causal LM of a model's text part, with its weights: the model itself where it is nothing else.
 
     Raises:
