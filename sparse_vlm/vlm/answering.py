@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -105,14 +105,10 @@ class Answerer:
             self._check_tokens(len(self._encode(with_image, text)), text)
 
     def _check_tokens(self, prompt: int, text: str) -> None:
-        """Raises UserError where a prompt of so many tokens and its answer are more than the model takes."""
-        most = most_positions(self.model.config.get_text_config())
-        if most is not None and prompt + self.max_new_tokens > most:
-            raise UserError(
-                f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
-                f"{prompt + self.max_new_tokens} tokens, more than the {most} that the model takes. "
-                "Shorten it, or ask for shorter answers."
-            )
+        """Raise UserError if a prompt of `prompt` tokens and its answer exceed the model's positions."""
+        check_length(
+            self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice="Shorten the question"
+        )
 
     def _needs_single_questions(self) -> bool:
         """Whether the language model has layers whose past is a state (LFM2, Qwen3-Next), which padding changes, or is

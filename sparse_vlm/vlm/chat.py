@@ -5,13 +5,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.decoding import GREEDY, Decoding
+from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
 from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -127,33 +125,33 @@ def stream(
     yield from stream_inputs(model, processor, inputs, max_new_tokens)
 
 
-class _Stopped(StoppingCriteria):
-    """Ends a generation when `event` is set."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **unused: Any) -> Any:  # as transformers calls it
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def check_length(model: Any, prompt: int, answer: int, name: str = "the model") -> None:
-    """Whether a prompt and its answer fit into a model.
+def check_length(
+    model: Any,
+    prompt: int,
+    answer: int,
+    name: str = "the model",
+    *,
+    asked: str = "The conversation",
+    advice: str = "Begin a new conversation",
+) -> None:
+    """Check that a prompt and its answer fit into a model.
 
     Args:
-        model: any of pictures and text.
-        prompt: its tokens.
-        answer: most tokens of the answer.
-        name: of the model, for the error.
+        model: any image-text model.
+        prompt: number of tokens of the prompt.
+        answer: maximum number of tokens of the answer.
+        name: the model's name for the error.
+        asked: what the prompt is, for the error.
+        advice: how to shorten it, for the error.
 
     Raises:
-        UserError: they are more than the language model has positions for.
+        UserError: the language model has fewer positions.
     """
-    longest = most_positions(model.config.get_text_config())
-    if longest is not None and prompt + answer > longest:
+    most = most_positions(model.config.get_text_config())
+    if most is not None and prompt + answer > most:
         raise UserError(
-            f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "
-            f"that {name} takes. Begin a new conversation, or ask for shorter answers."
+            f"{asked} and an answer of {answer} tokens make {prompt + answer} tokens, more than the {most} that {name} "
+            f"takes. {advice}, or ask for shorter answers."
         )
 
 
@@ -187,7 +185,7 @@ def stream_inputs(
             generator.generate,
             **inputs.to(model.device),
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            stopping_criteria=StoppingCriteriaList([EndWhen(stop.is_set)]),
             max_new_tokens=max_new_tokens,
             **sampling,
         )

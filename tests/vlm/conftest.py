@@ -28,3 +28,12 @@ def images() -> list[Image.Image]:
         Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
         for width, height in sizes
     ]
+
+
+def logits_of(model: Any, inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def is_tied(model: Any) -> bool:
+    return model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()

@@ -159,7 +159,7 @@ def test_language_models_that_padding_could_disturb(
 
 def test_a_prompt_that_is_too_long_is_refused(answerer: Answerer, asked: Asked) -> None:
     images, rows = asked
-    with pytest.raises(UserError, match=r"The question 'is is .* makes \d+ tokens, more than the 2048"):
+    with pytest.raises(UserError, match=r"The question 'is is .* make \d+ tokens, more than the 2048"):
         collect(answerer, images, [*rows, (0, "is " * 3000)])
 
 

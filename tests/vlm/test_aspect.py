@@ -12,8 +12,8 @@ from sparse_vlm.visualize import roi_figure
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.loading import load_vlm
-from sparse_vlm.vlm.processing import SparseFormerImageProcessor
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.vlm.conftest import Loaded
 

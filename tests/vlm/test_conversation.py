@@ -89,7 +89,11 @@ def test_in_the_terminal(
     first = say(expected, "What is it?")
     expected.show(images[1])
     second = say(expected, "And this?")
-    refused = ["error: Which image? /image FILE", "error: The image gone.png", "error: Unknown command /nothing"]
+    refused = [
+        "error: The file is missing: /image FILE",
+        "error: The image gone.png",
+        "error: Unknown command /nothing",
+    ]
     for part in (first, second, *refused, "Forgotten.", say(alone, "And this?")):
         assert part in said
         said = said[said.index(part) + len(part) :]

@@ -79,7 +79,7 @@ def test_other_doors(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> N
 
 def test_model_card(vlm_dir: Path) -> None:
     text = (vlm_dir / "README.md").read_text()
-    assert "# A vision-language model with 6 visual tokens per picture" in text
+    assert "# A vision-language model with 6 visual tokens per image" in text
     assert "- Language model: llm" in text
     assert "None: the projector is untrained." in text
     stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]

@@ -210,7 +210,7 @@ def test_incomplete_directory(tmp_path: Path, damage: Callable[[Path], None], ca
         ({"qk_norm": True}, r"unknown: .*ln_k"),
         ({"image_size": [32, 64]}, "to 32×64 pixels"),
         ({"preprocess": PREPROCESS | {"resize_mode": "longest"}}, "Unknown resize mode 'longest'"),
-        ({"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": ""}, "is a TimmModel: only"),
+        ({"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": ""}, r"is a TimmModel\. Only"),
     ],
 )
 def test_other_networks_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

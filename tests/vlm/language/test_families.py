@@ -1,29 +1,22 @@
 """Any causal LM of transformers behind the projector: its logits, loss, batches, several pictures, save and load."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     BloomConfig,
-    CLIPVisionConfig,
     FalconConfig,
     Gemma2Config,
-    Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
-    LlavaConfig,
     MambaConfig,
     MistralConfig,
     OPTConfig,
@@ -38,7 +31,6 @@ from transformers import (
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.language.causal_lm import load_llm
 from sparse_vlm.vlm.loading import load_vlm
 from train.language.data import PACKABLE
 
@@ -232,51 +224,3 @@ def test_an_llm_that_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence):
         build_vlm(encoder_dir, llm, tmp_path / "vlm")
     assert not (tmp_path / "vlm").exists()
-
-
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION |= {"image_size": 28, "patch_size": 14}
-
-
-@pytest.mark.parametrize("kind", ["gemma3", "llava"])
-def test_the_text_part_of_a_larger_model(
-    kind: str, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    sizes: dict[str, Any] = {"vocab_size": len(smollm2_tokenizer), **SIZES, **HEADS, "head_dim": 12}
-    torch.manual_seed(0)
-    config: Any = (
-        Gemma3Config(text_config=sizes | {"sliding_window": 12}, vision_config=VISION, mm_tokens_per_image=4)
-        if kind == "gemma3"
-        else LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**VISION))
-    )
-    whole: Any = AutoModelForImageTextToText.from_config(config).eval()
-    whole.save_pretrained(tmp_path / "llm")
-    smollm2_tokenizer.save_pretrained(tmp_path / "llm")
-    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
-    model: Any
-    model, processor = load_vlm(tmp_path / "vlm")
-    text = encode_prompt(processor, None, QUESTIONS[1])
-    with torch.no_grad():
-        expected = whole(**text).logits
-        torch.testing.assert_close(model(**text).logits[..., : expected.shape[-1]], expected)
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_no_llm(llm_dir: Path, tmp_path: Path, beside: bool) -> None:
-    """peft's directory alone, and with the whole model in it, whose weights transformers would load under new names."""
-    if beside:
-        shutil.copytree(llm_dir, tmp_path, dirs_exist_ok=True)
-    LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds a peft adapter .* merge it into its model first"):
-        load_llm(tmp_path)
-
-
-def test_an_llm_with_code_of_its_own_is_not_run(llm_dir: Path, tmp_path: Path) -> None:
-    """Nor is anything asked on the terminal."""
-    llm = shutil.copytree(llm_dir, tmp_path / "llm")
-    config = json.loads((llm / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnForCausalLM"}}
-    (llm / "config.json").write_text(json.dumps(config | own))
-    (llm / "own.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(UserError, match=r"needs code of its own \(auto_map\), which is not run here"):
-        load_llm(llm)
