@@ -31,7 +31,7 @@ ids = model.generate(**inputs, max_new_tokens=64)
 print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 """
-MARK = "<!-- Saving the model writes this file anew unless it was edited: "
+MARK = "<!-- Saving the model overwrites this file unless it was edited: "
 HEAD = """\
 ---
 library_name: transformers
@@ -42,7 +42,7 @@ tags: [sparse_vlm]
 
 
 def auto_map(kind: str) -> dict[str, str]:
-    """What transformers' configuration files say about the code: `kind` is "model" or "processor"."""
+    """Return the `auto_map` entry of transformers' configuration files. `kind` is "model" or "processor"."""
     if kind == "processor":
         return {"AutoProcessor": f"{_flat(PROCESSING)}.SparseVLMProcessor"}
     classes = {
@@ -54,7 +54,7 @@ def auto_map(kind: str) -> dict[str, str]:
 
 
 def write_code(directory: str | Path) -> None:
-    """Copies the modules into a model directory. Where they are such a copy themselves, transformers copies them."""
+    """Copy the modules into a model directory. A copy of this module leaves that to transformers."""
     if not __name__.startswith("sparse_vlm."):
         return
     waiting, done = [MODELING, PROCESSING], set[str]()
@@ -76,7 +76,7 @@ def _source(module: str) -> str:
 
 
 def _needed(source: str) -> list[str]:
-    """The modules of ours that a module imports, wherever it does."""
+    """Return the modules of sparse_vlm that a module imports, at the top or inside functions."""
     needed = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sparse_vlm":
@@ -86,7 +86,7 @@ def _needed(source: str) -> list[str]:
 
 
 def _submodule(package: str, name: str) -> str | None:
-    """The module that `from package import name` gives, None if it gives something inside `package`."""
+    """Return the module that `from package import name` imports, or None if `name` is defined inside `package`."""
     spec: Any = importlib.util.find_spec(package)
     if spec.submodule_search_locations is None or not name.isidentifier():
         return None
@@ -98,7 +98,7 @@ def _rewritten(match: re.Match[str]) -> str:
     submodule = _submodule(module, names)
     if submodule is None:
         return f"{indent}from .{_flat(module)} import {names}"
-    # The first line is for transformers, which looks for the needed files by this form alone.
+    # transformers recognises needed files only by the form of the first line
     flat = _flat(submodule)
     return f"{indent}from .{flat} import __name__ as _{names}\n{indent}from . import {flat} as {names}"
 
@@ -108,29 +108,29 @@ def _flat(module: str) -> str:
 
 
 def model_card(encoder: Mapping[str, Any], provenance: Mapping[str, Any], tokens: int) -> str:
-    """The card's text; what is not known is said to be so.
+    """Return the text of the model card. Missing values are reported as not known.
 
     Args:
-        encoder: a SparseFormer's configuration with "teacher" and "licence"; empty for another vision tower.
+        encoder: a SparseFormer's configuration with "teacher" and "licence"; empty for a dense vision tower.
         provenance: see `SparseVLMConfig`.
-        tokens: visual tokens of a picture.
+        tokens: number of visual tokens per image.
     """
     teacher = encoder.get("teacher") or "not known"
     licence = encoder.get("licence") or "not known"
     stages = [f"- {stage['stage']}: {', '.join(stage['data'])}" for stage in provenance.get("stages", [])]
     return "\n".join(
         [
-            f"{HEAD}# A vision-language model with {tokens} visual tokens per picture",
+            f"{HEAD}# A vision-language model with {tokens} visual tokens per image",
             "",
             f"- Vision encoder: {'SparseFormer' if encoder else 'a dense ViT'}; teacher: {teacher}; licence of its "
             f"weights: {licence}",
-            f"- Language model: {provenance.get('language_model') or 'not known'}; its own licence holds",
+            f"- Language model: {provenance.get('language_model') or 'not known'}; its own licence applies",
             "",
             "## Training data",
             "",
             *(stages or ["None: the projector is untrained."]),
             "",
-            "The licences of the data hold for what is trained on them.",
+            "The licences of the training data apply to the trained model.",
             "",
             "## Use",
             "",
@@ -140,7 +140,7 @@ def model_card(encoder: Mapping[str, Any], provenance: Mapping[str, Any], tokens
 
 
 def write_card(directory: str | Path, card: str) -> None:
-    """Write README.md, unless there is one that somebody else wrote or edited: its last line tells."""
+    """Write README.md, unless there is one that was edited or not written here, as its last line shows."""
     file = Path(directory) / "README.md"
     if not file.exists() or _is_unedited(file.read_text(encoding="utf-8", errors="replace")):
         write_text(file, f"{card}\n{MARK}{_digest(card)} -->\n")
