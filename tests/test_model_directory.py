@@ -1,4 +1,4 @@
-"""Encoders out of model directories, and what `sparse-vlm info` and `sparse-vlm rois` make of them."""
+"""Encoders inside model directories, and the commands `sparse-vlm info` and `sparse-vlm rois`."""
 
 import json
 import shutil
@@ -64,10 +64,10 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
         describe(str(directory))
     (directory / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         open_encoder(directory)
     change(directory, vision_config={"model_type": "clip_vision_model"})
-    with pytest.raises(UserError, match=r"is a dense ViT \(clip_vision_model\): it has no RoIs"):
+    with pytest.raises(UserError, match=r"is a dense ViT \(clip_vision_model\), which has no RoIs"):
         open_encoder(directory)
     (directory / "config.json").write_text('{"model_type": "sparse_vlm"}')
     with pytest.raises(UserError, match=r"config\.json of .* is incomplete or damaged: KeyError\('vision_config'\)"):

@@ -37,24 +37,23 @@ def build_vlm(
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
+    """Write a model directory with an encoder, an LLM and a new projector between them, atomically.
 
     Args:
-        encoder_dir: a directory of `SparseFormer.save_pretrained`, or of open_clip; see `open_tower`.
+        encoder_dir: a directory of `SparseFormer.save_pretrained` or of open_clip; see `open_tower`.
         llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
-        out_dir: the new directory.
-        gguf_file: name of the GGUF file in the directory `llm`.
+        out_dir: the output directory.
+        gguf_file: name of the GGUF file if `llm` is its directory.
         chat_template: a Jinja file or text, or "llava_v1"; None: the LLM's own.
         projector: "mlp2x_gelu" or "linear".
-        vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
-        vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
-            there is one.
-        aspect: "crop": the middle square of a picture is seen; "native": all of it, in its own aspect ratio.
-        dtype: of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, of GGUF float32.
-        seed: of the projector's initialisation.
-
-    Raises:
-        UserError: an input is missing or does not fit, or `out_dir` cannot take the result (`new_directory`).
+        vision_feature_layer: index of the encoder's hidden state to use; -2 enters the last block.
+        vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, if there
+            is one.
+        aspect: "crop": the model sees the central square of an image; "native": the whole image in its own aspect
+            ratio.
+        dtype: dtype of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, or float32 for
+            GGUF.
+        seed: seed for the projector's initialization.
     """
     if dtype is not None and dtype not in DTYPES:
         raise unknown_choice("--dtype", dtype, DTYPES)
@@ -63,7 +62,7 @@ def build_vlm(
     if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
         raise UserError(
             f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {tower.depth} blocks, "
-            f"so it lies in {-tower.depth - 1}…{tower.depth}."
+            f"so it must be between {-tower.depth - 1} and {tower.depth}."
         )
     language_model, tokenizer = load_llm(llm, gguf_file)
     template = prepare_chat_template(tokenizer, chat_template)
@@ -71,8 +70,8 @@ def build_vlm(
     _prepare_tokenizer(tokenizer, template, image_token_id)
     settle_generation(language_model, tokenizer)
     _grow_embeddings(language_model, len(tokenizer))
-    language_model.config.name_or_path = ""  # a path of this machine has no place in the result
-    # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
+    language_model.config.name_or_path = ""  # no path of this machine in the result
+    # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token
     strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
     config = SparseVLMConfig(
         vision_config=tower.model.config,
@@ -100,31 +99,34 @@ def build_vlm(
 
 
 def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
-    """Raises UserError where an LLM has no room for an image, a short question and an answer's first token."""
+    """Raise UserError if an image, a short question and an answer's first token exceed the LLM's positions."""
     positions = most_positions(language_model.config)
     prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
     if positions is not None and prompt >= positions:
         raise UserError(
             f"The LLM takes {positions} tokens, but an image and a short question need {prompt} "
-            "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
+            "under the chat template. Choose an LLM with a longer context, or an encoder with fewer tokens."
         )
 
 
 def _public_name(llm: str | Path) -> str:
-    """The LLM's name for the model card: of the hub as it is, of a directory or file the last part of its path."""
+    """Return the LLM's name for the model card: its hub name, or the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
-    """Room for `tokens` ids, rounded up to 64 for the GPU's sake. A new row is the mean of the old ones: the mean
-    of the other logits is never the largest, so no new id is ever the most likely answer."""
+    """Grow the embeddings to at least `tokens` rows, a multiple of 64 for speed on a GPU.
+
+    Each new row is the mean of the old ones: its logit is the mean of the old logits, hence never the largest, and no
+    new id is ever the most likely answer.
+    """
     old = _weight(language_model.get_input_embeddings()).shape[0]
     if old >= tokens:
         return
     language_model.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
     with torch.no_grad():
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-            for rows in layer.parameters():  # the weight, and the bias of a head that has one
+            for rows in layer.parameters():  # the weight, and the bias if the head has one
                 rows[old:] = rows[:old].mean(dim=0)
 
 
@@ -136,7 +138,7 @@ def _weight(layer: nn.Module) -> Tensor:
 def _assemble(
     config: SparseVLMConfig, vision_tower: PreTrainedModel, language_model: PreTrainedModel, seed: int
 ) -> SparseVLMForConditionalGeneration:
-    """The model with the given parts inside; no weight is copied."""
+    """Assemble the model from its parts, without copying weights."""
     head = language_model.get_output_embeddings()
     width = _weight(language_model.get_input_embeddings()).shape[1]
     if width != config.get_text_config().hidden_size:
@@ -159,26 +161,25 @@ def _assemble(
 
 @torch.no_grad()
 def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model: PreTrainedModel) -> None:
-    """Some causal LMs do more than one linear layer behind their last hidden state (Granite, Cohere: a factor)."""
+    """Raise UserError if the VLM's logits differ from the LLM's: some LLMs scale them (Granite, Cohere)."""
     ids = torch.arange(1, 9)[None]
     expected, name = language_model(ids).logits, type(language_model).__name__
     try:
         difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
-    except Exception as error:  # e.g. of a model without keys and values
+    except Exception as error:  # e.g. a model without keys and values
         raise UserError(f"A {name} does not run inside transformers' Llava: {one_line(error)}") from error
     if not difference < 1e-3:
         raise UserError(
-            f"A {name} computes its logits in a way that is not known here: the VLM's "
-            f"differ from them by {difference:.2g} of the largest one. Choose another LLM."
+            f"A {name} computes its logits in an unsupported way: the VLM's logits differ from them by "
+            f"{difference:.2g} of the largest one. Choose another LLM."
         )
 
 
 @torch.no_grad()
 def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.Sequential:
-    """A random projector whose outputs have the rms of what `embed` gives, the LLM's (with Gemma's factor), so that
-    visual tokens start in range.
+    """Create a random projector whose outputs have the rms of the LLM's embeddings `embed` (including Gemma's factor).
 
-    Its inputs behind the LayerNorm have unit rms whatever the encoder; normal vectors stand for them here.
+    After the LayerNorm the inputs of its linear layers have unit rms for any encoder; here normal vectors replace them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -195,11 +196,7 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, image_token_id: int) -> None:
-    """Gives the tokenizer the template, and the tokens that are missing: eos, which ends a turn, and padding.
-
-    Raises:
-        UserError: a turn under the template cannot be told apart from what surrounds it.
-    """
+    """Set the tokenizer's template, and its eos token, which ends a turn, and padding token where they are missing."""
     tokenizer.chat_template = chat_template
     check_round_trip(ChatFormat(tokenizer, chat_template, image_token_id, 1))
     if tokenizer.eos_token is None:

@@ -1,4 +1,4 @@
-"""Opens a model directory strictly: a missing, unknown or misshapen weight is an error."""
+"""Open a model directory. Loading is strict: missing, unknown and misshapen weights are errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,24 +23,23 @@ def load_vlm(
     quantization: QuantizationConfigMixin | None = None,
     device: torch.device | None = None,
 ) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Opens a model directory of ours, strictly; the model is in eval mode.
+    """Open a model directory. Loading is strict, and the model is in eval mode.
 
     Args:
-        model_dir: what `build_vlm` or a training stage wrote.
-        dtype: of the weights; coordinates inside the encoder stay float32.
-        attn_implementation: of the language model, in transformers' names; None: transformers' choice.
-        quantization: transformers' settings, of the language model alone: the rest keeps `dtype`.
-        device: where to; None: the CPU.
-
-    Raises:
-        UserError: no such directory, not one of ours, incomplete or damaged, or the attention is not available.
+        model_dir: a directory written by `build_vlm` or a training stage.
+        dtype: dtype of the weights; coordinates inside the encoder stay float32.
+        attn_implementation: transformers' name for the language model's attention; None: transformers' choice.
+        quantization: transformers' settings for the language model; the rest keeps `dtype`.
+        device: None: the CPU.
     """
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
         raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
     _check_model_type(model_dir)
     with _opening(model_dir, attn_implementation):
-        processor = SparseVLMProcessor.from_pretrained(model_dir)  # first: it takes no time to find it damaged
+        processor = SparseVLMProcessor.from_pretrained(
+            model_dir
+        )  # first, because it fails fastest on a damaged directory
         if processor.chat_template is None:
             raise UserError(f"The model directory {model_dir} is incomplete: it has no chat_template.jinja.")
         loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
@@ -58,31 +57,29 @@ def load_vlm(
 
 
 def check_opens(model_dir: Path) -> None:
-    """Check that a model directory which was just written opens: before it takes its place. Reads no weight.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Check that a newly written model directory opens, without reading its weights. Call this before publishing it."""
     load_vlm(model_dir, device=torch.device("meta"))
 
 
 @contextmanager
 def _opening(model_dir: Path, attn_implementation: str | None) -> Iterator[None]:
-    """Makes a sentence of what transformers raises at a damaged directory, which is nearly anything."""
+    """Turn transformers' errors into UserErrors. A damaged directory can make it raise almost anything."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         if attn_implementation is not None and isinstance(error, ImportError | ValueError):
-            raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
+            raise UserError(
+                f"The attention {attn_implementation!r} is not available for {model_dir}: {one_line(error)}"
+            ) from error
         raise UserError(f"The model directory {model_dir} cannot be opened: {one_line(error)}") from error
 
 
 def _check_model_type(model_dir: Path) -> None:
     if not (model_dir / "config.json").is_file():
-        raise UserError(f"{model_dir} is no model directory: it has no config.json.")
+        raise UserError(f"{model_dir} is not a model directory: it has no config.json.")
     model_type = read_object(model_dir / "config.json").get("model_type")
     if model_type != SparseVLMConfig.model_type:
         hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
-        raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")
+        raise UserError(f"{model_dir} has a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

@@ -178,7 +178,7 @@ def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_d
         with torch.no_grad():
             logits.append(model(**collate([dataset[i] for i in range(4)])).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="No attention 'flash_attention_2'"):
+    with pytest.raises(UserError, match="The attention 'flash_attention_2' is not available"):
         load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
 
 

@@ -34,9 +34,13 @@ def is_tied(model: Any) -> bool:
         ("/nowhere/at/all", None, "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/at/all", "model.gguf", "There is no LLM directory /nowhere/at/all"),
         ("/nowhere/model.gguf", None, "There is no LLM directory /nowhere"),
-        ("nowhere", None, "There is no LLM directory nowhere; on the Hugging Face hub a name is OWNER/NAME"),
+        (
+            "nowhere",
+            None,
+            r"There is no LLM directory nowhere\. Names on the Hugging Face hub have the form OWNER/NAME",
+        ),
         ("EMPTY", "model.gguf", r"There is no file model.gguf in .*; .gguf files there: none"),
-        ("EMPTY", None, "holds no config.json"),
+        ("EMPTY", None, r"is not an LLM directory: it has no config\.json"),
     ],
 )
 def test_missing_llm(tmp_path: Path, llm: str, gguf_file: str | None, message: str) -> None:
@@ -118,7 +122,7 @@ def test_an_adapter_is_no_llm(llm_dir: Path, tmp_path: Path, beside: bool) -> No
     if beside:
         shutil.copytree(llm_dir, tmp_path, dirs_exist_ok=True)
     LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds a peft adapter .* merge it into its model first"):
+    with pytest.raises(UserError, match=r"has a peft adapter .* Merge it into its base model first"):
         load_llm(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_the_letters_of_a_control_token(tokenizer: Any) -> None:
 @pytest.mark.parametrize("half", ["\ud83d", "\ud83d\ude00"])
 def test_half_a_character_is_refused(tokenizer: Any, half: str) -> None:
     """JSON may hold one, and a terminal makes one of each byte that is not UTF-8; tokenizers raise a TypeError."""
-    with pytest.raises(UserError, match=r"The text holds '\\ud\w{3}', half of a character"):
+    with pytest.raises(UserError, match=r"The text contains '\\ud\w{3}', half of a character"):
         escape(f"a {half} b", control_tokens(tokenizer))
     assert escape("😀", control_tokens(tokenizer)) == "😀"
 
@@ -101,5 +101,5 @@ def test_a_tokenizer_that_cannot_is_refused() -> None:
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     tokenizer.add_tokens([AddedToken("<end>", special=True, normalized=True)], special_tokens=True)
-    with pytest.raises(UserError, match=r"holds <end>, which this tokenizer cannot write as text"):
+    with pytest.raises(UserError, match=r"contains <end>, which this tokenizer cannot write as text"):
         encode(tokenizer, escape("a <end>", control_tokens(tokenizer)) + " <end>")
