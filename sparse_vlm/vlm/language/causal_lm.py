@@ -56,8 +56,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     except Exception as error:  # damaged files and missing packages make transformers raise almost anything
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"The LLM {name} needs code of its own (auto_map), which is not run here. Choose an LLM that transformers "
-                "itself implements."
+                f"The LLM {name} needs code of its own (auto_map), which is not run here. Choose an LLM that "
+                "transformers itself implements."
             ) from error
         raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
