@@ -98,7 +98,7 @@ def test_rois_command(
     assert matplotlib.image.imread(tmp_path / "rois.png").std() > 0.05
 
 
-def test_rois_of_nothing(tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rois_refuses_bad_input(tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
     for arguments, sentence in [
         ([str(tmp_path / "a.png"), "--model", str(tmp_path / "none")], "There is no encoder directory"),

@@ -1,4 +1,4 @@
-"""Building a model directory: what it contains, and that the language model computes what it did alone."""
+"""Building a model directory: its contents, and that the language model computes the same as before."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from tests.vlm.conftest import Loaded, is_tied, logits_of
 
 
-def test_the_directory_describes_itself(vlm_dir: Path) -> None:
+def test_the_directory_is_self_describing(vlm_dir: Path) -> None:
     names = {path.name for path in vlm_dir.iterdir()}
     assert {
         "config.json",
@@ -43,7 +43,7 @@ def test_the_directory_describes_itself(vlm_dir: Path) -> None:
     assert str(vlm_dir.parent.parent) not in (vlm_dir / "config.json").read_text(), "no path of this machine"
 
 
-def test_text_logits_are_those_of_the_llm(vlm: Loaded, llm_dir: Path) -> None:
+def test_text_logits_equal_those_of_the_llm(vlm: Loaded, llm_dir: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(llm_dir)
     inputs = encode_prompt(vlm[1], None, "What is two and two?")
     expected = logits_of(llm, inputs)
@@ -65,7 +65,7 @@ def test_visual_tokens_start_at_the_rms_of_the_embeddings(vlm: Loaded, images: l
     assert 0.8 < rms < 1.25
 
 
-def test_the_seed_makes_the_projector(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
+def test_the_seed_determines_the_projector(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
     key = "model.multi_modal_projector.linear_1.weight"
     for seed in (0, 1):
         build_vlm(encoder_dir, llm_dir, tmp_path / str(seed), seed=seed)
@@ -85,7 +85,7 @@ def test_the_seed_makes_the_projector(tmp_path: Path, encoder_dir: Path, llm_dir
         (torch.float32, "bfloat16", torch.bfloat16),
     ],
 )
-def test_the_directory_has_the_llms_dtype_or_the_one_asked_for(
+def test_the_directory_has_the_llms_dtype_or_the_requested_one(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path, own: torch.dtype, asked: str | None, expected: torch.dtype
 ) -> None:
     llm, tokenizer = load_llm(llm_dir)
@@ -98,14 +98,14 @@ def test_the_directory_has_the_llms_dtype_or_the_one_asked_for(
     assert {weight.dtype for weight in language.values()} == {expected}
     assert {weight.dtype for weight in written.values()} == {expected, torch.float32}, "coordinates stay float32"
     for name, weight in load_file(tmp_path / "llm" / "model.safetensors").items():
-        after = language[f"model.language_{name}"][: len(weight)]  # behind the old rows the embeddings have new ones
+        after = language[f"model.language_{name}"][: len(weight)]  # the embeddings have new rows after the old ones
         assert torch.equal(after.float(), weight.to(expected).float())
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["dtype"] == described["text_config"]["dtype"] == str(expected).removeprefix("torch.")
     assert load_vlm(tmp_path / "out")[0].dtype == torch.float32, "what load_vlm was asked for"
 
 
-def test_a_dtype_that_does_not_hold_the_weights_is_a_sentence(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+def test_weights_too_large_for_the_dtype_are_an_error(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
     llm, tokenizer = load_llm(llm_dir)
     with torch.no_grad():
         llm.get_input_embeddings().weight[7, 0] = 7e4
@@ -122,7 +122,7 @@ def test_a_dtype_that_does_not_hold_the_weights_is_a_sentence(tmp_path: Path, en
 def test_smollm2_from_gguf(
     tmp_path: Path, encoder_dir: Path, smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, images: list[Image.Image]
 ) -> None:
-    """The packaged LLM end to end; what transformers reads from GGUF is kept aside for the comparison."""
+    """The packaged LLM end to end, compared with the model that transformers reads from GGUF."""
     kept = []
     read = AutoModelForCausalLM.from_pretrained
 
@@ -176,10 +176,10 @@ def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_what_does_not_open_is_not_published(
+def test_a_directory_that_does_not_open_is_not_published(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weight is lost while the model is saved."""
+    """Here a weight is lost while the model is saved."""
     save = SparseVLMForConditionalGeneration.save_pretrained
 
     def losing(self: Any, folder: Path, **options: Any) -> None:

@@ -21,7 +21,7 @@ QUESTION: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "W
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (64, 64), (341, 257), (90, 343)])
-def test_pixel_values_equal_the_encoders_transform(
+def test_pixel_values_equal_those_of_the_encoders_transform(
     vlm: Loaded, encoder_dir: Path, mode: str, size: tuple[int, int]
 ) -> None:
     noise = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -32,14 +32,14 @@ def test_pixel_values_equal_the_encoders_transform(
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
-def test_every_field_of_the_preprocessing_arrives(resize_mode: str) -> None:
+def test_every_field_of_the_preprocessing_is_used(resize_mode: str) -> None:
     preprocessing = Preprocessing(40, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", resize_mode)
     image = Image.effect_noise((50, 71), 80).convert("RGB")
     got = SparseFormerImageProcessor.from_preprocessing(preprocessing)(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(got, Transform(preprocessing)(image))
 
 
-def test_arrays_and_tensors_equal_the_picture(vlm: Loaded) -> None:
+def test_arrays_and_tensors_give_the_same_pixels(vlm: Loaded) -> None:
     array = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8)
     processor = vlm[1].image_processor
     values = [processor(x, return_tensors="pt")["pixel_values"] for x in (array.numpy(), array.permute(2, 0, 1))]
@@ -48,7 +48,7 @@ def test_arrays_and_tensors_equal_the_picture(vlm: Loaded) -> None:
     assert torch.equal(values[1], expected)
 
 
-def test_the_image_processor_takes_what_to_rgb_takes(vlm: Loaded, tmp_path: Path) -> None:
+def test_the_image_processor_accepts_what_to_rgb_accepts(vlm: Loaded, tmp_path: Path) -> None:
     processor = vlm[1].image_processor
     colours = torch.randint(0, 256, (30, 40, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     exif = Image.Exif()
@@ -83,7 +83,7 @@ def test_the_image_processor_takes_what_to_rgb_takes(vlm: Loaded, tmp_path: Path
         ([None], "not NoneType"),
     ],
 )
-def test_bad_images_are_a_sentence(vlm: Loaded, images: Any, sentence: str) -> None:
+def test_bad_images_are_one_line_errors(vlm: Loaded, images: Any, sentence: str) -> None:
     for call in (lambda: vlm[1].image_processor(images), lambda: vlm[1](text="<image>", images=images)):
         with pytest.raises(UserError, match=sentence):
             call()
@@ -104,7 +104,7 @@ def test_steps_cannot_be_switched_off(vlm: Loaded) -> None:
         ({"input_data_format": "first"}, "Unknown layout of an image 'first'. .*channels_first"),
     ],
 )
-def test_settings_that_would_have_no_effect_are_refused(vlm: Loaded, options: dict[str, Any], sentence: str) -> None:
+def test_unsupported_settings_are_refused(vlm: Loaded, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         vlm[1].image_processor(np.zeros((9, 9, 3), dtype=np.uint8), **options)
 
@@ -117,6 +117,6 @@ def test_settings_that_would_have_no_effect_are_refused(vlm: Loaded, options: di
         ("data:image/png;base64,AAAA", r"AAAA cannot be read \(no known image format\)"),
     ],
 )
-def test_what_is_no_image_file_is_named(vlm: Loaded, source: str, sentence: str) -> None:
+def test_errors_name_a_source_that_is_not_an_image(vlm: Loaded, source: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         vlm[1].image_processor(source)

@@ -52,7 +52,7 @@ OPENED = "SparseVLMForConditionalGeneration SparseVLMProcessor 6"
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "from transformers.models.llava.modeling_llava import LlavaModel"])
 def test_a_fresh_process_opens_it_after_import_sparse_vlm(vlm_dir: Path, before: str) -> None:
-    """Through transformers' Auto classes, whose Llava may have been imported before them."""
+    """Through transformers' Auto classes, even if Llava was imported before."""
     program = f"""
 import sparse_vlm, sys
 assert "transformers" not in sys.modules
@@ -90,7 +90,7 @@ def test_load_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir:
 
 
 def damaged(change: str, directory: Path) -> None:
-    """Damages a model directory: "FILE" is removed, "FILE=TEXT" is written, "PART.FIELD=JSON" is set in config.json."""
+    """Damage a model directory: remove "FILE", write "FILE=TEXT", or set "PART.FIELD=JSON" in config.json."""
     name, _, value = change.partition("=")
     if name.startswith(("text_config.", "vision_config.")):
         part, field = name.split(".")
@@ -117,7 +117,9 @@ def damaged(change: str, directory: Path) -> None:
         ('vision_config.encoder={"stem": 3}', "stem must be a JSON object, got 3"),
     ],
 )
-def test_a_damaged_model_directory_is_one_sentence(tmp_path: Path, vlm_dir: Path, change: str, message: str) -> None:
+def test_a_damaged_model_directory_is_a_one_line_error(
+    tmp_path: Path, vlm_dir: Path, change: str, message: str
+) -> None:
     damaged(change, shutil.copytree(vlm_dir, tmp_path / "vlm"))
     with pytest.raises(UserError, match=message):
         load_vlm(tmp_path / "vlm")

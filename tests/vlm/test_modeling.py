@@ -47,7 +47,7 @@ def test_generated_text_depends_on_the_image(vlm: Loaded, images: list[Image.Ima
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_batches_with_left_padding_answer_as_one_by_one(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_batches_with_left_padding_give_the_single_answers(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     inputs = prompts(processor, QUESTIONS, images)
     assert (inputs["attention_mask"] == 0).any(), "the questions must differ in length"
@@ -56,7 +56,7 @@ def test_batches_with_left_padding_answer_as_one_by_one(vlm: Loaded, images: lis
     assert ids[:, inputs["input_ids"].shape[1] :].tolist() == one_by_one
 
 
-def test_text_only_batches_answer_as_one_by_one(vlm: Loaded) -> None:
+def test_text_only_batches_give_the_single_answers(vlm: Loaded) -> None:
     model, processor = vlm
     inputs = prompts(processor, QUESTIONS, None)
     assert "pixel_values" not in inputs
@@ -66,7 +66,7 @@ def test_text_only_batches_answer_as_one_by_one(vlm: Loaded) -> None:
 
 
 def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images: list[Image.Image]) -> None:
-    """Rows are [prefix | padding | question]; the prefix with the image runs once, without its rows."""
+    """Rows are [prefix | padding | question]. The prefix with the image is computed once, before the rows."""
     model, processor = vlm
     rows = [encode_prompt(processor, images[0], question) for question in QUESTIONS]
     ids = [row["input_ids"][0] for row in rows]
@@ -98,7 +98,7 @@ def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images:
 
 
 @torch.no_grad()
-def test_larger_and_oblong_pictures_take_as_many_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_larger_and_oblong_images_take_the_same_number_of_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     larger = {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}
     small, large = (
@@ -138,11 +138,11 @@ def test_loss_reaches_projector_encoder_and_llm(vlm_dir: Path, images: list[Imag
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all()
             assert parameter.grad.abs().max() > 0
-    # what lies behind the chosen hidden state has no part in it
+    # blocks after the selected hidden state have no gradients
     assert all(parameter.grad is None for parameter in encoder.cortex.trunk.blocks[-1].parameters())
 
 
-def test_bfloat16_keeps_the_coordinates_to_the_last_bit(vlm_dir: Path, images: list[Image.Image]) -> None:
+def test_bfloat16_keeps_the_coordinates_bit_for_bit(vlm_dir: Path, images: list[Image.Image]) -> None:
     exact, processor = load_vlm(vlm_dir)
     model, _ = load_vlm(vlm_dir, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16

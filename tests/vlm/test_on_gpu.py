@@ -34,7 +34,7 @@ def test_a_prompt(vlm_dir: Path, images: list[Image.Image], shown: bool, dtype: 
 def test_questions_about_an_image_share_its_prefix(
     vlm_dir: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of `Answerer` but the words themselves, which are numbers: `generate` is one pass here."""
+    """All of `Answerer` except decoding: here `generate` is a single forward pass."""
     model, processor = load_vlm(vlm_dir)
     passes: list[Any] = []
 
@@ -50,11 +50,11 @@ def test_questions_about_an_image_share_its_prefix(
     questions = [(0, "What?"), (1, "What is it, please?"), (2, "Where?")]
     monkeypatch.setattr(answerer, "_preprocess", lambda _: torch.randn(1, 3, 64, 64))
     for _, text in questions:
-        answerer._prompt(True, text)  # while the tokenizer's numbers are real; they are kept
+        answerer._prompt(True, text)  # cached outside the fake GPU, where the tokenizer's tensors are real
     answers: Any = Answerer.answer
     with fake_gpu() as gpu, torch.no_grad():
         gpu.move(model)
-        (batch,) = answers.__wrapped__(answerer, images, questions)  # in inference mode torch wants a real GPU
+        (batch,) = answers.__wrapped__(answerer, images, questions)  # torch's inference mode needs a real GPU
         assert_on_gpu(passes)
     assert dict(batch) == dict.fromkeys(range(3), "words")
 
@@ -62,7 +62,7 @@ def test_questions_about_an_image_share_its_prefix(
 COLOURS = ("red", "green", "blue", "white")
 
 
-def test_answers_are_the_same(worded_vlm_dir: Path) -> None:
+def test_answers_with_cuda_graphs_are_the_same(worded_vlm_dir: Path) -> None:
     recorder = CpuRecorder()
     plain, processor = load_vlm(worded_vlm_dir)
     replayed, _ = load_vlm(worded_vlm_dir)
@@ -79,7 +79,7 @@ def test_answers_are_the_same(worded_vlm_dir: Path) -> None:
     assert found == expected
 
 
-def test_where_they_cannot_be_used_is_a_sentence(worded_vlm_dir: Path) -> None:
+def test_cuda_graphs_are_refused_where_unavailable(worded_vlm_dir: Path) -> None:
     model, _ = load_vlm(worded_vlm_dir)
     with pytest.raises(UserError, match="CUDA graphs need a CUDA device, and the model is on cpu: add --device cuda"):
         use_cuda_graphs(model)

@@ -1,4 +1,4 @@
-"""A SparseFormer as a vision model of transformers, and which of its tokens a VLM sees."""
+"""SparseFormer as a vision model of transformers, and the visual tokens that a VLM receives."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from sparse_vlm.vlm.vision import SparseFormerVisionConfig, SparseFormerVisionMo
 from tests.vlm.conftest import Loaded
 
 
-def test_visual_tokens_are_what_enters_the_last_block(
+def test_visual_tokens_are_the_hidden_state_that_enters_the_last_block(
     vlm: Loaded, images: list[Image.Image], encoder_dir: Path
 ) -> None:
     model, processor = vlm
@@ -36,7 +36,7 @@ def test_the_vision_model_alone_opens_with_automodel(tiny_encoder: SparseFormer)
     torch.manual_seed(0)
     model = AutoModel.from_config(config)
     pixel_values = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.encoder.state_dict(), tiny_encoder.state_dict())  # its own initialisation
+    torch.testing.assert_close(model.encoder.state_dict(), tiny_encoder.state_dict())  # its own initialization
     with torch.no_grad():
         out = model.eval()(pixel_values)
         expected = tiny_encoder(pixel_values)
@@ -74,8 +74,8 @@ def encoder_without_cls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("strategy", "tokens"), [("default", 5), ("full", 6)])
-def test_registers_are_no_visual_tokens(strategy: str, tokens: int) -> None:
-    """Whatever the strategy: "default" gives the latent tokens, "full" CLS as well."""
+def test_registers_are_not_visual_tokens(strategy: str, tokens: int) -> None:
+    """The strategy "default" selects the latent tokens, "full" CLS as well."""
     cortex = CortexConfig("vit_small_patch14_reg4_dinov2", depth=2, width=128, heads=2)
     focus = FocusConfig("bootstrapped", tokens=5, width=64, heads=1, repeats=1)
     encoder = SparseFormer(SparseFormerConfig(StemConfig(8), focus, cortex, Preprocessing(64, 64))).eval()
@@ -127,7 +127,7 @@ def test_default_strategy_without_cls_is_refused(encoder_without_cls: Path) -> N
 
 
 @torch.inference_mode()
-def test_a_tower_that_is_offloaded_to_disk_sees_the_same(
+def test_a_tower_offloaded_to_disk_computes_the_same(
     vlm: Loaded, vlm_dir: Path, images: list[Image.Image], tmp_path: Path
 ) -> None:
     model, processor = vlm

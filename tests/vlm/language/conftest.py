@@ -13,7 +13,7 @@ from tests.vlm.language.known_templates import NEW_TOKENS, QWEN_WORDS
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm2_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """SmolLM2's with the others' control tokens, and with Qwen's and Llama 3's rule of where words end."""
+    """SmolLM2's tokenizer with the templates' control tokens, and with the word boundaries of Qwen and Llama 3."""
     tokenizer: Any = copy.deepcopy(smollm2_tokenizer)
     tokenizer.add_tokens(NEW_TOKENS, special_tokens=True)
     words = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")

@@ -17,7 +17,7 @@ CHATML_WITHOUT_PROMPT = CHATML.split("{% if")[0]
 QWEN2 = (
     "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}" + CHATML
 )
-# The block of thoughts stands before the last answer, and before the one to be generated if thinking is off.
+# writes a block of thoughts before the last answer, and before a generated one if thinking is disabled
 QWEN3 = (
     "{% for m in messages %}{% set content = m.content.split('</think>')[-1].lstrip('\n') %}"
     "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}"
@@ -26,14 +26,14 @@ QWEN3 = (
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{% endif %}"
 )
-# Thoughts are always opened, and stripped from what was said before.
+# always opens thoughts, and strips them from earlier answers
 DEEPSEEK_R1 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
     "{{ '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token }}"
     "{% else %}{{ '<|User|>' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
-# Channels; another token ends the last answer than those before.
+# has channels; the last answer ends with another token than earlier ones
 GPT_OSS = (
     "{{ '<|start|>system<|message|>Today: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}{% for m in messages %}"
     "{% if m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"

@@ -1,4 +1,4 @@
-"""Opening a causal LM: missing, damaged and unsuitable ones; its generation settings."""
+"""Opening a causal LM, errors for missing, damaged and unsuitable ones, and generation settings."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_damaged_llm(tmp_path: Path, llm_dir: Path) -> None:
         load_llm(tmp_path, "broken.gguf")
 
 
-def test_no_weight_of_an_llm_is_made_up(tmp_path: Path, llm_dir: Path) -> None:
+def test_missing_and_misshapen_weights_of_an_llm_are_errors(tmp_path: Path, llm_dir: Path) -> None:
     llm = shutil.copytree(llm_dir, tmp_path / "llm")
     weights = load_file(llm / "model.safetensors")
     save_file({name: value for name, value in weights.items() if "layers.1" not in name}, llm / "model.safetensors")
@@ -69,7 +69,7 @@ def test_no_weight_of_an_llm_is_made_up(tmp_path: Path, llm_dir: Path) -> None:
         load_llm(llm)
 
 
-def test_a_gguf_file_cut_short(tmp_path: Path, smollm2_gguf: Path) -> None:
+def test_a_truncated_gguf_file(tmp_path: Path, smollm2_gguf: Path) -> None:
     with smollm2_gguf.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(1000))
     with pytest.raises(UserError, match=r"The LLM .*/cut\.gguf cannot be opened: unpack_from"):
@@ -90,7 +90,7 @@ def test_an_llm_without_padding_token_gets_one(
 def test_an_llms_generation_settings_can_be_saved_after_training(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path
 ) -> None:
-    """Vicuna-7B-v1.5's hold sampling values without do_sample, which transformers saves only where nothing changed."""
+    """Vicuna-7B-v1.5's have sampling values without do_sample, which transformers saves only if nothing changes."""
     llm = shutil.copytree(llm_dir, tmp_path / "llm")
     settings = {"eos_token_id": [5, 6], "pad_token_id": 0, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
     (llm / "generation_config.json").write_text(json.dumps(settings))
@@ -103,7 +103,7 @@ def test_an_llms_generation_settings_can_be_saved_after_training(
     model.save_pretrained(tmp_path / "trained")
 
 
-def test_an_llm_that_samples_goes_on_sampling(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
+def test_an_llm_that_samples_keeps_sampling(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
     llm = shutil.copytree(llm_dir, tmp_path / "llm")
     (llm / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9, "top_p": 0.6}))
     build_vlm(encoder_dir, llm, tmp_path / "vlm")
@@ -117,8 +117,8 @@ QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_no_llm(llm_dir: Path, tmp_path: Path, beside: bool) -> None:
-    """peft's directory alone, and with the whole model in it, whose weights transformers would load under new names."""
+def test_an_adapter_is_refused(llm_dir: Path, tmp_path: Path, beside: bool) -> None:
+    """Both alone and beside a whole model, whose weights transformers would load under other names."""
     if beside:
         shutil.copytree(llm_dir, tmp_path, dirs_exist_ok=True)
     LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_an_adapter_is_no_llm(llm_dir: Path, tmp_path: Path, beside: bool) -> No
 
 
 def test_an_llm_with_code_of_its_own_is_not_run(llm_dir: Path, tmp_path: Path) -> None:
-    """Nor is anything asked on the terminal."""
+    """And transformers does not prompt for permission in the terminal."""
     llm = shutil.copytree(llm_dir, tmp_path / "llm")
     config = json.loads((llm / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnForCausalLM"}}

@@ -1,4 +1,4 @@
-"""Any causal LM of transformers behind the projector: its logits, loss, batches, several pictures, save and load."""
+"""VLMs with LLMs of all supported families: logits, loss, batches, several images, saving and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.loading import load_vlm
 from train.language.data import PACKABLE
 
-# Each with what sets it apart: tied or own output layer, a window shorter than the prompts, biases, soft caps.
+# with the peculiarities of each: tied or own output layer, a window shorter than the prompts, biases, soft caps
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, {"tie_word_embeddings": False}),
     "smollm2": (
@@ -72,7 +72,7 @@ def random_llm(folder: Path, family: str, tokenizer: PreTrainedTokenizerBase) ->
     config = kind(vocab_size=len(tokenizer), **common, **head_dim, **special)
     llm = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in llm.parameters():  # biases too: nothing at its exact initial zero
+        for parameter in llm.parameters():  # including biases, so that nothing is exactly 0
             parameter += 0.05 * torch.randn_like(parameter)
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -86,7 +86,7 @@ def parts(
     smollm2_tokenizer: PreTrainedTokenizerBase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
-    """A random LLM of the family, and the model directory built with it."""
+    """The directories of a random LLM of the family and of the VLM built with it."""
     folder = tmp_path_factory.mktemp(request.param)
     llm = random_llm(folder / "llm", request.param, smollm2_tokenizer)
     build_vlm(encoder_dir, llm, folder / "vlm")
@@ -99,18 +99,18 @@ def new_tokens(model: Any, inputs: Any, **options: Any) -> list[list[int]]:
 
 
 def batch(processor: Any, images: list[list[Image.Image]]) -> Any:
-    """A question about each list of pictures, padded on the left."""
+    """Encode a question about each list of images, padded on the left."""
     texts = []
-    for question, pictures in zip(QUESTIONS, images, strict=True):
-        content = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]
+    for question, group in zip(QUESTIONS, images, strict=True):
+        content = [*[{"type": "image"}] * len(group), {"type": "text", "text": question}]
         message = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    flat = [picture for pictures in images for picture in pictures]
+    flat = [image for group in images for image in group]
     return processor(text=texts, images=flat, padding=True, add_special_tokens=False, return_tensors="pt")
 
 
 def in_one_row(prompts: list[Any]) -> dict[str, Any]:
-    """As sparse_vlm/data/conversations/collate.py packs: positions that start again, no mask, no cache."""
+    """Pack prompts as sparse_vlm/data/conversations/collate.py does: positions restart, no mask, no cache."""
     widths = [one["input_ids"].shape[1] for one in prompts]
     return {
         "input_ids": torch.cat([one["input_ids"] for one in prompts], dim=1),
@@ -125,24 +125,24 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
     model: Any
     model, processor = load_vlm(vlm_dir)
 
-    # text alone: the LLM's own logits
+    # text only: the LLM's own logits
     llm = AutoModelForCausalLM.from_pretrained(llm_dir)
     text = encode_prompt(processor, None, QUESTIONS[1])
     with torch.no_grad():
         expected = llm(**text).logits
         torch.testing.assert_close(model(**text).logits[..., : expected.shape[-1]], expected)
 
-    # no picture, one and three in one batch: as one by one
-    pictures = [images[:1], [], images]
-    inputs = batch(processor, pictures)
+    # no image, one and three in one batch give the single answers
+    groups = [images[:1], [], images]
+    inputs = batch(processor, groups)
     assert (inputs["attention_mask"] == 0).any(), "the prompts must differ in length"
-    alone = [encode_prompt(processor, mine, question) for mine, question in zip(pictures, QUESTIONS, strict=True)]
+    alone = [encode_prompt(processor, group, question) for group, question in zip(groups, QUESTIONS, strict=True)]
     greedy = [new_tokens(model, one)[0] for one in alone]
     assert new_tokens(model, inputs) == greedy
     beams = [new_tokens(model, one, num_beams=3)[0] for one in alone]
     assert new_tokens(model, inputs, num_beams=3) == beams
 
-    # the same three packed into one row, where a stage allows it: nobody sees the others
+    # the same three packed into one row, if training supports it, do not see each other
     if model.config.get_text_config().model_type in PACKABLE:
         with torch.no_grad():
             expected = torch.cat([model(**one).logits[0] for one in alone])
@@ -163,7 +163,7 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
 
 
 def test_sampling(vlm: Any, images: list[Image.Image]) -> None:
-    """The seed decides; of the one most likely token it is greedy decoding, in a padded batch too."""
+    """The seed determines the answers. With only the most likely token, sampling is greedy decoding, in batches too."""
     model, processor = vlm
     inputs = batch(processor, [images[:1], [], images])
     draws = {"do_sample": True, "temperature": 5.0}
@@ -175,18 +175,18 @@ def test_sampling(vlm: Any, images: list[Image.Image]) -> None:
     assert new_tokens(model, inputs, do_sample=True, top_k=1) == new_tokens(model, inputs)
 
 
-def test_the_order_of_several_pictures_matters(vlm: Any, images: list[Image.Image]) -> None:
+def test_the_order_of_several_images_matters(vlm: Any, images: list[Image.Image]) -> None:
     model, processor = vlm
     with torch.no_grad():
         logits = [
-            model(**encode_prompt(processor, pictures, "Which is red?")).logits[0, -1]
-            for pictures in (images[:2], images[1::-1])
+            model(**encode_prompt(processor, pair, "Which is red?")).logits[0, -1]
+            for pair in (images[:2], images[1::-1])
         ]
     assert (logits[0] - logits[1]).abs().max() > 1e-4
     assert isinstance(answer(model, processor, images[:2], "Which is red?", max_new_tokens=2), str)
 
 
-def test_an_llm_whose_logits_llava_cannot_give_is_refused(
+def test_an_llm_whose_logits_llava_cannot_compute_is_refused(
     encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAMILIES, "granite", (GraniteConfig, {"logits_scaling": 8.0}))
@@ -208,7 +208,7 @@ def test_an_llm_whose_logits_llava_cannot_give_is_refused(
         ("mamba", {}, "A MambaForCausalLM does not run inside transformers' Llava"),
     ],
 )
-def test_an_llm_that_does_not_fit_is_one_sentence(
+def test_an_unsuitable_llm_is_a_one_line_error(
     family: str,
     special: dict[str, Any],
     sentence: str,

@@ -56,7 +56,7 @@ def test_plain(conversations: dict[str, Any], smollm2_tokenizer: PreTrainedToken
     assert text == smollm2_tokenizer.bos_token + expected
 
 
-def test_a_system_turn_takes_the_place_of_v1s_own(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_system_turn_replaces_that_of_v1(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
     messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]
     text: Any = smollm2_tokenizer.apply_chat_template(
         messages, chat_template=CHAT_TEMPLATES["llava_v1"], tokenize=False, add_generation_prompt=True
@@ -72,7 +72,9 @@ IN_ORDER = (
 )
 
 
-def test_a_template_that_places_images_itself_stays(smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_template_that_places_images_itself_is_unchanged(
+    smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     template = IN_ORDER.replace("message['content'] %}{{", "message['content'] | sort(attribute='type') %}{{")
     assert prepare_chat_template(smollm2_tokenizer, template) == template
     (tmp_path / "chat.jinja").write_text(template)
@@ -91,10 +93,10 @@ IMAGE, WORDS = QUESTION
         ([IMAGE, WORDS, IMAGE, WORDS], "<image>\nWhat?<image>\nWhat?"),
     ],
 )
-def test_a_turns_images_stand_where_training_puts_them(
+def test_the_images_of_a_turn_are_placed_as_in_training(
     smollm2_tokenizer: PreTrainedTokenizerBase, content: list[dict[str, Any]], expected: str
 ) -> None:
-    """In the template itself, the LLM's own or one that would place images as they come; words between images stay."""
+    """The template itself moves images to the front, the LLM's own and one that keeps the order of parts."""
     messages: Any = [{"role": "user", "content": content}]
     for given in (None, IN_ORDER):
         template = prepare_chat_template(smollm2_tokenizer, given)
@@ -103,7 +105,7 @@ def test_a_turns_images_stand_where_training_puts_them(
         assert text.count("<image>") == expected.count("<image>")
 
 
-def test_a_template_that_prints_lists_as_python_does_is_extended(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_template_that_prints_lists_is_extended(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
     template = "{% for message in messages %}USER: {{ message['content'] }} {% endfor %}ASSISTANT:"
     prepared = prepare_chat_template(smollm2_tokenizer, template)
     messages: Any = [{"role": "user", "content": QUESTION}]

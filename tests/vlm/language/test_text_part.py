@@ -26,7 +26,7 @@ VISION |= {"image_size": 28, "patch_size": 14}
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "llava"])
-def test_the_text_part_of_a_larger_model(
+def test_the_text_part_of_a_multimodal_model(
     kind: str, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     sizes: dict[str, Any] = {"vocab_size": len(smollm2_tokenizer), **SIZES, **HEADS, "head_dim": 12}

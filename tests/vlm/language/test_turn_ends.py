@@ -18,10 +18,10 @@ from tests.random_llama import random_llama
 from tests.vlm.language.known_templates import CHATML, GEMMA, TURNS, chat_format, sample
 
 
-def test_a_model_on_a_base_llm_stops_where_the_template_ends_its_turn(
+def test_a_base_llm_stops_where_the_template_ends_its_turn(
     tokenizer: PreTrainedTokenizerBase, encoder_dir: Path, tmp_path: Path, images: list[Any]
 ) -> None:
-    """The LLM's eos is <|endoftext|>, as that of Qwen2.5's base models; the head below says <|im_end|> at once."""
+    """The LLM's eos is <|endoftext|>, as for Qwen2.5's base models; the head below makes it generate <|im_end|>."""
     base: Any = copy.deepcopy(tokenizer)
     base.eos_token = base.pad_token = "<|endoftext|>"
     base.chat_template = CHATML
@@ -36,7 +36,7 @@ def test_a_model_on_a_base_llm_stops_where_the_template_ends_its_turn(
     inputs = processor(text="<image>\nWhat?", images=images[0], return_tensors="pt")
     first = int(model.generate(**inputs, max_new_tokens=1, **GREEDY)[0, -1])
     head = model.lm_head.weight.data
-    head[[first, stop]] = head[[stop, first]]  # now the model says <|im_end|> where it said another token
+    head[[first, stop]] = head[[stop, first]]  # now the model generates <|im_end|> instead of its first token
     assert model.generate(**inputs, max_new_tokens=9, **GREEDY).shape[1] == inputs["input_ids"].shape[1] + 1
 
 
@@ -55,10 +55,10 @@ def test_an_llm_without_eos_and_padding(encoder_dir: Path, tmp_path: Path, token
 
 
 @pytest.mark.parametrize("template", [CHATML, GEMMA])
-def test_bos_comes_from_the_template_alone(
+def test_bos_comes_from_the_template_only(
     tokenizer: PreTrainedTokenizerBase, template: str, vlm: Any, images: list[Any]
 ) -> None:
-    """The tokenizer adds one wherever it may, as Llama's does; the template writes one, or none."""
+    """The tokenizer adds bos by default, as Llama's does; the template writes one or none."""
     adding: Any = copy.deepcopy(tokenizer)
     bos = adding.convert_tokens_to_ids(adding.bos_token)
     adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -79,7 +79,7 @@ def test_bos_comes_from_the_template_alone(
     assert prompt[:2].count(bos) == 1  # SmolLM2 opens a turn with the same token
 
 
-def test_chat_says_in_a_sentence_what_the_template_refuses(vlm: Any) -> None:
+def test_a_refusal_by_the_template_is_a_one_line_error(vlm: Any) -> None:
     processor = copy.copy(vlm[1])
     processor.chat_template = GEMMA
     messages = [{"role": "system", "content": "Be brief."}, user_message("What?", 0)]

@@ -1,4 +1,4 @@
-"""How templates like those of well-known models open and close the assistant's turn, and what is made of them."""
+"""The assistant's turns under templates like those of well-known models, before and after preparation."""
 
 import copy
 from datetime import datetime
@@ -44,7 +44,7 @@ EMPTY = "<think>\n\n</think>\n\n"
         (MISTRAL, " [/INST]", ["EOS"]),
     ],
 )
-def test_every_answer_is_learned_as_it_is_generated(
+def test_training_and_generation_see_the_same_tokens(
     tokenizer: PreTrainedTokenizerBase, template: str, opening: str, ends: list[str]
 ) -> None:
     chat = chat_format(tokenizer, template)
@@ -57,7 +57,7 @@ def test_every_answer_is_learned_as_it_is_generated(
     starts = [i for i in learned if i - 1 not in learned]
     assert len(starts) == 3
     for turn, start in enumerate(starts):
-        # up to each answer the training row is the prompt that chat and evaluation give
+        # up to each answer the training row equals the prompt of chat and evaluation
         prompt = render(tokenizer, chat.chat_template, one.turns[: 2 * turn + 1], open_answer=True)
         assert prompt.endswith(opening)
         assert row.input_ids[: start + 1] == chat.tokens(prompt)
@@ -67,8 +67,8 @@ def test_every_answer_is_learned_as_it_is_generated(
         assert tokenizer.decode([end]) in ends
 
 
-def test_thinking_can_not_be_switched_on_by_the_caller(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Training has not seen it."""
+def test_callers_cannot_enable_thinking(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Training does not see thoughts."""
     template = prepare_chat_template(tokenizer, QWEN3)
     messages: Any = [{"role": "user", "content": "Why?"}]
     texts: list[Any] = [
@@ -82,7 +82,7 @@ def test_thinking_can_not_be_switched_on_by_the_caller(tokenizer: PreTrainedToke
 
 
 @pytest.mark.parametrize("template", [LLAMA3, GPT_OSS])
-def test_a_date_is_that_of_the_build(
+def test_dates_are_those_of_the_build(
     tokenizer: PreTrainedTokenizerBase, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare_chat_template(tokenizer, template)
@@ -94,7 +94,7 @@ def test_a_date_is_that_of_the_build(
 @pytest.mark.parametrize(
     ("template", "sentence"),
     [
-        (CHATML.replace("<|im_end|>", "</turn>"), "could not learn to stop"),  # text, no token of this tokenizer
+        (CHATML.replace("<|im_end|>", "</turn>"), "could not learn to stop"),  # not a token of this tokenizer
         (CHATML.replace("<|im_start|>", "").replace("<|im_end|>", ""), "could not learn to stop"),
         (
             CHATML.replace("m.content", "(m.content | upper if m.role == 'assistant' else m.content)"),
@@ -108,7 +108,7 @@ def test_a_date_is_that_of_the_build(
         ),
     ],
 )
-def test_what_cannot_be_mended_is_one_sentence(
+def test_an_unsuitable_template_is_a_one_line_error(
     tokenizer: PreTrainedTokenizerBase, template: str, sentence: str | None
 ) -> None:
     def whole() -> None:
@@ -123,19 +123,19 @@ def test_what_cannot_be_mended_is_one_sentence(
         whole()
 
 
-def test_a_templates_own_refusal_names_the_sample(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_refusal_by_the_template_names_the_sample(tokenizer: PreTrainedTokenizerBase) -> None:
     chat = chat_format(tokenizer, GEMMA)
     with pytest.raises(UserError, match=r"Sample s1: The chat template refuses .*: System role not supported\."):
         encode(sample(*TURNS, system="Be brief."), chat)
 
 
-def test_an_answer_with_thoughts_of_its_own_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    """The template would strip them, and what is learned would not be what the data say."""
+def test_an_answer_that_contains_thoughts_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    """The template would strip them, so that the model would learn another text than the data's."""
     with pytest.raises(UserError, match="Sample s1: The chat template"):
         encode(sample("<image>\nWhy?", "<think>It is hot.</think>Red"), chat_format(tokenizer, QWEN3))
 
 
-def test_the_template_named_default_of_several(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_default_of_several_templates(tokenizer: PreTrainedTokenizerBase) -> None:
     several: Any = copy.deepcopy(tokenizer)
     several.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
     assert prepare_chat_template(several) == prepare_chat_template(tokenizer, CHATML)
@@ -144,5 +144,5 @@ def test_the_template_named_default_of_several(tokenizer: PreTrainedTokenizerBas
         prepare_chat_template(several)
 
 
-def test_control_tokens_are_the_tokenizers_special_ones(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_control_tokens_are_the_tokenizers_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     assert {"<|im_end|>", "<|return|>", "<image>"} <= set(control_tokens(tokenizer))

@@ -1,4 +1,4 @@
-"""`sparse-vlm serve` in a process of its own, and the messages that clients send to it."""
+"""`sparse-vlm serve` in a separate process, and messages for it."""
 
 import base64
 import io
@@ -30,8 +30,8 @@ def data_url(image: Image.Image) -> str:
 
 
 def message(url: str | None, question: str = QUESTION) -> Any:
-    picture = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
-    return {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
+    image = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
+    return {"role": "user", "content": [*image, {"type": "text", "text": question}]}
 
 
 class Server:

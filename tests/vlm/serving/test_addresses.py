@@ -1,4 +1,4 @@
-"""Images of requests: data: URLs, and addresses that may or may not be fetched."""
+"""Images of requests: data: URLs, and http(s) addresses, allowed and refused."""
 
 import asyncio
 import socket
@@ -21,12 +21,12 @@ from tests.vlm.serving.conftest import QUESTION, Server, message, png
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "[::1]", "[fd00::1]", "0.0.0.0", "2130706433", "100.64.0.1"]
 )
-def test_inner_addresses_are_not_fetched(host: str) -> None:
+def test_addresses_of_internal_networks_are_not_fetched(host: str) -> None:
     with pytest.raises(UserError, match="is not on the internet"):
         asyncio.run(Addresses("public").open(f"http://{host}/a.png", "image 1"))
 
 
-def test_a_name_that_leads_inside_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_name_of_an_internal_network_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def inside(host: Any, port: Any, *unused: Any, **options: Any) -> Any:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (number, port)) for number in ("8.8.8.8", "192.168.0.9")]
 
@@ -57,7 +57,9 @@ def test_data_urls() -> None:
 
 
 def test_too_many_pixels() -> None:
-    black = "data:image/gif;base64,R0lGODlh6APoA4AAAAAAAP///ywAAAAA6APoAwACAkQBADs="  # its head says 1000 × 1000
+    black = (
+        "data:image/gif;base64,R0lGODlh6APoA4AAAAAAAP///ywAAAAA6APoAwACAkQBADs="  # 1000 × 1000 according to its header
+    )
     with pytest.raises(UserError, match=r"it has 1000×1000 pixels, more than 0\.5 megapixels"):
         asyncio.run(Addresses(max_megapixels=0.5).open(black, "image 1"))
 
@@ -85,7 +87,7 @@ class _Files(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_addresses_are_fetched_where_that_is_allowed(
+def test_addresses_are_fetched_if_allowed(
     vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path
 ) -> None:
     _Files.image = png(images[0])

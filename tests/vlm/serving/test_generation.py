@@ -7,7 +7,7 @@ from sparse_vlm.vlm.serving.generation import Piece, Settings, generate
 from tests.vlm.conftest import Loaded
 
 
-def test_what_may_become_a_stop_string_is_held_back_until_it_is_clear(vlm: Loaded) -> None:
+def test_a_possible_stop_string_is_held_back(vlm: Loaded) -> None:
     model, processor = vlm
     inputs = encode_prompt(processor, None, "What is shown?")
     whole: list[Piece] = []

@@ -1,4 +1,4 @@
-"""Requests that are refused, and the conversion of those that are not."""
+"""Refused requests, and the conversion of messages."""
 
 import urllib.error
 import urllib.request
@@ -44,14 +44,14 @@ from tests.vlm.serving.conftest import Server, message
         ({"model": "another"}, "The model 'another' is not served here. This server has 'vlm'."),
     ],
 )
-def test_bad_requests_are_400_with_the_reason(server: Server, changes: dict[str, Any], sentence: str) -> None:
+def test_bad_requests_have_status_400_and_a_reason(server: Server, changes: dict[str, Any], sentence: str) -> None:
     status, reply = server.post({"model": "vlm", "messages": [message(None)], "max_tokens": 1} | changes)
     assert status == 400
     assert sentence in reply["error"]["message"]
     assert reply["error"]["type"] == "invalid_request_error"
 
 
-def test_other_bodies_and_other_routes(server: Server) -> None:
+def test_invalid_bodies_and_unknown_routes(server: Server) -> None:
     status, reply = server.post(b"{not json")
     assert status == 400
     assert "not valid JSON" in reply["error"]["message"]
@@ -66,7 +66,7 @@ def test_other_bodies_and_other_routes(server: Server) -> None:
     ("kinds", "expected"),
     [("ti", "it"), ("it", "it"), ("tiit", "iitt"), ("tit", "itt"), ("titit", "titit"), ("iti", "iti"), ("t", "t")],
 )
-def test_images_stand_before_the_words_unless_words_stand_between(kinds: str, expected: str) -> None:
+def test_images_come_before_text_unless_text_separates_them(kinds: str, expected: str) -> None:
     image = ImagePart(type="image_url", image_url=ImageAddress(url="data:,"))
     parts = [image if kind == "i" else TextPart(type="text", text="t") for kind in kinds]
     turns, urls = conversation([UserMessage(role="user", content=parts)])

@@ -1,4 +1,4 @@
-"""The command `sparse-vlm serve`: its options, concurrency and end, and a conversation as open-webui sends it."""
+"""The command `sparse-vlm serve`: options, concurrency, shutdown, and open-webui's requests."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from tests.vlm.serving.conftest import QUESTION, Server, data_url, message
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ["bnb-4bit", "8"])
-def test_in_few_bits_it_answers_about_images(
+def test_a_quantized_model_answers_about_images(
     vlm_dir: Path, images: list[Image.Image], tmp_path: Path, bits: str
 ) -> None:
     pytest.importorskip("fastapi")
@@ -32,7 +32,7 @@ def test_in_few_bits_it_answers_about_images(
 
 
 def test_an_open_webui_conversation(server: Server, vlm: Loaded, images: list[Image.Image]) -> None:
-    """What open-webui sends: the model list, a streamed question with the text first, and the title of the chat."""
+    """open-webui requests the model list, a streamed answer with text before the image, and a title for the chat."""
     with urllib.request.urlopen(f"{server.root}/v1/models") as reply:
         model = json.load(reply)["data"][0]["id"]
     first = {"role": "user", "content": message(data_url(images[0]))["content"][::-1]}
@@ -64,7 +64,7 @@ def test_an_open_webui_conversation(server: Server, vlm: Loaded, images: list[Im
     assert server.post({"model": model, "messages": history, "max_tokens": 2})[0] == 200
 
 
-def test_health_answers_while_an_answer_is_generated_and_a_client_that_leaves_ends_it(server: Server) -> None:
+def test_health_during_generation_and_a_client_that_disconnects(server: Server) -> None:
     import httpx
 
     body = {"model": "vlm", "messages": [message(None)], "max_tokens": 1900, "stream": True}
@@ -82,7 +82,7 @@ def test_health_answers_while_an_answer_is_generated_and_a_client_that_leaves_en
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_server_quietly_in_the_middle_of_an_answer(vlm_dir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_during_an_answer_ends_the_server_silently(vlm_dir: Path, tmp_path: Path) -> None:
     import httpx
 
     server = Server(vlm_dir, tmp_path / "log")
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_the_server_quietly_in_the_middle_of_an_answer(vlm_dir: Path
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_only_model_directories_of_ours(llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_directories_are_refused(llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for directory in (llm_dir, tmp_path / "none"):
         assert main(["serve", str(directory), "--port", "8000"]) == 2
         assert capsys.readouterr().err == (
@@ -117,7 +117,7 @@ def test_only_model_directories_of_ours(llm_dir: Path, tmp_path: Path, capsys: p
         (["--fetch_seconds", "0"], "--fetch_seconds must be positive, got 0"),
     ],
 )
-def test_bad_options_are_a_sentence(
+def test_bad_options_are_one_line_errors(
     vlm_dir: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
     assert main(["serve", *options, str(vlm_dir), "--device", "cpu"]) == 2
