@@ -97,8 +97,8 @@ def test_steps_cannot_be_switched_off(vlm: Loaded) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"size": {"height": 32, "width": 40}}, "size must be a square, .*'width': 40"),
-        ({"size": {"longest_edge": 64}}, "size must be a square, .*'longest_edge': 64"),
+        ({"size": {"height": 32, "width": 40}}, "size must be a square .*'width': 40"),
+        ({"size": {"longest_edge": 64}}, "size must be a square .*'longest_edge': 64"),
         ({"crop_size": {"height": 32, "width": 40}}, "crop_size must be a square"),
         ({"rescale_factor": 1.0}, "rescales by 1/255, not by 1"),
         ({"input_data_format": "first"}, "Unknown layout of an image 'first'. .*channels_first"),

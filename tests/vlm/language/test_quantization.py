@@ -208,5 +208,5 @@ class HeedlessQuantizer(HfQuantizer):
 def test_a_quantizer_that_ignores_exclusions_is_refused(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "heedless", HeedlessQuantizer)
     monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "heedless", HeedlessSettings)
-    with pytest.raises(UserError, match=r"This quantizer has replaced .*vision_tower.*weight, but the vision tower"):
+    with pytest.raises(UserError, match=r"This quantizer has replaced .*vision_tower.*weight, but vision tower"):
         AutoModelForImageTextToText.from_pretrained(vlm_dir, quantization_config=HeedlessSettings())
