@@ -19,7 +19,7 @@ from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_toke
 from sparse_vlm.vlm.loading import check_opens
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.towers import open_tower
+from sparse_vlm.vlm.towers import VisionTower, open_tower
 from sparse_vlm.vlm.vision import visual_tokens
 
 
@@ -59,47 +59,62 @@ def build_vlm(
         raise unknown_choice("--dtype", dtype, DTYPES)
     check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
-    if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
-        raise UserError(
-            f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {tower.depth} blocks, "
-            f"so it must be between {-tower.depth - 1} and {tower.depth}."
-        )
-    language_model, tokenizer = load_llm(llm, gguf_file)
-    template = prepare_chat_template(tokenizer, chat_template)
-    image_token_id = add_image_token(tokenizer)
-    _prepare_tokenizer(tokenizer, template, image_token_id)
-    settle_generation(language_model, tokenizer)
-    _grow_embeddings(language_model, len(tokenizer))
-    language_model.config.name_or_path = ""  # no path of this machine in the result
+    _check_layer(tower, vision_feature_layer)
+    language_model, tokenizer = _prepare_llm(llm, gguf_file, chat_template)
     # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token
     strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
     config = SparseVLMConfig(
         vision_config=tower.model.config,
         text_config=language_model.config,
-        image_token_index=image_token_id,
+        image_token_index=add_image_token(tokenizer),
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
         provenance={"language_model": _public_name(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
-    _check_positions(language_model, ChatFormat(tokenizer, template, image_token_id, config.image_seq_length))
-    model = _assemble(config, tower.model, language_model, seed)
-    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
         tokenizer,
         num_image_tokens=config.image_seq_length,
-        chat_template=template,
+        chat_template=tokenizer.get_chat_template(),
     )
+    _check_positions(language_model, processor)
+    model = _assemble(config, tower.model, language_model, seed)
+    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     with new_directory(out_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
 
 
-def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
+def _check_layer(tower: VisionTower, layer: int) -> None:
+    """Raise UserError if a vision tower has no hidden state `layer`."""
+    if not -tower.depth - 1 <= layer <= tower.depth:
+        raise UserError(
+            f"vision_feature_layer {layer} does not exist: the encoder has {tower.depth} blocks, so it must be between "
+            f"{-tower.depth - 1} and {tower.depth}."
+        )
+
+
+def _prepare_llm(
+    llm: str | Path, gguf_file: str | None, chat_template: str | Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open an LLM and its tokenizer, and give them the chat template, `<image>` and the stops of generation."""
+    language_model, tokenizer = load_llm(llm, gguf_file)
+    template = prepare_chat_template(tokenizer, chat_template)
+    _prepare_tokenizer(tokenizer, template, add_image_token(tokenizer))
+    settle_generation(language_model, tokenizer)
+    _grow_embeddings(language_model, len(tokenizer))
+    language_model.config.name_or_path = ""  # no path of this machine in the result
+    return language_model, tokenizer
+
+
+def _check_positions(language_model: PreTrainedModel, processor: SparseVLMProcessor) -> None:
     """Raise UserError if an image, a short question and an answer's first token exceed the LLM's positions."""
+    tokenizer = processor.tokenizer
+    image_token_id, tokens = add_image_token(tokenizer), processor.num_image_tokens
+    chat = ChatFormat(tokenizer, tokenizer.get_chat_template(), image_token_id, tokens)
     positions = most_positions(language_model.config)
     prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
     if positions is not None and prompt >= positions:

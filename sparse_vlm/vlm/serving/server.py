@@ -65,11 +65,15 @@ def serve(
             max_images,
             created=int(Path(model_dir, "config.json").stat().st_mtime),
         )
-        shown = f"[{host}]" if ":" in host else host
-        print(f"{served.names[0]} on {place}: http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+        print(f"{served.names[0]} on {place}: {_url(host, listening)}", flush=True)
         config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=5)
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}/v1"
 
 
 def _names(model_dir: str | Path, served_name: str | None) -> Sequence[str]:
