@@ -12,7 +12,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts |= set(tokenizer.all_special_tokens)
     ordered = sorted(texts - {""}, key=lambda text: (-len(text), text))
-    ids: Any = tokenizer.convert_tokens_to_ids(ordered)  # of a list of texts a list
+    ids: Any = tokenizer.convert_tokens_to_ids(ordered)  # a list, for a list of texts
     return dict(zip(ordered, ids, strict=True))
 
 

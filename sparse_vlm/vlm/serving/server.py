@@ -43,7 +43,7 @@ def serve(
         image_urls, fetch_seconds: see `Addresses`.
     """
     if read_config(model_dir).get("model_type") != MODEL_TYPE:
-        raise UserError(f"{model_dir} is not a model directory of ours. `sparse-vlm build` makes one.")
+        raise UserError(f"{model_dir} is not a model directory. `sparse-vlm build` makes one.")
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"The server needs {' and '.join(missing)}: pip install 'sparse-vlm[serve]'.")
     import uvicorn

@@ -101,7 +101,7 @@ def test_other_directories_are_refused(llm_dir: Path, tmp_path: Path, capsys: py
     for directory in (llm_dir, tmp_path / "none"):
         assert main(["serve", str(directory), "--port", "8000"]) == 2
         assert capsys.readouterr().err == (
-            f"error: {directory} is not a model directory of ours. `sparse-vlm build` makes one.\n"
+            f"error: {directory} is not a model directory. `sparse-vlm build` makes one.\n"
         )
 
 
