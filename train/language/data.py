@@ -25,7 +25,7 @@ from train.language.visual_cache import use_cached_tokens
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
-# Whose packed conversations do not see each other: tests/vlm/language/test_llms.py compares them with single ones.
+# Whose packed conversations do not see each other: tests/vlm/language/test_families.py compares them with single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
 
 

@@ -13,7 +13,7 @@ from sparse_vlm.data.conversations.collate import PACKINGS, ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.encoding import encode, parse_sample
 from sparse_vlm.errors import UserError
-from tests.vlm.language.test_llms import FAMILIES
+from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
 from train.language.trainer import ConversationTrainer, LengthGroups
 from train.language.vlm import ModelArguments, load, vlm_parts
