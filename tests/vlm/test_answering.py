@@ -101,7 +101,7 @@ def test_one_question_shares_all_but_its_last_token(answerer: Answerer, asked: A
 def test_a_template_with_the_image_after_the_question_is_refused(answerer: Answerer, asked: Asked) -> None:
     processor = copy.copy(answerer.processor)
     processor.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}<image>{% endfor %}"
-    with pytest.raises(UserError, match="image before the question"):
+    with pytest.raises(UserError, match="image before the text of the question"):
         collect(Answerer(answerer.model, processor, 4), *asked)
 
 
