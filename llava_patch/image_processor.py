@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from sparse_vlm.encoder.canvas import preparation
 from sparse_vlm.encoder.images import AnyImage
-from sparse_vlm.encoder.preprocessing import Preprocessing
+from sparse_vlm.encoder.preprocessing import Preprocessing, make_transform
 from sparse_vlm.errors import UserError
 
 
@@ -21,7 +20,7 @@ class TowerImageProcessor:
             picture (`--image_aspect_ratio pad`) is seen whole.
         image_size: side in pixels.
         aspect: "crop": the middle square; "native": the whole picture, its longer side `image_size`, in the upper left
-            of a canvas (`sparse_vlm.encoder.canvas`).
+            of a canvas (`place_on_canvas`).
     """
 
     def __init__(self, preprocessing: Preprocessing, image_size: int, aspect: str) -> None:
@@ -29,7 +28,7 @@ class TowerImageProcessor:
         self.image_mean, self.image_std = list(preprocessing.mean), list(preprocessing.std)
         self.size = {"shortest_edge": image_size}
         self.crop_size = {"height": image_size, "width": image_size}
-        self._prepare = preparation(self.preprocessing, aspect)
+        self._prepare = make_transform(self.preprocessing, aspect)
 
     def preprocess(self, images: AnyImage | Sequence[AnyImage], return_tensors: str = "pt") -> BatchFeature:
         """One picture or several -> {"pixel_values": float32[B, 3, size, size]}.

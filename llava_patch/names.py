@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sparse_vlm.encoder.canvas import ASPECTS
+from sparse_vlm.encoder.preprocessing import ASPECTS
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError, unknown_choice
 

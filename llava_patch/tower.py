@@ -12,7 +12,7 @@ from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.devices import choose_device
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import hidden_states
+from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
@@ -145,7 +145,7 @@ class SparseFormerTower(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         encoder: SparseFormer = self.vision_tower
-        (tokens,) = hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
+        (tokens,) = select_hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
         latent, prefix = tokens[:, encoder.num_prefix_tokens :], encoder.num_prefix_tokens - encoder.num_register_tokens
         return latent if self.select_feature == "patch" else torch.cat([tokens[:, :prefix], latent], dim=1)
 

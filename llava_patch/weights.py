@@ -13,8 +13,7 @@ from torch import Tensor
 from llava_patch.names import TowerName
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
 from sparse_vlm.encoder.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_config, load_strictly
-from sparse_vlm.encoder.released import fetch_released
-from sparse_vlm.encoder.variants import variant_config
+from sparse_vlm.encoder.variants import fetch_released, variant_config
 from sparse_vlm.errors import UserError, one_line
 
 SEED = 0

@@ -8,12 +8,12 @@ from torch import nn
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.float32 import LINEAR, Float32Linear
 from sparse_vlm.encoder.focusing import (
+    AdaptiveMixing,
     BootstrappedUnit,
     FocusingTransformer,
     RoIAdjustment,
     SamplingPoints,
 )
-from sparse_vlm.encoder.mixing import AdaptiveMixing
 from sparse_vlm.encoder.stem import Stem
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
@@ -12,7 +13,7 @@ from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import FocusingTransformer
 from sparse_vlm.encoder.init import init_weights
-from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.encoder.preprocessing import Transform, canvas_sizes
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError
@@ -161,3 +162,45 @@ def create_encoder(name: str) -> SparseFormer:
         UserError: unknown name (the nearest ones are named).
     """
     return SparseFormer(variant_config(name))
+
+
+def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
+    """Encode images of different sizes, each without its canvas; images of equal size are batched together.
+
+    Args:
+        encoder: any SparseFormer.
+        canvases: float[B, 3, S, S] from `place_on_canvas`.
+
+    Returns:
+        The output for the whole batch. RoIs are in the coordinates of each image, not of its canvas.
+    """
+    batches, place = _group_by_size(canvases)
+    outputs = [encoder(batch) for batch in batches]
+    states = zip(*(output.hidden_states for output in outputs), strict=True)
+    return EncoderOutput(
+        torch.cat([output.tokens for output in outputs])[place],
+        torch.cat([output.pooled for output in outputs])[place],
+        torch.cat([output.rois for output in outputs], dim=1)[:, place],
+        tuple(torch.cat(state)[place] for state in states),
+    )
+
+
+def select_hidden_states(
+    encoder: SparseFormer, images: Tensor, layers: Sequence[int], aspect: str
+) -> tuple[Tensor, ...]:
+    """`SparseFormer.hidden_states` for images float[B, 3, S, S] from `make_transform` with the same aspect."""
+    if aspect != "native":
+        return encoder.hidden_states(images, layers)
+    batches, place = _group_by_size(images)
+    states = zip(*(encoder.hidden_states(batch, layers) for batch in batches), strict=True)
+    return tuple(torch.cat(state)[place] for state in states)
+
+
+def _group_by_size(canvases: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Batches of equally large images, and int64[B]: the index of each image in their concatenation."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, size in enumerate(canvas_sizes(canvases)):
+        groups.setdefault(tuple(size), []).append(index)
+    batches = [canvases[members, :, :height, :width] for (height, width), members in groups.items()]
+    order = torch.tensor([index for members in groups.values() for index in members])
+    return batches, order.argsort().to(canvases.device)

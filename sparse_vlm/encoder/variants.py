@@ -1,4 +1,9 @@
-"""The released models as numbers: one literal table."""
+"""The released models: their numbers, and where the authors' weights are. Two literal tables."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
 
 from sparse_vlm.encoder.config import CortexConfig, FocusConfig, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.preprocessing import (
@@ -8,7 +13,7 @@ from sparse_vlm.encoder.preprocessing import (
     INCEPTION_STD,
     Preprocessing,
 )
-from sparse_vlm.errors import unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 
 
 def _v1(tokens: int, focus_width: int, width: int, depth: int) -> SparseFormerConfig:
@@ -75,3 +80,41 @@ def variant_config(name: str) -> SparseFormerConfig:
     if name not in VARIANTS:
         raise unknown_choice("encoder variant", name, VARIANTS)
     return VARIANTS[name]
+
+
+RELEASE = "https://github.com/showlab/sparseformer/releases/download/v2.0.0-refactor"
+# The authors publish no checksums; `load_strictly` and `weights_only` are what guards a file against being another.
+RELEASED_FILES = {
+    "sparseformer-v1-t": "sparseformer_v1_tiny_converted.pth",
+    "sparseformer-v1-s": "sparseformer_v1_small_converted.pth",
+    "sparseformer-v1-b": "sparseformer_v1_base_converted.pth",
+    "sparseformer-augreg-b": "sparseformer_btsp_augreg_base_converted.pth",
+    "sparseformer-augreg-l": "sparseformer_btsp_augreg_large_converted.pth",
+    "sparseformer-clip-b": "sparseformer_btsp_openai_clip_base_converted.pth",
+    "sparseformer-clip-l": "sparseformer_btsp_openai_clip_large_converted.pth",
+}
+
+
+def fetch_released(variant: str) -> Path:
+    """The released checkpoint of a variant in torch's cache (`$TORCH_HOME/hub/checkpoints`), downloaded if need be.
+
+    Args:
+        variant: e.g. "sparseformer-clip-l".
+
+    Raises:
+        UserError: unknown variant (the nearest ones are named), or the file is not there and cannot be fetched.
+    """
+    variant_config(variant)
+    address = f"{RELEASE}/{RELEASED_FILES[variant]}"
+    file = Path(torch.hub.get_dir()) / "checkpoints" / RELEASED_FILES[variant]
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(address, str(file))  # writes a temporary file, then renames it
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"The released weights of {variant} cannot be fetched from {address} ({error}). "
+            f"Without a network put that file at {file}, or name weights of your own."
+        ) from error
+    return file

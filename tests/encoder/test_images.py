@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sparse_vlm.encoder.canvas import on_canvas, place_on_canvas
 from sparse_vlm.encoder.images import to_rgb
-from sparse_vlm.encoder.preprocessing import Preprocessing, Transform
+from sparse_vlm.encoder.preprocessing import Preprocessing, Transform, place_on_canvas, remove_canvas
 from sparse_vlm.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -86,8 +85,8 @@ def test_the_transforms_turn_and_composite() -> None:
         transform = Transform(preprocessing)
         assert torch.equal(transform(image), transform(upright))
     canvas = place_on_canvas(image, Preprocessing(64, 64))
-    assert on_canvas(canvas).shape == (3, 32, 64)
-    assert torch.equal(on_canvas(canvas), on_canvas(place_on_canvas(upright, Preprocessing(64, 64))))
+    assert remove_canvas(canvas).shape == (3, 32, 64)
+    assert torch.equal(remove_canvas(canvas), remove_canvas(place_on_canvas(upright, Preprocessing(64, 64))))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])

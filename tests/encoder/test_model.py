@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.encoder import EncoderOutput, SparseFormer, create_encoder
+from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.errors import UserError
 from tests.encoder.parity.official import NAMES, load_official, recorded
 
@@ -153,3 +154,31 @@ def test_an_unknown_name_gives_the_nearest() -> None:
 
 def test_preprocessing_belongs_to_the_weights(tiny_encoder: SparseFormer) -> None:
     assert tiny_encoder.transform.preprocessing == tiny_encoder.config.preprocessing
+
+
+def test_a_batch_of_canvases_equals_the_encoder_on_each_picture(tiny_config: SparseFormerConfig) -> None:
+    torch.manual_seed(0)
+    encoder = SparseFormer(tiny_config).eval()
+    pictures = [torch.randn(3, *size) for size in ((40, 64), (64, 64), (64, 20), (40, 64), (1, 64))]
+    with torch.no_grad():
+        out = encode_canvases(encoder, torch.stack([_canvas(picture) for picture in pictures]))
+        for index, picture in enumerate(pictures):
+            alone = encoder(picture[None])
+            torch.testing.assert_close(out.tokens[index], alone.tokens[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.pooled[index], alone.pooled[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.rois[:, index], alone.rois[:, 0], atol=1e-5, rtol=1e-5)
+            for state, expected in zip(out.hidden_states, alone.hidden_states, strict=True):
+                torch.testing.assert_close(state[index], expected[0], atol=1e-5, rtol=1e-5)
+    assert out.rois.dtype == torch.float32
+    with torch.no_grad():
+        chosen = select_hidden_states(
+            encoder, torch.stack([_canvas(picture) for picture in pictures]), [-2, 0], "native"
+        )
+    assert torch.equal(chosen[0], out.hidden_states[-2])
+    assert torch.equal(chosen[1], out.hidden_states[0])
+
+
+def _canvas(picture: torch.Tensor) -> torch.Tensor:
+    canvas = torch.full((3, 64, 64), torch.nan)
+    canvas[:, : picture.shape[1], : picture.shape[2]] = picture
+    return canvas

@@ -7,8 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.canvas import encode_canvases, hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.visualize import record_glances, undo_normalisation
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
@@ -69,7 +69,7 @@ def test_canvases_ask_the_gpu_once(tiny_encoder: SparseFormer, monkeypatch: pyte
 
         monkeypatch.setattr(FakeTensor, "tolist", tolist)
         assert_on_gpu(*encode_canvases(tiny_encoder, canvases.to("cuda")))
-        assert_on_gpu(hidden_states(tiny_encoder, canvases.to("cuda"), [-2], "native"))
+        assert_on_gpu(select_hidden_states(tiny_encoder, canvases.to("cuda"), [-2], "native"))
     assert [tensor.shape for tensor in asked] == [(3, 2)] * 2
 
 

@@ -10,9 +10,18 @@ from torchvision.transforms import v2
 
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.images import to_rgb
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Transform
+from sparse_vlm.encoder.preprocessing import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Transform,
+    place_on_canvas,
+    remove_canvas,
+)
 from sparse_vlm.errors import UserError
 
+CLIP = Preprocessing(64, 64, CLIP_MEAN, CLIP_STD)
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
 
 
@@ -82,3 +91,26 @@ def test_cutting_a_long_picture_keeps_its_centre() -> None:
     tensor = Transform(Preprocessing(resize=64, crop=64, mean=(0, 0, 0), std=(1, 1, 1)))(Image.fromarray(stripe))
     torch.testing.assert_close(tensor, tensor.flip(-1))  # symmetric: the centre stayed the centre
     assert tensor[:, :, 16:48].mean() > 0.95
+
+
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (50, 50), (1000, 1), (3, 700)])
+def test_the_whole_picture_lies_in_the_corner(size: tuple[int, int]) -> None:
+    canvas = place_on_canvas(Image.new("RGB", size, "red"), CLIP)
+    assert canvas.shape == (3, 64, 64)
+    width, height = (max(1, round(64 * side / max(size))) for side in size)
+    found = remove_canvas(canvas)
+    assert found.shape == (3, height, width)
+    assert not found.isnan().any()
+    red = (torch.tensor([1.0, 0, 0]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+    torch.testing.assert_close(found, red[:, None, None].expand_as(found))
+    assert remove_canvas(canvas.half()).shape == found.shape
+
+
+def test_a_square_picture_is_that_of_the_crop() -> None:
+    picture = Image.radial_gradient("L").convert("RGB")
+    torch.testing.assert_close(remove_canvas(place_on_canvas(picture, CLIP)), Transform(CLIP)(picture))
+
+
+def test_a_picture_without_a_canvas_stays() -> None:
+    pixels = torch.randn(3, 32, 32)
+    assert torch.equal(remove_canvas(pixels), pixels)

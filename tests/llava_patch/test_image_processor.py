@@ -7,8 +7,7 @@ import transformers
 from PIL import Image
 
 from llava_patch.image_processor import TowerImageProcessor
-from sparse_vlm.encoder.canvas import place_on_canvas
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, place_on_canvas
 from sparse_vlm.errors import UserError
 
 CLIP = Preprocessing(mean=CLIP_MEAN, std=CLIP_STD)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from llava_patch.names import TowerName, parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.released import RELEASED_FILES
+from sparse_vlm.encoder.variants import RELEASED_FILES
 from sparse_vlm.errors import UserError
 
 

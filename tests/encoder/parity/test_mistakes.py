@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparse_vlm.encoder import SparseFormer, focusing, mixing, rois, stem
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import (
+    AdaptiveMixing,
     BootstrappedLastUnit,
     BootstrappedUnit,
     RoIAdjustment,
@@ -26,7 +27,6 @@ from sparse_vlm.encoder.focusing import (
     SamplingPoints,
     V1Unit,
 )
-from sparse_vlm.encoder.mixing import AdaptiveMixing
 from tests.encoder.parity.official import load_official, relative_errors
 
 Patch = pytest.MonkeyPatch

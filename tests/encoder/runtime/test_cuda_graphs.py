@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.canvas import hidden_states
+from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import record_glances
@@ -148,7 +148,7 @@ def test_images_in_their_own_aspect(tiny_encoder: SparseFormer, graphed: SparseF
     canvases[0, :, 32:] = torch.nan
     for _ in range(3):
         (found,), (expected,) = (
-            hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder)
+            select_hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder)
         )
         assert torch.equal(found, expected)
     assert recorder.captures == 2
