@@ -63,7 +63,7 @@ def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> Tok
     old_mean, old_std = _statistics(latent)
     scale = std / old_std
     transition: Any = student.focus.transition[0]
-    linears: list[Any] = [transition, unit.glance.mixing.out_proj, unit.encoding.linear]
+    linears: list[Any] = [transition, unit.sampling.mixing.out_proj, unit.encoding.linear]
     for linear in linears:
         linear.weight.mul_(scale[:, None])
         linear.bias.mul_(scale)

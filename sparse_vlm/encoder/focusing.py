@@ -144,7 +144,7 @@ class V1Unit(nn.Module):
 
     def __init__(self, config: FocusConfig, channels: int, width: int, heads: int, generator_width: int) -> None:
         super().__init__()
-        self.glance = SampleAndMix(config, channels, width, generator_width)
+        self.sampling = SampleAndMix(config, channels, width, generator_width)
         self.block = _attention_block(width, heads, config.eps)
         self.adjustment = RoIAdjustment(width, config.eps, hidden=False)
 
@@ -152,7 +152,7 @@ class V1Unit(nn.Module):
         """Tokens and RoIs in, tokens and adjusted RoIs out. `step` (the repetition) plays no part in v1."""
         tokens = tokens + self.block.attn(self.block.norm1(tokens))
         rois = self.adjustment(tokens, rois)
-        tokens = self.glance(tokens, rois, features)
+        tokens = self.sampling(tokens, rois, features)
         return tokens + self.block.mlp(self.block.norm2(tokens)), rois
 
 
@@ -163,7 +163,7 @@ class BootstrappedUnit(nn.Module):
         super().__init__()
         width = config.width
         self.stage_embedding = nn.Parameter(torch.zeros(config.repeats, width))
-        self.glance = SampleAndMix(config, channels, width, config.generator_width)
+        self.sampling = SampleAndMix(config, channels, width, config.generator_width)
         self.encoding = RoIEncoding(width, config.eps)
         self.block = _attention_block(width, config.heads, config.eps)
         self.adjustment = RoIAdjustment(width, config.eps, hidden=True)
@@ -171,7 +171,7 @@ class BootstrappedUnit(nn.Module):
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Tokens and RoIs of repetition `step` in, tokens and adjusted RoIs out."""
         tokens = tokens + self.stage_embedding[step].to(tokens.dtype)
-        tokens = self.glance(tokens, rois, features)
+        tokens = self.sampling(tokens, rois, features)
         tokens = self.block(tokens + self.encoding(rois).to(tokens.dtype))
         return tokens, self.adjustment(tokens, rois)
 
@@ -181,12 +181,12 @@ class BootstrappedLastUnit(nn.Module):
 
     def __init__(self, config: FocusConfig, channels: int, width: int) -> None:
         super().__init__()
-        self.glance = SampleAndMix(config, channels, width, config.last_generator_width)
+        self.sampling = SampleAndMix(config, channels, width, config.last_generator_width)
         self.encoding = RoIEncoding(width, config.eps)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Tokens and RoIs in, tokens and the same RoIs out."""
-        tokens = self.glance(tokens, rois, features)
+        tokens = self.sampling(tokens, rois, features)
         return tokens + self.encoding(rois).to(tokens.dtype), rois
 
 

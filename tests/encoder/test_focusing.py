@@ -17,7 +17,7 @@ def test_one_set_of_rois_per_adjustment(name: str, adjustments: int) -> None:
     rois = encoder(images).rois
     assert rois.shape == (adjustments, 2, encoder.config.focus.tokens, 4)
     seen = []
-    encoder.focus.last_unit.glance.points.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    encoder.focus.last_unit.sampling.points.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     encoder(images)
     assert torch.equal(seen[0], rois[-1])  # the last RoIs are where the tokens looked last
 

@@ -56,13 +56,13 @@ def test_initial_values_follow_the_table(tiny_config: SparseFormerConfig) -> Non
     unit = encoder.focus.repeated_unit
     assert isinstance(unit, BootstrappedUnit)
     for head, last in [
-        (unit.glance.points.norm, unit.glance.points.linear),
-        (unit.glance.mixing.norm, unit.glance.mixing.generate),
+        (unit.sampling.points.norm, unit.sampling.points.linear),
+        (unit.sampling.mixing.norm, unit.sampling.mixing.generate),
         (unit.adjustment.norm, unit.adjustment.linear),
     ]:
         assert torch.equal(head.weight, torch.full((64,), 64**-0.5))
         assert not last.weight.any()
-    assert unit.glance.mixing.generate.bias.abs().max() <= (6 / 16) ** 0.5
+    assert unit.sampling.mixing.generate.bias.abs().max() <= (6 / 16) ** 0.5
     assert 0.017 < unit.block.mlp.fc1.weight.std() < 0.023
     assert 0.5 < encoder.focus.initial_embedding.std() < 1.5
     # conv: fan_out = 8·7·7

@@ -146,7 +146,7 @@ def test_layers_for_layer_wise_rates(directory: Path) -> None:
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     # convolution and repeated unit, last unit, first block, second block and norm, head
     assert scale["stem.conv.weight"] == scale["focus.repeated_unit.block.attn.qkv.weight"] == 0.5**4
-    assert scale["focus.last_unit.glance.points.linear.weight"] == scale["cortex.cls_embedding"] == 0.5**3
+    assert scale["focus.last_unit.sampling.points.linear.weight"] == scale["cortex.cls_embedding"] == 0.5**3
     assert [scale[f"cortex.trunk.blocks.{index}.mlp.fc1.weight"] for index in (0, 1)] == [0.5**2, 0.5]
     assert (scale["cortex.trunk.norm.weight"], scale["cortex.trunk.head.weight"]) == (0.5, 1)
     for name in ("focus.initial_rois.weight", "cortex.cls_embedding", "focus.repeated_unit.stage_embedding"):

@@ -15,7 +15,7 @@ from llava_patch.tower import RECORD, SparseFormerTower
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 def arguments(**changes: Any) -> SimpleNamespace:

@@ -12,7 +12,7 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.towers import use_cuda_graphs
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 COLOURS = ("red", "green", "blue", "white")
 

@@ -14,7 +14,7 @@ from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import record_glances
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 @pytest.fixture
