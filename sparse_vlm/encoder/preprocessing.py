@@ -28,14 +28,15 @@ INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.Inter
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the centre, scale to [0,1], normalise.
+    """Resizing, centre crop, scaling to [0, 1] and normalisation.
 
     Attributes:
-        resize: side after resizing, in pixels: see `resize_mode`.
+        resize: side after resizing, in pixels; see `resize_mode`.
         crop: side of the central square, in pixels.
-        mean, std: per channel (RGB), of values in [0,1].
+        mean, std: per channel (RGB), for values in [0, 1].
         interpolation: "bicubic" or "bilinear", antialiased.
-        resize_mode: "shortest": `resize` is the short side, the aspect ratio stays; "squash": it is both sides.
+        resize_mode: "shortest" resizes the shorter side to `resize` and keeps the aspect ratio; "squash" resizes both
+            sides to `resize`.
     """
 
     resize: int = 256
@@ -54,11 +55,11 @@ class Preprocessing:
             raise UserError(f"preprocessing.crop must lie in 1…resize ({self.resize}), got {self.crop}.")
         if min(self.std) <= 0:
             raise UserError(f"preprocessing.std must be positive, got {self.std}.")
-        object.__setattr__(self, "mean", tuple(self.mean))  # JSON brings lists
+        object.__setattr__(self, "mean", tuple(self.mean))  # lists, if read from JSON
         object.__setattr__(self, "std", tuple(self.std))
 
 
-# A side beyond this many times the other is cut before resizing: a 1×4000 image would become 256×1,024,000 pixels.
+# An image whose sides have a larger ratio is cropped before resizing: 1×4000 would become 256×1,024,000 pixels.
 LONGEST_SIDE = 16
 
 
@@ -73,8 +74,8 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 class Transform:
     """Image -> float32[3, crop, crop], normalised.
 
-    Takes PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. Pickles, so it
-    works in data workers.
+    Accepts PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. It can be
+    pickled, so it works in data loader workers.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:

@@ -1,4 +1,4 @@
-"""The released models: their numbers, and where the authors' weights are. Two literal tables."""
+"""The released models as two literal tables: their configurations, and the files with the authors' weights."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -17,7 +17,7 @@ from sparse_vlm.errors import UserError, unknown_choice
 
 
 def _v1(tokens: int, focus_width: int, width: int, depth: int) -> SparseFormerConfig:
-    """`depth` counts v1's units after the transition; the first of them samples and belongs to the focus."""
+    """`depth` is the number of units after the transition; the first of them belongs to the focusing transformer."""
     return SparseFormerConfig(
         stem=StemConfig(channels=96),
         focus=FocusConfig(
@@ -67,23 +67,19 @@ VARIANTS: dict[str, SparseFormerConfig] = {
 
 
 def list_encoders() -> list[str]:
-    """Names that `create_encoder` takes."""
+    """List the names that `create_encoder` accepts."""
     return list(VARIANTS)
 
 
 def variant_config(name: str) -> SparseFormerConfig:
-    """The configuration of a variant.
-
-    Raises:
-        UserError: unknown name (the nearest ones are named).
-    """
+    """Return the configuration of a variant."""
     if name not in VARIANTS:
         raise unknown_choice("encoder variant", name, VARIANTS)
     return VARIANTS[name]
 
 
 RELEASE = "https://github.com/showlab/sparseformer/releases/download/v2.0.0-refactor"
-# The authors publish no checksums; `load_strictly` and `weights_only` are what guards a file against being another.
+# The authors publish no checksums. Files are opened with `weights_only` and loaded strictly.
 RELEASED_FILES = {
     "sparseformer-v1-t": "sparseformer_v1_tiny_converted.pth",
     "sparseformer-v1-s": "sparseformer_v1_small_converted.pth",
@@ -96,13 +92,13 @@ RELEASED_FILES = {
 
 
 def fetch_released(variant: str) -> Path:
-    """The released checkpoint of a variant in torch's cache (`$TORCH_HOME/hub/checkpoints`), downloaded if need be.
+    """Return the path of a released checkpoint in `$TORCH_HOME/hub/checkpoints`, after downloading it if necessary.
 
     Args:
         variant: e.g. "sparseformer-clip-l".
 
     Raises:
-        UserError: unknown variant (the nearest ones are named), or the file is not there and cannot be fetched.
+        UserError: the variant is unknown, or the file can neither be found nor downloaded.
     """
     variant_config(variant)
     address = f"{RELEASE}/{RELEASED_FILES[variant]}"
@@ -114,7 +110,7 @@ def fetch_released(variant: str) -> Path:
         torch.hub.download_url_to_file(address, str(file))  # writes a temporary file, then renames it
     except (URLError, OSError) as error:
         raise UserError(
-            f"The released weights of {variant} cannot be fetched from {address} ({error}). "
-            f"Without a network put that file at {file}, or name weights of your own."
+            f"Cannot download the released weights of {variant} from {address} ({error}). "
+            f"Without a network, save that file as {file}, or use your own weights."
         ) from error
     return file

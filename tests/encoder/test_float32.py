@@ -49,25 +49,25 @@ def test_low_precision_stays_close_with_float32_coordinates(name: str, how: str)
     assert (output.rois - exact.rois).abs().max().item() < rois
 
 
-def test_everything_that_makes_coordinates_keeps_float32(tiny_config: SparseFormerConfig) -> None:
+def test_everything_that_computes_coordinates_stays_float32(tiny_config: SparseFormerConfig) -> None:
     encoder = SparseFormer(tiny_config)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     encoder.to(torch.bfloat16).to("cpu").half()
-    islands = [
+    kept = [
         f"{name}.{key}"
         for name, module in encoder.named_modules()
         if isinstance(module, Float32Module)
         for key, _ in module.named_parameters()
     ]
-    assert {name.split(".")[-2] for name in islands} >= {"initial_rois", "points", "norm", "linear", "hidden"}
+    assert {name.split(".")[-2] for name in kept} >= {"initial_rois", "points", "norm", "linear", "hidden"}
     for key, value in encoder.state_dict().items():
-        if key in islands:
-            assert torch.equal(value, before[key]), key  # never rounded on the way
+        if key in kept:
+            assert torch.equal(value, before[key]), key  # never rounded in between
         else:
             assert value.dtype == torch.float16, key
 
 
-def test_islands_still_change_device(tiny_config: SparseFormerConfig) -> None:
+def test_float32_modules_change_device(tiny_config: SparseFormerConfig) -> None:
     encoder = SparseFormer(tiny_config).to("meta")
     assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
     assert encoder.focus.initial_rois.weight.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_float64_images_and_float64_models_keep_float32_coordinates(tiny_config:
 
 @pytest.fixture
 def encoder(tiny_encoder: SparseFormer) -> SparseFormer:
-    """Its tokens move their RoIs, which those of an untrained one do not: the last layers of these heads are zero."""
+    """An encoder whose tokens move their RoIs; without training they do not, because the last layers are zero."""
     for part in tiny_encoder.modules():
         if isinstance(part, Float32Linear):
             nn.init.normal_(part.weight, std=0.3, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def encoder(tiny_encoder: SparseFormer) -> SparseFormer:
 
 
 def coordinates(encoder: nn.Module) -> dict[str, Tensor]:
-    """The parameters inside Float32Modules."""
+    """Parameters inside Float32Modules."""
     return {
         f"{prefix}.{name}": value
         for prefix, part in encoder.named_modules()
@@ -99,7 +99,7 @@ def coordinates(encoder: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def test_a_float32_linear_is_a_linear_but_for_its_type() -> None:
+def test_a_float32_linear_equals_a_linear_except_for_its_type() -> None:
     torch.manual_seed(0)
     plain = nn.Linear(5, 3)
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_a_float32_linear_is_a_linear_but_for_its_type() -> None:
     assert "bias" not in Float32Linear(5, 3, bias=False).state_dict()
 
 
-def test_deepspeed_communicates_them_in_float32(encoder: SparseFormer) -> None:
+def test_deepspeed_communicates_coordinates_in_float32(encoder: SparseFormer) -> None:
     autocast = pytest.importorskip("deepspeed.runtime.torch_autocast")
     kept = autocast.TORCH_AUTOCAST_INITIALIZED, autocast.TORCH_AUTOCAST_DTYPE
     engine = SimpleNamespace(module=encoder, zero_quantized_weights=lambda: False)
@@ -128,8 +128,8 @@ def test_deepspeed_communicates_them_in_float32(encoder: SparseFormer) -> None:
 
 
 def as_vllm(module: nn.Module, dtype: torch.dtype) -> None:
-    """What its Transformers backend does: Linears and convolutions become its own in the model's dtype, and every
-    other parameter is made anew in that dtype; weights are copied into them afterwards."""
+    """Do what vLLM's Transformers backend does: replace Linears and convolutions by its own in the model's dtype, and
+    every other parameter by a new one in that dtype, into which weights are copied afterwards."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear | nn.Conv2d):
             module.set_submodule(name, child.to(dtype))
@@ -140,7 +140,7 @@ def as_vllm(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def equal(one: EncoderOutput, other: EncoderOutput) -> bool:
-    """All but the hidden states."""
+    """Compare everything except the hidden states."""
     return all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
@@ -157,7 +157,7 @@ def test_vllm_leaves_coordinates_float32(encoder: SparseFormer) -> None:
 
 @torch.no_grad()
 def test_rounded_weights_are_still_computed_with_in_float32(encoder: SparseFormer) -> None:
-    """As where `data` of every parameter is cast, which no module can notice."""
+    """Casting `data` of a parameter is invisible to its module."""
     rounded = deepcopy(encoder).bfloat16()
     for value in coordinates(rounded).values():
         value.copy_(value.bfloat16())
@@ -166,7 +166,7 @@ def test_rounded_weights_are_still_computed_with_in_float32(encoder: SparseForme
     assert equal(encoder(IMAGES), rounded(IMAGES))
 
 
-def test_bitsandbytes_leaves_them_whole(encoder: SparseFormer) -> None:
+def test_bitsandbytes_does_not_quantise_them(encoder: SparseFormer) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -179,7 +179,7 @@ def test_bitsandbytes_leaves_them_whole(encoder: SparseFormer) -> None:
     assert all(after[name] is value for name, value in before.items())
 
 
-def test_peft_puts_no_adapter_on_them(encoder: SparseFormer) -> None:
+def test_peft_does_not_adapt_them(encoder: SparseFormer) -> None:
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(encoder, peft.LoraConfig(r=2, target_modules="all-linear"))
     with_adapters = [name for name, _ in adapted.named_parameters() if ".lora_A." in name]

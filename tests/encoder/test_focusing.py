@@ -19,7 +19,7 @@ def test_one_set_of_rois_per_adjustment(name: str, adjustments: int) -> None:
     seen = []
     encoder.focus.last_unit.sampling.points.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     encoder(images)
-    assert torch.equal(seen[0], rois[-1])  # the last RoIs are where the tokens looked last
+    assert torch.equal(seen[0], rois[-1])  # the tokens sampled last inside the last RoIs
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def test_the_bootstrapped_model_shares_one_initial_embedding() -> None:
 
 
 @torch.no_grad()
-def test_more_repeats_need_no_more_than_stage_embeddings(tiny_encoder: SparseFormer) -> None:
+def test_more_repeats_only_add_stage_embeddings(tiny_encoder: SparseFormer) -> None:
     values = tiny_encoder.config.to_dict()
     longer = SparseFormer(type(tiny_encoder.config).from_dict(values | {"focus": values["focus"] | {"repeats": 5}}))
     assert longer.num_parameters - tiny_encoder.num_parameters == (5 - 2) * 64
@@ -44,7 +44,7 @@ def test_more_repeats_need_no_more_than_stage_embeddings(tiny_encoder: SparseFor
 
 @pytest.mark.parametrize("biased", [True, False], ids=["v1", "bootstrapped"])
 @pytest.mark.parametrize("points", [5, 36])
-def test_mixing_is_what_its_definition_says(points: int, biased: bool) -> None:
+def test_mixing_matches_its_definition(points: int, biased: bool) -> None:
     torch.manual_seed(0)
     mixing = AdaptiveMixing(width=16, channels=3, points=points, generator_width=4, eps=1e-5, biased=biased)
     for parameter in mixing.parameters():

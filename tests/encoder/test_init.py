@@ -1,4 +1,4 @@
-"""A new model: which parameters learn from the first step, and that its tokens can tell themselves apart."""
+"""A new model: which parameters receive a gradient in the first step, and that no two tokens are identical."""
 
 import re
 
@@ -10,7 +10,7 @@ from sparse_vlm.encoder.focusing import BootstrappedUnit
 from sparse_vlm.encoder.init import _base_offsets
 from tests.encoder.parity.official import NAMES, official_config
 
-# Their last Linear starts at zero, so what lies before it gets a zero gradient (not none) in the first step.
+# Their last Linear starts at zero, so the modules before it have a zero gradient (not None) in the first step.
 BEHIND_A_ZERO = re.compile(r"\.(points\.norm|mixing\.(norm|squeeze)|adjustment\.(norm|hidden))\.")
 
 
@@ -75,7 +75,7 @@ def test_base_offsets_are_a_grid_of_cell_centres_or_random() -> None:
     assert _base_offsets(5).abs().max() <= 0.5
 
 
-def test_the_seed_decides() -> None:
+def test_initialisation_depends_on_the_seed() -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(3)

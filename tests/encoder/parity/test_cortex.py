@@ -24,7 +24,7 @@ from tests.encoder.parity.mistakes import (
 
 
 def cortex_like(change: Callable[[Cortex, Tensor], tuple[Tensor, Tensor]]) -> Mistake:
-    """`change` gives what enters the blocks (from the latent tokens) and, from what leaves them, the pooled output."""
+    """`change` maps latent tokens to the input of the blocks, and the output of the blocks to the pooled output."""
 
     def forward(self: Cortex, tokens: Tensor) -> tuple[Tensor, ...]:
         states = [change(self, tokens)[0]]

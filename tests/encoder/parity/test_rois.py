@@ -120,7 +120,7 @@ def offsets_like(*, norm: bool = True, base: bool = True) -> Mistake:
 
 
 def focus_like(change: Callable[[Tensor], Tensor]) -> Mistake:
-    """RoIs are changed before every unit, e.g. clamped."""
+    """The mistake of changing RoIs before every unit, e.g. clamping them."""
 
     def mistake(patch: Patch, encoder: SparseFormer) -> None:
         def hook(module: nn.Module, inputs: tuple) -> tuple:

@@ -1,4 +1,4 @@
-"""Mistakes in the order and the parts of the units."""
+"""Mistakes in the order and the parts of the units of the focusing transformer."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ from tests.encoder.parity.mistakes import (
 
 
 def v1_unit_like(order: str) -> Mistake:
-    """Steps: a attention, r RoI adjustment, s sampling + mixing, m MLP."""
+    """Steps: a attention, r RoI adjustment, s sampling step, m MLP."""
 
     def forward(self: V1Unit, tokens: Tensor, regions: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         for letter in order:
@@ -46,7 +46,7 @@ def v1_unit_like(order: str) -> Mistake:
 
 
 def unit_like(order: str, stage: Callable[[int], int] = lambda step: step) -> Mistake:
-    """Steps: e stage embedding, s sampling + mixing, p RoI encoding, a attention, m MLP, r RoI adjustment."""
+    """Steps: e stage embedding, s sampling step, p RoI encoding, a attention, m MLP, r RoI adjustment."""
 
     def forward(
         self: BootstrappedUnit, tokens: Tensor, regions: Tensor, features: Tensor, step: int
