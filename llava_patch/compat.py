@@ -1,6 +1,6 @@
-"""Shims with which LLaVA 1.2.2, written for transformers 4.36, runs on the versions that came after it.
+"""Shims that let LLaVA 1.2.2, written for transformers 4.36, run on later versions.
 
-Each replaces one attribute of a module right after that module's import, and only where it is needed.
+Each shim replaces one attribute of a module right after the module's import, and only if it is needed.
 """
 
 import functools
@@ -9,21 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MISSING = object()  # what stands for an attribute that a module no longer has
+MISSING = object()  # stands for an attribute that a module no longer has
 Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of a module, replaced.
+    """Replacement of one attribute of a module.
 
     Attributes:
-        module: dotted name; the patch is made right after its import.
-        attribute: what is replaced, dotted below the module, e.g. "LLaVATrainer.__init__".
-        replace: the original (or MISSING) -> the replacement.
-        needed: the original (or MISSING) -> whether to replace it here.
-        serves: for which versions, for people.
-        purpose: what goes wrong without it, for people.
+        module: dotted name of the module; the patch is applied right after its import.
+        attribute: replaced attribute, dotted below the module, e.g. "LLaVATrainer.__init__".
+        replace: function original (or MISSING) -> replacement.
+        needed: function original (or MISSING) -> True if it must be replaced.
+        serves: versions that need the patch, for display.
+        purpose: problem that the patch solves, for display.
     """
 
     module: str
@@ -34,7 +34,7 @@ class Patch:
     purpose: str
 
 
-# Arguments that generate() hands to forward() in later versions; LLaVA's forward takes none it does not know.
+# Arguments that generate() passes to forward() in later versions, and that LLaVA's forward does not accept.
 GENERATION_ARGUMENTS = ("cache_position", "logits_to_keep", "num_logits_to_keep")
 
 
@@ -120,8 +120,8 @@ def _allowing_numpys_state(load_rng_state: Function) -> Function:
         import numpy as np
         import torch
 
-        # what numpy's random state is pickled from, and nothing else
-        reconstruct: Any = np.zeros(0).__reduce__()[0]  # its module's name differs between versions of numpy
+        # only the types in a pickle of numpy's random state
+        reconstruct: Any = np.zeros(0).__reduce__()[0]  # the name of its module depends on the version of numpy
         harmless: list[Any] = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
         with torch.serialization.safe_globals(harmless):
             load_rng_state(self, checkpoint)
@@ -135,12 +135,12 @@ def _torch_refuses_numpys_state(load_rng_state: Function) -> bool:
     return hasattr(torch.serialization, "safe_globals") and "safe_globals" not in inspect.getsource(load_rng_state)
 
 
-# What LLaVA's models keep in full precision, as its own training does the projector.
+# Modules of LLaVA that are not quantised; its own training excludes the projector too.
 WHOLE = ["(.*\\.)?vision_tower", "(.*\\.)?mm_projector", "lm_head"]
 
 
 def _with_bits_as_settings(from_pretrained: Any) -> Any:
-    inherited = from_pretrained.__func__  # of a classmethod
+    inherited = from_pretrained.__func__  # it is a classmethod
 
     @functools.wraps(inherited)
     def opening(cls: type, *args: Any, load_in_4bit: bool = False, load_in_8bit: bool = False, **kwargs: Any) -> Any:
@@ -175,7 +175,7 @@ SHIMS = [
             replace=_with_bits_as_settings,
             needed=_bits_are_no_arguments,
             serves="transformers >= 5.0",
-            purpose="load_in_4bit and load_in_8bit are no arguments of from_pretrained any more",
+            purpose="load_in_4bit and load_in_8bit are no longer arguments of from_pretrained",
         )
         for family in ("Llama", "Mistral")
     ),
@@ -186,7 +186,7 @@ SHIMS = [
             replace=_dropping_generation_arguments,
             needed=_generation_passes_more,
             serves="transformers >= 4.38",
-            purpose="generate() passes arguments that LLaVA's forward does not take",
+            purpose="generate() passes arguments that LLaVA's forward does not accept",
         )
         for family in ("Llama", "Mistral")
     ),
@@ -196,7 +196,7 @@ SHIMS = [
         replace=_layer_norms,
         needed=lambda original: original is MISSING,
         serves="transformers >= 4.54",
-        purpose="llava.train.llava_trainer imports a name that is gone",
+        purpose="llava.train.llava_trainer imports a name that was removed",
     ),
     Patch(
         module="llava.train.llava_trainer",
@@ -204,7 +204,7 @@ SHIMS = [
         replace=_taking_a_dataset,
         needed=_trainer_passes_a_dataset,
         serves="transformers >= 4.52",
-        purpose="the Trainer passes the dataset to a method that takes none",
+        purpose="the Trainer passes the dataset to a method that does not accept it",
     ),
     Patch(
         module="llava.train.llava_trainer",
@@ -212,7 +212,7 @@ SHIMS = [
         replace=_with_processing_class,
         needed=_trainer_takes_no_tokenizer,
         serves="transformers >= 5.0",
-        purpose="the Trainer's argument tokenizer is called processing_class",
+        purpose="the Trainer's argument tokenizer was renamed to processing_class",
     ),
     Patch(
         module="llava.train.llava_trainer",
@@ -220,7 +220,7 @@ SHIMS = [
         replace=_saving_without_metrics,
         needed=_trainer_saves_without_metrics,
         serves="transformers >= 4.46",
-        purpose="the Trainer's method takes no metrics",
+        purpose="the Trainer's method no longer accepts metrics",
     ),
     Patch(
         module="transformers.trainer",
@@ -228,6 +228,6 @@ SHIMS = [
         replace=_allowing_numpys_state,
         needed=_torch_refuses_numpys_state,
         serves="transformers < 4.48 with torch >= 2.6",
-        purpose="resuming stops: torch does not unpickle numpy's random state",
+        purpose="resuming fails, because torch refuses to unpickle numpy's random state",
     ),
 ]

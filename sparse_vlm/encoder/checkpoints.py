@@ -209,7 +209,7 @@ def _require_files(directory: Path, *names: str) -> None:
         raise UserError(f"There is no encoder directory {directory}.")
     for name in names:
         if not (directory / name).is_file():
-            raise UserError(f"{directory} is not an encoder directory: {name} is missing.")
+            raise UserError(f"{directory} is not an encoder directory: it has no {name}.")
 
 
 def load_config(directory: str | Path) -> SparseFormerConfig:
