@@ -16,9 +16,7 @@ from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
-RECORD = (
-    "mm_sparseformer"  # field of LLaVA's config.json with the encoder's configuration, written when training starts
-)
+RECORD = "mm_sparseformer"  # field of LLaVA's config.json with the encoder's configuration
 
 
 @dataclass(frozen=True)
