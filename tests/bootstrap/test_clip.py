@@ -213,7 +213,7 @@ def test_bad_input_is_a_one_sentence_error(
         ("open_clip:ViT-B-61/openai", student, "Unknown open_clip model 'ViT-B-61'. Did you mean 'ViT-B-16'"),
         ("open_clip:ViT-B-16/open", student, "Unknown pretrained tag of open_clip's ViT-B-16 'open'"),
         (f"open_clip:ViT-B-16@{tmp_path}/none.pt", student, "There is no weights file"),
-        (str(tmp_path), student, "holds no teacher"),
+        (str(tmp_path), student, "does not contain a teacher"),
     ):
         with pytest.raises(UserError, match=sentence):
             SparseClip.from_teacher(source, encoder)

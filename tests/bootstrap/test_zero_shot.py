@@ -48,7 +48,7 @@ def test_class_names_are_read_from_lines(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=sentence):
             read_class_names(file)
     file.write_bytes("Bär\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"The class names .*names\.txt are no text in UTF-8: 'utf-8' codec"):
+    with pytest.raises(UserError, match=r"The class names .*names\.txt are not UTF-8 text: 'utf-8' codec"):
         read_class_names(file)
     with pytest.raises(UserError, match=r"no file of class names .*absent"):
         read_class_names(tmp_path / "absent")

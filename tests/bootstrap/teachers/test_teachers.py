@@ -157,7 +157,7 @@ def test_incomplete_directories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not contain a teacher: it has neither open_clip's"):
         open_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no valid JSON object"):
+    with pytest.raises(UserError, match="is not a valid JSON object"):
         open_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "sparseformer"}')
     with pytest.raises(UserError, match=r"the architecture '' in its config\.json is none of timm's"):
