@@ -167,67 +167,51 @@ def _bits_are_no_arguments(from_pretrained: Any) -> bool:
     return "load_in_4bit" not in inspect.getsource(from_pretrained.__func__)
 
 
+def _in_both_families(
+    method: str, replace: Callable[[Any], Any], needed: Callable[[Any], bool], serves: str, purpose: str
+) -> list[Patch]:
+    """Patches of a method in LLaVA's Llama and Mistral."""
+    return [
+        Patch(
+            f"llava.model.language_model.llava_{family.lower()}",
+            f"Llava{family}ForCausalLM.{method}",
+            replace,
+            needed,
+            serves,
+            purpose,
+        )
+        for family in ("Llama", "Mistral")
+    ]
+
+
+TRAINER = "llava.train.llava_trainer"
 SHIMS = [
-    *(
-        Patch(
-            module=f"llava.model.language_model.llava_{family.lower()}",
-            attribute=f"Llava{family}ForCausalLM.from_pretrained",
-            replace=_with_bits_as_settings,
-            needed=_bits_are_no_arguments,
-            serves="transformers >= 5.0",
-            purpose="load_in_4bit and load_in_8bit are no longer arguments of from_pretrained",
-        )
-        for family in ("Llama", "Mistral")
+    *_in_both_families(
+        "from_pretrained", _with_bits_as_settings, _bits_are_no_arguments, "transformers >= 5.0",
+        "load_in_4bit and load_in_8bit are no longer arguments of from_pretrained",
     ),
-    *(
-        Patch(
-            module=f"llava.model.language_model.llava_{family.lower()}",
-            attribute=f"Llava{family}ForCausalLM.forward",
-            replace=_dropping_generation_arguments,
-            needed=_generation_passes_more,
-            serves="transformers >= 4.38",
-            purpose="generate() passes arguments that LLaVA's forward does not accept",
-        )
-        for family in ("Llama", "Mistral")
+    *_in_both_families(
+        "forward", _dropping_generation_arguments, _generation_passes_more, "transformers >= 4.38",
+        "generate() passes arguments that LLaVA's forward does not accept",
     ),
     Patch(
-        module="transformers.trainer",
-        attribute="ALL_LAYERNORM_LAYERS",
-        replace=_layer_norms,
-        needed=lambda original: original is MISSING,
-        serves="transformers >= 4.54",
-        purpose="llava.train.llava_trainer imports a name that was removed",
+        "transformers.trainer", "ALL_LAYERNORM_LAYERS", _layer_norms, lambda original: original is MISSING,
+        "transformers >= 4.54", "llava.train.llava_trainer imports a name that was removed",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer._get_train_sampler",
-        replace=_taking_a_dataset,
-        needed=_trainer_passes_a_dataset,
-        serves="transformers >= 4.52",
-        purpose="the Trainer passes the dataset to a method that does not accept it",
+        TRAINER, "LLaVATrainer._get_train_sampler", _taking_a_dataset, _trainer_passes_a_dataset,
+        "transformers >= 4.52", "the Trainer passes the dataset to a method that does not accept it",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer.__init__",
-        replace=_with_processing_class,
-        needed=_trainer_takes_no_tokenizer,
-        serves="transformers >= 5.0",
-        purpose="the Trainer's argument tokenizer was renamed to processing_class",
+        TRAINER, "LLaVATrainer.__init__", _with_processing_class, _trainer_takes_no_tokenizer,
+        "transformers >= 5.0", "the Trainer's argument tokenizer was renamed to processing_class",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer._save_checkpoint",
-        replace=_saving_without_metrics,
-        needed=_trainer_saves_without_metrics,
-        serves="transformers >= 4.46",
-        purpose="the Trainer's method no longer accepts metrics",
+        TRAINER, "LLaVATrainer._save_checkpoint", _saving_without_metrics, _trainer_saves_without_metrics,
+        "transformers >= 4.46", "the Trainer's method no longer accepts metrics",
     ),
     Patch(
-        module="transformers.trainer",
-        attribute="Trainer._load_rng_state",
-        replace=_allowing_numpys_state,
-        needed=_torch_refuses_numpys_state,
-        serves="transformers < 4.48 with torch >= 2.6",
-        purpose="resuming fails, because torch refuses to unpickle numpy's random state",
+        "transformers.trainer", "Trainer._load_rng_state", _allowing_numpys_state, _torch_refuses_numpys_state,
+        "transformers < 4.48 with torch >= 2.6", "resuming fails, as torch refuses to unpickle numpy's random state",
     ),
-]
+]  # fmt: skip

@@ -1,16 +1,9 @@
-"""Mistakes that a reader of the architecture could make; the comparison with the authors' numbers must catch each.
+"""Types and helpers for mistakes in the architecture. Each file SUBJECT_mistakes.py lists those of one subject.
 
-A mistake changes one thing in a faithful model. Each file test_SUBJECT.py of this folder lists the mistakes of one
-subject, and the same changes without a mistake, which must keep parity.
-
-Two kinds of mistake stay below the tolerances on these tiny models and are caught elsewhere: a wrong LayerNorm eps
-(test_variants.py asserts every one) and, in the bootstrapped models, a misplaced eps of the points' spread
-(tests/encoder/test_rois.py; v1's numbers catch it here). v1 adjusts its RoIs, with |size|, before it samples, so the
-sign of the size in the sampling matters in the bootstrapped models only.
+A mistake changes one thing in a faithful model. FAITHFUL lists the same changes without a mistake, which keep parity.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,30 +11,12 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer
-from tests.encoder.parity.official import load_official, relative_errors
 
 Patch = pytest.MonkeyPatch
 Mistake = Callable[[Patch, SparseFormer], None]
 Rows = dict[str, tuple[tuple[str, ...], Mistake]]  # what is changed -> the official models that it is tried on, and how
 BTSP, AUGREG, V1 = "btsp_clip_tiny", "btsp_augreg_tiny", "v1_tiny"
 BOTH = (BTSP, V1)
-
-
-def each_row(rows: Rows) -> Any:
-    """Parametrize a test with `name`, an official model, and `change`."""
-    cases = [
-        pytest.param(name, change, id=f"{what} ({name.split('_')[-2 if name != V1 else 0]})")
-        for what, (names, change) in rows.items()
-        for name in names
-    ]
-    return pytest.mark.parametrize(("name", "change"), cases)
-
-
-def greatest_error(name: str, change: Mistake, patch: Patch) -> float:
-    """The greatest error of an official model with a change, in units of its tolerance: ≤ 1 is parity."""
-    encoder = load_official(name)
-    change(patch, encoder)
-    return max(relative_errors(encoder, name, "a").values())
 
 
 def replace(owner: object, name: str, value: object) -> Mistake:

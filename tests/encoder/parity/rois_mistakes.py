@@ -21,8 +21,6 @@ from tests.encoder.parity.mistakes import (
     Mistake,
     Patch,
     Rows,
-    each_row,
-    greatest_error,
     quick_gelu,
     replace,
 )
@@ -212,22 +210,3 @@ FAITHFUL: Rows = {
     "offsets": (BOTH, offsets_like()),
     "RoI hook": (BOTH, focus_like(lambda r: r)),
 }
-
-
-@each_row(GEOMETRY)
-def test_parity_fails_with_the_mistake(name: str, change: Mistake, monkeypatch: Patch) -> None:
-    assert greatest_error(name, change, monkeypatch) > 1
-
-
-@each_row(ENCODING)
-def test_parity_fails_with_the_mistake_in_the_encoding(name: str, change: Mistake, monkeypatch: Patch) -> None:
-    assert greatest_error(name, change, monkeypatch) > 1
-
-
-@each_row(FAITHFUL)
-def test_parity_holds_without_a_mistake(name: str, change: Mistake, monkeypatch: Patch) -> None:
-    assert greatest_error(name, change, monkeypatch) <= 1
-
-
-def test_the_changed_functions_are_looked_up_where_they_are_replaced() -> None:
-    assert {"place_points", "adjust_rois", "sample_features", "encode_rois"} <= vars(focusing).keys()
