@@ -12,11 +12,11 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.encoder.canvas import ASPECTS, preparation
 from sparse_vlm.encoder.images import AnyImage, to_rgb
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.image_files import decode_image
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 RESCALE = 1 / 255

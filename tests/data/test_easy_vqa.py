@@ -9,8 +9,8 @@ import pytest
 
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.easy_vqa import Attributes, VqaQuestion
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset, Picture
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, picture_key
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
+from sparse_vlm.image_files import decode_image
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.stages.precision import compute_dtype

@@ -12,11 +12,11 @@ from PIL import Image
 from webdataset.shardlists import expand_urls
 
 from sparse_vlm.data.conversations.formats import IMAGE_KEYS, NOTE_KEYS, TURN_KEYS, check_keys
-from sparse_vlm.data.images.decode import decode_image, readable_endings
 from sparse_vlm.data.images.files import is_hidden
 from sparse_vlm.data.images.hf_tables import open_rows, undecoded
 from sparse_vlm.data.images.sets import cell_bytes
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.image_files import decode_image, readable_endings
 
 Record = dict[str, Any]
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import yaml
 from PIL import Image
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.image_files import open_image
 
 Record = dict[str, Any]
 ADDRESS = re.compile(r"data:|\w+://")

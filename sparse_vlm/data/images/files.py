@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_vlm.data.images.decode import readable_endings
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import readable_endings
 
 logger = logging.getLogger(__name__)
 # What systems leave beside or in people's data: archives of macOS, previews of Synology's, wastebaskets of Windows.

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.data.images.files import PathTable, paths_by_class
 from sparse_vlm.data.images.sets import IndexedImages
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.image_files import open_image
 
 
 @dataclass(frozen=True)

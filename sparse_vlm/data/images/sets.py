@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.data.images.files import StringTable, image_paths
 from sparse_vlm.data.images.seeded import SeededImages, seed_of
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.image_files import decode_image, open_image
 
 DRAWS = 64  # before a set of which nearly nothing can be read is searched
 

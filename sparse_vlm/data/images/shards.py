@@ -12,11 +12,11 @@ from urllib.request import url2pathname
 import webdataset
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from sparse_vlm.data.images.decode import readable_endings
 from sparse_vlm.data.images.seeded import BadImages
 from sparse_vlm.data.images.sets import cell_bytes
 from sparse_vlm.data.images.streams import Encoded
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.image_files import readable_endings
 
 
 class WebShards:

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.data.images.seeded import SeededImages, seed_of
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import decode_image
 
 
 class Encoded(NamedTuple):

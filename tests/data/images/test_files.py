@@ -10,12 +10,12 @@ import torch
 import webdataset
 from torchvision.transforms import v2
 
-from sparse_vlm.data.images.decode import readable_endings
 from sparse_vlm.data.images.files import PathTable, StringTable
 from sparse_vlm.data.images.labels import Labels, read_class_folders
 from sparse_vlm.data.images.sets import ImageFolder
 from sparse_vlm.data.images.sources import open_images
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import readable_endings
 
 OTHERS = (
     "._0.png",  # macOS writes one beside each file on a foreign disk

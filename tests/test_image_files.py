@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import decode_image, open_image
 
 
 @pytest.mark.parametrize(("mode", "size"), [("L", (1, 1)), ("RGBA", (30, 7)), ("P", (4000, 3000))])
