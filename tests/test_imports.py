@@ -86,7 +86,7 @@ def test_the_vlm_does_not_import_the_data() -> None:
         ("sparse_vlm/encoder/x.py", "from sparse_vlm import vlm", {"sparse_vlm", "sparse_vlm.vlm"}),
         ("sparse_vlm/encoder/x.py", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images"}),
         ("sparse_vlm/encoder/x.py", "from .rois import adjust_rois\nfrom sparse_vlm.errors import UserError", set()),
-        ("sparse_vlm/vlm/x.py", "def f():\n    from train import stage", {"train", "train.stages.stage"}),
+        ("sparse_vlm/vlm/x.py", "def f():\n    from train import stage", {"train", "train.stage"}),
         ("train/x.py", "from eval.score import main", {"eval.score"}),
         ("eval/x.py", "import train", {"train"}),
         ("eval/x.py", "import torch\nfrom sparse_vlm.encoder import SparseFormer", set()),
@@ -98,7 +98,7 @@ def test_a_wrong_import_would_be_found(
 ) -> None:
     for folder in ("sparse_vlm/vlm", "sparse_vlm/data", "train"):
         (tmp_path / folder).mkdir(parents=True)
-    for empty in ("sparse_vlm/data/images/files.py", "train/stages/stage.py"):
+    for empty in ("sparse_vlm/data/images.py", "train/stage.py"):
         (tmp_path / empty).touch()
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(line)
