@@ -78,7 +78,7 @@ def test_what_else_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_weights_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "other.safetensors").touch()
-    with pytest.raises(UserError, match=r"out holds other\.safetensors: it would be taken"):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"out holds other\.safetensors: it would be loaded"):  # noqa: SIM117
         with new_directory(tmp_path / "out") as temporary:
             (temporary / "model.safetensors").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "other.safetensors"]
