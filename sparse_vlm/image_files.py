@@ -1,4 +1,4 @@
-"""Image files -> PIL images, with errors that name the file."""
+"""Decode image files to RGB PIL images, with errors that name the file."""
 
 import io
 from collections.abc import Iterator
@@ -14,8 +14,11 @@ from sparse_vlm.errors import UserError, one_line
 
 @cache
 def readable_endings() -> frozenset[str]:
-    """File endings, ".png" …, of the formats whose pixels PIL reads. It registers others as well: those that it only
-    writes (.pdf), or only knows by their first bytes (.h5, .mpg), or reads with a program that is not there (.eps)."""
+    """Return the suffixes (".png", …) of the formats whose pixels PIL can read.
+
+    PIL also registers formats that it only writes (.pdf), only identifies (.h5, .mpg), or reads with a program that is
+    not installed (.eps).
+    """
     known = Image.registered_extensions()  # also fills Image.OPEN
     return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and _has_pixels(kind))
 
@@ -28,41 +31,42 @@ def _has_pixels(kind: str) -> bool:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file completely and return it as RGB, any size and aspect ratio; see `to_rgb`.
+    """Read an image file completely and convert it with `to_rgb`.
 
     Raises:
-        UserError: the file is missing, no image, or cut short; the sentence names it.
+        UserError: the file is missing, damaged or not an image.
     """
-    with _sentences(path), Image.open(path) as image:
+    with _reading(path), Image.open(path) as image:
         return to_rgb(image)
 
 
 def decode_image(data: bytes, name: str, max_megapixels: float | None = None) -> Image.Image:
-    """An encoded image (the bytes of a file) likewise; `name` stands for it in the error.
+    """Decode the bytes of an image file and convert the image with `to_rgb`.
 
     Args:
-        data: of a file.
-        name: stands for the image in the error.
-        max_megapixels: larger ones would fill the memory; None: PIL's own limit alone.
+        data: content of the file.
+        name: names the image in the error.
+        max_megapixels: refuse larger images, which would fill the memory; None: only PIL's own limit.
 
     Raises:
-        UserError: no image, cut short, or too large.
+        UserError: the data is damaged, not an image, or too large.
     """
-    with _sentences(name), Image.open(io.BytesIO(data)) as image:
+    with _reading(name), Image.open(io.BytesIO(data)) as image:
         if max_megapixels is not None and image.width * image.height > 1e6 * max_megapixels:
             raise UserError(f"it has {image.width}×{image.height} pixels, more than {max_megapixels:g} megapixels")
         return to_rgb(image)
 
 
 @contextmanager
-def _sentences(name: str | Path) -> Iterator[None]:
+def _reading(name: str | Path) -> Iterator[None]:
+    """Turn PIL's errors into UserErrors that name the image."""
     try:
         yield
-    except MemoryError:  # the machine's fault, not the file's
+    except MemoryError:  # not the file's fault
         raise
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"The image {name} does not exist. Check the path and the folder that it is in.") from None
-    except UnidentifiedImageError as error:  # PIL's own words show the object that it reads from
-        raise UserError(f"The image {name} cannot be read (no known image format). Replace or remove it.") from error
-    except Exception as error:  # PIL's decoders have no error in common: AVIF's RuntimeError, QOI's IndexError, …
+        raise UserError(f"The image {name} does not exist. Check the path.") from None
+    except UnidentifiedImageError as error:  # PIL's message shows the object that it reads from
+        raise UserError(f"The image {name} cannot be read (unknown image format). Replace or remove it.") from error
+    except Exception as error:  # PIL's decoders raise many types: AVIF a RuntimeError, QOI an IndexError, …
         raise UserError(f"The image {name} cannot be read ({one_line(error)}). Replace or remove it.") from error

@@ -66,5 +66,5 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_named_without_pils_objects() -> None:
     for data in (b"", b"<svg/>", b"#?RADIANCE"):
-        with pytest.raises(UserError, match=r"^The image x cannot be read \(no known image format\)"):
+        with pytest.raises(UserError, match=r"^The image x cannot be read \(unknown image format\)"):
             decode_image(data, "x")

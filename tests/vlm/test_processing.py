@@ -185,7 +185,7 @@ def test_settings_that_would_have_no_effect_are_refused(vlm: Loaded, options: di
     [
         ("bild_ä.png", "There is no image bild_ä.png: it is not a file"),
         ("\ud800.png", "There is no image"),
-        ("data:image/png;base64,AAAA", r"AAAA cannot be read \(no known image format\)"),
+        ("data:image/png;base64,AAAA", r"AAAA cannot be read \(unknown image format\)"),
     ],
 )
 def test_what_is_no_image_file_is_named(vlm: Loaded, source: str, sentence: str) -> None:

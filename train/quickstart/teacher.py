@@ -30,7 +30,7 @@ from sparse_vlm.data.easy_vqa import (
     SHAPES,
     Attributes,
 )
-from sparse_vlm.data.images.sources import augmentation
+from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
 from sparse_vlm.errors import UserError, exit_with_sentence

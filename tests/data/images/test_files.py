@@ -51,8 +51,8 @@ def test_a_folder_as_people_have_it(as_people_have_it: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         images = ImageFolder(as_people_have_it, v2.PILToTensor())
     assert [Path(path).name for path in images.paths] == ["2.png", "3.png", "0.png", "1.png"]
-    assert f"Left out of {as_people_have_it}: 8 hidden, " in caplog.text
-    for words in ("2 .h5", "2 .hdf", "2 .wmf", "2 .mpg", "2 .grib", "2 .db", "2 without an ending"):
+    assert f"Ignored in {as_people_have_it}: 8 hidden, " in caplog.text
+    for words in ("2 .h5", "2 .hdf", "2 .wmf", "2 .mpg", "2 .grib", "2 .db", "2 without a suffix"):
         assert words in caplog.text
 
 
@@ -62,7 +62,7 @@ def test_class_folders_as_people_have_them(as_people_have_it: Path, caplog: pyte
     assert labels.classes == ("a", "b")
     assert [path.name for path in labels.paths] == ["2.png", "3.png", "0.png", "1.png"]
     assert len(caplog.records) == 1
-    assert "7 hidden, 1 without an ending, 1 .db, 1 .grib, 1 .h5, 1 .hdf, 1 .mpg, 1 .wmf." in caplog.text
+    assert "7 hidden, 1 without a suffix, 1 .db, 1 .grib, 1 .h5, 1 .hdf, 1 .mpg, 1 .wmf." in caplog.text
 
 
 def test_nothing_but_others_is_a_sentence(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sparse_vlm.errors import UserError
 
 def test_class_folders(image_folder: Path) -> None:
     labels = read_class_folders(image_folder)
-    assert (labels.classes, labels.several) == (("0", "1"), False)
+    assert (labels.classes, labels.multi_label) == (("0", "1"), False)
     assert labels.values.tolist() == [0] * 5 + [1] * 5
     assert [path.parent.name for path in labels.paths] == ["0"] * 5 + ["1"] * 5
     item = LabelledImages(labels, v2.PILToTensor())[7]
@@ -24,7 +24,7 @@ def test_class_folders(image_folder: Path) -> None:
 def test_a_table(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,cat,dog\n0/0.png,1,1\n1/1.png,0,1\n", encoding="utf-8-sig")
     labels = read_label_table(tmp_path / "a.csv", image_folder)
-    assert (labels.classes, labels.several) == (("cat", "dog"), True)
+    assert (labels.classes, labels.multi_label) == (("cat", "dog"), True)
     assert torch.equal(labels.values, torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     assert LabelledImages(labels, v2.PILToTensor())[1]["labels"].tolist() == [0, 1]
 
@@ -57,7 +57,7 @@ def test_held_out_images_stay_at_their_place(image_files: list[bytes], tmp_path:
         ("image,cat\n", "needs a header"),
         ("image\n0/0.png\n", "needs a header"),
         ("image,cat,cat\n0/0.png,1,0\n", "names a class twice or not at all: image, cat, cat"),
-        ("image,cat,dog\n0/0.png,1\n", "Line 2 of .* has 2 columns, the header 3"),
+        ("image,cat,dog\n0/0.png,1\n", "Line 2 of .* has 2 columns, but the header has 3"),
         ("image,cat\n0/0.png,1\n1/1.png,yes\n", "Line 3 of .* has the label 'yes': write 0 or 1"),
         ("image,cat\n0/0.png,1\nnone.png,0\n", r"The image .*none.png of .* does not exist \(1 of 2 are missing\)"),
     ],
@@ -70,7 +70,7 @@ def test_a_wrong_table_is_one_sentence(text: str, sentence: str, image_folder: P
 
 def test_a_table_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("image,Bär\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"The table of labels .*a\.csv is no CSV file in UTF-8: 'utf-8' codec"):
+    with pytest.raises(UserError, match=r"The table of labels .*a\.csv is not a CSV file in UTF-8: 'utf-8' codec"):
         read_label_table(tmp_path / "a.csv", tmp_path)
 
 

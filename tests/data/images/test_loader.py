@@ -129,7 +129,7 @@ def test_an_epoch_without_a_batch_is_a_sentence(image_folder: Path, tmp_path: Pa
     args = TrainingArguments(
         str(tmp_path), per_device_train_batch_size=16, dataloader_drop_last=True, use_cpu=True, report_to="none"
     )
-    with pytest.raises(UserError, match="leaves nothing of 10 images in batches of 16 in each of 1 processes"):
+    with pytest.raises(UserError, match="leaves no batch: 10 images in batches of 16 for each of 1 processes"):
         train_loader(ImageFolder(image_folder, crop), args, default_data_collator)
 
 

@@ -129,7 +129,9 @@ def test_bad_images_stop_or_are_counted_and_named(image_files: list[bytes], capl
 
 def test_nothing_but_bad_images_ends(caplog: pytest.LogCaptureFixture) -> None:
     stream = ImageStream(NamedShards([[b"no image"] * 6] * 2), first_pixels, 10**6, on_bad_image="skip")
-    with pytest.raises(UserError, match=r"Reader 0 of 1 can read no image of 2 shards; the last: The image [01]/"):
+    with pytest.raises(
+        UserError, match=r"Reader 0 of 1 finds no readable image in 2 shards; the last: The image [01]/"
+    ):
         seen(stream)
     assert stream.unreadable == 12
     assert "Data worker 0 has skipped 10 unreadable images" in caplog.text
@@ -163,7 +165,9 @@ def test_a_reader_gives_up_after_as_many_unreachable_shards_as_there_are(
 ) -> None:
     shards = UnreachableShards([[]] * 4, {0, 1, 2, 3})
     stream = ImageStream(shards, first_pixels, 10**6, on_bad_image="skip", resampled=resampled)
-    with pytest.raises(UserError, match=rf"Reader 0 of {world_size} can read no image of 4 shards; .* out of reach"):
+    with pytest.raises(
+        UserError, match=rf"Reader 0 of {world_size} finds no readable image in 4 shards; .* out of reach"
+    ):
         seen(stream.share(1, 0, world_size))
     assert stream.unreadable == attempts
 
@@ -194,12 +198,15 @@ def test_broken_shards(shards: str, tmp_path: Path, image_files: list[bytes]) ->
     for spec, sentence in (
         (tmp_path / "cut.tar", r"The shard .*cut.tar cannot be read to its end"),
         (f"pipe:cat {tmp_path}/none.tar", r"The shard pipe:cat .*none.tar cannot be read to its end"),
-        (tmp_path / "text.tar", r"The sample a of .*text.tar has 0 images among its endings \(txt\)"),
-        (tmp_path / "two.tar", r"has 2 images among its endings \(jpg, png, seen.png\); --image_column says"),
+        (tmp_path / "text.tar", r"The sample a of .*text.tar has 0 images among its suffixes \(txt\)"),
+        (
+            tmp_path / "two.tar",
+            r"has 2 images among its suffixes \(jpg, png, seen.png\)\. Choose one by",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             seen(ImageStream(WebShards(str(spec)), first_pixels, 5))
-    with pytest.raises(UserError, match=r"text\.tar holds no images: its endings are txt, --image_column says"):
+    with pytest.raises(UserError, match=r"text\.tar holds no images: its suffixes, .* are txt\. Choose one by"):
         WebShards(str(tmp_path / "text.tar")).count()
     both = WebShards(f"{tmp_path}/cut.tar::pipe:cat {whole}")
     assert both.count() is None
@@ -221,7 +228,7 @@ def test_a_name_that_comes_twice_is_one_bad_image(tmp_path: Path, image_files: l
             info = tarfile.TarInfo(name)
             info.size = len(data)
             shard.addfile(info, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"The shard .*a\.tar has [ac]\.(png|PNG) twice\. Or go on"):
+    with pytest.raises(UserError, match=r"The shard .*a\.tar has [ac]\.(png|PNG) twice\. Or skip"):
         seen(ImageStream(WebShards(str(tmp_path / "a.tar")), first_pixels, 3))
     for column in (None, "PNG", ".png"):
         shards = WebShards(str(tmp_path / "a.tar"), column)
@@ -234,7 +241,7 @@ def test_a_name_that_comes_twice_is_one_bad_image(tmp_path: Path, image_files: l
 def test_dots_in_names_are_explained(tmp_path: Path, image_files: list[bytes]) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         writer.write({"__key__": "photo", "001.png": image_files[0]})
-    with pytest.raises(UserError, match=r"endings are 001\.png, .*they begin at the first dot"):
+    with pytest.raises(UserError, match=r"suffixes, which begin at the first dot of a name, are 001\.png"):
         WebShards(str(tmp_path / "a.tar")).count()
 
 
