@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from sparse_vlm.errors import UserError, exit_with_sentence, one_line, some_of, unknown_choice
+from sparse_vlm.errors import (
+    UserError,
+    check_choice,
+    error_context,
+    exit_with_sentence,
+    one_line,
+    optional_import,
+    some_of,
+    unknown_choice,
+)
 
 
 class Damaged(Dataset):
@@ -25,6 +34,25 @@ def test_unknown_choices_name_the_nearest_and_all() -> None:
     assert isinstance(error, UserError)
     assert str(error) == "Unknown fruit 'aple'. Did you mean 'apple'? Choices: apple, fig, quince."
     assert str(unknown_choice("fruit", "xyz", ["pear"])) == "Unknown fruit 'xyz'. Choices: pear."
+
+
+def test_a_choice_is_checked() -> None:
+    check_choice("fruit", "fig", iter(["apple", "fig"]))
+    with pytest.raises(UserError, match=r"^Unknown fruit 'aple'\. Did you mean 'apple'\? Choices: apple, fig\.$"):
+        check_choice("fruit", "aple", iter(["apple", "fig"]))
+
+
+def test_the_context_of_an_error_precedes_it() -> None:
+    with pytest.raises(UserError, match=r"^Sample 7: It is damaged\.$"), error_context("Sample 7"):
+        raise UserError("It is damaged.")
+    with pytest.raises(ZeroDivisionError), error_context("Sample 7"):
+        _ = 1 // 0
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    sentence = r"^Counting needs sparse_vlm_abacus: pip install 'sparse-vlm\[train\]'\.$"
+    with pytest.raises(UserError, match=sentence), optional_import("Counting", "train"):
+        import sparse_vlm_abacus  # noqa: F401
 
 
 def test_some_of_many_names() -> None:

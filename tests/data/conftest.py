@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from sparse_vlm.data.conversations.encoding import ChatFormat
+from sparse_vlm.vlm.language.turns import ChatFormat
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.data.conversations.encoding import IMAGE_PLACEHOLDER
+from sparse_vlm.data.conversations.formats import IMAGE_PLACEHOLDER
 from sparse_vlm.data.easy_vqa import (
     COLOURS,
     Attributes,

@@ -6,9 +6,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_vlm.data.conversations.collate import PACKINGS, ConversationCollator, pack, segment_mask
-from sparse_vlm.data.conversations.encoding import IGNORE, ChatFormat, Row, encode, encode_independent, parse_sample
+from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_independent
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
-from tests.data.conversations.test_encoding import record
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 VQA = record("<image>\nWhat shape is it?", "circle", "Is there a red one here?", "yes", "Color?", "dark blue")
 TEXT = record("Name a colour.", "green", "And now another one, please.", "a light red", image=None)
@@ -69,7 +71,7 @@ def test_pack_fills_rows_without_overflow() -> None:
 def test_packing_that_is_not_known_or_does_not_go_together() -> None:
     with pytest.raises(UserError, match=r"Unknown packing 'longes'\. Did you mean 'longest'"):
         ConversationCollator(0, packing="longes")
-    with pytest.raises(UserError, match="--packing and --independent_turns do not go together"):
+    with pytest.raises(UserError, match="--packing and --independent_turns exclude each other"):
         ConversationCollator(0, packing="longest", independent_turns=True)
 
 

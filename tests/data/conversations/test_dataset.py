@@ -10,11 +10,14 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.encoding import IGNORE, ChatFormat, parse_sample
+from sparse_vlm.data.conversations.encoding import IGNORE
+from sparse_vlm.data.conversations.images import FolderImages
 from sparse_vlm.data.conversations.length_limit import LengthLimit
-from sparse_vlm.data.conversations.sources import FolderImages, Source
+from sparse_vlm.data.conversations.samples import parse_sample
+from sparse_vlm.data.conversations.sources import Source
 from sparse_vlm.errors import UserError
-from tests.data.conversations.test_encoding import record
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def test_what_is_too_long_is_truncated_and_counted(
     assert (row.positions, row.segments) == (full.positions[:40], full.segments[:40])
     assert len(data[0]["images"]) == 1
     assert data.lengths() == [40, len(data[1]["row"].input_ids)]
-    assert data.truncated == [f"Sample long has {len(full.input_ids)} tokens; 40 stay."]
+    assert data.truncated == [f"Sample long has {len(full.input_ids)} tokens; 40 are kept."]
     assert "Truncated 1 of 3 samples to --model_max_length 40:" in caplog.text
     assert "Skipped 1 of 3 samples" in caplog.text
     assert data.skipped[0].startswith("Sample question has")

@@ -1,4 +1,4 @@
-"""The label mask token by token on several templates, independent turns, and bad LLaVA JSON."""
+"""The label mask, token by token on several templates, and independent turns."""
 
 import copy
 from dataclasses import replace
@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparse_vlm.data.conversations.encoding import (
-    IGNORE,
-    ChatFormat,
-    Row,
-    Sample,
-    encode,
-    encode_independent,
-    parse_sample,
-)
+from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_independent
+from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.templates import LLAVA_PLAIN, LLAVA_V1
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 VICUNA = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% elif m.role == 'assistant' %}"
@@ -53,12 +48,6 @@ OTHER_CONTROL_TOKENS = [
     "<start_of_turn>",
     "<end_of_turn>",
 ]
-
-
-def record(*turns: str, image: str | list[Any] | None = "a.png", **fields: Any) -> dict[str, Any]:
-    roles = ("human", "gpt") * len(turns)
-    conversation = [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)]
-    return {"id": "s1", "conversations": conversation, **({"image": image} if image else {}), **fields}
 
 
 def labelled(row: Row, chat: ChatFormat) -> list[list[str]]:
@@ -225,32 +214,3 @@ def test_an_independent_turn_may_be_the_image_alone(chat: ChatFormat) -> None:
     alone = encode(parse_sample(record("<image>", "a red circle"), 0), chat)
     first = [i for i, segment in enumerate(row.segments) if segment in (0, 1)]
     assert [row.input_ids[i] for i in first] == alone.input_ids
-
-
-def test_placeholder_is_brought_to_the_front() -> None:
-    assert parse_sample(record("What is it?\n<image>", "A"), 0).turns[0] == ("user", "<image>\nWhat is it?")
-
-
-def test_an_image_of_a_later_turn_is_brought_to_that_turns_start() -> None:
-    sample = parse_sample(record("Q", "A", "And here?\n<image>", "B"), 0)
-    assert [text for _, text in sample.turns] == ["Q", "A", "<image>\nAnd here?", "B"]
-
-
-@pytest.mark.parametrize(
-    ("bad", "sentence"),
-    [
-        (record("no placeholder", "A"), "Sample s1 has one image but 0 <image> in its text; it needs 1"),
-        (record("<image><image>\nQ", "A"), "Sample s1 has one image but 2 <image>"),
-        (record("<image>\nQ", "A", image=None), "Sample s1 has no image but 1 <image>"),
-        (record("Q", "see <image>"), "must stand in a human turn"),
-        (record("<image>\nQ", "A", image=["a", "b"]), "Sample s1 has 2 images but 1 <image>"),
-        (record("<image>\nQ", "A", "B"), r"roles must be .* they are: human, gpt, human\."),
-        (record("<image>\nQ", "A", conversations=[{"from": "gtp", "value": "x"}]), "'gtp'. Did you mean 'gpt'"),
-        (record("<image>\nQ", ""), "gpt turn has no text"),
-        (record("<image>\nQ", "A", image=["a", 3]), '"image" must be a relative path or a list of them'),
-        ({"image": "a.png"}, 'Sample number 7 has no "conversations"'),
-    ],
-)
-def test_bad_samples_are_named(bad: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        parse_sample(bad, 7)

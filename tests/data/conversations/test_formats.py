@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from sparse_vlm.data.conversations.encoding import parse_sample
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.conversations.sources import open_sources
 from sparse_vlm.errors import UserError
 
@@ -65,8 +65,8 @@ def test_an_unknown_key_is_a_short_sentence() -> None:
     with pytest.raises(UserError) as error:
         parse_sample({"id": 1, "system": "You are kind.", "conversations": LLAVA}, 0)
     assert str(error.value) == (
-        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, texts. It is not dropped "
-        "silently: remove it."
+        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, texts. Unknown keys are "
+        "not ignored: remove it."
     )
 
 
@@ -95,14 +95,14 @@ def test_several_images() -> None:
         ({"conversations": [{"from": "human", "value": "Q", "wieght": 0}]}, "Unknown field of a turn 'wieght'"),
         ({"conversations": [{"from": "human", "text": "Q"}]}, "Unknown field of a turn 'text'"),
         ({"texts": [{"user": "Q", "asistant": "A"}]}, "'asistant'. Did you mean 'assistant'"),
-        ({"conversations": [LLAVA[0], {"from": "gpt", "value": 3}]}, "a gpt turn says is 3, which is not a text"),
+        ({"conversations": [LLAVA[0], {"from": "gpt", "value": 3}]}, "a gpt turn holds 3, which is not a string"),
         ({"conversations": [LLAVA[0], {"from": "gpt"}]}, "a gpt turn has no text"),
-        ({"conversations": "[{"}, '"conversations" is a text that is not valid JSON'),
+        ({"conversations": "[{"}, '"conversations" is a string that is not valid JSON'),
         ({"conversations": ["Q", "A"]}, 'each item of "conversations" must be an object'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'. Did you mean 'image'"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [*NULLS[:1], IMAGE | {"index": 1}]}]}, "indices"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [IMAGE | {"path": "b"}]}]}, "and elsewhere"),
-        ({"messages": [{"role": "user", "content": [IMAGE | {"image": {"bytes": b"0"}}]}]}, "holds a dict: name the"),
+        ({"messages": [{"role": "user", "content": [IMAGE | {"image": {"bytes": b"0"}}]}]}, "holds a dict: give the"),
     ],
 )
 def test_what_is_not_understood_is_named(bad: dict[str, Any], sentence: str) -> None:

@@ -12,10 +12,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from sparse_vlm.data.conversations.encoding import parse_sample
-from sparse_vlm.data.conversations.sources import Source, open_sources, read_mixture, read_samples
+from sparse_vlm.data.conversations.mixture import read_mixture
+from sparse_vlm.data.conversations.samples import parse_sample
+from sparse_vlm.data.conversations.sources import Source, open_sources, read_samples
 from sparse_vlm.errors import UserError
-from tests.data.conversations.test_encoding import record
+from tests.data.conversations.records import record
 
 ONE = record("<image>\nWhat is it?", "red", image="0.png", id="one")
 TWO = record("<image> or <image>?", "the first", image=["0.png", "1.png"], id="two")
@@ -74,7 +75,7 @@ def test_files_as_windows_writes_them(folder: Path) -> None:
 def test_addresses_are_no_files(folder: Path, name: str) -> None:
     (folder / "a.json").write_text(json.dumps([ONE | {"image": name}]))
     (source,) = open_sources(folder / "a.json", folder)
-    with pytest.raises(UserError, match="is an address: put its file below --image_folder") as error:
+    with pytest.raises(UserError, match="is an address: download the file to --image_folder") as error:
         source.images.check(name)
     assert len(str(error.value)) < 200
 
@@ -120,7 +121,7 @@ def test_webdataset_shards(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"x.png": b""}, r"The sample x of .* has no x\.json; its files end in png"),
+        ({"x.png": b""}, r"The sample x of .* has no x\.json; the suffixes of its files: png"),
         ({"x.json": b"["}, r"x\.json of .* is not valid JSON"),
         ({"x.json": b"[]"}, r"x\.json of .* must hold a LLaVA sample"),
         ({}, "There are no samples in the shards"),
@@ -185,7 +186,7 @@ def test_a_column_that_holds_no_images_is_named(folder: Path) -> None:
     (folder / "table").mkdir()
     table = pyarrow.table({"image": [7], "conversations": [ONE["conversations"]]})
     pyarrow.parquet.write_table(table, folder / "table/a.parquet")
-    with pytest.raises(UserError, match=r"The column 'image' of .*table holds no images"):
+    with pytest.raises(UserError, match=r"The column 'image' of .*table does not hold images"):
         open_sources(f"hf:{folder}/table", "unused")
 
 
@@ -232,3 +233,28 @@ def test_bad_mixtures_are_named(tmp_path: Path, text: str, sentence: str) -> Non
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         read_mixture(tmp_path / "m.yaml")
+
+
+def test_a_mixture_finds_a_table_and_its_split_beside_it(folder: Path) -> None:
+    table = datasets.Dataset.from_dict({"conversations": [NONE["conversations"]]})
+    datasets.DatasetDict({"train": table, "more": table.select([0, 0])}).save_to_disk(folder / "tables/table")
+    (folder / "tables/mixture.yaml").write_text("- data_path: hf:table:more\n")
+    (source,) = open_sources(folder / "tables/mixture.yaml", "unused")
+    assert len(source.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("data_path", "sentence"),
+    [
+        ("", "--data_path '' names no data"),
+        ("wds:", "--data_path 'wds:' names no data"),
+        ("wdz:a.tar", r"Unknown prefix of --data_path 'wdz'\. Did you mean 'wds'.* and wdz:a\.tar does not exist"),
+        ("hf-stream:name", "Unknown prefix of --data_path 'hf-stream'.*Choices: hf, wds"),
+        ("wds:{0..", "The shards '{0..' are not in webdataset's notation"),
+        ("wds:https://example.org/a.tar", r"The shard https://example\.org/a\.tar is not a local file\. Download it"),
+        ("nowhere.json", r"nowhere\.json does not exist\. Check --data_path"),
+    ],
+)
+def test_bad_specs_are_named(data_path: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_sources(data_path, "unused")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, picture_key
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
 from sparse_vlm.errors import UserError
 
-TOKENS = {picture_key(name): torch.rand(4, 6) for name in (b"one", b"two")}
+TOKENS = {file_hash(name): torch.rand(4, 6) for name in (b"one", b"two")}
 
 
 def test_what_was_added_is_found_by_the_picture(tmp_path: Path) -> None:
@@ -17,17 +17,17 @@ def test_what_was_added_is_found_by_the_picture(tmp_path: Path) -> None:
     cache.add(TOKENS)
     for reader in (cache, VisualTokenCache(tmp_path / "new")):
         assert len(reader) == 2
-        assert picture_key(b"one") in reader
-        assert torch.equal(reader.tokens(b"two"), TOKENS[picture_key(b"two")])
+        assert file_hash(b"one") in reader
+        assert torch.equal(reader.tokens(b"two"), TOKENS[file_hash(b"two")])
     with pytest.raises(UserError, match=r"not among the 2 of .*new: it changed"):
         cache.tokens(b"three")
 
 
 def test_shards_of_another_process_are_noticed(tmp_path: Path) -> None:
     mine, other = VisualTokenCache(tmp_path), VisualTokenCache(tmp_path)
-    mine.add({picture_key(b"one"): torch.zeros(1, 2, dtype=torch.bfloat16)})
-    other.add({picture_key(b"two"): torch.ones(1, 2, dtype=torch.bfloat16)})
-    assert picture_key(b"two") not in mine
+    mine.add({file_hash(b"one"): torch.zeros(1, 2, dtype=torch.bfloat16)})
+    other.add({file_hash(b"two"): torch.ones(1, 2, dtype=torch.bfloat16)})
+    assert file_hash(b"two") not in mine
     mine.refresh()
     assert mine.tokens(b"two").dtype == torch.bfloat16
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

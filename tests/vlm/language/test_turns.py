@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase
 
-from sparse_vlm.data.conversations.encoding import IGNORE, encode, parse_sample
+from sparse_vlm.data.conversations.encoding import IGNORE, encode
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_messages, encode_prompt, user_message
