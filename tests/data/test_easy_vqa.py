@@ -116,7 +116,7 @@ def test_held_out_images_need_a_sensible_number(training: list[VqaQuestion], ima
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[[", "not JSON"),
+        ("[[", "not valid JSON"),
         ("[]", "non-empty list"),
         ('[["q?", "a", 1], ["q?", "a"]]', "entry 1 is"),
         ('[["q?", "a", "1"]]', "entry 0 is"),
@@ -128,7 +128,7 @@ def test_malformed_questions_are_named(tmp_path: Path, content: str, sentence: s
     file.write_text(content)
     with pytest.raises(UserError, match=sentence):
         easy_vqa.read_questions(file)
-    with pytest.raises(UserError, match="Cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         easy_vqa.read_questions(tmp_path / "absent.json")
 
 

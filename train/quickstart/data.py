@@ -88,7 +88,7 @@ def by_answer(question: VqaQuestion) -> bool | None:
 def by_colour(question: VqaQuestion) -> bool | None:
     """Sort of a yes/no question about a colour: whether the image shows it; None of another."""
     about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
-    return question.asks_for_what_is_shown if about_colour else None
+    return question.names_what_is_shown if about_colour else None
 
 
 def usable_images(questions: Questions, sort: Sort) -> set[int]:
