@@ -13,14 +13,14 @@ from sparse_vlm.errors import UserError, one_line
 
 
 @cache
-def readable_endings() -> frozenset[str]:
+def readable_suffixes() -> frozenset[str]:
     """Return the suffixes (".png", …) of the formats whose pixels PIL can read.
 
     PIL also registers formats that it only writes (.pdf), only identifies (.h5, .mpg), or reads with a program that is
     not installed (.eps).
     """
     known = Image.registered_extensions()  # also fills Image.OPEN
-    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and _has_pixels(kind))
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and _has_pixels(kind))
 
 
 def _has_pixels(kind: str) -> bool:

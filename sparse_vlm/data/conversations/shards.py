@@ -12,7 +12,7 @@ from sparse_vlm.data.conversations.images import Images
 from sparse_vlm.data.images.files import is_hidden
 from sparse_vlm.data.tar_shards import expand_shards, local_path, shard_members
 from sparse_vlm.errors import UserError
-from sparse_vlm.image_files import readable_endings
+from sparse_vlm.image_files import readable_suffixes
 
 
 class Member(NamedTuple):
@@ -61,7 +61,7 @@ def read_shards(spec: str, base: Path = Path()) -> tuple[list[Record], ShardImag
             raise UserError(f"The shard {url} is not a local file. Download it: conversations are read by index.")
         shard = base / path
         for key, files in _samples(shard).items():
-            suffixes = [suffix for suffix in files if Path(f"x.{suffix}").suffix in readable_endings()]
+            suffixes = [suffix for suffix in files if Path(f"x.{suffix}").suffix in readable_suffixes()]
             suffixes.sort(key=_numeric_order)
             record = _record(shard, key, files)
             record = {"id": key} | {name: value for name, value in record.items() if name not in IMAGE_KEYS}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.image_files import readable_endings
+from sparse_vlm.image_files import readable_suffixes
 
 logger = logging.getLogger(__name__)
 # Folders that macOS, Synology and Windows create beside users' data.
@@ -79,10 +79,10 @@ def paths_by_class(folder: str | Path) -> dict[str, list[Path]]:
 def _image_paths(folder: Path, ignored: Counter[str]) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"There is no image folder {folder}.")
-    endings, before, paths = readable_endings(), ignored.copy(), []
+    suffixes, before, paths = readable_suffixes(), ignored.copy(), []
     try:
         for path in _files_below(folder, ignored):
-            if path.suffix.lower() in endings:
+            if path.suffix.lower() in suffixes:
                 paths.append(path)
             else:
                 ignored[path.suffix.lower()] += 1

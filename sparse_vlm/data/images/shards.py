@@ -10,7 +10,7 @@ from sparse_vlm.data.images.seeded import BadImages
 from sparse_vlm.data.images.streams import Encoded
 from sparse_vlm.data.tar_shards import expand_shards, local_path, shard_members
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.image_files import readable_endings
+from sparse_vlm.image_files import readable_suffixes
 
 
 class WebShards:
@@ -90,7 +90,7 @@ class WebShards:
     def _is_image(self, key: str) -> bool:
         if self.image_key is not None:
             return key == self.image_key
-        return f".{key}" in readable_endings()
+        return f".{key}" in readable_suffixes()
 
     def _count(self, path: Path, bad: BadImages) -> int:
         from webdataset.tariterators import base_plus_ext

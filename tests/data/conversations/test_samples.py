@@ -9,11 +9,11 @@ from sparse_vlm.errors import UserError
 from tests.data.conversations.records import record
 
 
-def test_placeholder_is_brought_to_the_front() -> None:
+def test_a_placeholder_is_moved_to_the_front() -> None:
     assert parse_sample(record("What is it?\n<image>", "A"), 0).turns[0] == ("user", "<image>\nWhat is it?")
 
 
-def test_an_image_of_a_later_turn_is_brought_to_that_turns_start() -> None:
+def test_the_placeholder_of_a_later_turn_is_moved_to_its_front() -> None:
     sample = parse_sample(record("Q", "A", "And here?\n<image>", "B"), 0)
     assert [text for _, text in sample.turns] == ["Q", "A", "<image>\nAnd here?", "B"]
 

@@ -1,4 +1,4 @@
-"""Class folders and tables of labels, and what is wrong with them."""
+"""Class folders and tables of labels, and their errors."""
 
 from pathlib import Path
 
@@ -29,19 +29,19 @@ def test_a_table(image_folder: Path, tmp_path: Path) -> None:
     assert LabelledImages(labels, v2.PILToTensor())[1]["labels"].tolist() == [0, 1]
 
 
-def test_the_next_image_brings_its_own_label(image_folder: Path, image_files: list[bytes], tmp_path: Path) -> None:
-    for name, data in (("a", b"no image"), ("b", image_files[0])):
+def test_a_substitute_has_its_own_label(image_folder: Path, image_files: list[bytes], tmp_path: Path) -> None:
+    for name, data in (("a", b"not an image"), ("b", image_files[0])):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "picture.png").write_bytes(data)
+        (tmp_path / name / "image.png").write_bytes(data)
     dataset = LabelledImages(read_class_folders(tmp_path), v2.PILToTensor(), on_bad_image="skip")
     assert [item["labels"].item() for item in dataset] == [1, 1]
     assert dataset.unreadable == 1
 
 
-def test_held_out_images_stay_at_their_place(image_files: list[bytes], tmp_path: Path) -> None:
-    for name, data in (("a", b"no image"), ("b", image_files[0])):
+def test_unreadable_held_out_images_are_not_replaced(image_files: list[bytes], tmp_path: Path) -> None:
+    for name, data in (("a", b"not an image"), ("b", image_files[0])):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "picture.png").write_bytes(data)
+        (tmp_path / name / "image.png").write_bytes(data)
     labels = read_class_folders(tmp_path)
     with pytest.raises(UserError, match="--on_bad_image skip"):
         HeldOutImages(LabelledImages(labels, v2.PILToTensor()))[0]
@@ -62,19 +62,19 @@ def test_held_out_images_stay_at_their_place(image_files: list[bytes], tmp_path:
         ("image,cat\n0/0.png,1\nnone.png,0\n", r"The image .*none.png of .* does not exist \(1 of 2 are missing\)"),
     ],
 )
-def test_a_wrong_table_is_one_sentence(text: str, sentence: str, image_folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_table_is_an_error(text: str, sentence: str, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UserError, match=sentence):
         read_label_table(tmp_path / "a.csv", image_folder)
 
 
-def test_a_table_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+def test_a_table_in_another_encoding_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("image,Bär\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"The table of labels .*a\.csv is not a CSV file in UTF-8: 'utf-8' codec"):
         read_label_table(tmp_path / "a.csv", tmp_path)
 
 
-def test_wrong_folders_are_one_sentence(image_folder: Path, tmp_path: Path) -> None:
+def test_wrong_folders_are_errors(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no table of labels"):
         read_label_table(tmp_path / "none.csv", tmp_path)
     with pytest.raises(UserError, match=r"There is no folder .*none"):
