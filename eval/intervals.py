@@ -3,6 +3,7 @@
 Questions about one picture are right or wrong together, so single questions are no independent draws.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval.scoring.protocol import Score, Scores
 
 RESAMPLES = 2000
+Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 Groups = Sequence[int | str]  # what questions about one picture have in common
 
 
@@ -89,3 +91,20 @@ def mean_scores_by(name: str, kinds: Sequence[str], values: Sequence[float], gro
         members = [index for index, other in enumerate(kinds) if other == kind]
         scores[name, kind] = mean_score([values[i] for i in members], [groups[i] for i in members])
     return scores
+
+
+def wilson_interval(successes: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion of independent trials.
+
+    Args:
+        successes: 0 to total.
+        total: at least 1.
+        z: quantile of the normal distribution; the default gives 95%.
+
+    Returns:
+        (low, high) in [0, 1]; never empty, also at 0 and at `total` successes.
+    """
+    share, square = successes / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / total + square / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)

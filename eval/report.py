@@ -72,8 +72,7 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
     marks = [benchmark.mark(part.questions[place], texts[place], known[place]) for place in part.places]
     scores = benchmark.aggregate(marks)
     floors: dict[str, Mapping[int, str]] = {
-        floor: dict(enumerate(predictions))
-        for floor, predictions in benchmark.floors(part.questions, annotations).items()
+        floor: dict(enumerate(predictions)) for floor, predictions in benchmark.floors(part.questions, known).items()
     }
     if inputs.no_image_answers is not None:
         floors["no_image"] = _blind(part, inputs.no_image_answers)

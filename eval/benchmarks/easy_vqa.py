@@ -4,11 +4,12 @@ The official format, questions.json with [question, answer, image id] entries, i
 default of all paths is the test split of the installed package `easy-vqa`.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
-from eval.scoring.metrics import exact_match, most_frequent, question_only_lookup
+from eval.scoring.floors import constant_floor, most_frequent
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
@@ -52,6 +53,15 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
     return annotated
 
 
+def exact_match(prediction: str, answer: str) -> bool:
+    """Return whether both are the same words, ignoring case, surrounding white space and one final full stop."""
+    return _normalize(prediction) == _normalize(answer)
+
+
+def _normalize(text: str) -> str:
+    return text.strip().removesuffix(".").strip().casefold()
+
+
 def mark(question: Question, text: str, known: easy_vqa.VqaQuestion) -> Mark:
     """Right is the very answer; empty answers are unreadable."""
     return Mark(question, known, text, text.strip() or None, float(exact_match(text, known.answer)), known.answer)
@@ -64,16 +74,33 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     return {("accuracy",): mean_score(right, images)} | by_kind
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """What needs no picture, learnt from the training questions and answers.
+def question_only_lookup(training: Iterable[tuple[str, str]], questions: Sequence[str]) -> list[str]:
+    """Answer each question with the most frequent training answer to the same words.
 
-    "majority" always gives the most frequent training answer; "question_only" the most frequent one to the same words.
+    Words that do not occur in training get the most frequent training answer of all.
+
+    Args:
+        training: (question, answer) pairs.
+        questions: the questions to answer.
+    """
+    by_text: dict[str, list[str]] = defaultdict(list)
+    for text, answer in training:
+        by_text[text].append(answer)
+    majority = most_frequent(answer for answers in by_text.values() for answer in answers)
+    table = {text: most_frequent(answers) for text, answers in by_text.items()}
+    return [table.get(question, majority) for question in questions]
+
+
+def floors(questions: Sequence[Question], known: Sequence[easy_vqa.VqaQuestion]) -> dict[str, Predictions]:
+    """Return the floors that need no image, learnt from the training questions and answers.
+
+    "majority" always gives the most frequent training answer, "question_only" the most frequent one to the same words.
     """
     training = easy_vqa.load_questions("train")
     majority = most_frequent(known.answer for known in training)
     pairs = [(easy_vqa.prompt(known.text), known.answer) for known in training]
     lookup = question_only_lookup(pairs, [question.text for question in questions])
-    return {"majority": [majority] * len(questions), "question_only": lookup}
+    return constant_floor("majority", majority, questions) | {"question_only": lookup}
 
 
 BENCHMARK = Benchmark(
@@ -86,4 +113,3 @@ BENCHMARK = Benchmark(
     floors=floors,
     annotated=True,
 )
-score = BENCHMARK.score

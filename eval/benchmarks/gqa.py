@@ -10,8 +10,8 @@ from pathlib import Path
 
 from eval.benchmarks.gqa_distribution import distribution_score
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_answer_floor
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import gqa_form, most_frequent
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
@@ -97,16 +97,21 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
     return known
 
 
+def normalize(prediction: str) -> str:
+    """Return what LLaVA hands to GQA's scorer, which compares letter by letter: lower case, no final full stops."""
+    return prediction.rstrip(".").lower()
+
+
 def mark(question: Question, text: str, known: _Known) -> Mark:
     """Right is the answer to the letter, in small letters; empty answers are unreadable."""
-    said, answer = gqa_form(text), known.record["answer"]
+    said, answer = normalize(text), known.record["answer"]
     return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
     """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
     and the official scorer's other numbers, as far as the files have what they need."""
-    answered = [_answered(row.question, row.known, gqa_form(row.text)) for row in marks]
+    answered = [_answered(row.question, row.known, normalize(row.text)) for row in marks]
     balanced = [row for row in answered if row.record.get("isBalanced", True)]
     if not balanced:
         raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
@@ -187,21 +192,19 @@ def _distribution(balanced: Sequence[_Answered]) -> Scores:
     return {("distribution",): distribution_score([group for _, group in grouped], said, right, images)}
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer that is right most often in these very questions."""
-    answer = most_frequent(record["answer"] for record in _read(annotations, questions))
-    return {"most frequent answer": [answer] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right answer of these questions."""
+    return most_frequent_answer_floor((row.record["answer"] for row in known), questions)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
     """The official scorer's file of predictions: a list of {"questionId", "prediction"}."""
     answers = zip(questions, predictions, strict=True)
-    write_json(output, [{"questionId": str(question.id), "prediction": gqa_form(text)} for question, text in answers])
+    write_json(output, [{"questionId": str(question.id), "prediction": normalize(text)} for question, text in answers])
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -211,4 +214,3 @@ BENCHMARK = Benchmark(
     write_submission=write_submission,
     published=("GQA", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

@@ -122,4 +122,3 @@ BENCHMARK = Benchmark(
     aggregate=aggregate,
     judge_inputs=judge_inputs,
 )
-score = BENCHMARK.score

@@ -144,4 +144,3 @@ BENCHMARK = Benchmark(
     write_submission=write_submission,
     judge_inputs=judge_inputs,
 )
-score = BENCHMARK.score

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.intervals import bootstrap_sums, middle_95
+from eval.scoring.floors import constant_floor
+from eval.scoring.labels import Key, match_labels, missing_label_file, read_by_category
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import mme_reads, mme_score
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import numbered_lines, read_text, require
 from sparse_vlm.errors import UserError
@@ -80,7 +81,7 @@ def _words(prompt: str) -> str:
     return prompt.replace(SHORT_ANSWER, "").strip().removesuffix(TEMPLATE_ENDING).strip()
 
 
-def _is_yes(questions: Sequence[Question], task: str, folder: Path) -> list[bool]:
+def _labels(questions: Sequence[Question], folder: Path, task: str) -> list[bool]:
     """Whether yes is the right answer to each question of a task.
 
     Raises:
@@ -88,21 +89,12 @@ def _is_yes(questions: Sequence[Question], task: str, folder: Path) -> list[bool
     """
     path = folder / f"{task}.txt"
     if not path.is_file() and not (folder / task).is_dir():
-        raise UserError(f"{folder} has no {path.name}, which the {len(questions)} questions of {task!r} need.")
-    rows = _read_task(folder, task)
-    known = {(Path(picture).stem, words): yes for picture, words, yes in rows}
-    asked = [_picture_and_words(question) for question in questions]
-    strangers = [key for key in asked if key not in known]
-    if strangers or len(asked) != len(rows) or len(set(asked)) != len(known):
-        example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
-        raise UserError(
-            f"{path} ({len(rows)} questions) does not belong to the {len(asked)} questions of {task!r}: "
-            f"{len(strangers)} of them are not in it{example}."
-        )
-    return [known[key] for key in asked]
+        raise missing_label_file(path.name, folder, questions, task)
+    labelled = [((Path(image).stem, words), yes) for image, words, yes in _read_task(folder, task)]
+    return match_labels([_image_and_words(question) for question in questions], labelled, path, task)
 
 
-def _picture_and_words(question: Question) -> tuple[str, str]:
+def _image_and_words(question: Question) -> Key:
     return Path(question.image_name).stem, _words(question.text)
 
 
@@ -110,7 +102,7 @@ def _pairs(questions: Sequence[Question], right: Sequence[bool], task: str) -> l
     """By picture, whether its two questions are answered right."""
     by_picture: dict[str, list[bool]] = {}
     for question, hit in zip(questions, right, strict=True):
-        by_picture.setdefault(_picture_and_words(question)[0], []).append(hit)
+        by_picture.setdefault(_image_and_words(question)[0], []).append(hit)
     pairs = []
     for picture, hits in by_picture.items():
         if len(hits) != 2:
@@ -125,22 +117,27 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
     unknown = {question.category for question in questions} - {*PERCEPTION, *COGNITION}
     if unknown:
         raise UserError(f"{sorted(unknown)[0]!r} is none of MME's tasks; LLaVA's file has them as \"category\".")
-    known: dict[int, bool] = {}
-    for task in dict.fromkeys(question.category for question in questions):
-        members = [index for index, question in enumerate(questions) if question.category == task]
-        known |= zip(members, _is_yes([questions[index] for index in members], task, folder), strict=True)
-    return [known[index] for index in range(len(questions))]
+    tasks = list(dict.fromkeys(question.category for question in questions))
+    return read_by_category(questions, tasks, lambda members, task: _labels(members, folder, task))
+
+
+def read_answer(text: str) -> str:
+    """Read an answer as MME does: "yes" or "no" if its first four letters contain that word, otherwise "other"."""
+    start = text.lower()
+    if start not in ("yes", "no"):
+        start = start[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def mark(question: Question, text: str, known: bool) -> Mark:
     """Whether the answer begins with yes or no, and with the right one."""
-    said, right = mme_reads(text), "yes" if known else "no"
+    said, right = read_answer(text), "yes" if known else "no"
     return Mark(question, known, text, None if said == "other" else said, float(said == right), right)
 
 
 def _picture(question: Question) -> tuple[str, str]:
     """What the two questions about an image have in common."""
-    return question.category, _picture_and_words(question)[0]
+    return question.category, _image_and_words(question)[0]
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
@@ -154,12 +151,23 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     scores: Scores = {}
     for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
         if all(task in tasks for task in parts):
-            value = sum(mme_score(tasks[task]) for task in parts)
+            value = sum(task_score(tasks[task]) for task in parts)
             count = 2 * sum(len(tasks[task]) for task in parts)
             scores[name,] = Score(value, count, middle_95(sum(draws[task] for task in parts)))
     for task, pairs in tasks.items():
-        scores["tasks", task] = Score(mme_score(pairs), 2 * len(pairs), middle_95(draws[task]))
+        scores["tasks", task] = Score(task_score(pairs), 2 * len(pairs), middle_95(draws[task]))
     return scores
+
+
+def task_score(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Compute the score of one task, 0 to 200: percent of right answers plus percent of images with both right.
+
+    Args:
+        pairs: for each image, whether its two questions are answered right.
+    """
+    questions = sum(map(sum, pairs)) / (2 * len(pairs))
+    images = sum(map(all, pairs)) / len(pairs)
+    return questions * 100 + images * 100
 
 
 def _draws(pairs: Sequence[tuple[bool, bool]], seed: int) -> NDArray[np.float64]:
@@ -169,14 +177,13 @@ def _draws(pairs: Sequence[tuple[bool, bool]], seed: int) -> NDArray[np.float64]
     return 100 * (sums[:, 0] / 2 + sums[:, 1]) / len(pairs)
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """One answer to everything: half of the questions, no picture."""
-    return {"always yes": ["Yes"] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[bool]) -> dict[str, Predictions]:
+    """Return the floor that always answers "Yes": half of the questions, but no image with both right."""
+    return constant_floor("always yes", "Yes", questions)
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -186,4 +193,3 @@ BENCHMARK = Benchmark(
     scale="points",
     published=("MME", lambda scores: scores["perception",].value if ("perception",) in scores else None),
 )
-score = BENCHMARK.score

@@ -4,13 +4,14 @@ LLaVA's question file, llava_test_CQM-A.json, is questions and answers in one. P
 with a picture ("SQA-I"); they hardly measure vision: without any picture 63.5% are answered (see the published rows).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.llava_format import OPTION_LETTER, image_file
-from eval.scoring.metrics import most_frequent, scienceqa_letter
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import Record, align, field, read_json, read_json_as, require
 from sparse_vlm.errors import UserError
@@ -55,7 +56,7 @@ class _Known:
     grades: str | None = None
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[_Known]:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
     """From LLaVA's file, the official problems.json, or the folder of either."""
     what = f"the folder of problems.json or {LLAVA_FILE}, or one of these files"
     path = require(annotations, "--annotations", what)
@@ -95,9 +96,22 @@ def _grades(grade: object) -> str | None:
     return ("1-6" if int(number) <= 6 else "7-12") if number.isdigit() else None
 
 
+def read_letter(text: str) -> str | None:
+    """Read the option as LLaVA's scorer does; None: unreadable.
+
+    An answer is "B", "B. words", or contains "The answer is B." exactly once.
+    """
+    if text in ("A", "B", "C", "D", "E"):
+        return text
+    if re.match(r"[A-E]\. ", text):
+        return text[0]
+    stated = re.findall(r"The answer is ([A-Z]).", text)
+    return stated[0] if len(stated) == 1 else None
+
+
 def mark(question: Question, text: str, known: _Known) -> Mark:
     """The option's letter as LLaVA's scorer reads it."""
-    letter = scienceqa_letter(text)
+    letter = read_letter(text)
     return Mark(question, known, text, letter, float(letter == known.letter), known.letter)
 
 
@@ -119,10 +133,9 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     return scores
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The letter that is right most often in these very questions."""
-    letter = most_frequent(row.letter for row in _read(annotations, questions))
-    return {f"always {letter}": [letter] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right letter of these questions."""
+    return most_frequent_letter_floor((row.letter for row in known), questions)
 
 
 def _with_image(scores: Scores) -> float | None:
@@ -131,13 +144,11 @@ def _with_image(scores: Scores) -> float | None:
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
-    known=lambda questions, annotations: _read(annotations, questions),
+    known=read_known,
     mark=mark,
     aggregate=aggregate,
     floors=floors,
     annotated=True,
     published=("SQA-I", _with_image),
 )
-score = BENCHMARK.score

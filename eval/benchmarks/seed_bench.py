@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import most_frequent
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import (
     Record,
@@ -105,10 +105,9 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     )
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The letter that is right most often in these very questions."""
-    letter = most_frequent(str(record.get("answer")) for record in _read(annotations, questions)[0])
-    return {f"always {letter}": [letter] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right letter of these questions."""
+    return most_frequent_letter_floor((row.answer for row in known), questions)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
@@ -119,7 +118,6 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -127,4 +125,3 @@ BENCHMARK = Benchmark(
     floors=floors,
     write_submission=write_submission,
 )
-score = BENCHMARK.score

@@ -7,10 +7,9 @@ official one they do not. The two protocols differ by points, so the report says
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.scoring.human_answers import TenAnswers, mark_by, most_frequent_floor, scores_by_type, write_evalai
+from eval.scoring.human_answers import TenAnswers, evalai_accuracy, floors, mark_by, mean_accuracies, write_evalai
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import textvqa_accuracy
-from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
+from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
 
@@ -44,7 +43,7 @@ def _words(prompt: str) -> str:
     return next(lines, "").lower()
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[list[str]]:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
     """The ten answers to each question: found by the official file's ids, which are numbers, or as LLaVA's scorer does
     by picture and words; of two questions with the same words about one picture that takes the last one's for both."""
     path = official_file(annotations, "the official TextVQA_0.5.1_val.json", "TextVQA_*_val.json")
@@ -63,26 +62,11 @@ def _annotation_key(record: Record, path: Path) -> tuple[str, str]:
     return field(record, "image_id", str, str(path)), field(record, "question", str, str(path)).lower()
 
 
-def _ten_answers(record: Record, place: str) -> list[str]:
+def _ten_answers(record: Record, place: str) -> TenAnswers:
     answers = field(record, "answers", list, place)
     if len(answers) != 10 or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{place} has {len(answers)} answers, not ten texts.")
-    return answers
-
-
-def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
-    """The answers to each question."""
-    return [TenAnswers(answers) for answers in _read(annotations, questions)]
-
-
-def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions."""
-    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
-
-
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer given most often to these very questions."""
-    return most_frequent_floor(_read(annotations, questions))
+    return TenAnswers(answers)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
@@ -98,13 +82,11 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
 
 BENCHMARK = Benchmark(
     protocol=protocol,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
-    mark=mark_by(textvqa_accuracy),
-    aggregate=aggregate,
+    mark=mark_by(evalai_accuracy),
+    aggregate=mean_accuracies(accuracy=evalai_accuracy),
     floors=floors,
     write_submission=write_submission,
     published=("TextVQA", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

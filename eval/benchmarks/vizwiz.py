@@ -8,16 +8,15 @@ from pathlib import Path
 
 from eval.scoring.human_answers import (
     TenAnswers,
-    answers_of,
+    evalai_accuracy,
+    floors,
     mark_by,
-    most_frequent_floor,
+    mean_accuracies,
     read_ten_answers,
-    scores_by_type,
     write_evalai,
 )
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import textvqa_accuracy
-from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
+from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
 
 PROTOCOL = "VizWiz, asked for a single word or phrase or 'Unanswerable'; EvalAI's accuracy, ten answers each"
@@ -41,25 +40,12 @@ def _read_official(path: Path) -> list[Record]:
     return read_json_as(path, list, "a list of questions, as VizWiz's official files are")
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """Return the answers to each question and their type."""
     path = official_file(annotations, "the official val.json (test has no answers)", "val.json")
     by_image = {field(record, "image", str, str(path)): record for record in _read_official(path)}
-    return align(questions, [Path(question.image_name).name for question in questions], by_image, path)
-
-
-def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
-    """The answers to each question and their type."""
-    return read_ten_answers(_read(annotations, questions), str(annotations))
-
-
-def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions and by the type of the answer, "unanswerable" among them."""
-    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
-
-
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer given most often to these very questions: "unanswerable"."""
-    return most_frequent_floor([answers_of(record, str(annotations)) for record in _read(annotations, questions)])
+    known = align(questions, [Path(question.image_name).name for question in questions], by_image, path)
+    return read_ten_answers(known, str(annotations))
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
@@ -69,13 +55,11 @@ def write_submission(file: Path | None, questions: Sequence[Question], predictio
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
-    mark=mark_by(textvqa_accuracy),
-    aggregate=aggregate,
+    mark=mark_by(evalai_accuracy),
+    aggregate=mean_accuracies(accuracy=evalai_accuracy),
     floors=floors,
     write_submission=write_submission,
     published=("VizWiz", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

@@ -82,8 +82,8 @@ Scores = dict[tuple[str, ...], Score]
 Predictions = Sequence[str]
 
 
-def no_floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """For benchmarks that nothing answers without a model."""
+def no_floors(questions: Sequence[Question], known: Sequence[Any]) -> dict[str, Predictions]:
+    """Return no floors: nothing answers the benchmark without a model."""
     return {}
 
 
@@ -93,7 +93,6 @@ class Benchmark:
 
     Attributes:
         protocol: the line of the report that says what is asked how, and how an answer counts.
-        max_new_tokens: where an answer that does not end by itself is cut.
         load_questions: (file, folder of pictures) -> the questions of the official or LLaVA's file. The file may be
             None where the benchmark has a default; scoring gives no folder.
         known: (questions, annotations) -> the annotation of each question. The questions are all of the file; what does
@@ -101,9 +100,10 @@ class Benchmark:
         mark: (question, answer, its annotation) -> how the answer is read and what it is worth. Where a judge is
             needed, the answer is its reply.
         aggregate: marks -> scores.
+        max_new_tokens: the length at which an answer is cut.
         unreadable: how an answer counts that the scorer cannot read, as its source has it.
         unit: what questions that are scored together have in common; None: each question stands alone.
-        floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
+        floors: (questions, their annotations) -> name of each floor -> its predictions, which need no model.
         annotated: whether the question file has the answers too, so that it is the default of the annotations.
         scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
         points: names of scores on a scale of their own among shares.
@@ -116,14 +116,14 @@ class Benchmark:
     """
 
     protocol: Callable[[Sequence[Question]], str]
-    max_new_tokens: int
     load_questions: Callable[[Path | None, Path | None], list[Question]]
     known: Callable[[Sequence[Question], Path | None], Sequence[Any]]
     mark: Callable[[Question, str, Any], Mark]
     aggregate: Callable[[Sequence[Mark]], Scores]
+    max_new_tokens: int = 128
     unreadable: str = "wrong"
     unit: Callable[[Question], Hashable] | None = None
-    floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
+    floors: Callable[[Sequence[Question], Sequence[Any]], dict[str, Predictions]] = no_floors
     annotated: bool = False
     scale: Literal["share", "points"] = "share"
     points: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap_interval, bootstrap_sums, mean_score, mean_scores_by
+from eval.intervals import bootstrap_interval, bootstrap_sums, mean_score, mean_scores_by, wilson_interval
 
 
 def test_bootstrap_of_single_questions_agrees_with_the_normal_approximation() -> None:
@@ -42,3 +42,17 @@ def test_means_by_kind() -> None:
         ("by", "b"): (0.5, 2),
     }
     assert mean_score([0.3, 0.9], [1, 2]).value == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0000),
+    ],
+)
+def test_wilson_interval_gives_published_values(successes: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)

@@ -10,7 +10,7 @@ from eval.report import make_report
 from eval.score import main
 from tests.eval.benchmarks.anchors import write_json, write_lines
 from tests.eval.benchmarks.test_damaged_files import FILES, write
-from tests.eval.benchmarks.test_options import ROWS, write_table
+from tests.eval.benchmarks.test_mmbench import ROWS, write_table
 
 READABLE = {"scienceqa": "A", "pope": "yes", "seed_bench": "A", "mme": "Yes", "mmbench": "A"}  # others: any words
 UNREADABLE = {

@@ -30,3 +30,13 @@ def write_json(path: Path, content: Any) -> Path:
     """A JSON file."""
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def ten(*answers: str) -> list[dict[str, Any]]:
+    """Ten annotators' answers, the last of `answers` filling up."""
+    filled = [*answers, *[answers[-1]] * (10 - len(answers))]
+    return [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(filled, 1)]
+
+
+def values(scores: Any) -> dict[tuple[str, ...], float]:
+    return {path: score.value for path, score in scores.items()}

@@ -55,7 +55,7 @@ def test_answers_in_another_order_are_the_same(lavin: Path, tmp_path: Path) -> N
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(reversed(lines)) + "\n")
     questions = mme.load_questions(LLAVA_QUESTIONS, None)
-    scores = mme.score(questions, match_answers(read_answers(file), questions, file), TEMPLATES)
+    scores = mme.BENCHMARK.score(questions, match_answers(read_answers(file), questions, file), TEMPLATES)
     assert round(scores["perception",].value, 4) == 963.6114
 
 
@@ -80,10 +80,10 @@ def count(tmp_path: Path) -> tuple[list[Question], Path]:
 def test_a_part_of_the_tasks_gives_no_sum(count: tuple[list[Question], Path]) -> None:
     questions, folder = count
     assert [question.text.split("\n")[0] for question in questions] == ["Is it a cat?", "Is it a dog?"]
-    scores = mme.score(questions, ["Yes, it is", "No"], folder)
+    scores = mme.BENCHMARK.score(questions, ["Yes, it is", "No"], folder)
     assert {path: score.value for path, score in scores.items()} == {("tasks", "count"): 200}
-    assert mme.score(questions, ["yes", "Yes"], folder)["tasks", "count"].value == 50
-    assert mme.score(questions, ["A cat", "no"], folder)["tasks", "count"].value == 50
+    assert mme.BENCHMARK.score(questions, ["yes", "Yes"], folder)["tasks", "count"].value == 50
+    assert mme.BENCHMARK.score(questions, ["A cat", "no"], folder)["tasks", "count"].value == 50
     assert mme.BENCHMARK.published is not None
     assert mme.BENCHMARK.published[1](scores) is None
 
@@ -96,11 +96,11 @@ def test_the_folder_with_the_pictures_has_the_answers_too(
     folder = tmp_path / "MME_Benchmark" / "count" / inner
     folder.mkdir(parents=True)
     (folder / "1.txt").write_text("\n".join(line.split("\t", 1)[1] for line in TEMPLATE.splitlines()))
-    scores = mme.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
+    scores = mme.BENCHMARK.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
     assert scores["tasks", "count"].value == 200
     (folder / "1.txt").write_text("Is it a cat? Please answer yes or no.\tYes\nIs it a dog?")
     with pytest.raises(UserError, match="line 2 must be question and Yes or No"):
-        mme.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
+        mme.BENCHMARK.score(count[0], ["Yes", "No"], tmp_path / "MME_Benchmark")
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,32 @@ def test_templates_of_other_questions_are_an_error(
     else:
         (folder / "count.txt").write_text(template)
     with pytest.raises(UserError, match=sentence):
-        mme.score(questions, ["Yes", "No"], folder)
+        mme.BENCHMARK.score(questions, ["Yes", "No"], folder)
 
 
 def test_an_unknown_task_is_named(count: tuple[list[Question], Path]) -> None:
     question = Question("1.jpg", "Is it?", Path("1.jpg"), "counting")
     with pytest.raises(UserError, match="'counting' is none of MME's tasks"):
-        mme.score([question], ["Yes"], count[1])
+        mme.BENCHMARK.score([question], ["Yes"], count[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Yes", "yes"),
+        ("YES, it is", "yes"),
+        ("no.", "no"),
+        ("know", "no"),
+        ("I know", "other"),
+        ("eyes", "yes"),
+        ("The", "other"),
+        ("", "other"),
+    ],
+)
+def test_mme_reads_four_letters(text: str, read: str) -> None:
+    assert mme.read_answer(text) == read
+
+
+def test_task_score() -> None:
+    assert mme.task_score([(True, True), (True, False)]) == 75 + 50
+    assert mme.task_score([(True, True)]) == 200

@@ -55,7 +55,7 @@ def test_a_question_asked_twice_and_ids_of_letters(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "coco_pope_popular.json", labels)
     questions = pope.load_questions(file, None)
     for annotations in (tmp_path, file):
-        scores = pope.score(questions, ["Yes", "No"], annotations)
+        scores = pope.BENCHMARK.score(questions, ["Yes", "No"], annotations)
         assert scores["popular", "accuracy"].value == 1
 
 
@@ -113,3 +113,27 @@ def test_labels_of_other_questions_are_an_error(
 def test_an_unknown_category_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match="category is 'questions'"):
         pope.load_questions((folder / "coco_pope_random.json").rename(folder / "questions.json"), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [
+        ("Yes", True),
+        ("No", False),
+        ("no, there is none", False),
+        ("There is not a dog. Yes", False),
+        ("There is a dog. No cat", True),
+        ("NO", True),
+        ("nothing", True),
+        ("", True),
+        ("Yes\nNo", True),
+    ],
+)
+def test_pope_reads_the_first_sentence(text: str, yes: bool) -> None:
+    assert pope.says_yes(text) is yes
+
+
+def test_binary_scores() -> None:
+    scores = pope.binary_scores(true_yes=3, false_yes=1, false_no=2, true_no=4)
+    assert scores == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes_ratio": 0.4})
+    assert pope.binary_scores(0, 0, 2, 3) == {"accuracy": 0.6, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}

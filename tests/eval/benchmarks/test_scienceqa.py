@@ -57,7 +57,7 @@ def test_the_official_problems_give_the_same_scores(llava_file: Path, tmp_path: 
         ("accuracy_by_grades", "7-12"): 0,
     }
     for annotations in (tmp_path, tmp_path / "problems.json", llava_file):
-        scores = scienceqa.score(questions, ["B. y", "C"], annotations)
+        scores = scienceqa.BENCHMARK.score(questions, ["B. y", "C"], annotations)
         assert {path: score.value for path, score in scores.items()} == {
             ("accuracy",): 0.5,
             ("accuracy_image",): 1,
@@ -83,10 +83,28 @@ def test_annotations_of_other_questions_are_an_error(
 ) -> None:
     questions = scienceqa.load_questions(llava_file, None)
     with pytest.raises(UserError, match=sentence):
-        scienceqa.score(questions, ["A", "B"], write_json(tmp_path / "problems.json", problems))
+        scienceqa.BENCHMARK.score(questions, ["A", "B"], write_json(tmp_path / "problems.json", problems))
 
 
 def test_a_folder_without_annotations(llava_file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no problems\.json and no llava_test_CQM-A\.json"):
-        scienceqa.score(scienceqa.load_questions(llava_file, None), ["A", "B"], tmp_path / "empty")
+        scienceqa.BENCHMARK.score(scienceqa.load_questions(llava_file, None), ["A", "B"], tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("B. apostrophe", "B"),
+        ("B.", None),
+        ("B is right", None),
+        ("F", None),
+        ("b", None),
+        ("So: The answer is C.", "C"),
+        ("The answer is C. The answer is D.", None),
+        ("", None),
+    ],
+)
+def test_read_letter(text: str, letter: str | None) -> None:
+    assert scienceqa.read_letter(text) == letter

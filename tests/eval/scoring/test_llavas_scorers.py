@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from eval.report import make_report
-from eval.scoring.metrics import textvqa_accuracy
+from eval.scoring.human_answers import evalai_accuracy
 from eval.scoring.vqa_text import CONTRACTIONS, simplify_evalai
 from tests.eval.benchmarks.anchors import write_json, write_lines
 
@@ -135,4 +135,4 @@ def test_textvqas_accuracy(m4c: ModuleType) -> None:
     for _ in range(150):
         answers, prediction = draw.choices(words, k=10), draw.choice(words)
         score = official.eval_pred_list([{"pred_answer": prediction, "gt_answers": answers}])
-        assert textvqa_accuracy(prediction, answers) == pytest.approx(score, abs=1e-12)
+        assert evalai_accuracy(prediction, answers) == pytest.approx(score, abs=1e-12)
