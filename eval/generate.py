@@ -1,8 +1,11 @@
-"""`python -m eval.generate BENCHMARK --model DIR --answers out.jsonl`: a model's answers to one or several benchmarks.
+"""Generate a model's answers to one or several benchmarks.
 
-Every question is answered until the model ends its turn, greedily unless told otherwise. The answers file is in LLaVA's
-format; a run that was killed goes on where it was when started again. Several processes, on several devices, share the
-work when the same command is started several times: they claim parts of the questions and write one file.
+    python -m eval.generate pope --model DIR --questions llava_pope_test.jsonl --images val2014 --answers pope.jsonl
+    python -m eval.generate easy_vqa --model DIR --answers easy_vqa.jsonl --no_image
+
+Every question is answered until the model ends its turn, greedily by default. The answers file is in LLaVA's format. A
+killed run resumes when the same command is started again. Started several times, on one or several devices, the command
+shares the work: the processes claim parts of the questions and write one file.
 """
 
 import argparse
@@ -17,12 +20,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.generate_arguments import Task, build_parser, read_tasks
+from eval.generate_arguments import Task, add_arguments, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
@@ -168,7 +172,7 @@ def _run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be 1 or more, got {arguments.max_new_tokens}.")
+        raise UserError(f"--max_new_tokens must be 1 or more, got {arguments.max_new_tokens}.")
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
@@ -179,7 +183,7 @@ def _run(arguments: argparse.Namespace) -> None:
             model,
             processor,
             arguments.max_new_tokens or task.benchmark.max_new_tokens,
-            arguments.batch_rows,
+            arguments.batch_size,
             decoding=decoding,
             system=arguments.system,
         )
@@ -200,9 +204,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-    return exit_with_sentence(lambda: _run(arguments))
+    """Run the command and return its exit status."""
+    parser = CommandParser.of_module("eval.generate", __doc__)
+    add_arguments(parser)
+    return parser.run(_run, argv)
 
 
 if __name__ == "__main__":

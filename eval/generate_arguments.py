@@ -14,32 +14,26 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.generate`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.generate", description="A model's answers to a benchmark.")
-    add_benchmarks(parser)
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    add_path(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m eval.generate`."""
+    add_benchmarks(
         parser,
-        "--answers",
-        "the .jsonl file to write or to go on with; of several benchmarks: a folder",
-        required=True,
+        answers=".jsonl file to write or to continue; for several benchmarks: a folder",
+        limit="answer only the first questions, this many",
     )
-    add_path(parser, "--questions", f"the benchmark's official question file{NAMED}")
-    add_path(parser, "--images", f"folder of its images{NAMED}")
-    parser.add_argument("--limit", type=int, help="answer the first questions alone, as many as this")
-    parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
-    parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    add_path(parser, "--images", f"folder of the benchmark's images{NAMED}")
+    parser.add_argument("--no_image", action="store_true", help="ask without the images: the no-image floor")
+    parser.add_argument("--batch_size", type=int, default=96, help="questions generated for together (default: 96)")
     add_device_arguments(parser)
-    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
+    parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
-    how.add_argument("--top-p", "--top_p", type=float, default=1.0, help="of sampling (default: 1)")
-    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
-    how.add_argument("--num-beams", "--num_beams", type=int, default=1, help="of beam search (default: 1, none)")
-    how.add_argument("--max-new-tokens", "--max_new_tokens", type=int, help="of an answer (default: the benchmark's)")
+    how.add_argument("--top_p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
+    how.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    how.add_argument("--num_beams", type=int, default=1, help="beams of beam search (default: 1, no beam search)")
+    how.add_argument("--max_new_tokens", type=int, help="maximum length of an answer (default: the benchmark's)")
     how.add_argument("--system", help="system prompt (default: the chat template's own)")
-    return parser
 
 
 @dataclass(frozen=True)

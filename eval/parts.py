@@ -21,7 +21,7 @@ class Inputs:
         answers: LLaVA's format, complete, of any model.
         questions: the official file; None: the benchmark's default, where it has one.
         annotations: the official file or folder; None: the questions' file, where it has the answers.
-        no_image_answers: the same model's answers of `generate --no-image`.
+        no_image_answers: the same model's answers of `generate --no_image`.
         judgements: a judge's replies, where the benchmark has a judge, in the format of answers.
         limit: score the first questions alone (`first_questions`); None: all.
         part: score the answered questions alone, which may be a part of them.

@@ -171,11 +171,11 @@ def _judged(
         return part.texts, None
     if inputs.no_image_answers is not None:
         raise UserError(
-            "Answers without images need a judge of their own: score them alone, without --no-image-answers."
+            "Answers without images need a judge of their own: score them alone, without --no_image_answers."
         )
     if inputs.judgements is None:
         raise UserError(
-            "This benchmark needs a judge: write its inputs with --judge-inputs FILE, and give its replies, lines of "
+            "This benchmark needs a judge: write its inputs with --judge_inputs FILE, and give its replies, lines of "
             '{"question_id", "text"}, with --judgements FILE.'
         )
     # where a judge reads every answer, the prompts may need files that the scores do not
@@ -189,7 +189,7 @@ def _judged(
 def _blind(part: Part, path: Path) -> dict[int, str]:
     answers = read_answers(path)
     if any(answer.metadata.get("image") is not False for answer in answers):
-        raise UserError(f"{path} was not made by `python -m eval.generate --no-image`.")
+        raise UserError(f"{path} was not made by `python -m eval.generate --no_image`.")
     texts = answers_by_place(answers, part.questions, path)
     require_answers(texts, part.places, part.questions, path)
     return texts

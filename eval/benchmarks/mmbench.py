@@ -2,7 +2,7 @@
 
 The official table (.tsv) has the pictures in base64 and a row for each rotation: index, index + 1,000,000, ... The
 official server asks GPT which option an answer means that names none. Here a judge of your choice may be asked
-(`--judge-inputs`, `--judgements`); without one such answers are wrong, and the report says how many there are.
+(`--judge_inputs`, `--judgements`); without one such answers are wrong, and the report says how many there are.
 `--submission` writes the table for the server.
 """
 

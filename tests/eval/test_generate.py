@@ -48,7 +48,7 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
 def test_cuda_graphs_need_cuda(
     vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda_graphs")) == 2
     assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
 
 
@@ -69,7 +69,7 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
 
 def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
     """Another process at the same file, once it has answered some questions; in small batches, so it takes its time."""
-    arguments = command(model, questions, answers, "--batch-rows", "2")
+    arguments = command(model, questions, answers, "--batch_size", "2")
     process = fork_python(["-m", "eval.generate", *arguments], printed=Path(os.devnull), threads=1)
     while not (answers.exists() and answers.stat().st_size > 2000):
         assert process.is_alive(), "the run ended before it could be disturbed"
@@ -112,7 +112,7 @@ def test_without_images_the_same_words_get_the_same_answer(
     vlm_dir: Path, question_file: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "answers.jsonl"
-    assert main(command(vlm_dir, question_file, file, "--no-image")) == 0
+    assert main(command(vlm_dir, question_file, file, "--no_image")) == 0
     answers = read_answers(file)
     assert len(answers) == QUESTIONS
     assert {answer.metadata["image"] for answer in answers} == {False}
@@ -176,7 +176,7 @@ def test_answers_of_other_weights_are_not_mixed(
     vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = uninterrupted.read_bytes()
-    assert main(command(vlm_dir, question_file, uninterrupted, "--no-image")) == 2
+    assert main(command(vlm_dir, question_file, uninterrupted, "--no_image")) == 2
     assert "Delete the file to start afresh" in capsys.readouterr().err
     assert uninterrupted.read_bytes() == before
 
@@ -261,9 +261,9 @@ def test_generation_options_are_recorded(vlm_dir: Path, question_file: Path, tmp
     for name, options in {
         "greedy": [],
         "beams": ["--num_beams", "2"],
-        "sampled": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
-        "again": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
-        "short": ["--max-new-tokens", "2", "--system", "be brief"],
+        "sampled": ["--temperature", "1.5", "--top_p", "0.9", "--seed", "3"],
+        "again": ["--temperature", "1.5", "--top_p", "0.9", "--seed", "3"],
+        "short": ["--max_new_tokens", "2", "--system", "be brief"],
     }.items():
         file = tmp_path / f"{name}.jsonl"
         assert main(command(vlm_dir, question_file, file, "--limit", "20", *options)) == 0
@@ -302,9 +302,9 @@ def test_several_benchmarks_with_one_model(
         (["--answers", "/dev/full"], "/dev/full is not a file"),
         (["--answers", "questions.json"], "--answers would replace the input questions.json"),
         (["--answers", "a", "--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1"),
-        (["--answers", "a", "--num-beams", "0"], "--num_beams must be 1 or more, got 0"),
-        (["--answers", "a", "--num-beams", "2", "--temperature", "1"], "Choose either --temperature"),
-        (["--answers", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
+        (["--answers", "a", "--num_beams", "0"], "--num_beams must be 1 or more, got 0"),
+        (["--answers", "a", "--num_beams", "2", "--temperature", "1"], "Choose either --temperature"),
+        (["--answers", "a", "--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
         (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
         (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),
     ],

@@ -60,7 +60,7 @@ def test_report(
 ) -> None:
     output = tmp_path / "out" / "report.json"
     arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", str(output)]
-    assert main([*arguments, "--no-image-answers", str(blind)]) == 0
+    assert main([*arguments, "--no_image_answers", str(blind)]) == 0
     report = json.loads(output.read_text())
     wrong = sum(q.kind == "yes/no" and q.image_id < 80 for q in questions)
     assert report["scores"]["accuracy"] == pytest.approx(1 - wrong / 1500)
@@ -176,7 +176,7 @@ def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
 
 def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before anything is read."""
-    for option in ("--judge-inputs", "--judgements", "--submission"):
+    for option in ("--judge_inputs", "--judgements", "--submission"):
         assert main(["easy_vqa", "--answers", str(tmp_path / "absent"), option, str(tmp_path / "x")]) == 2
         assert f"leave out {option}" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -190,7 +190,7 @@ def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.Capture
         (["--output", "/proc/x.json"], "Cannot write --output /proc/x.json: No such file"),
         (["--output", "answers.jsonl/r.json"], "answers.jsonl is a file"),
         (["--output", "answers.jsonl"], "--output would replace the input answers.jsonl"),
-        (["--output", "answers.json", "--no-image-answers", "answers.md"], "would replace the input answers.md"),
+        (["--output", "answers.json", "--no_image_answers", "answers.md"], "would replace the input answers.md"),
         (["--output", "official/r.json", "--annotations", "official"], "would replace the input official/r.json"),
     ],
 )

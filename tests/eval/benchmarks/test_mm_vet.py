@@ -36,8 +36,8 @@ def test_mm_vet_from_answers_to_scores(
     answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": f"x = {i}"} for i in range(2)])
     common = ["mm_vet", "--questions", str(questions), "--answers", str(answers), "--annotations", str(annotations)]
     assert main(common) == 2
-    assert "--judge-inputs FILE" in capsys.readouterr().err
-    assert main([*common, "--judge-inputs", str(tmp_path / "judge.jsonl")]) == 0
+    assert "--judge_inputs FILE" in capsys.readouterr().err
+    assert main([*common, "--judge_inputs", str(tmp_path / "judge.jsonl")]) == 0
     asked = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
     assert asked[0]["text"].startswith("Compare the ground truth and prediction from AI models")
     assert asked[0]["text"].endswith("| 1.0\n\nWhat is x? | -1 <AND> -5 | x = 0 | ")
@@ -52,7 +52,7 @@ def test_mm_vet_from_answers_to_scores(
     assert main([*common, "--judgements", str(replies), "--output", str(output)]) == 0
     scores = json.loads(output.read_text())["scores"]
     assert scores == {"total": 0.75, "by_ability": {"math": 0.75, "ocr": 0.5}}
-    assert main([*common, "--judgements", str(replies), "--no-image-answers", str(answers)]) == 2
+    assert main([*common, "--judgements", str(replies), "--no_image_answers", str(answers)]) == 2
     assert "score them alone" in capsys.readouterr().err
 
 

@@ -120,7 +120,7 @@ def test_mmbenchs_judge_reads_what_names_no_option(
     answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": text} for i, text in texts.items()])
     common = ["mmbench", "--questions", str(table), "--answers", str(answers), "--output", str(tmp_path / "r.json")]
     common += ["--annotations", str(table)]
-    assert main([*common, "--judge-inputs", str(tmp_path / "judge.jsonl")]) == 0
+    assert main([*common, "--judge_inputs", str(tmp_path / "judge.jsonl")]) == 0
     asked = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
     assert [line["question_id"] for line in asked] == [1000007, 8, 1000008]
     ending = "Question: What is it?\nOptions:\nA. dog\nB. cat\nAnswer: a feline\nLetter: "

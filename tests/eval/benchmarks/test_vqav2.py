@@ -78,7 +78,7 @@ def test_vqav2_without_annotations_is_written_for_the_server(
     submission = tmp_path / "out" / "submission.json"
     assert main([*arguments, "--submission", str(submission)]) == 0
     assert json.loads(submission.read_text()) == [{"question_id": 51, "answer": "2 dogs"}]
-    arguments += ["--submission", str(submission), "--submission-questions"]
+    arguments += ["--submission", str(submission), "--submission_questions"]
     assert main([*arguments, str(tmp_path / "all.json")]) == 0
     assert json.loads(submission.read_text())[0] == {"question_id": 50, "answer": ""}
     part = write_json(tmp_path / "part.json", VQAV2 | {"questions": VQAV2["questions"][:1]})
