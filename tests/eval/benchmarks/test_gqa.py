@@ -10,7 +10,7 @@ from eval.benchmarks import gqa
 from eval.scoring.llava_format import SHORT_ANSWER
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, values, write_json
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, values, write_json, write_lines
 
 OFFICIAL = SHARED / "vqa-official-format"
 
@@ -19,6 +19,13 @@ def test_normalize() -> None:
     assert gqa.normalize("Yes.") == "yes"
     assert gqa.normalize("Left..") == "left"
     assert gqa.normalize(" left") == " left"  # the scorer compares letter by letter
+
+
+def test_llavas_file(tmp_path: Path) -> None:
+    line = {"question_id": "201307251", "image": "n161313.jpg", "text": f"Is it so?\n{SHORT_ANSWER}"}
+    file = write_lines(tmp_path / "llava_gqa_testdev_balanced.jsonl", [line | {"category": "default"}])
+    expected = Question("201307251", f"Is it so?\n{SHORT_ANSWER}", Path("images/n161313.jpg"))
+    assert gqa.load_questions(file, Path("images")) == [expected]
 
 
 @needs_shared

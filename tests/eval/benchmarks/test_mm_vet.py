@@ -9,7 +9,7 @@ from eval.benchmarks import mm_vet
 from eval.score import main
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, write_json, write_lines
+from tests.eval.benchmarks.anchors import write_json, write_lines
 
 MM_VET = {
     "v1_0": {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]},
@@ -56,9 +56,14 @@ def test_mm_vet_from_answers_to_scores(
     assert "score them alone" in capsys.readouterr().err
 
 
-@needs_shared
+LLAVAS = [
+    {"image": "v1_0.png", "text": "What is x in the equation?", "category": "conv", "question_id": 0},
+    {"image": "v1_1.png", "text": "What is d in the equation?", "category": "conv", "question_id": 1},
+]
+
+
 def test_mm_vets_files(annotations: Path, tmp_path: Path) -> None:
-    llavas = mm_vet.load_questions(SHARED / "questions" / "llava-mm-vet.jsonl", Path("images"))
+    llavas = mm_vet.load_questions(write_lines(tmp_path / "llava-mm-vet.jsonl", LLAVAS), Path("images"))
     assert llavas[0] == Question(0, "What is x in the equation?", Path("images/v1_0.png"), "conv")
     official = mm_vet.load_questions(annotations, Path("images"))
     assert official[1] == Question("v1_1", "What is d?", Path("images/v1_1.png"))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -10,31 +11,46 @@ from eval.benchmarks import mme
 from eval.report import make_report
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, write_lines
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, unpack_mme, write_lines
 
 TEMPLATES = SHARED / "mme" / "Your_Results"
 LLAVA_QUESTIONS = SHARED / "mme" / "llava_mme.jsonl"
 
 
-@pytest.fixture(scope="module")
-def lavin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LaVIN's official sample results in LLaVA's format, asked with LLaVA's words."""
+class Anchor(NamedTuple):
+    """LaVIN's sample answers with the questions and right answers that they belong to."""
+
+    questions: Path
+    templates: Path
+    answers: Path
+
+
+def official_files(folder: Path) -> Anchor:
+    """The complete official files, with LaVIN's answers in LLaVA's format, asked in LLaVA's words."""
     said = {}
     for file in (SHARED / "mme" / "LaVIN").glob("*.txt"):
         for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
-            picture, question, _, text = line.split("\t")
-            said[file.stem, picture, question.removesuffix("Please answer yes or no.").strip()] = text
+            image, question, _, text = line.split("\t")
+            said[file.stem, image, question.removesuffix("Please answer yes or no.").strip()] = text
     lines = []
     for line in LLAVA_QUESTIONS.read_text(encoding="utf-8").splitlines():
         question = json.loads(line)
         key = (question["category"], Path(question["image"]).name, question["text"].split("\n")[0].strip())
         lines.append({"question_id": question["question_id"], "prompt": question["text"], "text": said[key]})
-    return write_lines(tmp_path_factory.mktemp("mme") / "lavin.jsonl", lines)
+    return Anchor(LLAVA_QUESTIONS, TEMPLATES, write_lines(folder / "lavin.jsonl", lines))
 
 
-@needs_shared
-def test_official_scores_of_lavin(lavin: Path) -> None:
-    report = make_report("mme", lavin, questions=LLAVA_QUESTIONS, annotations=TEMPLATES)
+@pytest.fixture(scope="module", params=["labels and answers", pytest.param("official files", marks=needs_shared)])
+def lavin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Anchor:
+    folder = tmp_path_factory.mktemp("mme")
+    if request.param == "official files":
+        return official_files(folder)
+    unpack_mme(folder)
+    return Anchor(folder / "llava_mme.jsonl", folder / "templates", folder / "lavin.jsonl")
+
+
+def test_official_scores_of_lavin(lavin: Anchor) -> None:
+    report = make_report("mme", lavin.answers, questions=lavin.questions, annotations=lavin.templates)
     scores = report["scores"]
     assert (round(scores["perception"], 4), round(scores["cognition"], 4)) == (963.6114, 249.6429)
     assert list(scores["tasks"]) == [*mme.PERCEPTION, *mme.COGNITION]
@@ -48,21 +64,19 @@ def test_official_scores_of_lavin(lavin: Path) -> None:
     assert report["published"]["ours"] == scores["perception"]
 
 
-@needs_shared
-def test_answers_in_another_order_are_the_same(lavin: Path, tmp_path: Path) -> None:
+def test_answers_in_another_order_are_the_same(lavin: Anchor, tmp_path: Path) -> None:
     """The two questions about a picture have one id; their prompts tell them apart."""
-    lines = lavin.read_text().splitlines()
+    lines = lavin.answers.read_text().splitlines()
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(reversed(lines)) + "\n")
-    questions = mme.load_questions(LLAVA_QUESTIONS, None)
-    scores = mme.BENCHMARK.score(questions, match_answers(read_answers(file), questions, file), TEMPLATES)
+    questions = mme.load_questions(lavin.questions, None)
+    scores = mme.BENCHMARK.score(questions, match_answers(read_answers(file), questions, file), lavin.templates)
     assert round(scores["perception",].value, 4) == 963.6114
 
 
-@needs_shared
-def test_the_templates_are_the_same_questions() -> None:
-    ours = {(q.category, Path(q.image_name).stem, q.text) for q in mme.load_questions(TEMPLATES, None)}
-    llavas = {(q.category, Path(q.image_name).stem, q.text) for q in mme.load_questions(LLAVA_QUESTIONS, None)}
+def test_the_templates_are_the_same_questions(lavin: Anchor) -> None:
+    ours = {(q.category, Path(q.image_name).stem, q.text) for q in mme.load_questions(lavin.templates, None)}
+    llavas = {(q.category, Path(q.image_name).stem, q.text) for q in mme.load_questions(lavin.questions, None)}
     assert ours == llavas
     assert len(ours) == 2374
 

@@ -9,17 +9,25 @@ from eval.report import make_report
 from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, write_json
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, unpack_scienceqa, write_json
 
 FOLDER = SHARED / "scienceqa"
-LLAVA_FILE = FOLDER / "llava_test_CQM-A.json"
 
 
-@needs_shared
-@pytest.mark.parametrize("annotations", [FOLDER, LLAVA_FILE, None])
-def test_official_scores_of_llava(annotations: Path | None) -> None:
-    answers = FOLDER / "answers.llava-v1.5-13b.jsonl"
-    report = make_report("scienceqa", answers, questions=LLAVA_FILE, annotations=annotations)
+@pytest.fixture(params=["labels and answers", pytest.param("official files", marks=needs_shared)])
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of LLaVA's question file, and LLaVA-1.5-13B's answers."""
+    if request.param == "official files":
+        return FOLDER, FOLDER / "answers.llava-v1.5-13b.jsonl"
+    return unpack_scienceqa(tmp_path), tmp_path / "answers.jsonl"
+
+
+@pytest.mark.parametrize("annotations", ["the folder", "the file", None])
+def test_official_scores_of_llava(released: tuple[Path, Path], annotations: str | None) -> None:
+    folder, answers = released
+    file = folder / scienceqa.LLAVA_FILE
+    known = {"the folder": folder, "the file": file, None: None}[annotations]
+    report = make_report("scienceqa", answers, questions=file, annotations=known)
     scores = report["scores"]
     assert (round(100 * scores["accuracy"], 4), round(100 * scores["accuracy_image"], 4)) == (74.3928, 71.6411)
     assert report["counts"] == {"accuracy": 4241, "accuracy_image": 2017, "accuracy_text": 2224}

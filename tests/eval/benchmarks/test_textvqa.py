@@ -9,7 +9,7 @@ from eval.benchmarks import textvqa
 from eval.scoring.llava_format import SHORT_ANSWER
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import values, write_json, write_lines
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, values, write_json, write_lines
 
 TEXTVQA = {
     "data": [
@@ -48,3 +48,10 @@ def test_textvqas_official_file(tmp_path: Path) -> None:
     nine = {"data": [{**record, "answers": record["answers"][:9]} for record in TEXTVQA["data"]]}
     with pytest.raises(UserError, match="has 9 answers, not ten texts"):
         textvqa.BENCHMARK.score(questions, ["", ""], write_json(tmp_path / "nine.json", nine))
+
+
+@needs_shared
+def test_the_published_llava_file() -> None:
+    questions = textvqa.load_questions(SHARED / "questions" / "llava_textvqa_val_v051_ocr.jsonl", None)
+    assert len(questions) == 20
+    assert "OCR hints in 20 of 20" in textvqa.protocol(questions)

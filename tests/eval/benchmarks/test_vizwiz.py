@@ -3,19 +3,27 @@
 import json
 from pathlib import Path
 
-from eval.benchmarks import textvqa, vizwiz
+from eval.benchmarks import vizwiz
 from eval.scoring.protocol import Question
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, ten, values, write_json
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, ten, values, write_json, write_lines
+
+
+def test_llavas_file(tmp_path: Path) -> None:
+    """It has the number of a question as its id, where the official file has the image's name."""
+    line = {"question_id": 0, "image": "VizWiz_test_00000000.jpg", "text": f"What is this?\n{vizwiz.INSTRUCTION}"}
+    questions = vizwiz.load_questions(write_lines(tmp_path / "llava_test.jsonl", [line]), Path("test"))
+    image = Path("test/VizWiz_test_00000000.jpg")
+    assert questions == [Question(0, f"What is this?\n{vizwiz.INSTRUCTION}", image)]
+    records = [{"image": image.name, "question": "What?", "answer_type": "other", "answers": ten("mug")}]
+    file = write_json(tmp_path / "val.json", records)
+    assert values(vizwiz.BENCHMARK.score(questions, ["mug"], file))["accuracy",] == 1
 
 
 @needs_shared
-def test_llavas_textvqa_and_vizwiz_files() -> None:
-    questions = textvqa.load_questions(SHARED / "questions" / "llava_textvqa_val_v051_ocr.jsonl", None)
-    assert len(questions) == 20
-    assert "OCR hints in 20 of 20" in textvqa.protocol(questions)
-    pictures = vizwiz.load_questions(SHARED / "questions" / "llava_test.jsonl", Path("test"))
-    assert pictures[0].image == Path("test/VizWiz_test_00000000.jpg")
-    assert pictures[0].text.endswith(vizwiz.INSTRUCTION)
+def test_the_published_llava_file() -> None:
+    images = vizwiz.load_questions(SHARED / "questions" / "llava_test.jsonl", Path("test"))
+    assert images[0].image == Path("test/VizWiz_test_00000000.jpg")
+    assert images[0].text.endswith(vizwiz.INSTRUCTION)
 
 
 def test_vizwiz(tmp_path: Path) -> None:
