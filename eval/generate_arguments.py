@@ -1,4 +1,4 @@
-"""The arguments of `python -m eval.generate`, and the questions that they mean, checked before the model is opened."""
+"""Arguments of `python -m eval.generate` and the questions that they select, checked before the model is loaded."""
 
 import argparse
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of one benchmark."""
+    """The questions to answer of one benchmark."""
 
     benchmark: Benchmark
     questions: list[Question]
@@ -53,7 +53,9 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
     assert answers is not None  # required
     check_output_files({"--answers": answers}, [file])
     if answers.exists() and not answers.is_file():
-        raise UserError(f"--answers {answers} is not a file, and answers are read again to go on with. Choose another.")
+        raise UserError(
+            f"--answers {answers} is not a regular file, so a run could not resume from it. Choose another."
+        )
     questions = benchmark.load_questions(file, path_of("--images", arguments.images, name, names))
     places = first_questions(benchmark, questions, arguments.limit)
     if not arguments.no_image:
@@ -62,20 +64,20 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
 
 
 def read_tasks(arguments: argparse.Namespace) -> list[Task]:
-    """The questions of every benchmark of the command.
+    """Read the questions of every chosen benchmark.
 
     Raises:
-        UserError: an unknown benchmark, a damaged question file, a missing image, or answers that cannot be written.
+        UserError: unknown benchmark, damaged question file, missing image, or answers file that cannot be written.
     """
     names = benchmark_names(arguments.benchmarks)
     return [_task(arguments, name, names) for name in names]
 
 
 def check_images(questions: Sequence[Question], places: Sequence[int]) -> None:
-    """Check that the image files of the questions at `places` are there.
+    """Check that the image files of the questions at `places` exist.
 
     Raises:
-        UserError: some are not; the sentence names the first ones and says how many.
+        UserError: some do not; the message names the first ones and their number.
     """
     files = dict.fromkeys(questions[place].image for place in places)
     paths = [file for file in files if isinstance(file, Path)]

@@ -63,7 +63,7 @@ def build_parser() -> CommandParser:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is done for one benchmark."""
+    """The inputs and outputs of one benchmark."""
 
     name: str
     benchmark: Benchmark
@@ -74,13 +74,13 @@ class _Task:
     judge_inputs: Path | None
 
     def beside(self, ending: str) -> Path | None:
-        """The file beside the report with another ending; None where the report is a device, as /dev/stdout is."""
+        """Return the report's path with another ending; None if the report is a device such as /dev/stdout."""
         if self.report is None or (self.report.exists() and not self.report.is_file()):
             return None
         return self.report.with_suffix(ending)
 
     def outputs(self, prefix: str) -> dict[str, Path | None]:
-        """What each file to write is called -> where it lies."""
+        """Return the path of each output, by a name for errors."""
         return {
             f"{prefix}--output": self.report,
             f"{prefix}the table beside --output": self.beside(TABLE),
@@ -136,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _do(task: _Task) -> list[Any]:
-    """Writes a benchmark's files; returns what there is to print."""
+    """Write a benchmark's files and return what to print."""
     if task.judge_inputs is not None:
         return [_write_judge_inputs(task, task.judge_inputs)]
     printed: list[Any] = []
@@ -155,14 +155,14 @@ def _do(task: _Task) -> list[Any]:
 
 
 def _check_options(task: _Task) -> None:
-    """Refuses what the benchmark has not, before anything is read."""
+    """Refuse options that the benchmark does not support, before anything is read."""
     for option, part, given, available in (
         ("--judge_inputs", "judge", task.judge_inputs, task.benchmark.judge_inputs),
         ("--judgements", "judge", task.inputs.judgements, task.benchmark.judge_inputs),
         ("--submission", "server", task.submission, task.benchmark.write_submission),
     ):
         if given is not None and available is None:
-            raise UserError(f"{task.name} has no {part}; leave out {option}.")
+            raise UserError(f"{task.name} has no {part}. Leave out {option}.")
 
 
 def _write_judge_inputs(task: _Task, output: Path) -> str:
@@ -181,7 +181,7 @@ def _write_submission(task: _Task, output: Path) -> str:
     if len(questions) < len(part.questions) and task.submission_questions is None:
         raise UserError(
             f"The server takes answers to all {len(part.questions)} questions, but --limit or --part leaves "
-            f"{len(questions)}. Leave it out, or submit the rest as empty answers with --submission_questions."
+            f"{len(questions)}. Leave out the option, or submit empty answers for the rest with --submission_questions."
         )
     if task.submission_questions is not None:
         file = task.submission_questions

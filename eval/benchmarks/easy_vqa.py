@@ -1,7 +1,7 @@
-"""easy-VQA: 9,673 questions about 1,000 test pictures of one coloured shape. Exact match, by kind of question.
+"""easy-VQA: 9,673 questions about 1,000 test images of one coloured shape. Exact match, by kind of question.
 
-The official format, questions.json with [question, answer, image id] entries, is questions and annotations in one. The
-default of all paths is the test split of the installed package `easy-vqa`.
+The official questions.json, with [question, answer, image id] entries, holds questions and annotations. The default of
+all paths is the test split of the installed package `easy-vqa`.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ PROTOCOL = (
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """The questions of `file` about images in `images`; by default the package's test split."""
+    """Load the questions of `file` about images in `images`; by default the package's test split."""
     folder = images or easy_vqa.split_folder("test") / "images"
     return [
         Question(
@@ -39,10 +39,10 @@ def _read(file: Path | None) -> list[easy_vqa.VqaQuestion]:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[easy_vqa.VqaQuestion]:
-    """The official entry of each question.
+    """Return the official entry of each question.
 
     Raises:
-        UserError: the annotations are of other questions.
+        UserError: the annotations belong to other questions.
     """
     annotated = _read(annotations)
     if [(known.id, easy_vqa.prompt(known.text)) for known in annotated] != [(q.id, q.text) for q in questions]:
@@ -63,12 +63,12 @@ def _normalize(text: str) -> str:
 
 
 def mark(question: Question, text: str, known: easy_vqa.VqaQuestion) -> Mark:
-    """Right is the very answer; empty answers are unreadable."""
+    """Mark an answer by exact match. Empty answers are unreadable."""
     return Mark(question, known, text, text.strip() or None, float(exact_match(text, known.answer)), known.answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions and by kind ("yes/no", "colour", "shape")."""
+    """Compute the accuracy over all questions and by kind ("yes/no", "colour", "shape")."""
     right, images = [row.credit for row in marks], [row.known.image_id for row in marks]
     by_kind = mean_scores_by("accuracy_by_type", [row.known.kind for row in marks], right, images)
     return {("accuracy",): mean_score(right, images)} | by_kind

@@ -1,7 +1,7 @@
-"""GQA: compositional questions about Visual Genome pictures, one answer each; usually testdev_balanced.
+"""GQA: compositional questions about Visual Genome images, one answer each; usually testdev_balanced.
 
-Beside accuracy the official scorer has validity and plausibility (they need its choices.json; testdev has none),
-consistency (it needs answers to the entailed questions too, so all of val) and the distance of the distributions.
+Besides accuracy, the official scorer computes validity and plausibility (they need its choices.json; testdev has none),
+consistency (it needs answers to the entailed questions, that is all of val) and the distance of the distributions.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from eval.scoring.records import Record, align, field, official_file, read_json_
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = "GQA, asked for a single word or phrase; the answer to the letter, small letters"
+PROTOCOL = "GQA, asked for a single word or phrase; exact match in lower case"
 WHAT = (
     "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
 )
-NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as steps of reasoning
-COMMON = ("color", "material", "shape")  # what can be the answer to "what do both have in common?"
+NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as reasoning steps
+COMMON = ("color", "material", "shape")  # the possible answers to "what do both have in common?"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A question's official record, and its choices where there is a *_choices.json."""
+    """A question's official record, and its choices if there is a *_choices.json."""
 
     record: Record
     choices: Record | None
@@ -35,7 +35,7 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Answered:
-    """A question with its official record, what was answered, and the image."""
+    """A question with its official record, the normalized answer, and the image."""
 
     id: str
     record: Record
@@ -49,7 +49,7 @@ class _Answered:
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_gqa_testdev_balanced.jsonl, or an official *_questions.json."""
+    """Load LLaVA's llava_gqa_testdev_balanced.jsonl or an official *_questions.json."""
     path = require(file, "--questions", "testdev_balanced_questions.json or LLaVA's .jsonl")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -72,7 +72,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
         place = f"{path}, {question.id}"
         if question.text.split("\n")[0].strip() != field(record, "question", str, place).strip():
             raise UserError(
-                f"{path} has another question under id {question.id!r}: {record['question']!r}, asked was "
+                f"{path} has another question under id {question.id!r}: {record['question']!r} instead of "
                 f"{question.text!r:.120}."
             )
         field(record, "answer", str, place)
@@ -81,7 +81,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
-    """The official record of each question, and its choices where they lie beside the annotations."""
+    """Return the official record of each question, and its choices if the annotations' folder has them."""
     records = _read(annotations, questions)
     if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
         return [_Known(record, None) for record in records]
@@ -98,23 +98,25 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
 
 
 def normalize(prediction: str) -> str:
-    """Return what LLaVA hands to GQA's scorer, which compares letter by letter: lower case, no final full stops."""
+    """Return an answer as LLaVA passes it to GQA's scorer, which compares exactly: lower case, no final full stops."""
     return prediction.rstrip(".").lower()
 
 
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """Right is the answer to the letter, in small letters; empty answers are unreadable."""
+    """Mark an answer by exact match of the normalized answer. Empty answers are unreadable."""
     said, answer = normalize(text), known.record["answer"]
     return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
-    and the official scorer's other numbers, as far as the files have what they need."""
+    """Compute the accuracy over balanced questions, in all and by form, structure, meaning, steps and words.
+
+    The official scorer's other numbers are added if the files have what they need.
+    """
     answered = [_answered(row.question, row.known, normalize(row.text)) for row in marks]
     balanced = [row for row in answered if row.record.get("isBalanced", True)]
     if not balanced:
-        raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
+        raise UserError("GQA's accuracy counts balanced questions only, and none of these is balanced.")
     values, images = [float(row.right) for row in balanced], [row.image for row in balanced]
     scores: Scores = {("accuracy",): mean_score(values, images)}
     for name, kind in _KINDS.items():
@@ -133,7 +135,7 @@ def _form(record: Record) -> str:
 
 
 def _steps(record: Record) -> str | None:
-    """How many steps of reasoning the question takes; None: the record does not say."""
+    """Return the number of reasoning steps of a question; None: the record does not say."""
     if "semantic" not in record:
         return None
     steps = field(record, "semantic", list, "GQA's questions")
@@ -151,7 +153,7 @@ _KINDS: dict[str, Callable[[Record], str | None]] = {
 
 
 def _plausibility(balanced: Sequence[_Answered]) -> Scores:
-    """Whether the answer is one to such a question, and a plausible one; nothing without a *_choices.json."""
+    """Compute validity and plausibility of the answers; empty without a *_choices.json."""
     images = [row.image for row in balanced]
     scores: Scores = {}
     for name, key in (("validity", "valid"), ("plausibility", "plausible")):
@@ -162,7 +164,7 @@ def _plausibility(balanced: Sequence[_Answered]) -> Scores:
 
 
 def _consistency(answered: Sequence[_Answered], balanced: Sequence[_Answered]) -> Scores:
-    """Accuracy over the questions that a rightly answered one entails; nothing if not all of them were asked."""
+    """Compute the accuracy over questions entailed by rightly answered ones; empty unless all of them were asked."""
     by_id = {row.id: row for row in answered}
     entailed = {row.id: _entailed(row) for row in balanced}
     if not any(entailed.values()) or any(id_ not in by_id for ids in entailed.values() for id_ in ids):
@@ -180,7 +182,7 @@ def _entailed(row: _Answered) -> list[str]:
 
 
 def _distribution(balanced: Sequence[_Answered]) -> Scores:
-    """The distance between the frequencies of given and of right answers, on a scale of its own, lower is better."""
+    """Compute the distance between the frequencies of given and right answers, on its own scale; lower is better."""
     if not all("groups" in row.record for row in balanced):
         return {}
     rows = [(row, field(row.record, "groups", dict, f"question {row.id}").get("global")) for row in balanced]
@@ -198,7 +200,7 @@ def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, 
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """The official scorer's file of predictions: a list of {"questionId", "prediction"}."""
+    """Write the official scorer's file of predictions: a list of {"questionId", "prediction"}."""
     answers = zip(questions, predictions, strict=True)
     write_json(output, [{"questionId": str(question.id), "prediction": normalize(text)} for question, text in answers])
 

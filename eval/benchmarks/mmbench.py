@@ -1,9 +1,9 @@
-"""MMBench and MMBench-CN: two to four options, asked in every rotation; right is who is right in all of them.
+"""MMBench and MMBench-CN: two to four options, asked in every rotation; only answers right in all rotations count.
 
-The official table (.tsv) has the pictures in base64 and a row for each rotation: index, index + 1,000,000, ... The
-official server asks GPT which option an answer means that names none. Here a judge of your choice may be asked
-(`--judge_inputs`, `--judgements`); without one such answers are wrong, and the report says how many there are.
-`--submission` writes the table for the server.
+The official table (.tsv) has the images in base64 and a row for each rotation: index, index + 1,000,000, ... If an
+answer names no option, the official server asks GPT which one it means. Here a judge of your choice may be asked
+(`--judge_inputs`, `--judgements`); without one such answers are wrong, and the report has their share. `--submission`
+writes the table for the server.
 """
 
 import re
@@ -22,8 +22,15 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_file
 
 LETTER_INSTRUCTION_CN = "请直接回答选项字母。"
-ROUND = 1_000_000  # between the indices of a question's rotations
-NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")  # LLaVA's converter drops these
+ROUND = 1_000_000  # distance between the indices of a question's rotations
+NOT_SUBMITTED = (
+    "hint",
+    "category",
+    "source",
+    "image",
+    "comment",
+    "l2-category",
+)  # columns that LLaVA's converter drops
 PREDICTION_COLUMN = 6
 # VLMEvalKit's rules: an answer that contains one of these sentences names no option
 REFUSALS = (
@@ -47,8 +54,8 @@ Letter: """
 
 def _protocol(language: str) -> str:
     return (
-        f"MMBench ({language}), asked for the option's letter; right is a question that is answered "
-        "right in every rotation of its options; an answer that names no option is the judge's to read, or wrong"
+        f"MMBench ({language}), asked for the option's letter; a question is right if its answers are right in every "
+        "rotation of its options; an answer that names no option is read by the judge, or wrong"
     )
 
 
@@ -56,7 +63,7 @@ def _load_questions(file: Path | None, instruction: str) -> list[Question]:
     path = require(file, "--questions", "the official mmbench_*.tsv")
     rows = read_table(path)
     by_index = {int(row["index"]): row for row in rows}
-    images: dict[tuple[int, str], EncodedImage] = {}  # that of all rotations is held once
+    images: dict[tuple[int, str], EncodedImage] = {}  # shared by all rotations of a question
     questions = []
     for row in rows:
         index = int(row["index"])
@@ -70,12 +77,12 @@ def _load_questions(file: Path | None, instruction: str) -> list[Question]:
 
 
 def load_english(file: Path | None, images: Path | None) -> list[Question]:
-    """The questions of mmbench_dev_*.tsv; the pictures are in it."""
+    """Load the questions and images of mmbench_dev_*.tsv."""
     return _load_questions(file, OPTION_LETTER)
 
 
 def load_chinese(file: Path | None, images: Path | None) -> list[Question]:
-    """The questions of mmbench_dev_cn_*.tsv; the pictures are in it."""
+    """Load the questions and images of mmbench_dev_cn_*.tsv."""
     return _load_questions(file, LETTER_INSTRUCTION_CN)
 
 
@@ -87,22 +94,22 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Row]:
         if cell(row, "answer") not in options(row):
             raise UserError(
                 f"{path}: index {row['index']} has {cell(row, 'answer')!r} as its answer, not one of its options. "
-                "Answers to the test questions are the server's; write them with --submission."
+                "Only the server has the answers to the test questions; write yours with --submission."
             )
     return known
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[Row]:
-    """The table's row of each question, without the image."""
+    """Return the table's row of each question, without the image."""
     return [{name: cell for name, cell in row.items() if name != "image"} for row in _read(annotations, questions)]
 
 
 def matched_option(text: str, options: Mapping[str, str]) -> str | None:
-    """The option that an answer names (MMBench's matching without a judge); None: none or several.
+    """Return the letter of the option that an answer names; None: none or several. This is the match without a judge.
 
-    The letter if exactly one of them is a word of the answer and stands among its last four words, as "A" in "A dog is
-    what I see." does not; otherwise the option whose words alone are in the answer, if the answer is no longer than
-    twice all options. A refusal names none. Source: VLMEvalKit's `can_infer`.
+    An answer names an option's letter if that is the only letter among its words and one of its last four words (in
+    "A dog is what I see." the "A" is not). Otherwise it names an option if it contains the words of this option only
+    and is at most twice as long as all options together. A refusal names none. Source: VLMEvalKit's `can_infer`.
 
     Args:
         text: the answer.
@@ -114,7 +121,7 @@ def matched_option(text: str, options: Mapping[str, str]) -> str | None:
     letters = [letter for letter in options if letter in words]
     if len(letters) == 1 and words.index(letters[0]) >= len(words) - LAST_WORDS:
         return letters[0]
-    if not letters and "Z" in words:  # how a judge says: none of them
+    if not letters and "Z" in words:  # a judge's letter for none of them
         return None
     if len(text) > 2 * sum(map(len, options.values())):
         return None
@@ -123,25 +130,25 @@ def matched_option(text: str, options: Mapping[str, str]) -> str | None:
 
 
 def mark(question: Question, text: str, known: Row) -> Mark:
-    """The option that the answer names."""
+    """Read the option that the answer names."""
     letter, right = matched_option(text, options(known)), cell(known, "answer")
     return Mark(question, known, text, letter, float(letter == right), right)
 
 
 def _rotated(question: Question) -> int:
-    """What the rotations of a question have in common."""
+    """Return the index that the rotations of a question share."""
     return int(question.id) % ROUND
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over questions in all rotations, by ability and category, over single rows; unreadable answers."""
+    """Compute the accuracy over questions (in all and by ability and category) and rows, and the unreadable share."""
     rows, hits = [row.known for row in marks], [row.credit for row in marks]
     groups = [_rotated(row.question) for row in marks]
     rounds: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
         rounds.setdefault(group, []).append(place)
     if max(map(len, rounds.values())) == 1:
-        raise UserError("The table has no rotations of its questions, so it cannot be scored as MMBench is.")
+        raise UserError("The table has no rotations of its questions, which MMBench's score needs.")
     circular = [float(all(hits[place] for place in places)) for places in rounds.values()]
     first = [rows[places[0]] for places in rounds.values()]
     scores: Scores = {("accuracy",): mean_score(circular, list(rounds))}
@@ -155,7 +162,7 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
 
 
 def judge_inputs(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> list[str | None]:
-    """What to ask about the answers that name no option."""
+    """Build the prompts about the answers that name no option."""
     prompts: list[str | None] = []
     for text, row in zip(predictions, _read(annotations, questions), strict=True):
         choices = options(row)
@@ -171,7 +178,7 @@ def floors(questions: Sequence[Question], known: Sequence[Row]) -> dict[str, Pre
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """The server's .xlsx: the table without pictures and abilities, with a column "prediction", as LLaVA makes it."""
+    """Write the server's .xlsx as LLaVA does: the table without images and abilities, with a column "prediction"."""
     try:
         from openpyxl import Workbook
     except ImportError:

@@ -16,19 +16,19 @@ Row = dict[str, str]
 
 
 def read_table(path: Path) -> list[Row]:
-    """The official table's rows, by column.
+    """Read the rows of the official table, by column.
 
     Raises:
-        UserError: no such file, or not that table.
+        UserError: no such file, or not MMBench's table.
     """
-    csv.field_size_limit(sys.maxsize)  # a picture is one cell
+    csv.field_size_limit(sys.maxsize)  # an image is one cell
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t", restval=""))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table of tab-separated values ({error}).") from None
+        raise UserError(f"{path} is not a table of tab-separated values ({error}).") from None
     missing = {"index", "question", "image", "A", "B"} - set(rows[0] if rows else ())
     if missing:
         raise UserError(f"{path} has no column {sorted(missing)[0]!r}. Expected MMBench's official .tsv.")
@@ -39,13 +39,13 @@ def read_table(path: Path) -> list[Row]:
 
 
 def cell(row: Row, column: str) -> str:
-    """A cell's text; "" where it is absent or the table's way of saying so."""
+    """Return a cell's text; "" if it is absent or says so."""
     text = row.get(column) or ""
     return "" if text.lower() in ABSENT else text
 
 
 def options(row: Row) -> dict[str, str]:
-    """Letter -> option, up to the first one that is missing."""
+    """Return letter -> option, up to the first missing one."""
     found = {}
     for letter in LETTERS:
         if not cell(row, letter):
@@ -55,7 +55,7 @@ def options(row: Row) -> dict[str, str]:
 
 
 def image_cell(row: Row, by_index: dict[int, Row]) -> str:
-    """A row's image in base64; a rotation may name the row that holds it instead."""
+    """Return a row's image in base64. A rotation may name the row that holds it instead."""
     text = row["image"]
     return by_index[int(text)]["image"] if text.isdigit() and int(text) in by_index else text
 
@@ -69,4 +69,4 @@ def decode_image(index: int, encoded: str, path: Path) -> EncodedImage:
     try:
         return EncodedImage(f"{path.name} {index}", base64.b64decode(encoded, validate=True))
     except binascii.Error as error:
-        raise UserError(f"{path}: the picture of index {index} is not base64 ({error}).") from None
+        raise UserError(f"{path}: the image of index {index} is not base64 ({error}).") from None

@@ -1,7 +1,7 @@
-"""MME: 14 tasks, two yes/no questions about each picture, one to be answered with yes and one with no.
+"""MME: 14 tasks with two yes/no questions about each image; the right answer is yes to one and no to the other.
 
-A task's score is percent of questions plus percent of pictures with both right, at most 200; perception is the sum of
-ten tasks, cognition of four. Published "MME" is mostly perception, sometimes the sum of both.
+The score of a task is the percentage of right answers plus the percentage of images with both right, at most 200.
+Perception is the sum over ten tasks, cognition over four. Published "MME" is usually perception, sometimes the sum.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from eval.scoring.records import numbered_lines, read_text, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "MME, asked for a single word or phrase; percent of questions plus percent of pictures with "
-    "both questions right, summed over the tasks; the published column is perception"
+    "MME, asked for a single word or phrase; percent of right answers plus percent of images with both answers right, "
+    "summed over the tasks; the published column is perception"
 )
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -30,7 +30,7 @@ TEMPLATE_ENDING = "Please answer yes or no."
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_mme.jsonl, or the folder of official templates, asked with LLaVA's instruction."""
+    """Load LLaVA's llava_mme.jsonl or the folder of official templates, with LLaVA's instruction."""
     path = require(file, "--questions", "LLaVA's llava_mme.jsonl or the folder of the official per-task templates")
     if path.is_dir():
         return [
@@ -51,10 +51,10 @@ def _tasks(folder: Path) -> list[str]:
 
 
 def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
-    """(picture, question's words, whether yes is right) of a task.
+    """Return (image, question's words, whether yes is right) for each question of a task.
 
-    Its template TASK.txt has tab-separated lines, of which results are ignored. MME_Benchmark, the folder with the
-    pictures, has a file for each picture instead: TASK/PICTURE.txt or TASK/questions_answers_YN/PICTURE.txt.
+    The template TASK.txt has tab-separated lines; results in it are ignored. MME_Benchmark, the folder with the images,
+    has a file for each image instead: TASK/IMAGE.txt or TASK/questions_answers_YN/IMAGE.txt.
     """
     template = folder / f"{task}.txt"
     if template.is_file() or not (folder / task).is_dir():
@@ -65,24 +65,24 @@ def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
 
 
 def _cells(path: Path, count: int) -> list[list[str]]:
-    """The cells of each line, `count` and at most a result behind them; the last of them is the right answer."""
+    """Return the cells of each line: `count` cells ending with the right answer, and at most a result after them."""
     rows = []
     for number, line in numbered_lines(read_text(path)):
         cells = line.rstrip("\r").split("\t")
         if len(cells) not in (count, count + 1) or cells[count - 1].strip() not in ("Yes", "No"):
-            what = "picture, question and Yes or No" if count == 3 else "question and Yes or No"
+            what = "image, question and Yes or No" if count == 3 else "question and Yes or No"
             raise UserError(f"{path}, line {number} must be {what}, separated by tabs.")
         rows.append([cell.strip() for cell in cells])
     return rows
 
 
 def _words(prompt: str) -> str:
-    """The question alone, without LLaVA's or the template's instruction."""
+    """Return the question without LLaVA's or the template's instruction."""
     return prompt.replace(SHORT_ANSWER, "").strip().removesuffix(TEMPLATE_ENDING).strip()
 
 
 def _labels(questions: Sequence[Question], folder: Path, task: str) -> list[bool]:
-    """Whether yes is the right answer to each question of a task.
+    """Return whether yes is the right answer to each question of a task.
 
     Raises:
         UserError: no template, or one with other questions.
@@ -99,24 +99,26 @@ def _image_and_words(question: Question) -> Key:
 
 
 def _pairs(questions: Sequence[Question], right: Sequence[bool], task: str) -> list[tuple[bool, bool]]:
-    """By picture, whether its two questions are answered right."""
-    by_picture: dict[str, list[bool]] = {}
+    """Return for each image whether its two questions are answered right."""
+    by_image: dict[str, list[bool]] = {}
     for question, hit in zip(questions, right, strict=True):
-        by_picture.setdefault(_image_and_words(question)[0], []).append(hit)
+        by_image.setdefault(_image_and_words(question)[0], []).append(hit)
     pairs = []
-    for picture, hits in by_picture.items():
+    for image, hits in by_image.items():
         if len(hits) != 2:
-            raise UserError(f"MME asks two questions about each picture, but {len(hits)} about {picture!r} of {task}.")
+            raise UserError(
+                f"MME asks two questions about each image, but there are {len(hits)} about {image!r} of {task}."
+            )
         pairs.append((hits[0], hits[1]))
     return pairs
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
-    """Whether yes is the right answer to each question."""
+    """Return whether yes is the right answer to each question."""
     folder = require(annotations, "--annotations", "the folder of the official per-task templates")
     unknown = {question.category for question in questions} - {*PERCEPTION, *COGNITION}
     if unknown:
-        raise UserError(f"{sorted(unknown)[0]!r} is none of MME's tasks; LLaVA's file has them as \"category\".")
+        raise UserError(f'{sorted(unknown)[0]!r} is not a task of MME. In LLaVA\'s file the task is the "category".')
     tasks = list(dict.fromkeys(question.category for question in questions))
     return read_by_category(questions, tasks, lambda members, task: _labels(members, folder, task))
 
@@ -130,18 +132,18 @@ def read_answer(text: str) -> str:
 
 
 def mark(question: Question, text: str, known: bool) -> Mark:
-    """Whether the answer begins with yes or no, and with the right one."""
+    """Mark an answer by the yes or no at its start."""
     said, right = read_answer(text), "yes" if known else "no"
     return Mark(question, known, text, None if said == "other" else said, float(said == right), right)
 
 
-def _picture(question: Question) -> tuple[str, str]:
-    """What the two questions about an image have in common."""
+def _task_and_image(question: Question) -> tuple[str, str]:
+    """Return the key that the two questions about an image share."""
     return question.category, _image_and_words(question)[0]
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Perception and cognition, each if all its tasks were asked, and every task."""
+    """Compute the score of every task, and of perception and cognition if all their tasks were asked."""
     tasks: dict[str, list[tuple[bool, bool]]] = {}
     for task in (*PERCEPTION, *COGNITION):
         rows = [row for row in marks if row.question.category == task]
@@ -171,7 +173,7 @@ def task_score(pairs: Sequence[tuple[bool, bool]]) -> float:
 
 
 def _draws(pairs: Sequence[tuple[bool, bool]], seed: int) -> NDArray[np.float64]:
-    """A task's score in random draws of its pictures; tasks are drawn independently of each other."""
+    """Compute a task's score in random draws of its images; each task has its own `seed`."""
     columns = [(first + second, first and second) for first, second in pairs]
     sums = bootstrap_sums(columns, range(len(pairs)), seed)
     return 100 * (sums[:, 0] / 2 + sums[:, 1]) / len(pairs)
@@ -188,7 +190,7 @@ BENCHMARK = Benchmark(
     known=read_known,
     mark=mark,
     aggregate=aggregate,
-    unit=_picture,
+    unit=_task_and_image,
     floors=floors,
     scale="points",
     published=("MME", lambda scores: scores["perception",].value if ("perception",) in scores else None),

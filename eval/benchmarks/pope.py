@@ -1,8 +1,8 @@
-"""POPE: is an object in the COCO picture? Absent objects are drawn at random, among popular, or adversarial ones.
+"""POPE: is an object in the COCO image? Absent objects are random, popular or adversarial ones.
 
-There are two editions of the random file, 2910 and 3000 questions; LLaVA's question file goes with the first. Its
-scorer pairs answers and labels by their place and would score the wrong edition without a word, so here every question
-must be found in its category's label file.
+The random file has two editions, of 2910 and 3000 questions; LLaVA's question file belongs to the first. The official
+scorer pairs answers and labels by position and would silently score the wrong edition, so here every question must be
+in its category's label file.
 """
 
 import re
@@ -29,7 +29,7 @@ EDITION = "LLaVA's question file needs the edition with 2910 random questions."
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_pope_test.jsonl, or one of the official coco_pope_*.json, whose name tells the category."""
+    """Load LLaVA's llava_pope_test.jsonl or one of the official coco_pope_*.json, whose name contains the category."""
     path = require(file, "--questions", "LLaVA's llava_pope_test.jsonl or an official coco_pope_*.json")
     questions = []
     for place, record in read_lines(path):
@@ -45,10 +45,10 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _labels(questions: Sequence[Question], annotations: Path, category: str) -> list[bool]:
-    """Whether the answer to each question of a category is yes.
+    """Return whether yes is the right answer to each question of a category.
 
     Raises:
-        UserError: the category's file is missing, or is of other questions.
+        UserError: the category's label file is missing or belongs to other questions.
     """
     path = annotations / FILE_NAME.format(category) if annotations.is_dir() else annotations
     if not path.is_file():
@@ -70,7 +70,7 @@ def _label(record: Record, path: Path) -> bool:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
-    """Whether the answer to each question is yes."""
+    """Return whether yes is the right answer to each question."""
     path = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
     return read_by_category(questions, CATEGORIES, lambda members, category: _labels(members, path, category))
 
@@ -87,14 +87,14 @@ def is_readable(text: str) -> bool:
 
 
 def mark(question: Question, text: str, known: bool) -> Mark:
-    """What the official scorer takes the answer for; unreadable is one that says neither yes nor no."""
+    """Mark an answer as the official scorer reads it. One that says neither yes nor no is unreadable."""
     yes = says_yes(text)
     read = None if yes and not is_readable(text) else "yes" if yes else "no"
     return Mark(question, known, text, read, float(yes == known), "yes" if known else "no")
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
+    """Compute accuracy, precision, recall, F1 and the share of yes for each category that was asked."""
     scores: Scores = {}
     for category in CATEGORIES:
         rows = [row for row in marks if row.question.category == category]
@@ -139,7 +139,7 @@ def floors(questions: Sequence[Question], known: Sequence[bool]) -> dict[str, Pr
 
 
 def _mean_f1(scores: Scores) -> float | None:
-    """F1 averaged over the three categories, in percent, if all were asked."""
+    """Return the F1 averaged over the three categories, in percent; None unless all were asked."""
     values = [score.value for path, score in scores.items() if path[1] == "f1"]
     return 100 * sum(values) / len(values) if len(values) == len(CATEGORIES) else None
 

@@ -1,7 +1,7 @@
-"""ScienceQA: school questions with two to five options, half of them with a picture.
+"""ScienceQA: school questions with two to five options, half of them with an image.
 
-LLaVA's question file, llava_test_CQM-A.json, is questions and answers in one. Published numbers are of the questions
-with a picture ("SQA-I"); they hardly measure vision: without any picture 63.5% are answered (see the published rows).
+LLaVA's question file, llava_test_CQM-A.json, holds both questions and answers. Published numbers are those of questions
+with an image ("SQA-I"). They hardly measure vision: without images, 63.5% are answered right (see the published rows).
 """
 
 import re
@@ -18,14 +18,14 @@ from sparse_vlm.errors import UserError
 
 PROTOCOL = (
     "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter; "
-    "the letter as LLaVA's scorer reads it, unreadable answers are wrong"
+    "the letter as LLaVA's scorer reads it; unreadable answers are wrong"
 )
 LLAVA_FILE = "llava_test_CQM-A.json"
 LETTERS = "ABCDE"
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """The questions of llava_test_CQM-A.json."""
+    """Load the questions of llava_test_CQM-A.json."""
     path = require(file, "--questions", f"LLaVA's {LLAVA_FILE}")
     questions = []
     for index, record in enumerate(_read_llava(path)):
@@ -49,7 +49,7 @@ def _turn(record: Record, index: int, place: str) -> str:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a question: the right letter, and from problems.json its subject and grades."""
+    """The right letter of a question, and its subject and grades if problems.json was read."""
 
     letter: str
     subject: str | None = None
@@ -57,7 +57,7 @@ class _Known:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
-    """From LLaVA's file, the official problems.json, or the folder of either."""
+    """Read LLaVA's file, the official problems.json, or the folder of either."""
     what = f"the folder of problems.json or {LLAVA_FILE}, or one of these files"
     path = require(annotations, "--annotations", what)
     if path.is_dir():
@@ -80,7 +80,7 @@ def _from_llava(path: Path) -> dict[str, _Known]:
 
 
 def _from_problems(content: dict[str, Record], path: Path) -> dict[str, _Known]:
-    """problems.json has all splits; the test questions are wanted."""
+    """Read the test questions of problems.json, which has all splits."""
     known = {}
     for id_, record in content.items():
         place = f"{path}, {id_}"
@@ -91,7 +91,7 @@ def _from_problems(content: dict[str, Record], path: Path) -> dict[str, _Known]:
 
 
 def _grades(grade: object) -> str | None:
-    """The official two halves of "grade1" to "grade12"."""
+    """Return the official half of "grade1" to "grade12"."""
     number = str(grade).removeprefix("grade")
     return ("1-6" if int(number) <= 6 else "7-12") if number.isdigit() else None
 
@@ -110,15 +110,15 @@ def read_letter(text: str) -> str | None:
 
 
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """The option's letter as LLaVA's scorer reads it."""
+    """Mark an answer by the letter that LLaVA's scorer reads."""
     letter = read_letter(text)
     return Mark(question, known, text, letter, float(letter == known.letter), known.letter)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions, over those with and those without a picture, and by subject and grades."""
+    """Compute the accuracy over all questions, those with and without an image, and by subject and grades."""
     right, known, questions = zip(*((row.credit, row.known, row.question) for row in marks), strict=True)
-    # questions without a picture have nothing in common
+    # each question without an image is its own group
     groups = [question.image_name or str(question.id) for question in questions]
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
     without = [index for index, question in enumerate(questions) if question.image is None]

@@ -1,6 +1,6 @@
-"""VizWiz: questions of blind people about their own photographs, ten answers each, many unanswerable.
+"""VizWiz: questions of blind people about their own photographs, ten answers each, many of them unanswerable.
 
-Scored here on val, by the server on test; published numbers are the server's.
+The val split is scored here, test by the server; published numbers are the server's.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ INSTRUCTION = f"When the provided information is insufficient, respond with 'Una
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_test.jsonl, or the official val.json or test.json; there a question's id is its picture's name."""
+    """Load LLaVA's llava_test.jsonl, or the official val.json or test.json, whose ids are the images' names."""
     path = require(file, "--questions", "val.json, test.json or LLaVA's llava_test.jsonl")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -49,7 +49,7 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """EvalAI's result file: a list of {"image", "answer"}."""
+    """Write EvalAI's result file: a list of {"image", "answer"}."""
     write_evalai("image", [Path(question.image_name).name for question in questions], predictions, output)
 
 

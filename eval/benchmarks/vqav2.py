@@ -1,4 +1,4 @@
-"""VQAv2: open questions about COCO pictures with ten answers each. Scored here on val, by the server on test-dev."""
+"""VQAv2: open questions about COCO images, ten answers each. val is scored here, test-dev by the server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ from eval.scoring.records import align, field, official_file, read_json, require
 from eval.scoring.vqa_text import on_one_line, simplify, simplify_evalai
 
 PROTOCOL = (
-    "VQAv2, asked for a single word or phrase; accuracy of the VQA challenge, ten answers each, of "
-    "the answers as they are and as LLaVA submits them (published numbers)"
+    "VQAv2, asked for a single word or phrase; accuracy of the VQA challenge, ten answers each, for the answers as "
+    "they are and as LLaVA submits them (as in published numbers)"
 )
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_vqav2_*.jsonl, or the official v2_OpenEnded_*_questions.json; `images` is the split's folder."""
+    """Load LLaVA's llava_vqav2_*.jsonl or an official v2_OpenEnded_*_questions.json; `images` is its split's."""
     path = require(file, "--questions", "v2_OpenEnded_mscoco_*_questions.json or LLaVA's .jsonl")
     if is_llava_file(path):
         return read_llava_questions(path, images)
     content = read_json(path)
-    # the pictures of test-dev are some of test
+    # the images of test-dev are a subset of test's
     split = field(content, "data_subtype", str, str(path)).replace("test-dev", "test")
     questions = []
     for index, record in enumerate(field(content, "questions", list, str(path))):
@@ -74,7 +74,7 @@ def submitted_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """EvalAI's result file: a list of {"question_id", "answer"}."""
+    """Write EvalAI's result file: a list of {"question_id", "answer"}."""
     write_evalai("question_id", [question.id for question in questions], predictions, output)
 
 

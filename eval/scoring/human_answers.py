@@ -1,4 +1,4 @@
-"""What VQAv2, TextVQA and VizWiz share: the answers of ten people to each question, and EvalAI's result files."""
+"""Ten human answers to each question (VQAv2, TextVQA, VizWiz): accuracies, scores, and EvalAI's result files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,27 +15,26 @@ from sparse_vlm.files import write_json
 
 @dataclass(frozen=True)
 class TenAnswers:
-    """What people answered to a question, and of what type that is, e.g. "yes/no"; None: the files do not say."""
+    """People's answers to a question, and their type, e.g. "yes/no" (None: the files have no types)."""
 
     answers: Sequence[str]
     kind: str | None = None
 
 
 def read_ten_answers(records: Sequence[Record], place: str) -> list[TenAnswers]:
-    """Records of VQAv2's or VizWiz's annotations; `place` says which file they are from.
+    """Read the answers in records of VQAv2's or VizWiz's annotations.
+
+    Args:
+        records: the record of each question.
+        place: the file, for errors.
 
     Raises:
-        UserError: one is damaged.
+        UserError: damaged record.
     """
-    return [TenAnswers(answers_of(record, place), field(record, "answer_type", str, place)) for record in records]
+    return [TenAnswers(_answers(record, place), field(record, "answer_type", str, place)) for record in records]
 
 
-def answers_of(record: Record, place: str) -> list[str]:
-    """The answers in a record of VQAv2's or VizWiz's annotations; `place` says which file it is from.
-
-    Raises:
-        UserError: there are none.
-    """
+def _answers(record: Record, place: str) -> list[str]:
     answers = [field(answer, "answer", str, place) for answer in field(record, "answers", list, place)]
     if not answers:
         raise UserError(f"{place} has a question without answers: {str(record)[:120]}.")
