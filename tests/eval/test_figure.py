@@ -21,7 +21,7 @@ def report(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def test_ours_stands_among_the_published_methods(tmp_path: Path) -> None:
+def test_our_score_is_drawn_among_the_published_ones(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(report()))
     (tmp_path / "b.json").write_text(json.dumps(report(image=False, visual_tokens=0)))
     output = tmp_path / "figure.svg"

@@ -1,4 +1,4 @@
-"""Bootstrap intervals against what is known of them."""
+"""Bootstrap and Wilson intervals against known values."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def test_bootstrap_of_single_questions_agrees_with_the_normal_approximation() ->
 
 
 def test_bootstrap_draws_groups_not_questions() -> None:
-    """Ten questions that share an image are one draw: the interval is √10 wider, not the same."""
+    """Ten questions that share an image are one draw, so the interval is √10 times wider."""
     values = [1.0] * 700 + [0.0] * 300
     low, high = bootstrap_interval(values, [i // 10 for i in range(1000)])
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.1)
 
 
-def test_bootstrap_weighs_questions_of_uneven_groups_alike() -> None:
+def test_bootstrap_weights_questions_of_uneven_groups_equally() -> None:
     low, high = bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"])
     assert (low, high) == (0.0, 1.0)
     assert bootstrap_interval([1, 1], ["a", "b"]) == (1.0, 1.0)

@@ -1,4 +1,4 @@
-"""What all reports have in common: unreadable answers, parts, results for each question, several benchmarks."""
+"""Reports of any benchmark: unreadable answers, parts, results for each question, several benchmarks."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ UNREADABLE = {
 
 
 def official(name: str, folder: Path) -> tuple[Path, Path, list[Any]]:
-    """Question file, annotations, and the ids of two questions or more."""
+    """Write the files of a small benchmark; return question file, annotations, and the ids of the questions."""
     if name == "mmbench":
         table = write_table(folder / "mmbench.tsv", ROWS)
         return table, table, [row["index"] for row in ROWS]
@@ -85,7 +85,7 @@ def test_a_part_of_a_benchmark(table: Path, tmp_path: Path, ids: list[int], more
     assert report["scores"]["accuracy"] == 1
     part = scored < 4
     assert (f"a part of the benchmark, {scored} of 4 questions" in report["protocol"]) is part
-    assert (report["published"]["ours"] is None) is part  # a part must not stand beside published scores
+    assert (report["published"]["ours"] is None) is part  # a part is not comparable with published scores
 
 
 @pytest.mark.parametrize(

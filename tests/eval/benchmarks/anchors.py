@@ -1,4 +1,4 @@
-"""Where official data lies: some beside these tests, the rest in ../shared, which a user's checkout does not have."""
+"""Official data: some in tests/fixtures, the rest in ../shared, which a user's checkout does not have."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/d
 
 
 def unpack_pope(folder: Path) -> Path:
-    """POPE's random questions and labels, and LLaVA-1.5-13B's released answers (2910 each), as files in `folder`."""
+    """Write POPE's random questions and labels and LLaVA-1.5-13B's released answers (2910 each) into `folder`."""
     for packed in (FIXTURES / "pope").glob("*.gz"):
         (folder / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     return folder
@@ -61,19 +61,19 @@ def unpack_scienceqa(folder: Path) -> Path:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """A JSON-lines file."""
+    """Write a JSON-lines file and return its path."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """A JSON file."""
+    """Write a JSON file and return its path."""
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
 def ten(*answers: str) -> list[dict[str, Any]]:
-    """Ten annotators' answers, the last of `answers` filling up."""
+    """Return ten annotators' answers; the last of `answers` is repeated."""
     filled = [*answers, *[answers[-1]] * (10 - len(answers))]
     return [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(filled, 1)]
 

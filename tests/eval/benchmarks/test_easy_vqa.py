@@ -45,7 +45,7 @@ def test_scores_count_every_question_in_its_kind(questions: list[Question], trut
 
 
 def test_floors_on_the_real_data(questions: list[Question]) -> None:
-    """The issue's numbers: majority 37.3%, question-only lookup 67.0% (measured there on 600 questions)."""
+    """Expected on 600 questions: majority 37.3%, question-only lookup 67.0%."""
     floors = easy_vqa.floors(questions, easy_vqa.read_known(questions, None))
     values = {
         name: easy_vqa.BENCHMARK.score(questions, floor, None)["accuracy",].value for name, floor in floors.items()
@@ -62,7 +62,7 @@ def test_annotations_of_other_questions_are_refused(tmp_path: Path, questions: l
         easy_vqa.BENCHMARK.score(questions, [], file)
 
 
-def test_a_question_file_and_image_folder_of_ones_own(tmp_path: Path) -> None:
+def test_another_question_file_and_image_folder(tmp_path: Path) -> None:
     file = tmp_path / "questions.json"
     file.write_text(json.dumps([["is there a circle?", "yes", 3]]))
     assert easy_vqa.load_questions(file, tmp_path) == [

@@ -18,10 +18,10 @@ OFFICIAL = SHARED / "vqa-official-format"
 def test_normalize() -> None:
     assert gqa.normalize("Yes.") == "yes"
     assert gqa.normalize("Left..") == "left"
-    assert gqa.normalize(" left") == " left"  # the scorer compares letter by letter
+    assert gqa.normalize(" left") == " left"  # the scorer compares exactly
 
 
-def test_llavas_file(tmp_path: Path) -> None:
+def test_a_file_of_llava(tmp_path: Path) -> None:
     line = {"question_id": "201307251", "image": "n161313.jpg", "text": f"Is it so?\n{SHORT_ANSWER}"}
     file = write_lines(tmp_path / "llava_gqa_testdev_balanced.jsonl", [line | {"category": "default"}])
     expected = Question("201307251", f"Is it so?\n{SHORT_ANSWER}", Path("images/n161313.jpg"))
@@ -29,7 +29,7 @@ def test_llavas_file(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_gqas_official_and_llavas_files() -> None:
+def test_the_official_files() -> None:
     official = gqa.load_questions(OFFICIAL / "gqa" / "questions.json", OFFICIAL / "images" / "gqa")
     text = f"What is hanging above the chalkboard?\n{SHORT_ANSWER}"
     assert official == [Question("202218649", text, OFFICIAL / "images" / "gqa" / "n578564.jpg")]
@@ -46,7 +46,7 @@ def gqa_record(question: str, answer: str, structural: str, balanced: bool = Tru
     return {"question": question, "imageId": "n1", "answer": answer, "isBalanced": balanced, "types": types}
 
 
-def test_gqa_counts_balanced_questions(tmp_path: Path) -> None:
+def test_only_balanced_questions_count(tmp_path: Path) -> None:
     records = {
         "1": gqa_record("What?", "cat", "query"),
         "2": gqa_record("Is it?", "yes", "verify"),
@@ -80,7 +80,7 @@ GQA_STEPS = [
 ]
 
 
-def test_gqas_other_numbers(tmp_path: Path) -> None:
+def test_the_other_official_scores(tmp_path: Path) -> None:
     """Worked out by hand from the official scorer's definitions."""
     records = {id_: record | {"semantic": GQA_STEPS} for id_, record in GQA_TREE.items()}
     write_json(tmp_path / "val_all_questions.json", records)
@@ -93,7 +93,7 @@ def test_gqas_other_numbers(tmp_path: Path) -> None:
     assert (scores["validity",], scores["plausibility",]) == (1 / 4, 1 / 4)
     assert scores["consistency",] == (1 / 2 + 0) / 2  # of 1: question 2 right, 3 wrong; of 2: question 3 wrong
     assert scores["distribution",] == (0 + 1) / 1 / 100  # a cat where one is expected, no dog
-    assert scores["accuracy_by_steps", "2"] == 0.5  # "query: name" is none
+    assert scores["accuracy_by_steps", "2"] == 0.5  # "query: name" does not count as a step
     assert scores["accuracy_by_words", "3"] == 0.5
     assert scores["accuracy_by_words", "4"] == 0.5
     same = values(gqa.BENCHMARK.score(questions, ["cat", "yes", "no", "dog"], tmp_path))
@@ -107,7 +107,7 @@ def test_gqas_other_numbers(tmp_path: Path) -> None:
         gqa.BENCHMARK.score(questions, texts, tmp_path)
 
 
-def test_gqas_consistency_needs_the_entailed_questions(tmp_path: Path) -> None:
+def test_consistency_needs_the_entailed_questions(tmp_path: Path) -> None:
     file = write_json(tmp_path / "q.json", {id_: GQA_TREE[id_] for id_ in ("1", "2", "4")})
     scores = values(gqa.BENCHMARK.score(gqa.load_questions(file, None), ["cat", "yes", "dog"], file))
     assert scores["accuracy",] == 1

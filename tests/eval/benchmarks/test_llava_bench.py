@@ -12,7 +12,7 @@ from tests.eval.benchmarks.anchors import write_json, write_lines
 
 @pytest.fixture
 def bench(tmp_path: Path) -> list[Question]:
-    """LLaVA-Bench with two questions about one picture; its official files lie in `tmp_path`."""
+    """LLaVA-Bench with two questions about one image; its official files are in `tmp_path`."""
     lines = [
         {"question_id": 0, "image": "001.jpg", "text": "Where?", "category": "conv"},
         {"question_id": 1, "image": "001.jpg", "text": "Why?", "category": "detail"},
@@ -24,7 +24,7 @@ def bench(tmp_path: Path) -> list[Question]:
     return llava_bench.load_questions(write_lines(tmp_path / "questions.jsonl", lines), None)
 
 
-def test_llava_bench_prompts_are_llavas(bench: list[Question], tmp_path: Path) -> None:
+def test_prompts_are_llavas(bench: list[Question], tmp_path: Path) -> None:
     first, _ = llava_bench.judge_inputs(bench, ["In Asia.", "So."], tmp_path)
     assert first == (
         "[Context]\nA lake.\nSnow.\n\n[Question]\nWhere?\n\n[Assistant 1]\nreference 0\n\n[End of Assistant 1]\n\n"
@@ -32,7 +32,7 @@ def test_llava_bench_prompts_are_llavas(bench: list[Question], tmp_path: Path) -
     )
 
 
-def test_llava_bench_is_relative_to_gpt4(bench: list[Question]) -> None:
+def test_scores_are_relative_to_gpt4(bench: list[Question]) -> None:
     scores = llava_bench.BENCHMARK.score(bench, ["8 6\nBecause", "10, 3"], None)
     assert {path: score.value for path, score in scores.items()} == {
         ("relative",): 0.5,

@@ -1,4 +1,4 @@
-"""MM-Vet: the judge's prompts, its replies, and the whole way through `eval.score`."""
+"""MM-Vet: the judge's prompts and replies, and all steps of `eval.score`."""
 
 import json
 from pathlib import Path
@@ -24,15 +24,15 @@ def annotations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    """LLaVA's form of the same questions."""
+    """The same questions in LLaVA's format."""
     lines = [{"question_id": i, "image": f"v1_{i}.png", "text": MM_VET[f"v1_{i}"]["question"]} for i in range(2)]
     return write_lines(tmp_path / "llava-mm-vet.jsonl", lines)
 
 
-def test_mm_vet_from_answers_to_scores(
+def test_from_answers_to_scores(
     tmp_path: Path, annotations: Path, questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The judge is any program between two files; here these very lines."""
+    """The judge is any program that reads one file and writes another; here it is this test."""
     answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": f"x = {i}"} for i in range(2)])
     common = ["mm_vet", "--questions", str(questions), "--answers", str(answers), "--annotations", str(annotations)]
     assert main(common) == 2
@@ -62,7 +62,7 @@ LLAVAS = [
 ]
 
 
-def test_mm_vets_files(annotations: Path, tmp_path: Path) -> None:
+def test_official_and_llavas_files(annotations: Path, tmp_path: Path) -> None:
     llavas = mm_vet.load_questions(write_lines(tmp_path / "llava-mm-vet.jsonl", LLAVAS), Path("images"))
     assert llavas[0] == Question(0, "What is x in the equation?", Path("images/v1_0.png"), "conv")
     official = mm_vet.load_questions(annotations, Path("images"))
@@ -72,7 +72,7 @@ def test_mm_vets_files(annotations: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reply", ["", "good", "1.5", "-0.1", "nan"])
-def test_mm_vets_unreadable_replies_are_named(annotations: Path, reply: str) -> None:
+def test_errors_name_unreadable_replies(annotations: Path, reply: str) -> None:
     asked = mm_vet.load_questions(annotations, None)
-    with pytest.raises(UserError, match="reply to question id 'v1_1' begins with no number"):
+    with pytest.raises(UserError, match="reply to question id 'v1_1' has no clear grade"):
         mm_vet.BENCHMARK.score(asked, ["1.0", reply], annotations)

@@ -60,7 +60,7 @@ def test_mmbench_questions(table: Path) -> None:
     assert mmbench.load_chinese(table, None)[0].text.endswith("B. dog\n请直接回答选项字母。")
     images = [question.image for question in questions]
     assert isinstance(images[0], EncodedImage)
-    assert images[0] == images[1]  # the rotation names the row that has the picture
+    assert images[0] == images[1]  # the rotation names the row that has the image
     assert [question.id for question in questions] == [7, 1000007, 8, 1000008]
 
 
@@ -77,7 +77,7 @@ def test_mmbench_is_circular(table: Path) -> None:
         ("answers_that_name_no_option",): 0,
     }
     assert scores["accuracy",].count == 2
-    scores = mmbench.MMBENCH.score(questions, ["A", "B", "I see no picture", "E"], table)
+    scores = mmbench.MMBENCH.score(questions, ["A", "B", "I see no image", "E"], table)
     assert scores["answers_that_name_no_option",].value == 0.5
     always = mmbench.floors(questions, mmbench.read_known(questions, table))
     assert always == {"always A": ["A"] * 4}
@@ -85,8 +85,8 @@ def test_mmbench_is_circular(table: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mark", "blank", "returns"])
-def test_mmbench_tables_of_other_editors(table: Path, kind: str) -> None:
-    """A byte order mark, a blank last line, Windows' line ends and Unix'."""
+def test_mmbench_tables_with_other_line_ends_and_marks(table: Path, kind: str) -> None:
+    """A byte order mark, a blank last line, Windows' and Unix' line ends."""
     expected = mmbench.load_english(table, None)
     text = table.read_bytes().decode()
     changed = {"mark": "\ufeff" + text, "blank": text + "\r\n", "returns": text.replace("\r\n", "\n")}[kind]
@@ -103,7 +103,7 @@ def test_mmbench_holds_the_image_of_all_rotations_once(tmp_path: Path) -> None:
 
 
 def test_chatty_answers(tmp_path: Path) -> None:
-    """The letter of an option counts near the answer's end alone: "A dog" in every rotation is a dog, not A."""
+    """An option's letter counts only near the end of the answer: "A dog" means a dog, not option A."""
     table = write_table(tmp_path / "t.tsv", [row(9, "dog elephant", "A"), row(1000009, "elephant dog", "B"), *ROWS[2:]])
     questions = mmbench.load_english(table, None)
     wordy = "The correct answer is B. Option A is a common mistake."
@@ -112,10 +112,10 @@ def test_chatty_answers(tmp_path: Path) -> None:
     assert scores["answers_that_name_no_option",].value == 0.5
 
 
-def test_mmbenchs_judge_reads_what_names_no_option(
+def test_the_judge_reads_answers_that_name_no_option(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is asked about those answers alone; without it they are wrong."""
+    """It is asked about those answers only; without it they are wrong."""
     texts = {7: "A", 1000007: "a feline", 8: "a pair", 1000008: "Z of them"}
     answers = write_lines(tmp_path / "a.jsonl", [{"question_id": i, "text": text} for i, text in texts.items()])
     common = ["mmbench", "--questions", str(table), "--answers", str(answers), "--output", str(tmp_path / "r.json")]
@@ -162,8 +162,8 @@ def test_mmbench_without_rotations_is_refused(tmp_path: Path) -> None:
         mmbench.MMBENCH.score(mmbench.load_english(table, None), ["A", "B"], table)
 
 
-def test_mmbench_pictures_must_be_base64(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="picture of index 7 is not base64"):
+def test_mmbench_images_must_be_base64(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image of index 7 is not base64"):
         mmbench.load_english(write_table(tmp_path / "bad.tsv", [{**ROWS[0], "image": "a.jpg"}]), None)
 
 

@@ -1,4 +1,4 @@
-"""MME: the official result of LaVIN's sample answers, and templates of other questions."""
+"""MME: the official scores of LaVIN's sample answers, and templates of other questions."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ class Anchor(NamedTuple):
 
 
 def official_files(folder: Path) -> Anchor:
-    """The complete official files, with LaVIN's answers in LLaVA's format, asked in LLaVA's words."""
+    """Return the complete official files, with LaVIN's answers in LLaVA's format and with LLaVA's prompts."""
     said = {}
     for file in (SHARED / "mme" / "LaVIN").glob("*.txt"):
         for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
@@ -65,7 +65,7 @@ def test_official_scores_of_lavin(lavin: Anchor) -> None:
 
 
 def test_answers_in_another_order_are_the_same(lavin: Anchor, tmp_path: Path) -> None:
-    """The two questions about a picture have one id; their prompts tell them apart."""
+    """The two questions about an image share an id; their prompts differ."""
     lines = lavin.answers.read_text().splitlines()
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(reversed(lines)) + "\n")
@@ -86,12 +86,12 @@ TEMPLATE = "1.jpg\tIs it a cat? Please answer yes or no.\tYes\n1.jpg\tIs it a do
 
 @pytest.fixture
 def count(tmp_path: Path) -> tuple[list[Question], Path]:
-    """One task of one picture: its questions, the folder of templates."""
+    """The questions of a task with one image, and the folder of templates."""
     (tmp_path / "count.txt").write_text(TEMPLATE)
     return mme.load_questions(tmp_path, None), tmp_path
 
 
-def test_a_part_of_the_tasks_gives_no_sum(count: tuple[list[Question], Path]) -> None:
+def test_some_of_the_tasks_have_no_sum(count: tuple[list[Question], Path]) -> None:
     questions, folder = count
     assert [question.text.split("\n")[0] for question in questions] == ["Is it a cat?", "Is it a dog?"]
     scores = mme.BENCHMARK.score(questions, ["Yes, it is", "No"], folder)
@@ -103,10 +103,10 @@ def test_a_part_of_the_tasks_gives_no_sum(count: tuple[list[Question], Path]) ->
 
 
 @pytest.mark.parametrize("inner", ["", "questions_answers_YN"])
-def test_the_folder_with_the_pictures_has_the_answers_too(
+def test_the_folder_with_the_images_has_the_answers_too(
     count: tuple[list[Question], Path], tmp_path: Path, inner: str
 ) -> None:
-    """MME_Benchmark, as it is published: a file of questions for each picture."""
+    """The published MME_Benchmark has a file of questions for each image."""
     folder = tmp_path / "MME_Benchmark" / "count" / inner
     folder.mkdir(parents=True)
     (folder / "1.txt").write_text("\n".join(line.split("\t", 1)[1] for line in TEMPLATE.splitlines()))
@@ -122,7 +122,7 @@ def test_the_folder_with_the_pictures_has_the_answers_too(
     [
         (TEMPLATE.replace("dog", "fox"), "1 of them are not in it, e.g. 'Is it a dog"),
         (TEMPLATE + TEMPLATE.replace("1.jpg", "2.jpg"), r"count.txt \(4 questions\) does not belong to the 2"),
-        (TEMPLATE.replace("Yes", "Perhaps"), "line 1 must be picture, question and Yes or No"),
+        (TEMPLATE.replace("Yes", "Perhaps"), "line 1 must be image, question and Yes or No"),
         (TEMPLATE.replace("\tNo", ""), "line 2 must be"),
         (None, "has no count.txt"),
     ],
@@ -139,9 +139,9 @@ def test_templates_of_other_questions_are_an_error(
         mme.BENCHMARK.score(questions, ["Yes", "No"], folder)
 
 
-def test_an_unknown_task_is_named(count: tuple[list[Question], Path]) -> None:
+def test_errors_name_an_unknown_task(count: tuple[list[Question], Path]) -> None:
     question = Question("1.jpg", "Is it?", Path("1.jpg"), "counting")
-    with pytest.raises(UserError, match="'counting' is none of MME's tasks"):
+    with pytest.raises(UserError, match="'counting' is not a task of MME"):
         mme.BENCHMARK.score([question], ["Yes"], count[1])
 
 

@@ -1,4 +1,4 @@
-"""ScienceQA: the official result on LLaVA's released answers."""
+"""ScienceQA: the official scores of LLaVA's released answers."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def llava_file(tmp_path: Path) -> Path:
     return write_json(tmp_path / scienceqa.LLAVA_FILE, records)
 
 
-def test_questions_with_and_without_pictures(llava_file: Path) -> None:
+def test_questions_with_and_without_images(llava_file: Path) -> None:
     assert scienceqa.load_questions(llava_file, Path("images")) == [
         Question("7", f"Context: N/A\nWhich?\nA. x\nB. y\n{OPTION_LETTER}", Path("images/7/image.png")),
         Question("9", f"Why?\nA. x\nB. y\n{OPTION_LETTER}", None),

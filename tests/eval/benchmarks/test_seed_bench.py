@@ -31,11 +31,11 @@ SEED = {
 def test_seed_bench(tmp_path: Path) -> None:
     official = write_json(tmp_path / "SEED-Bench.json", SEED)
     text = f"Where?\nA. place a\nB. place b\nC. place c\nD. place d\n{OPTION_LETTER}"
-    pictures = seed_bench.load_questions(official, Path("images"))
-    assert pictures == [Question("101669", text, Path("images/1_2"))]
+    images = seed_bench.load_questions(official, Path("images"))
+    assert images == [Question("101669", text, Path("images/1_2"))]
     assert (
-        seed_bench.BENCHMARK.score(pictures, ["B"], official)["accuracy",].value == 1
-    )  # all pictures, no videos: allowed
+        seed_bench.BENCHMARK.score(images, ["B"], official)["accuracy",].value == 1
+    )  # all images and no videos: allowed
     lines = [{"question_id": 101669, "image": "a", "text": text}, {"question_id": "v9", "image": "b", "text": "What?"}]
     questions = seed_bench.load_questions(write_lines(tmp_path / "llava.jsonl", lines), None)
     scores = seed_bench.BENCHMARK.score(questions, ["B.", "A"], official)

@@ -21,7 +21,7 @@ TEXTVQA = {
 
 @pytest.mark.parametrize("hints", ["\nReference OCR token: NOKIA, 1999", ""])
 def test_textvqa_with_and_without_ocr_hints(tmp_path: Path, hints: str) -> None:
-    """LLaVA's ids are pictures; the protocol line says which of the two it was."""
+    """LLaVA's ids are those of images; the protocol line says whether prompts have hints."""
     annotations = write_json(tmp_path / "val.json", TEXTVQA)
     lines = [
         {"question_id": "x", "image": "x.jpg", "text": f"{question}{hints}\n{SHORT_ANSWER}"}
@@ -34,7 +34,7 @@ def test_textvqa_with_and_without_ocr_hints(tmp_path: Path, hints: str) -> None:
         textvqa.write_submission(None, questions, ["", ""], tmp_path / "s.json")
 
 
-def test_textvqas_official_file(tmp_path: Path) -> None:
+def test_the_official_file(tmp_path: Path) -> None:
     file = write_json(tmp_path / "val.json", TEXTVQA)
     questions = textvqa.load_questions(file, Path("train_images"))
     assert questions[0] == Question(1, f"What Brand?\n{SHORT_ANSWER}", Path("train_images/x.jpg"))
@@ -42,7 +42,7 @@ def test_textvqas_official_file(tmp_path: Path) -> None:
     textvqa.write_submission(file, questions, ["NOKIA", "The 90s"], tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())[1] == {"question_id": 2, "answer": "90s"}
     twice = {"data": [{**TEXTVQA["data"][0], "question_id": 3, "answers": ["sony"] * 10}, *TEXTVQA["data"]]}
-    file = write_json(tmp_path / "twice.json", twice)  # the same words about the same picture, other people
+    file = write_json(tmp_path / "twice.json", twice)  # the same words about the same image, other annotators
     scores = textvqa.BENCHMARK.score(textvqa.load_questions(file, None), ["sony", "nokia", "1998"], file)
     assert scores["accuracy",].value == 1
     nine = {"data": [{**record, "answers": record["answers"][:9]} for record in TEXTVQA["data"]]}

@@ -8,8 +8,8 @@ from eval.scoring.protocol import Question
 from tests.eval.benchmarks.anchors import SHARED, needs_shared, ten, values, write_json, write_lines
 
 
-def test_llavas_file(tmp_path: Path) -> None:
-    """It has the number of a question as its id, where the official file has the image's name."""
+def test_a_file_of_llava(tmp_path: Path) -> None:
+    """Its ids are numbers; those of the official file are image names."""
     line = {"question_id": 0, "image": "VizWiz_test_00000000.jpg", "text": f"What is this?\n{vizwiz.INSTRUCTION}"}
     questions = vizwiz.load_questions(write_lines(tmp_path / "llava_test.jsonl", [line]), Path("test"))
     image = Path("test/VizWiz_test_00000000.jpg")

@@ -15,7 +15,7 @@ OFFICIAL = SHARED / "vqa-official-format"
 
 
 @needs_shared
-def test_vqav2s_official_files() -> None:
+def test_the_official_files() -> None:
     questions = vqav2.load_questions(OFFICIAL / "vqav2" / "questions.json", OFFICIAL / "images" / "vqav2")
     assert [question.id for question in questions] == [458752000, 458752001, 458752002]
     assert questions[0].image == OFFICIAL / "images" / "vqav2" / "COCO_train2014_000000458752.jpg"
@@ -53,8 +53,8 @@ def test_vqav2(tmp_path: Path) -> None:
     }
 
 
-def test_vqav2_to_the_letter_and_as_submitted(tmp_path: Path) -> None:
-    """Where all ten agree the official scorer compares to the letter; LLaVA submits small letters without a stop."""
+def test_exact_and_submitted_accuracy(tmp_path: Path) -> None:
+    """If all annotators agree, the official scorer compares exactly; LLaVA submits lower case without a full stop."""
     record = {"question_id": 51, "answer_type": "yes/no", "answers": ten("yes")}
     annotations = write_json(tmp_path / "a.json", {"annotations": [record]})
     questions = vqav2.load_questions(
@@ -66,9 +66,7 @@ def test_vqav2_to_the_letter_and_as_submitted(tmp_path: Path) -> None:
     assert vqav2.BENCHMARK.published[1](scores) == 100
 
 
-def test_vqav2_without_annotations_is_written_for_the_server(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_submission_needs_no_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = VQAV2 | {"questions": VQAV2["questions"][1:]}
     write_json(tmp_path / "all.json", VQAV2)
     answers = write_lines(tmp_path / "answers.jsonl", [{"question_id": 51, "text": "Two dogs."}])

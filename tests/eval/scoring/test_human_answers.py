@@ -9,7 +9,7 @@ from eval.scoring.human_answers import evalai_accuracy
 from tests.eval.benchmarks.anchors import FIXTURES
 
 
-def test_400_cases_of_the_official_vqa_scorers() -> None:
+def test_400_results_of_the_official_scorers() -> None:
     cases = json.loads((FIXTURES / "vqa_accuracy.json").read_text(encoding="utf-8"))
     assert len(cases) == 400
     assert [vqa_accuracy(case["prediction"], case["answers"]) for case in cases] == [case["vqav2"] for case in cases]

@@ -32,14 +32,14 @@ def test_simplified_as_the_vqa_challenge_does(answer: str, simple: str) -> None:
     assert simplify(answer) == simple
 
 
-def test_evalai_simplifies_before() -> None:
+def test_evalais_additional_rules() -> None:
     assert simplify_evalai("The dog's,  house?") == "dog 's house"
     assert simplify("The dog's,  house?") == "dog's house"
     assert simplify_evalai("new\nyork") == "new york"
 
 
 def test_the_contractions_are_the_official_ones() -> None:
-    """120 lines there: two change nothing and four have capitals, which words never have when they are looked up."""
+    """The official table has 120 lines; two change nothing, and four have capitals, which never occur in a lookup."""
     assert len(CONTRACTIONS) == 114
     assert CONTRACTIONS["couldn'tve"] == CONTRACTIONS["couldnt've"] == "couldn't've"
     assert {key for key, value in CONTRACTIONS.items() if value == "'ow's'at"} == {"ow's'at", "'ows'at", "'ow'sat"}
