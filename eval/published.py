@@ -26,7 +26,7 @@ TABLE = Path(__file__).with_name("published.csv")
 NOTES = {
     "VQAv2": "test-dev, scored by the server",
     "GQA": "testdev_balanced",
-    "TextVQA": "val, with LLaVA's OCR hints unless said",
+    "TextVQA": "val, with LLaVA's OCR hints unless noted",
     "POPE": "F1, mean of random, popular and adversarial",
     "MME": "perception",
     "MMB": "MMBench dev, English",

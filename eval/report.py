@@ -65,11 +65,6 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
     texts, judged = _judged(benchmark, part, annotations, inputs)
     marks = [benchmark.mark(part.questions[place], texts[place], known[place]) for place in part.places]
     scores = benchmark.aggregate(marks)
-    floors: dict[str, Mapping[int, str]] = {
-        floor: dict(enumerate(predictions)) for floor, predictions in benchmark.floors(part.questions, known).items()
-    }
-    if inputs.no_image_answers is not None:
-        floors["no_image"] = _blind(part, inputs.no_image_answers)
     report = {
         "benchmark": name,
         "protocol": "; ".join(
@@ -85,12 +80,7 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
         "scores": _values(scores),
         "counts": _nest({path: score.count for path, score in scores.items()}),
         "confidence_95": _nest({path: list(score.interval) for path, score in scores.items()}),
-        "floors": {
-            floor: _values(
-                benchmark.aggregate([benchmark.mark(part.questions[i], said[i], known[i]) for i in part.places])
-            )
-            for floor, said in floors.items()
-        },
+        "floors": _floors(benchmark, part, known, inputs.no_image_answers),
         "published": _published(benchmark, scores if len(marks) == len(part.questions) else None),
     }
     return Scored(report, marks)
@@ -178,7 +168,20 @@ def _judged(
     return {**part.texts, **dict(zip(places, read, strict=True))}, len(places)
 
 
-def _blind(part: Part, path: Path) -> dict[int, str]:
+def _floors(benchmark: Benchmark, part: Part, known: Sequence[Any], no_image_answers: Path | None) -> dict[str, Any]:
+    """Return the scores of each floor."""
+    floors: dict[str, Mapping[int, str]] = {
+        name: dict(enumerate(predictions)) for name, predictions in benchmark.floors(part.questions, known).items()
+    }
+    if no_image_answers is not None:
+        floors["no_image"] = _no_image_answers(part, no_image_answers)
+    return {
+        name: _values(benchmark.aggregate([benchmark.mark(part.questions[i], texts[i], known[i]) for i in part.places]))
+        for name, texts in floors.items()
+    }
+
+
+def _no_image_answers(part: Part, path: Path) -> dict[int, str]:
     answers = read_answers(path)
     if any(answer.metadata.get("image") is not False for answer in answers):
         raise UserError(f"{path} was not made by `python -m eval.generate --no_image`.")

@@ -130,12 +130,12 @@ def _run(arguments: argparse.Namespace) -> None:
         },
         [path for path in read if isinstance(path, Path)],
     )
-    printed = [thing for task in tasks for thing in _do(task)]
+    printed = [thing for task in tasks for thing in _write_files(task)]
     for thing in printed:
         Console().print(thing)
 
 
-def _do(task: _Task) -> list[Any]:
+def _write_files(task: _Task) -> list[Any]:
     """Write a benchmark's files and return what to print."""
     if task.judge_inputs is not None:
         return [_write_judge_inputs(task, task.judge_inputs)]
@@ -187,9 +187,9 @@ def _write_submission(task: _Task, output: Path) -> str:
         file = task.submission_questions
         given = {str(question.id): text for question, text in zip(questions, texts, strict=True)}
         questions = task.benchmark.load_questions(file, None)
-        strangers = given.keys() - {str(question.id) for question in questions}
-        if strangers:
-            raise UserError(f"{file} lacks {len(strangers)} of the questions that were asked, e.g. {min(strangers)!r}.")
+        unknown = given.keys() - {str(question.id) for question in questions}
+        if unknown:
+            raise UserError(f"{file} lacks {len(unknown)} of the questions that were asked, e.g. {min(unknown)!r}.")
         texts = [given.get(str(question.id), "") for question in questions]
     task.benchmark.write_submission(file, questions, texts, output)
     return f"{len(texts)} answers for the server: {output}"

@@ -40,12 +40,12 @@ class _Answered:
     id: str
     record: Record
     choices: Record | None
-    said: str
+    given: str
     image: str
 
     @property
     def right(self) -> bool:
-        return bool(self.said == self.record["answer"])
+        return bool(self.given == self.record["answer"])
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
@@ -104,8 +104,8 @@ def normalize(prediction: str) -> str:
 
 def mark(question: Question, text: str, known: _Known) -> Mark:
     """Mark an answer by exact match of the normalized answer. Empty answers are unreadable."""
-    said, answer = normalize(text), known.record["answer"]
-    return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
+    given, answer = normalize(text), known.record["answer"]
+    return Mark(question, known, text, given if given.strip() else None, float(given == answer), answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
@@ -126,8 +126,8 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     return scores | _plausibility(balanced) | _consistency(answered, balanced) | _distribution(balanced)
 
 
-def _answered(question: Question, known: _Known, said: str) -> _Answered:
-    return _Answered(str(question.id), known.record, known.choices, said, question.image_name)
+def _answered(question: Question, known: _Known, given: str) -> _Answered:
+    return _Answered(str(question.id), known.record, known.choices, given, question.image_name)
 
 
 def _form(record: Record) -> str:
@@ -157,7 +157,7 @@ def _plausibility(balanced: Sequence[_Answered]) -> Scores:
     images = [row.image for row in balanced]
     scores: Scores = {}
     for name, key in (("validity", "valid"), ("plausibility", "plausible")):
-        values = [float(row.said in row.choices[key]) for row in balanced if row.choices is not None]
+        values = [float(row.given in row.choices[key]) for row in balanced if row.choices is not None]
         if values:
             scores[name,] = mean_score(values, images)
     return scores
@@ -189,9 +189,9 @@ def _distribution(balanced: Sequence[_Answered]) -> Scores:
     grouped = [(row, str(group)) for row, group in rows if group is not None]
     if not grouped:
         return {}
-    said, right = [row.said for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
+    given, right = [row.given for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
     images = [row.image for row, _ in grouped]
-    return {("distribution",): distribution_score([group for _, group in grouped], said, right, images)}
+    return {("distribution",): distribution_score([group for _, group in grouped], given, right, images)}
 
 
 def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:

@@ -26,19 +26,19 @@ def distribution_score(
     cells = {pair: place for place, pair in enumerate(dict.fromkeys(zip(groups, answers, strict=True)))}
     right = np.array([cells[pair] for pair in zip(groups, answers, strict=True)])
     # answers that are never right in their group do not count, as in the official scorer: they share an extra cell
-    said = np.array([cells.get(pair, len(cells)) for pair in zip(groups, predictions, strict=True)])
+    predicted = np.array([cells.get(pair, len(cells)) for pair in zip(groups, predictions, strict=True)])
     names = {name: place for place, name in enumerate(dict.fromkeys(groups))}
     group_of = np.array([names[group] for group, _ in cells])
-    draws = [_distance(right, said, group_of, weights) for weights in bootstrap_weights(images)]
-    return Score(_distance(right, said, group_of, np.ones(len(right))), len(right), middle_95(draws))
+    draws = [_distance(right, predicted, group_of, weights) for weights in bootstrap_weights(images)]
+    return Score(_distance(right, predicted, group_of, np.ones(len(right))), len(right), middle_95(draws))
 
 
 def _distance(
-    right: NDArray[np.int64], said: NDArray[np.int64], group_of: NDArray[np.int64], weights: NDArray[np.float64]
+    right: NDArray[np.int64], predicted: NDArray[np.int64], group_of: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> float:
-    """Compute the statistic of one draw; `right` and `said` are each question's cell, `group_of` each cell's group."""
+    """Compute the statistic of one draw from the cells of each question and the group of each cell."""
     expected = np.bincount(right, weights, len(group_of))
-    given = np.bincount(said, weights, len(group_of) + 1)[:-1]
+    given = np.bincount(predicted, weights, len(group_of) + 1)[:-1]
     drawn = expected > 0
     squares = np.zeros(len(group_of))
     squares[drawn] = (given[drawn] - expected[drawn]) ** 2 / expected[drawn]

@@ -133,8 +133,8 @@ def read_answer(text: str) -> str:
 
 def mark(question: Question, text: str, known: bool) -> Mark:
     """Mark an answer by the yes or no at its start."""
-    said, right = read_answer(text), "yes" if known else "no"
-    return Mark(question, known, text, None if said == "other" else said, float(said == right), right)
+    given, right = read_answer(text), "yes" if known else "no"
+    return Mark(question, known, text, None if given == "other" else given, float(given == right), right)
 
 
 def _task_and_image(question: Question) -> tuple[str, str]:

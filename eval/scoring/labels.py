@@ -53,11 +53,11 @@ def match_labels(
     labels: dict[Key, list[T]] = defaultdict(list)
     for key, label in labelled:
         labels[key].append(label)
-    strangers = [key for key in asked if key not in labels]
-    if strangers or sorted(asked) != sorted(key for key, _ in labelled):
-        example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
+    unknown = [key for key in asked if key not in labels]
+    if unknown or sorted(asked) != sorted(key for key, _ in labelled):
+        example = f", e.g. {unknown[0][1]!r} about {unknown[0][0]}" if unknown else ""
         raise UserError(
             f"{path} ({len(labelled)} questions) does not belong to the {len(asked)} questions of {category!r}: "
-            f"{len(strangers)} of them are not in it{example}.{hint and ' ' + hint}"
+            f"{len(unknown)} of them are not in it{example}.{hint and ' ' + hint}"
         )
     return [labels[key].pop(0) for key in asked]
