@@ -62,7 +62,7 @@ def path_of(option: str, given: Sequence[str] | None, name: str, names: Sequence
         start, equals, rest = text.partition("=")
         key, path = (start, rest) if equals and start in BENCHMARKS else (None, text)
         if key is not None and key not in names:
-            raise UserError(f"{option} {text}: the command is not about {key}. Its benchmarks: {', '.join(names)}.")
+            raise UserError(f"{option} {text}: {key} is not one of the chosen benchmarks: {', '.join(names)}.")
         if key in paths:
             raise UserError(f"{option} was given twice, as {paths[key]} and as {path}. Leave one out.")
         paths[key] = path

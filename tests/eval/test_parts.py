@@ -139,7 +139,7 @@ def test_several_benchmarks_in_one_command(table: Path, tmp_path: Path, capsys: 
     assert "mmbench:" in printed
     assert "pope:" in printed
     for wrong, sentence in (
-        (["--questions", f"gqa={pope}"], "the command is not about gqa"),
+        (["--questions", f"gqa={pope}"], "gqa is not one of the chosen benchmarks"),
         (["--questions", f"pope={table}"], "--questions was given twice"),
         (["--answers", f"pope={tmp_path / 'absent.jsonl'}"], "absent.jsonl"),
     ):
