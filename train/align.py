@@ -2,7 +2,7 @@
 
     python -m train.align --model_name_or_path VLM_DIR --data_path captions.json --image_folder IMAGES \\
         --output_dir OUT --learning_rate 1e-3 --per_device_train_batch_size 32 --num_train_epochs 1
-    deepspeed --num_gpus 8 train/align.py --deepspeed train/configs/deepspeed/zero2.json --bf16 True ...
+    deepspeed --num_gpus 8 --module train.align --deepspeed train/configs/deepspeed/zero2.json --bf16 True ...
 
 A YAML or JSON file of these arguments may stand before the flags, which win over it.
 Input: a directory of `sparse-vlm build`. Output: OUT is a directory of the same kind, plus log.jsonl.
@@ -14,16 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, as deepspeed does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language import vlm
 from train.language.data import DataArguments, make_data
 from train.language.word_start import start_from_words
 from train.stages.checkpoints import last_checkpoint
-from train.stages.command_line import check_ranges, parse_arguments
+from train.stages.command_line import check_ranges, run_command
 from train.stages.stage import Part, StageArguments
 
 
@@ -68,10 +65,7 @@ def align(model_args: vlm.ModelArguments, data_args: DataArguments, args: AlignA
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(
-        lambda: align(*parse_arguments((vlm.ModelArguments, DataArguments, AlignArguments), words))
-    )
+    return run_command("train.align", __doc__, (vlm.ModelArguments, DataArguments, AlignArguments), align, argv)
 
 
 if __name__ == "__main__":

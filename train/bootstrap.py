@@ -1,9 +1,9 @@
 """Bootstrapping: a pre-trained ViT becomes a SparseFormer, from unlabelled images alone.
 
-    python train/bootstrap.py train/configs/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
+    python -m train.bootstrap train/configs/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
     python -m train.bootstrap --teacher timm:vit_small_patch14_dinov2@model.safetensors --image_size 224 \\
         --data_path IMAGES --output_dir OUT --tokens 49 --learning_rate 1e-3 --max_steps 20000
-    deepspeed --num_gpus 8 train/bootstrap.py train/configs/recipes/clip_l14.yaml \\
+    deepspeed --num_gpus 8 --module train.bootstrap train/configs/recipes/clip_l14.yaml \\
         --deepspeed train/configs/deepspeed/zero2.json ...
 
 A recipe is a file of arguments; flags win over it. Output: OUT is an encoder directory
@@ -17,9 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, as deepspeed does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from torch import nn
 from transformers import default_data_collator
 
@@ -27,10 +24,10 @@ from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_fro
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
 from sparse_vlm.data.images.sources import augmentation
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
-from train.stages.command_line import parse_arguments
+from train.stages.command_line import run_command
 from train.stages.log import LOG_NAME, read_log
 from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
 from train.vision.bootstrap_arguments import (
@@ -183,8 +180,7 @@ def bootstrap(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: bootstrap(*parse_arguments(ARGUMENTS, words)))
+    return run_command("train.bootstrap", __doc__, ARGUMENTS, bootstrap, argv)
 
 
 if __name__ == "__main__":

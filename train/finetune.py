@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file, as deepspeed does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.models import group_parameters
@@ -28,12 +25,12 @@ from sparse_vlm.data.images.labels import LabelledImages, Labels, read_class_fol
 from sparse_vlm.data.images.sets import HeldOutImages
 from sparse_vlm.data.images.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
-from sparse_vlm.errors import UserError, exit_with_sentence, some_of
+from sparse_vlm.errors import UserError, some_of
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.integrations.timm import TimmSparseFormer, create_from_directory
 from sparse_vlm.recompute import recompute_blocks
 from train.stages.arguments import StageArguments
-from train.stages.command_line import parse_arguments
+from train.stages.command_line import run_command
 from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
 from train.vision.classification import auroc_of, metric_names, of_readable, top_1, undefined_metrics
 from train.vision.finetune_arguments import FinetuneArguments
@@ -252,8 +249,7 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: finetune(*parse_arguments((FinetuneArguments, StageArguments), words)))
+    return run_command("train.finetune", __doc__, (FinetuneArguments, StageArguments), finetune, argv)
 
 
 if __name__ == "__main__":

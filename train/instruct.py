@@ -2,11 +2,11 @@
 
     python -m train.instruct --model_name_or_path ALIGNED --data_path chats.json --image_folder IMAGES \\
         --output_dir OUT --learning_rate 2e-5 --mm_projector_lr 2e-5 --per_device_train_batch_size 16
-    deepspeed --num_gpus 8 train/instruct.py --deepspeed train/configs/deepspeed/zero3.json \\
+    deepspeed --num_gpus 8 --module train.instruct --deepspeed train/configs/deepspeed/zero3.json \\
         --bf16 True --lora_enable True ...
 
 A YAML or JSON file of these arguments may stand before the flags, which win over it.
-Input: a directory of `train/align.py`. Output: OUT is a directory of the same kind (LoRA merged), plus log.jsonl.
+Input: a directory of `train.align`. Output: OUT is a directory of the same kind (LoRA merged), plus log.jsonl.
 Docs: docs/training.md.
 """
 
@@ -14,21 +14,17 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-if __package__ in (None, ""):  # run as a file, as deepspeed does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import set_seed
 
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.quantization import KINDS
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language import qlora, vlm
 from train.language.data import DataArguments, make_data
-from train.stages.command_line import check_ranges, parse_arguments
+from train.stages.command_line import check_ranges, run_command
 from train.stages.stage import Part, StageArguments
 
 
@@ -159,10 +155,8 @@ def instruct(model_args: vlm.ModelArguments, data_args: DataArguments, args: Ins
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(
-        lambda: instruct(*parse_arguments((vlm.ModelArguments, DataArguments, InstructArguments), words))
-    )
+    classes = (vlm.ModelArguments, DataArguments, InstructArguments)
+    return run_command("train.instruct", __doc__, classes, instruct, argv)
 
 
 if __name__ == "__main__":

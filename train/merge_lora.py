@@ -2,7 +2,7 @@
 
     python -m train.merge_lora --model_name_or_path ALIGNED --adapter OUT/checkpoint-500 --output_dir MERGED
 
-`train/instruct.py` does this at its end; here for a checkpoint of a run. With QLoRA too the model that is merged into
+`train.instruct` does this at its end; here for a checkpoint of a run. With QLoRA too the model that is merged into
 is the one of full precision, as in LLaVA. Docs: docs/training.md.
 """
 
@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 from train.language.result import write_result
-from train.stages.command_line import parse_arguments
+from train.stages.command_line import run_command
 
 
 @dataclass
@@ -25,7 +22,7 @@ class MergeArguments:
     """Two directories in, one out."""
 
     model_name_or_path: str = field(metadata={"help": "the model directory that the adapter was trained on"})
-    adapter: str = field(metadata={"help": "checkpoint-N of train/instruct.py with --lora_enable"})
+    adapter: str = field(metadata={"help": "checkpoint-N of train.instruct with --lora_enable"})
     output_dir: str = field(metadata={"help": "the new model directory"})
     dtype: str | None = field(
         default=None, metadata={"help": f"{' | '.join(DTYPES)}; default: that of model_name_or_path"}
@@ -47,8 +44,7 @@ def merge_lora(args: MergeArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: merge_lora(*parse_arguments((MergeArguments,), words)))
+    return run_command("train.merge_lora", __doc__, (MergeArguments,), merge_lora, argv)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m train.study train/configs/studies/easy_vqa.yaml --output_dir runs/study \\
         --teacher runs/quickstart/teacher --data_path IMAGES --eval_data_path HELD_OUT_IMAGES
 
-A study file (YAML) holds `arguments` of `train/bootstrap.py` that every run has, and `groups` of variants, each with
+A study file (YAML) holds `arguments` of `train.bootstrap` that every run has, and `groups` of variants, each with
 the arguments that it changes. Variants with equal arguments are run once. `measure`, if given, is a further command
 (a module and its arguments) after each run, whose `--output` is a JSON file; its fractions go into table and figures.
 `curve` says which of `CURVES` is drawn against steps.
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a file of train/configs/studies")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
+    parser.add_argument("--teacher", required=True, help="as for train.bootstrap")
     parser.add_argument("--data_path", required=True, help="unlabelled images")
     parser.add_argument("--eval_data_path", required=True, help="held-out images")
     parser.add_argument("--max_steps", type=int, help="instead of the study's own")

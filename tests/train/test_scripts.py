@@ -20,11 +20,13 @@ def test_every_flag_exists(script: Path) -> None:
     text = script.read_text()
     stage = AlignArguments if "align" in script.name else InstructArguments
     known = {field.name for kind in (stage, ModelArguments, DataArguments) for field in fields(kind)}
-    used = set(re.findall(r"--(\w+) ", text)) - {"num_gpus", "chat_template"}
+    used = set(re.findall(r"--(\w+) ", text)) - {"num_gpus", "module", "chat_template"}
     assert used
     assert used <= known
-    for name in re.findall(r'"\$\(dirname "\$0"\)/([^"]+)"', text):
-        assert (script.parent / name).is_file()
+    files = [ROOT / name for name in re.findall(r'"\$clone/([^"]+)"', text)]
+    files += [script.parent / name for name in re.findall(r'"\$\(dirname "\$0"\)/(\w[^"]+)"', text)]
+    assert files
+    assert all(file.is_file() for file in files)
 
 
 def test_the_hours_in_the_documentation_follow_from_the_cost() -> None:

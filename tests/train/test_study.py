@@ -1,4 +1,4 @@
-"""train/study.py: variants become bootstraps, equal ones are run once, results become a table and figures."""
+"""train.study: variants become bootstraps, equal ones are run once, results become a table and figures."""
 
 import json
 from pathlib import Path

@@ -5,7 +5,7 @@
         --per_device_train_batch_size 12 --train_sampling_strategy sequential
 
 No pre-trained CLIP can be packaged, so the quickstart makes one. With real data, take a real teacher instead:
-`train/bootstrap.py --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's own format.
+`train.bootstrap --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's own format.
 """
 
 import json
@@ -34,9 +34,9 @@ from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.data.images.sources import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, write_json
-from train.stages.command_line import parse_arguments
+from train.stages.command_line import run_command
 from train.stages.stage import Part, StageArguments, prepare, publish, run, what_trains
 from train.stages.trainer import StageTrainer
 
@@ -156,8 +156,8 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: train_teacher(*parse_arguments((TeacherArguments, StageArguments), words)))
+    classes = (TeacherArguments, StageArguments)
+    return run_command("train.quickstart.teacher", __doc__, classes, train_teacher, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The arguments of `train/bootstrap.py`."""
+"""The arguments of `train.bootstrap`."""
 
 import json
 from dataclasses import dataclass, field

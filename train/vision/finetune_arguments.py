@@ -1,4 +1,4 @@
-"""The arguments of `train/finetune.py` that are not every stage's."""
+"""The arguments of `train.finetune` that are not every stage's."""
 
 from dataclasses import dataclass, field
 

@@ -32,7 +32,7 @@ class ImageTrainer(StageTrainer):
     def __init__(self, parts: Sequence[Part], *, images: ImageSource, **trainer: Any) -> None:
         if trainer["args"].label_smoothing_factor:
             raise UserError(
-                "--label_smoothing_factor is for language models. Leave it out (train/finetune.py has --smoothing)."
+                "--label_smoothing_factor is for language models. Leave it out (train.finetune has --smoothing)."
             )
         if (strategy := trainer["args"].train_sampling_strategy) != "random":
             raise UserError(

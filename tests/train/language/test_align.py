@@ -97,7 +97,7 @@ def test_a_model_of_native_aspect_trains(encoder_dir: Path, llm_dir: Path, data_
         ({"version": "plain", "independent_turns": True}, "--version plain knows no turns"),
         ({"eval_strategy": "steps"}, "--eval_strategy steps needs held-out data: give --eval_data_path"),
         ({"eval_data_path": "x.json"}, "--eval_data_path x.json is measured with --eval_strategy"),
-        ({"model_max_lenght": 3}, "Unknown argument 'model_max_lenght'. Did you mean 'model_max_length'"),
+        ({"model_max_lenght": 3}, "Unknown option --model_max_lenght. Did you mean --model_max_length?"),
     ],
 )
 def test_settings_that_mean_nothing_are_a_sentence(
@@ -231,7 +231,7 @@ def test_bad_input_is_one_sentence_at_the_command_line(vlm_dir: Path, data_dir: 
     turns = '[{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]'
     data.write_text(f'[{{"id": "s", "image": "corrupt.png", "conversations": {turns}}}]')
     options = {"data_path": data, "image_folder": tmp_path, "dataloader_num_workers": 1}
-    command = ["train/align.py", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
+    command = ["-m", "train.align", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
     printed = run_together(command, [{}], tmp_path / "printed.txt", exitcode=2)
     assert printed.splitlines()[-1].startswith("error: Sample s: The image ")
     assert "Traceback" not in printed
@@ -245,6 +245,6 @@ def test_two_processes_with_zero2_follow_one_process(vlm_dir: Path, data_dir: Pa
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "word_start": 6}
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)) == 0
     options = {"per_device_train_batch_size": 1, "deepspeed": "train/configs/deepspeed/zero2.json", "num_processes": 2}
-    deepspeed("train/align.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **options))
+    deepspeed("train.align", flags(vlm_dir, data_dir, tmp_path / "two", **common, **options))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     assert changed(vlm_dir, tmp_path / "two") == {"multi_modal_projector"}

@@ -179,7 +179,7 @@ def test_two_processes_with_zero3_follow_one_process(
     more |= {"deepspeed": f"train/{config}.json", "num_processes": 2}
     if config == "zero3_offload":  # the first process alone has read the tower when the other needs it
         more |= {"cache_visual_tokens": tmp_path / "cache"}
-    start("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
+    start("train.instruct", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
     load_vlm(tmp_path / "two", dtype=torch.float32)
     assert changed(vlm_dir, tmp_path / "two") == changed(vlm_dir, tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
@@ -193,7 +193,7 @@ def test_zero3_in_bf16_trains_coordinates_as_one_process_does(vlm_dir: Path, dat
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **options)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
     more |= {"deepspeed": "train/configs/deepspeed/zero3.json", "num_processes": 2, **options}
-    forked("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **more))
+    forked("train.instruct", flags(vlm_dir, data_dir, tmp_path / "two", **more))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-2)
     old, one, two = (load_file(path / "model.safetensors") for path in (vlm_dir, tmp_path / "one", tmp_path / "two"))
     islands = [name for name in one if re.search(r"\.(initial_rois|points|encoding|adjustment)\.", name)]
@@ -213,10 +213,10 @@ def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
     more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "save_total_limit": 2}
     more |= {"keep_checkpoints": True, **options}
     out, halves = tmp_path / "out", tmp_path / "halves"
-    forked("train/instruct.py", flags(vlm_dir, data_dir, out, **more), 1)
+    forked("train.instruct", flags(vlm_dir, data_dir, out, **more), 1)
     shutil.copytree(out / "checkpoint-2", halves / "checkpoint-2")
     shutil.copy(out / "log.jsonl", halves)
-    forked("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), 1)
+    forked("train.instruct", flags(vlm_dir, data_dir, halves, **more), 1)
     assert losses(halves) == pytest.approx(losses(out), abs=1e-5)
     assert changed(out, halves) == set()
 
@@ -234,8 +234,8 @@ def test_two_processes_go_on_within_the_second_epoch(vlm_dir: Path, data_dir: Pa
     more |= {"save_steps": 4, "save_total_limit": 2, "keep_checkpoints": True}
     more |= {"train_sampling_strategy": "group_by_length"}
     out, halves = tmp_path / "out", tmp_path / "halves"
-    forked("train/align.py", flags(vlm_dir, data_dir, out, **more))
+    forked("train.align", flags(vlm_dir, data_dir, out, **more))
     shutil.copytree(out / "checkpoint-4", halves / "checkpoint-4")
     shutil.copy(out / "log.jsonl", halves)
-    forked("train/align.py", flags(vlm_dir, data_dir, halves, **more))
+    forked("train.align", flags(vlm_dir, data_dir, halves, **more))
     assert losses(halves) == losses(out)

@@ -1,4 +1,4 @@
-"""Short runs of train/finetune.py: command lines, and stopping one."""
+"""Short runs of train.finetune: command lines, and stopping one."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""train/bootstrap.py: images and a teacher become an encoder directory; moving average, best checkpoint."""
+"""train.bootstrap: images and a teacher become an encoder directory; moving average, best checkpoint."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""train/bootstrap.py: bad input is one sentence."""
+"""train.bootstrap: bad input is one sentence."""
 
 from pathlib import Path
 from typing import Any

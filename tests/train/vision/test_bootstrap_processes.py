@@ -30,7 +30,7 @@ def test_zero2_processes_follow_one_process(
     options = {"per_device_train_batch_size": 4 // processes, "deepspeed": "train/configs/deepspeed/zero2.json"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
     start = deepspeed if processes > 1 else forked
-    start("train/bootstrap.py", [*command, "--num_processes", str(processes)], processes)
+    start("train.bootstrap", [*command, "--num_processes", str(processes)], processes)
     for name, lines in (("loss", trained), ("cosine", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
@@ -47,7 +47,7 @@ def test_two_processes_without_deepspeed_follow_one(
     options = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "num_processes": 2}
     options |= {"ddp_backend": "gloo"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=image_shards, **RESUMABLE, **options)
-    forked("train/bootstrap.py", command)
+    forked("train.bootstrap", command)
     for name, lines in (("loss", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
@@ -61,7 +61,7 @@ def test_two_processes_leave_the_same_images_out(clip_dir: Path, images: Path, d
     options |= {"zero_shot_data_path": damaged}
     assert main(measuring(clip_dir, images, damaged, tmp_path / "one", **options)) == 0
     options |= {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-    forked("train/bootstrap.py", measuring(clip_dir, images, damaged, tmp_path / "two", **options))
+    forked("train.bootstrap", measuring(clip_dir, images, damaged, tmp_path / "two", **options))
     line = evaluated(tmp_path / "two")[-1]
     assert line == pytest.approx(evaluated(tmp_path / "one")[-1], abs=1e-5)
     assert (line["eval_images"], line["eval_unreadable"], line["eval_zero_shot_unreadable"]) == (8, 2, 2)
@@ -77,7 +77,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     options |= {"keep_checkpoints": True, "save_total_limit": 9}
     whole, again = tmp_path / "whole", tmp_path / "again"
     forked(
-        "train/bootstrap.py",
+        "train.bootstrap",
         arguments(clip_dir, images, whole, **options, deepspeed="train/configs/deepspeed/zero2.json"),
         1,
     )
@@ -91,7 +91,7 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     assert main(arguments(clip_dir, images, again, **options)) == 2
     assert "its deepspeed_processes is 1, this run's 0" in capsys.readouterr().err
     forked(
-        "train/bootstrap.py",
+        "train.bootstrap",
         arguments(clip_dir, images, again, **options, deepspeed="train/configs/deepspeed/zero2.json"),
         1,
     )
@@ -104,7 +104,7 @@ def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "teacher_dtype": "bfloat16", "bf16": True}
     assert main(arguments(clip_dir, images, tmp_path / "alone", **options)) == 0
     command = arguments(clip_dir, images, tmp_path / "zero2", deepspeed="train/configs/deepspeed/zero2.json", **options)
-    forked("train/bootstrap.py", command, 1)
+    forked("train.bootstrap", command, 1)
     losses = [[line["loss"] for line in trained(tmp_path / out)] for out in ("alone", "zero2")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "zero2").values())

@@ -1,4 +1,4 @@
-"""train/finetune.py: an encoder learns classes and opens again; one label and several; resume."""
+"""train.finetune: an encoder learns classes and opens again; one label and several; resume."""
 
 import json
 import shutil
@@ -160,7 +160,7 @@ def test_deepspeed_follows_a_plain_run(small_encoder_dir: Path, class_folders: P
     command = words(
         small_encoder_dir, class_folders, tmp_path / "zero2", deepspeed="train/configs/deepspeed/zero2.json", **options
     )
-    forked("train/finetune.py", command, 1)
+    forked("train.finetune", command, 1)
     curves = [[loss for _, loss in curve(tmp_path / name)] for name in ("plain", "zero2")]
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "zero2")]

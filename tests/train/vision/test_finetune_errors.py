@@ -1,4 +1,4 @@
-"""train/finetune.py: bad input and classes that do not fit are one sentence."""
+"""train.finetune: bad input and classes that do not fit are one sentence."""
 
 import shutil
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_other_classes_than_the_checkpoints_are_a_sentence(
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must lie in [1, inf), got 0."),
         ({"weight_decay": -1}, "--weight_decay must lie in [0, inf), got -1."),
         ({"drop_path": 1}, "--drop_path must lie in [0, 1), got 1."),
-        ({"layer_dekay": 0.5}, "Unknown argument 'layer_dekay'. Did you mean 'layer_decay'"),
+        ({"layer_dekay": 0.5}, "Unknown option --layer_dekay. Did you mean --layer_decay"),
     ],
 )
 def test_bad_input_is_one_sentence(
