@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -162,14 +162,8 @@ class StageTrainer(Trainer):
             self.load_weights(resume_from_checkpoint, target)
 
     def load_weights(self, checkpoint: str, model: nn.Module) -> None:
-        """Restores a checkpoint's weights, each of them."""
-        # transformers' own compares the file's names with the model's although save_pretrained may have renamed them
-        # (it does for Llava), and then goes on from the starting weights with no more than a warning.
-        if isinstance(model, PreTrainedModel):
-            restored = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-            model.load_state_dict(restored.state_dict())
-        else:
-            super()._load_from_checkpoint(checkpoint, model)
+        """Restore every weight of a checkpoint."""
+        super()._load_from_checkpoint(checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _restoring(checkpoint):
@@ -178,13 +172,6 @@ class StageTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _restoring(checkpoint):
             super()._load_rng_state(checkpoint)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if state_dict is not None:  # what DeepSpeed gathers has tied weights twice
-            for tied, source in getattr(self.model, "all_tied_weights_keys", {}).items():
-                if tied in state_dict and source in state_dict:
-                    state_dict[tied] = state_dict[source]
-        super()._save(output_dir, state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -176,7 +176,7 @@ def test_two_processes_with_zero3_follow_one_process(
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "lora_dropout": 0.0, **options}
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
-    more |= {"deepspeed": f"train/{config}.json", "num_processes": 2}
+    more |= {"deepspeed": f"train/configs/deepspeed/{config}.json", "num_processes": 2}
     if config == "zero3_offload":  # the first process alone has read the tower when the other needs it
         more |= {"cache_visual_tokens": tmp_path / "cache"}
     start("train.instruct", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
@@ -210,7 +210,12 @@ def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
 ) -> None:
     """From a checkpoint that holds what trains; the tower is frozen."""
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 2}
-    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "save_total_limit": 2}
+    more |= {
+        "deepspeed": f"train/configs/deepspeed/{config}.json",
+        "save_steps": 2,
+        "max_steps": 4,
+        "save_total_limit": 2,
+    }
     more |= {"keep_checkpoints": True, **options}
     out, halves = tmp_path / "out", tmp_path / "halves"
     forked("train.instruct", flags(vlm_dir, data_dir, out, **more), 1)

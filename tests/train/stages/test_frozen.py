@@ -140,8 +140,12 @@ def test_two_processes_with_deepspeed_follow_one_process(
         common["lora_dropout"] = 0.0
     one = train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "bf16": True, **common}
-    more |= {"per_device_train_batch_size": 1, "deepspeed": f"train/{config}.json", "num_processes": 2}
-    forked(f"train/{stage}.py", flags(bf16_dir, data_dir, tmp_path / "two", **more))
+    more |= {
+        "per_device_train_batch_size": 1,
+        "deepspeed": f"train/configs/deepspeed/{config}.json",
+        "num_processes": 2,
+    }
+    forked(f"train.{stage}", flags(bf16_dir, data_dir, tmp_path / "two", **more))
     assert losses(tmp_path / "two") == pytest.approx(one, abs=1e-2)
     assert changed(bf16_dir, tmp_path / "two") == changed(bf16_dir, tmp_path / "one")
     assert dtypes_of(tmp_path / "two") == dtypes_of(bf16_dir)
