@@ -25,6 +25,6 @@ def test_blocks_are_computed_again(options: dict[str, Any] | None, tiny_encoder:
     ],
 )
 def test_other_settings_are_a_sentence(settings: dict[str, Any], tiny_encoder: SparseFormer) -> None:
-    with pytest.raises(UserError, match=r"--activation_checkpointing_kwargs asks for .* Leave it out"):
+    with pytest.raises(UserError, match=r"--activation_checkpointing_kwargs is .* Leave it out"):
         recompute_blocks(tiny_encoder.cortex, **{"options": None, "every_n_layers": 1, "offload": False} | settings)
     assert not tiny_encoder.cortex.trunk.grad_checkpointing

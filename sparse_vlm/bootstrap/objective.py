@@ -1,10 +1,9 @@
 """The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.rois import sample_features, to_center_size
 from sparse_vlm.errors import UserError
-from sparse_vlm.recompute import recompute_blocks
+from sparse_vlm.recompute import RecomputesBlocks
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LossWeights:
             )
 
 
-class BootstrapTask(nn.Module):
+class BootstrapTask(RecomputesBlocks, nn.Module):
     """Aligns the student with the teacher on unlabelled images.
 
     Args:
@@ -108,14 +108,10 @@ class BootstrapTask(nn.Module):
         """What the student is to give: the teacher's final representation, float32[B, D] of float[B, 3, H, W]."""
         return self._run(self.teacher, self.teacher, images).float()
 
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """What transformers' Trainer calls, see `recompute_blocks`."""
-        recompute_blocks(self.student.cortex, activation_checkpointing_kwargs, every_n_layers, offload)
+    @property
+    def recomputed_cortex(self) -> Cortex:
+        """The cortex whose blocks `--activation_checkpointing` recomputes."""
+        return self.student.cortex
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Losses of a batch.

@@ -36,7 +36,7 @@ class StageParser(CommandParser, HfArgumentParser):
         super().__init__(prog, *describe(docstring))
         self.usage = f"{prog} [RECIPE.yaml] [--OPTION VALUE ...]"
         self.formatter_class = _Help
-        self.dataclass_types = list(classes)
+        self.dataclass_types = list(classes)  # type: ignore[arg-type]
         for each in classes:
             self._add_dataclass_arguments(each)  # type: ignore[arg-type]
 

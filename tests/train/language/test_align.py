@@ -54,7 +54,7 @@ def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: 
     assert not any(name.startswith(("checkpoint", ".", "training_args")) for name in files)
     for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_text() == (vlm_dir / name).read_text()
-    assert "frozen" in (tmp_path / "out" / "what_trains.txt").read_text()
+    assert "frozen" in (tmp_path / "out" / "parameter_groups.txt").read_text()
     start, result = (load_vlm(folder)[0].config.to_dict() for folder in (vlm_dir, tmp_path / "out"))
     assert result["provenance"] == start["provenance"] | {"stages": [{"stage": "align", "data": ["captions.json"]}]}
     assert result | {name: start[name] for name in ("_name_or_path", "provenance")} == start

@@ -41,7 +41,7 @@ def test_full_tuning_leaves_the_tower_alone(vlm_dir: Path, data_dir: Path, tmp_p
 def test_tower_tuning_has_its_own_rate(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     options = {"unfreeze_mm_vision_tower": True, "mm_vision_tower_lr": 2e-4, "mm_projector_lr": 0.0}
     assert run(vlm_dir, data_dir, tmp_path / "out", **options) == {"language_model", "vision_tower"}
-    table = (tmp_path / "out" / "what_trains.txt").read_text()
+    table = (tmp_path / "out" / "parameter_groups.txt").read_text()
     assert [line.split()[-1] for line in table.splitlines()[1:]] == ["0.0002", "0", "0.001"]
 
 
@@ -57,7 +57,7 @@ def test_the_focusing_part_alone_can_be_tuned(
     assert all(same for name, same in tower.items() if ".cortex." in name)
     assert not all(same for name, same in tower.items() if ".focus." in name)
     assert not all(same for name, same in tower.items() if ".stem." in name)
-    assert "focusing" in (out / "what_trains.txt").read_text()
+    assert "focusing" in (out / "parameter_groups.txt").read_text()
 
 
 @pytest.mark.parametrize(

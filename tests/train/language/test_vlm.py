@@ -16,8 +16,8 @@ from sparse_vlm.errors import UserError
 from tests.vlm.language.test_llms import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
 from train.language.trainer import ConversationTrainer, LengthGroups
-from train.language.vlm import ModelArguments, load, vlm_parts
-from train.stages.stage import StageArguments, what_trains
+from train.language.vlm import ModelArguments, load, vlm_groups
+from train.stages.stage import StageArguments, set_trainable
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_packed_batch_has_the_same_loss_and_gradients(
 ) -> None:
     """With images and text-only samples side by side, and one that is much longer."""
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+    set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=1.0))
     turns = [{"from": "human", "value": "Count."}, {"from": "gpt", "value": ", ".join(map(str, range(60)))}]
     records = [*json.loads((data_dir / "chats.json").read_text()), {"id": "long", "conversations": turns}]
     (tmp_path / "data.json").write_text(json.dumps(records))
@@ -107,7 +107,7 @@ def test_the_blank_image_has_zero_gradient_and_changes_nothing(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, independent: bool
 ) -> None:
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=None))
+    set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=None))
     dataset, with_blank = data(loaded, data_dir, "text.json", language=False, independent_turns=independent)
     _, without = data(loaded, data_dir, "text.json", independent_turns=independent)
     examples = [dataset[0], dataset[1]]
@@ -122,7 +122,7 @@ def test_the_blank_image_has_zero_gradient_and_changes_nothing(
 
 def test_a_frozen_tower_runs_without_a_graph(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=None, projector=1.0, language=None))
+    set_trainable(model, vlm_groups(model, tower=None, projector=1.0, language=None))
     dataset, collate = data(loaded, data_dir, "captions.json")
     batch = collate([dataset[0]])
     assert not model.model.vision_tower(batch["pixel_values"]).last_hidden_state.requires_grad
@@ -160,8 +160,8 @@ def test_the_language_models_positions_are_a_limit(
 
 def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
     model = loaded[0]
-    parts = {part.name: part for part in vlm_parts(model, tower=None, focusing=2.0, projector=1.0, language=None)}
-    what_trains(model, list(parts.values()))
+    parts = {part.name: part for part in vlm_groups(model, tower=None, focusing=2.0, projector=1.0, language=None)}
+    set_trainable(model, list(parts.values()))
     encoder = model.model.vision_tower.encoder
     assert {part.learning_rate for part in parts.values()} == {2.0, 1.0, None}
     assert all(p.requires_grad for part in (encoder.stem, encoder.focus) for p in part.parameters())
@@ -187,7 +187,7 @@ def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_d
     gradients, runs = [], []
     for again in (False, True):
         model, processor = load(ModelArguments(str(vlm_dir)), args)
-        what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+        set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=1.0))
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         dataset, collate = data((model, processor), data_dir, "chats.json")
@@ -210,7 +210,7 @@ def test_grouping_by_length_reads_no_image(
     monkeypatch.setattr("sparse_vlm.data.conversations.sources.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
-    parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)
+    parts = vlm_groups(loaded[0], tower=None, projector=1.0, language=None)
     trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
     assert isinstance(sampler, LengthGroups)

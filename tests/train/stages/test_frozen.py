@@ -15,7 +15,7 @@ from tests.train.language.test_instruct import LORA, QLORA
 from tests.train.launch import forked
 from train import align, instruct
 from train.stages.arguments import StageArguments
-from train.stages.frozen import hold_frozen, weight_bytes
+from train.stages.frozen import cast_frozen, weight_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -45,9 +45,9 @@ def test_matrices_that_are_frozen_are_held_in_bf16_and_nothing_else(vlm_dir: Pat
     model.requires_grad_(requires_grad=False)
     model.model.multi_modal_projector.requires_grad_(requires_grad=True)
     before = weight_bytes(model)
-    hold_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True))
+    cast_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True))
     assert weight_bytes(model) == before, "the stage computes in float32"
-    hold_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
+    cast_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
     held = weight_bytes(model)
     assert held["float32"] + 2 * held["bfloat16"] == before["float32"]
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
@@ -72,7 +72,7 @@ def test_the_losses_are_those_of_autocast_over_float32_to_the_bit(
 ) -> None:
     held = train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "held", **options)
     assert changed(bf16_dir, tmp_path / "held") >= {"multi_modal_projector"}
-    monkeypatch.setattr("train.language.vlm.hold_frozen", lambda model, args: None)
+    monkeypatch.setattr("train.language.vlm.cast_frozen", lambda model, args: None)
     assert train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "converted", **options) == held
 
 

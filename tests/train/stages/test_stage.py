@@ -17,11 +17,11 @@ from tests.forked import run_program
 from train.stages.checkpoints import last_checkpoint
 from train.stages.log import read_log
 from train.stages.stage import (
-    Part,
+    ParameterGroup,
     StageArguments,
     prepare,
     run,
-    what_trains,
+    set_trainable,
 )
 from train.stages.trainer import StageTrainer
 
@@ -34,16 +34,20 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, attention_dropout=0.1, **heads))
 
 
-def two_parts(model: LlamaForCausalLM) -> list[Part]:
+def two_groups(model: LlamaForCausalLM) -> list[ParameterGroup]:
     head, layers = model.lm_head.weight, tuple(model.model.layers.parameters())
     rest = tuple(p for p in model.parameters() if all(p is not q for q in (head, *layers)))
-    return [Part("head", (head,), 1e-2), Part("layers", layers, 1e-3), Part("rest", rest, None)]
+    return [
+        ParameterGroup("head", (head,), 1e-2),
+        ParameterGroup("layers", layers, 1e-3),
+        ParameterGroup("rest", rest, None),
+    ]
 
 
 def trainer(output_dir: Path, **options: object) -> StageTrainer:
     model = tiny_llama()
-    parts = two_parts(model)
-    what_trains(model, parts)
+    parts = two_groups(model)
+    set_trainable(model, parts)
     ids = torch.randint(50, (24, 10), generator=torch.Generator().manual_seed(1))
     data = [{"input_ids": row, "labels": row} for row in ids]
     values = {"per_device_train_batch_size": 3, "max_steps": STEPS, "save_steps": 2, "weight_decay": 0.1, **options}
@@ -98,15 +102,15 @@ def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
 
 def test_what_trains_counts_every_parameter_once() -> None:
     model = tiny_llama()
-    parts = two_parts(model)
-    table = what_trains(model, parts)
+    parts = two_groups(model)
+    table = set_trainable(model, parts)
     assert "head                                800  0.01" in table
     assert table.splitlines()[-1].endswith("frozen")
     assert not model.model.embed_tokens.weight.requires_grad
     assert model.lm_head.weight.requires_grad
     for wrong in (parts[:2], [*parts, parts[0]]):
         with pytest.raises(ValueError, match="exactly once"):
-            what_trains(model, wrong)
+            set_trainable(model, wrong)
 
 
 def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train.finetune import FinetuneTrainer, make_trainer
+from train.finetune import make_trainer
 from train.stages.arguments import StageArguments
 from train.stages.command_line import parse_arguments
 from train.vision.finetune_arguments import FinetuneArguments
+from train.vision.finetune_trainer import FinetuneTrainer
 
 CLASSES = ("black", "blue", "red", "white")  # of the fixture class_folders
 

@@ -117,7 +117,7 @@ def test_each_tuned_block_has_its_rate(clip_dir: Path, images: Path, tmp_path: P
     rates = {part.name: part.learning_rate for part in trainer.parts}
     expected = {"new": 1e-3, "inherited block 0": 2.5e-5, "inherited block 1": 5e-5, "inherited block 2": 1e-4}
     assert {name: rate for name, rate in rates.items() if rate is not None} == pytest.approx(expected)
-    table = (tmp_path / "what_trains.txt").read_text()
+    table = (tmp_path / "parameter_groups.txt").read_text()
     assert "inherited block 1               198,272  5e-05" in table
     assert "inherited, frozen" in table
     student = trainer.task.student

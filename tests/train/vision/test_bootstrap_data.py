@@ -15,7 +15,7 @@ from sparse_vlm.errors import UserError
 from tests.train.vision.bootstrap_runs import arguments, evaluated, make, measuring
 from train.bootstrap import main
 from train.vision.bootstrap_arguments import ImageArguments
-from train.vision.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
+from train.vision.bootstrap_images import figure_images, held_out_images, training_images, typical_images
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path,
     alignment = json.loads((tmp_path / "out/alignment.json").read_text())
     assert (alignment["images"], alignment["unreadable"]) == (2, 2)
     sources = ImageArguments(data_path="nowhere", eval_data_path=str(damaged), on_bad_image="skip")
-    shown = [picture.tobytes() for picture in some_pictures(sources, count=10)]
+    shown = [picture.tobytes() for picture in figure_images(sources, count=10)]
     assert sorted(shown) == sorted(Image.open(file).tobytes() for file in images.rglob("*.png"))
 
 

@@ -76,7 +76,7 @@ from train.bootstrap import main
         ({"eval_samples": 9, "eval_data_path": "{images}"}, "asks for 9 images, but"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": '{{"offload": true}}'},
-            "--activation_checkpointing_kwargs asks for",
+            "--activation_checkpointing_kwargs is",
         ),
         ({"eval_steps": 2}, "give --eval_data_path"),
         ({"eval_steps": 1, "save_steps": 2, "load_best_model_at_end": True}, "Make them equal"),

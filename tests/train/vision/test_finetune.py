@@ -13,9 +13,10 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.integrations.timm import create_from_directory
 from tests.train.launch import forked
 from tests.train.vision.finetune_runs import CLASSES, StopAt, make, words
-from train.finetune import FinetuneTask, main, parts_of
+from train.finetune import layer_groups, main
 from train.stages.log import read_log
 from train.stages.stage import run
+from train.vision.finetune_trainer import FinetuneTask
 
 
 def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_deepspeed_follows_a_plain_run(small_encoder_dir: Path, class_folders: P
 
 def test_layers_have_falling_rates(small_encoder_dir: Path) -> None:
     model = create_from_directory(small_encoder_dir)
-    parts = parts_of(model, 1.0, 0.5)
+    parts = layer_groups(model, 1.0, 0.5)
     assert [part.name for part in parts] == ["layer 0", "layer 1", "layer 2", "layer 3", "head"]
     assert [part.learning_rate for part in parts] == [0.5**4, 0.5**3, 0.5**2, 0.5, 1.0]
     assert parts[-1].parameters == tuple(model.get_classifier().parameters())

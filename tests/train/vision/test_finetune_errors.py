@@ -9,9 +9,10 @@ from PIL import Image
 
 from sparse_vlm.errors import UserError
 from tests.train.vision.finetune_runs import StopAt, make, words
-from train.finetune import main, read_labels
+from train.finetune import main
 from train.stages.stage import run
 from train.vision.finetune_arguments import FinetuneArguments
+from train.vision.finetune_data import read_labels
 
 
 @pytest.mark.parametrize("change", ["added", "swapped"])
