@@ -4,9 +4,10 @@
         --teacher runs/quickstart/teacher --data_path IMAGES --eval_data_path HELD_OUT_IMAGES
 
 A study file (YAML) holds `arguments` of `train.bootstrap` that all runs share, and `groups` of variants, each with
-the arguments that it changes. Variants with equal arguments run once. `measure` is an optional command (a module and
-its arguments) to run after each bootstrap; it writes a JSON file to `--output`, whose fractions go into the table and
-the figures. `curve` chooses one of `CURVES` to plot against steps.
+the arguments that it changes. `base` names a file of further arguments, relative to the study. Variants with equal
+arguments run once. `measure` is an optional command (a module and its arguments) to run after each bootstrap; it writes
+a JSON file to `--output`, whose fractions go into the table and the figures. `curve` chooses one of `CURVES` to plot
+against steps.
 
 Result: a folder per run, study.json, study.md, and a figure per group. Running it again resumes it.
 """
@@ -30,7 +31,9 @@ from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.visualize import save_figure
 from train.forked import fork_python
+from train.stages.command_line import read_recipe
 from train.stages.log import LOG_NAME, read_log
+from train.vision.bootstrap_arguments import ARGUMENTS
 
 logger = logging.getLogger(__name__)
 Arguments = dict[str, Any]
@@ -78,6 +81,9 @@ def read_study(file: Path) -> Study:
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and "base" in values:
+            shared = read_recipe(file.parent / str(values.pop("base")), ARGUMENTS, "python -m train.bootstrap")
+            values["arguments"] = shared | values.get("arguments", {})
         study = Study(**values)
         if not isinstance(study.groups, dict) or not all(isinstance(v, dict) and v for v in study.groups.values()):
             raise TypeError("its groups do not map groups to variants to arguments")
@@ -89,7 +95,7 @@ def read_study(file: Path) -> Study:
         raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(
-            f"{file} is not a study ({error}). A study holds title, groups, and optionally arguments, measure, curve."
+            f"{file} is not a study ({error}). It holds title, groups, and optionally base, arguments, measure, curve."
         ) from None
     return study
 

@@ -10,7 +10,7 @@ pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations.encoding import parse_sample
 from sparse_vlm.data.easy_vqa import VqaQuestion, attributes_from_questions, load_questions
-from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
+from train.quickstart.data import Kind, balanced, by_answer, by_colour, main, usable_images
 
 SORTED = [
     ("is there a red shape?", "yes"),
@@ -58,22 +58,22 @@ def test_answers_are_the_official_ones(data: Path, name: str) -> None:
             assert known[image, human.removeprefix("<image>\n")] == answer
 
 
-@pytest.mark.parametrize("sort", [by_answer, by_colour])
-def test_questions_of_both_sorts(sort: Sort) -> None:
+@pytest.mark.parametrize("kind", [by_answer, by_colour])
+def test_questions_of_both_kinds(kind: Kind) -> None:
     questions = load_questions("train")
     asked = {image: [q for q in questions if q.image_id == image] for image in range(50)}
-    usable = usable_images(asked, sort)
+    usable = usable_images(asked, kind)
     assert 20 < len(usable) < 50
     for image in usable:
-        chosen = balanced(asked[image], sort, random.Random(0))
-        sorts = [sort(question) for question in chosen]
-        assert 1 <= sorts.count(True) <= 2
-        assert 1 <= sorts.count(False) <= 2
-        assert sorts.count(None) <= 2
+        chosen = balanced(asked[image], kind, random.Random(0))
+        kinds = [kind(question) for question in chosen]
+        assert 1 <= kinds.count(True) <= 2
+        assert 1 <= kinds.count(False) <= 2
+        assert kinds.count(None) <= 2
         assert len({question.text for question in chosen}) == len(chosen)
 
 
-def test_sorts_of_questions() -> None:
+def test_kinds_of_questions() -> None:
     questions = [VqaQuestion(0, 0, text, answer) for text, answer in SORTED]
     assert [by_answer(question) for question in questions] == [True, False, False, None]
     assert [by_colour(question) for question in questions] == [True, True, None, None]
