@@ -1,4 +1,4 @@
-"""Stages as processes of their own, on the CPU."""
+"""Run stages as separate processes on the CPU."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from tests.forked import ROOT, run_together
 
 
 def deepspeed(module: str, arguments: list[str], processes: int = 2) -> None:
-    """Under DeepSpeed's launcher, as docs/training.md says."""
+    """Run a module under DeepSpeed's launcher, as in docs/training.md."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
@@ -20,7 +20,7 @@ def deepspeed(module: str, arguments: list[str], processes: int = 2) -> None:
 
 
 def forked(module: str, arguments: list[str], processes: int = 2) -> None:
-    """In processes with the environment that DeepSpeed's and torch's launchers make, but forked.
+    """Run a module in forked processes with the environment that DeepSpeed's and torch's launchers set.
 
     That the launchers themselves make such processes is tested once a stage for DeepSpeed's, and with LLaVA's training
     for torch's.

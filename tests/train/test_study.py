@@ -70,7 +70,7 @@ def test_results_of_a_study(
         ("tokens", "5"),
         ("blocks", "default"),
     ]
-    assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are one run
+    assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are the same run
     assert results[0]["curve"] == [[1, results[0]["final"]["centered_cosine"]]]
     assert results[0]["final"]["centered_cosine"] != results[0]["final"]["cosine"]
     assert {"tokens.png", "blocks.png", "study.md"} <= {path.name for path in out.iterdir()}
@@ -78,7 +78,7 @@ def test_results_of_a_study(
     assert caplog.text.count("$ python -m") == 4  # two runs, each trained and measured
     caplog.clear()
     assert main(words(study, clip_dir)) == 0
-    assert "$ python -m" not in caplog.text  # everything was done
+    assert "$ python -m" not in caplog.text  # everything is done
     assert main([*words(study, clip_dir), "--max_steps", "2"]) == 2
     assert "was made with max_steps 1, but now it is 2. Choose another" in capsys.readouterr().err
 

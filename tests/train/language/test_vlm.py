@@ -1,4 +1,4 @@
-"""The stages' batches on a real (tiny) VLM: padding, mixing, independence and the blank image change no number."""
+"""Batches on a real tiny VLM: padding, mixing, independence and the blank image do not change the numbers."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, P
 def test_a_packed_batch_has_the_same_loss_and_gradients(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, tmp_path: Path, packing: str
 ) -> None:
-    """With images and text-only samples side by side, and one that is much longer."""
+    """Images and text-only samples, one of which is much longer."""
     model = loaded[0]
     set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=1.0))
     turns = [{"from": "human", "value": "Count."}, {"from": "gpt", "value": ", ".join(map(str, range(60)))}]
@@ -75,7 +75,7 @@ def test_packing_is_for_known_language_models(
     monkeypatch.setattr(loaded[0].config.get_text_config(), "_attn_implementation_internal", "flash_attention_2")
     assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "one row"
     monkeypatch.setattr(loaded[0].config.get_text_config(), "model_type", "bloom")
-    with pytest.raises(UserError, match=r"language model of type 'bloom'; it is in gemma, .* Leave it out"):
+    with pytest.raises(UserError, match=r"language model of type 'bloom'. It is supported for gemma, .* Leave it out"):
         data(loaded, data_dir, "chats.json", packing=True)
 
 
@@ -136,13 +136,13 @@ def test_independent_turns_need_sdpa(loaded: tuple[PreTrainedModel, ProcessorMix
     model = loaded[0]
     model.set_attn_implementation({"text_config": "eager"})
     try:
-        with pytest.raises(UserError, match="needs the attention implementation sdpa"):
+        with pytest.raises(UserError, match="needs --attn_implementation sdpa"):
             data(loaded, data_dir, "captions.json", independent_turns=True)
     finally:
         model.set_attn_implementation({"text_config": "sdpa"})
 
 
-def test_independent_turns_and_a_sliding_window_do_not_go_together(
+def test_independent_turns_refuse_a_sliding_window(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded[0].config.get_text_config(), "sliding_window", 1000, raising=False)
@@ -150,7 +150,7 @@ def test_independent_turns_and_a_sliding_window_do_not_go_together(
         data(loaded, data_dir, "captions.json", independent_turns=True)
 
 
-def test_the_language_models_positions_are_a_limit(
+def test_the_language_models_positions_limit_samples(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded[0].config.get_text_config(), "max_position_embeddings", 12)
@@ -158,7 +158,7 @@ def test_the_language_models_positions_are_a_limit(
         data(loaded, data_dir, "captions.json")
 
 
-def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
+def test_focusing_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
     model = loaded[0]
     parts = {part.name: part for part in vlm_groups(model, tower=None, focusing=2.0, projector=1.0, language=None)}
     set_trainable(model, list(parts.values()))
@@ -168,7 +168,9 @@ def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, 
     assert not any(p.requires_grad for p in encoder.cortex.parameters())
 
 
-def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     logits = []
     for attention in ("sdpa", "eager"):
@@ -218,7 +220,7 @@ def test_grouping_by_length_reads_no_image(
     assert sorted(sampler) == list(range(8))
 
 
-def test_length_groups_follow_from_seed_and_epoch_alone() -> None:
+def test_length_groups_depend_only_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         groups = LengthGroups(2, [3, 9, 4, 8] * 8, seed)
         groups.set_epoch(epoch)

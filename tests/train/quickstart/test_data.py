@@ -1,4 +1,4 @@
-"""The quickstart's data: true captions, balanced answers, one image per conversation, nothing of the test split."""
+"""The quickstart's data: correct captions, balanced answers, one image per conversation, no test data."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def _read(path: Path) -> list:
     return json.loads(path.read_text())
 
 
-def test_every_record_is_a_sound_llava_sample(data: Path) -> None:
+def test_every_record_is_a_valid_llava_sample(data: Path) -> None:
     captions, reading, instruct = (_read(data / f"{name}.json") for name in ("captions", "reading", "instruct"))
     training = [q for q in load_questions("train") if (data / "train" / f"{q.image_id}.png").exists()]
     assert [len(captions), len(reading), len(instruct)] == [len(attributes_from_questions(training)), 20, 50]
@@ -84,7 +84,7 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
     assert _read(data / "questions.json") == expected
 
 
-def test_validation_images_are_left_out(tmp_path: Path) -> None:
+def test_validation_images_are_held_out(tmp_path: Path) -> None:
     arguments = ["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images"]
     assert main([*arguments, "300"]) == 0
     assert main([*arguments, "200"]) == 0
@@ -106,8 +106,8 @@ def test_all_images_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
-def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
+def test_images_repeat_when_there_are_too_few(tmp_path: Path) -> None:
     main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
-    assert len(set(images)) == 1811  # the others have no question about the colour shown, or about no other
+    assert len(set(images)) == 1811  # the others lack questions about the colour shown, or about another

@@ -1,4 +1,4 @@
-"""Recipes and flags: which wins, and what is refused."""
+"""Recipes and options: precedence and errors."""
 
 import json
 from dataclasses import dataclass, field
@@ -39,14 +39,14 @@ def recipe(tmp_path: Path) -> Path:
     return file
 
 
-def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(recipe: Path) -> None:
+def test_options_override_the_recipe_and_the_recipe_overrides_defaults(recipe: Path) -> None:
     assert parse("--dish", "stew") == (Kitchen("stew"), Guests([]))
     assert parse(str(recipe)) == (Kitchen("soup", 0.001, True), Guests(["a", "b"]))
     found = parse(str(recipe), "--spoons", "2", "--hot", "False", "--names", "c")
     assert found == (Kitchen("soup", 2.0, False), Guests(["c"]))
 
 
-def test_null_leaves_the_default(recipe: Path) -> None:
+def test_null_keeps_the_default(recipe: Path) -> None:
     recipe.write_text("dish: soup\nspoons: null\nhot:\nnames: ~\n")
     assert parse(str(recipe)) == (Kitchen("soup"), Guests())
     recipe.write_text("dish: null\n")  # not the dish "None"
@@ -55,7 +55,7 @@ def test_null_leaves_the_default(recipe: Path) -> None:
         parse(str(recipe))
 
 
-def test_a_recipe_in_another_encoding_is_a_sentence(recipe: Path) -> None:
+def test_a_recipe_in_another_encoding_is_a_one_line_error(recipe: Path) -> None:
     recipe.write_bytes("dish: purée".encode("latin-1"))
     with pytest.raises(UserError, match=r"The recipe .*recipe\.yaml is not UTF-8 text: .* position 9"):
         parse(str(recipe))
@@ -70,7 +70,7 @@ def test_the_launchers_rank_may_stand_before_the_recipe(recipe: Path) -> None:
     assert (kitchen.dish, kitchen.spoons, ranked.local_rank) == ("soup", 2.0, 3)
 
 
-def test_a_mapping_in_a_recipe_is_one(recipe: Path) -> None:
+def test_a_recipe_may_hold_a_mapping(recipe: Path) -> None:
     recipe.write_text('lr_scheduler_kwargs: {num_cycles: 0.5, label: "it\'s", last: true}\nreport_to: [none]\n')
     (args,) = parse_arguments((StageArguments,), [str(recipe), "--output_dir", "out", "--use_cpu", "True"])
     assert args.lr_scheduler_kwargs == {"num_cycles": 0.5, "label": "it's", "last": True}
@@ -82,7 +82,7 @@ def test_json_is_a_recipe_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         (None, "Cannot read the recipe .*recipe.yaml: No such file or directory"),
         ("dish: [", "is not valid YAML: while parsing"),
@@ -90,14 +90,14 @@ def test_json_is_a_recipe_too(tmp_path: Path) -> None:
         ("dishes: soup", r"The recipe .*recipe.yaml: Unknown option --dishes. Did you mean --dish\?"),
     ],
 )
-def test_a_bad_recipe_is_a_sentence(text: str | None, sentence: str, tmp_path: Path) -> None:
+def test_a_bad_recipe_is_a_one_line_error(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         parse(str(tmp_path / "recipe.yaml"))
 
 
-def test_an_unknown_flag_is_a_sentence() -> None:
+def test_an_unknown_option_is_a_one_line_error() -> None:
     for words in (["--spoon=2"], ["--spoon", "2"]):
         with pytest.raises(UserError) as caught:  # before argparse asks for --dish
             parse(*words)
@@ -110,13 +110,13 @@ def test_a_number_in_its_range_passes(interval: str) -> None:
 
 
 @pytest.mark.parametrize("interval", ["(1, 2]", "[0, 1)", "[1.5, inf)", "(-inf, 0]"])
-def test_a_number_outside_its_range_is_a_sentence(interval: str) -> None:
+def test_a_number_outside_its_range_is_a_one_line_error(interval: str) -> None:
     with pytest.raises(UserError) as caught:
         check_ranges(Kitchen("soup", spoons=1.0), {"spoons": interval})
     assert str(caught.value) == f"--spoons must lie in {interval}, got 1."
 
 
-def test_a_number_that_is_not_given_lies_anywhere() -> None:
+def test_none_passes_any_range() -> None:
     kitchen = Kitchen("soup")
     kitchen.spoons = None  # type: ignore[assignment]
     check_ranges(kitchen, {"spoons": "[1, 2]"})

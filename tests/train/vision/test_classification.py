@@ -1,4 +1,4 @@
-"""AUROC and top-1 against their definitions."""
+"""AUROC and top-1 accuracy against their definitions."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_auroc_is_the_share_of_pairs_in_order(seed: int) -> None:
         assert auroc(scores, labels) == pytest.approx(by_definition(scores, labels), abs=1e-12)
 
 
-def test_auroc_at_its_ends() -> None:
+def test_auroc_at_its_extremes() -> None:
     scores = np.array([0.1, 0.2, 0.3, 0.4])
     assert auroc(scores, np.array([0, 0, 1, 1])) == 1
     assert auroc(scores, np.array([1, 1, 0, 0])) == 0

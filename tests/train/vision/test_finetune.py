@@ -1,4 +1,4 @@
-"""train.finetune: an encoder learns classes and opens again; one label and several; resume."""
+"""train.finetune: an encoder learns one or several labels per image, opens again, and resumes."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path,
     assert metrics == {"top1": 1.0, "images": 8, "unreadable": 0}
     assert json.loads((out / "classes.json").read_text()) == {"classes": list(CLASSES), "several_per_image": False}
     encoder = SparseFormer.from_pretrained(out)
-    pictures = torch.stack([encoder.transform(Image.new("RGB", (30, 24), colour)) for colour in CLASSES])
-    assert encoder(pictures).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
+    images = torch.stack([encoder.transform(Image.new("RGB", (30, 24), colour)) for colour in CLASSES])
+    assert encoder(images).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
     assert "drop_path_rate" not in encoder.config.cortex.options
     assert len(read_log(out / "log.jsonl")) >= 30
 
 
-def test_an_evaluation_in_bf16_does_not_change_what_is_published(
+def test_an_evaluation_in_bf16_does_not_change_the_result(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
     for out, full in ((tmp_path / "plain", False), (tmp_path / "bf16", True)):
@@ -80,7 +80,7 @@ def test_a_resumed_run_has_the_same_curve(small_encoder_dir: Path, class_folders
     assert [step for step, _ in curves[0]] == [1, 2, 3, 4, 5]
 
 
-def test_data_seed_is_the_order_of_the_images_alone(
+def test_data_seed_affects_only_the_order_of_the_images(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
     def order(**seeds: int) -> list[list[int]]:
@@ -100,10 +100,10 @@ def test_unreadable_images_are_counted(small_encoder_dir: Path, class_folders: P
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_unreadable_held_out_images_count_in_nothing(
+def test_unreadable_held_out_images_are_excluded(
     several: bool, small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    """Loss and metric are those of the readable ones alone, in whatever batches."""
+    """Loss and metric are those of the readable images alone, for any batch size."""
     damaged, bad = tmp_path / "damaged", "black/25.png"
     shutil.copytree(class_folders, damaged)
     (damaged / bad).write_bytes(b"\x89PNG nothing more")
@@ -124,7 +124,7 @@ def test_unreadable_held_out_images_count_in_nothing(
         assert evaluated(damaged, batch_size) == pytest.approx(expected | {"eval_unreadable": 1}, abs=1e-5)
 
 
-def test_metrics_say_how_many_could_not_be_read(
+def test_metrics_count_unreadable_images(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held_out = tmp_path / "held out"
@@ -146,7 +146,7 @@ def test_metrics_say_how_many_could_not_be_read(
 def test_checkpointed_activations_give_the_same_curve(
     flag: str, small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    """With dropped paths, which the second pass must drop again."""
+    """With stochastic depth, which the second pass must repeat."""
     curves = []
     for name, more in (("kept", {}), ("again", {flag: True})):
         assert main(words(small_encoder_dir, class_folders, tmp_path / name, drop_path=0.5, max_steps=2, **more)) == 0
