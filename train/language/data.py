@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,22 +109,7 @@ def make_data(
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
     chat = ChatFormat(processor.tokenizer, template, model.config.image_token_id, processor.num_image_tokens, plain)
     preprocess = functools.partial(pixel_values, processor.image_processor)
-    limit = _limit(data_args, model)
-
-    def dataset(data_path: str, image_folder: str) -> ConversationDataset:
-        return ConversationDataset(
-            open_sources(data_path, image_folder),
-            chat,
-            preprocess,
-            independent_turns=data_args.independent_turns,
-            limit=limit,
-            on_bad_sample=data_args.on_bad_sample,
-            seed=args.order_seed,
-        )
-
-    training, held_out = dataset(data_args.data_path, data_args.image_folder), None
-    if data_args.eval_data_path is not None:
-        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder)
+    training, held_out = _open_datasets(data_args, args, chat, preprocess, _limit(data_args, model))
     _write_skipped(training, args)
     shape, image_key = preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
@@ -140,6 +126,32 @@ def make_data(
         blank_image=None if language and args.world_size == 1 else (chat.image_token_id, chat.tokens_per_image, shape),
     )
     return StageData(training, held_out, collator)
+
+
+def _open_datasets(
+    data_args: DataArguments,
+    args: StageArguments,
+    chat: ChatFormat,
+    preprocess: Callable[[Image.Image], torch.Tensor],
+    limit: LengthLimit,
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    """Open the training data and, with --eval_data_path, the held-out data."""
+
+    def dataset(data_path: str, image_folder: str) -> ConversationDataset:
+        return ConversationDataset(
+            open_sources(data_path, image_folder),
+            chat,
+            preprocess,
+            independent_turns=data_args.independent_turns,
+            limit=limit,
+            on_bad_sample=data_args.on_bad_sample,
+            seed=args.order_seed,
+        )
+
+    training, held_out = dataset(data_args.data_path, data_args.image_folder), None
+    if data_args.eval_data_path is not None:
+        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder)
+    return training, held_out
 
 
 def _limit(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> LengthLimit:

@@ -87,8 +87,32 @@ def start_from_words(
     projector: Any = model.model.multi_modal_projector
     hidden, last = projector[:-1], projector[-1]
     _redraw(hidden, args.seed)
-    problem = LeastSquares(last.in_features, last.out_features)
     chosen = random.Random(args.seed).sample(range(len(data.training)), min(count, len(data.training)))
+    problem = LeastSquares(last.in_features, last.out_features)
+    _add_samples(problem, model, data, chosen, args)
+    if not problem.gram[-1, -1]:
+        raise UserError(
+            f"None of the {len(chosen)} samples of --word_start has an image and words: raise it, or leave it out."
+        )
+    weight, bias, share = problem.solve(RIDGE)
+    with torch.no_grad():
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
+    if args.process_index == 0:
+        logger.warning(
+            "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.", 100 * share
+        )
+
+
+def _add_samples(
+    problem: LeastSquares,
+    model: SparseVLMForConditionalGeneration,
+    data: StageData,
+    chosen: list[int],
+    args: StageArguments,
+) -> None:
+    """Add the hidden features and the word embeddings of the chosen samples."""
+    projector: Any = model.model.multi_modal_projector
     batches = DataLoader(
         Subset(data.training, chosen),
         batch_size=args.train_batch_size,
@@ -103,22 +127,10 @@ def start_from_words(
                 continue
             stacked = torch.stack(images).to(args.device)
             tokens = stacked if data.collator.image_key == "visual_tokens" else model.model.encode_images(stacked)
-            tokens = tokens.to(last.weight.dtype)  # cached tokens may have a lower precision
+            tokens = tokens.to(projector[-1].weight.dtype)  # cached tokens may have a lower precision
             targets = torch.cat([_repeated(words, len(of_sample), tokens.shape[1]) for of_sample, words in worded])
             embedded = model.get_input_embeddings()(targets.to(args.device))
-            problem.add(hidden(tokens).flatten(0, 1), embedded.flatten(0, 1))
-    if not problem.gram[-1, -1]:
-        raise UserError(
-            f"None of the {len(chosen)} samples of --word_start has an image and words: raise it, or leave it out."
-        )
-    weight, bias, share = problem.solve(RIDGE)
-    with torch.no_grad():
-        last.weight.copy_(weight)
-        last.bias.copy_(bias)
-    if args.process_index == 0:
-        logger.warning(
-            "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.", 100 * share
-        )
+            problem.add(projector[:-1](tokens).flatten(0, 1), embedded.flatten(0, 1))
 
 
 def _redraw(hidden: nn.Sequential, seed: int) -> None:

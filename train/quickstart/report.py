@@ -107,16 +107,25 @@ def _comparison_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [heading, "|---|---:|---:|---:|", *table, ""]
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """Format the report as Markdown."""
+def _accuracy_lines(report: dict[str, Any]) -> list[str]:
+    """Return the table of accuracies by question type: model, dense tower and floors."""
     kinds = list(report["accuracy_by_type"])
-    low, high = report["confidence_95"]
     rows = [["SparseFormer + SmolLM2-135M", report["accuracy"], report["accuracy_by_type"]]]
     if report["dense_accuracy"] is not None:
         dense = "dense teacher + SmolLM2-135M, with settings not tuned for it"
         rows.append([dense, report["dense_accuracy"], report["dense_accuracy_by_type"]])
     for name, by_type in report["floors_by_type"].items():
         rows.append([f"floor: {name.replace('_', ' ')}", report[f"floor_{name}"], by_type])
+    return [
+        f"| | all | {' | '.join(kinds)} |",
+        f"|---|---:|{'---:|' * len(kinds)}",
+        *(f"| {name} | {total:.2%} | {' | '.join(f'{by[k]:.2%}' for k in kinds)} |" for name, total, by in rows),
+    ]
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Format the report as Markdown."""
+    low, high = report["confidence_95"]
     seconds = report["seconds_by_step"]
     lines = [
         "# Quickstart",
@@ -125,9 +134,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{report['visual_tokens']} visual tokens. 95% interval of the model's accuracy (bootstrap over images): "
         f"{low:.2%} – {high:.2%}.",
         "",
-        f"| | all | {' | '.join(kinds)} |",
-        f"|---|---:|{'---:|' * len(kinds)}",
-        *(f"| {name} | {total:.2%} | {' | '.join(f'{by[k]:.2%}' for k in kinds)} |" for name, total, by in rows),
+        *_accuracy_lines(report),
         "",
         "![accuracy](accuracy.png)",
         "",
@@ -138,7 +145,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"| cosine of their embeddings on the validation images | {report['alignment_cosine']:.4f} |",
         "",
         *_comparison_lines(report["compared"] or []),
-        "RoIs and sampling points of the SparseFormer, one row per sampling step:",
+        "RoIs and sampling points of the SparseFormer at each sampling step:",
         "",
         "![RoIs](rois.png)",
         "",

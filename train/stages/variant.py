@@ -43,7 +43,7 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash a module's weights. The file, the device and the dtype (up to 32 bits) do not affect the hash."""
+    """The same for the same weights, whatever file, dtype of at most 32 bits and device they come from."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

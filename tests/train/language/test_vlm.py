@@ -160,10 +160,10 @@ def test_the_language_models_positions_limit_samples(
 
 def test_focusing_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
     model = loaded[0]
-    parts = {part.name: part for part in vlm_groups(model, tower=None, focusing=2.0, projector=1.0, language=None)}
-    set_trainable(model, list(parts.values()))
+    groups = {group.name: group for group in vlm_groups(model, tower=None, focusing=2.0, projector=1.0, language=None)}
+    set_trainable(model, list(groups.values()))
     encoder = model.model.vision_tower.encoder
-    assert {part.learning_rate for part in parts.values()} == {2.0, 1.0, None}
+    assert {group.learning_rate for group in groups.values()} == {2.0, 1.0, None}
     assert all(p.requires_grad for part in (encoder.stem, encoder.focus) for p in part.parameters())
     assert not any(p.requires_grad for p in encoder.cortex.parameters())
 
@@ -212,8 +212,8 @@ def test_grouping_by_length_reads_no_image(
     monkeypatch.setattr("sparse_vlm.data.conversations.sources.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
-    parts = vlm_groups(loaded[0], tower=None, projector=1.0, language=None)
-    trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
+    groups = vlm_groups(loaded[0], tower=None, projector=1.0, language=None)
+    trainer = ConversationTrainer(groups, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
     assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths

@@ -68,7 +68,7 @@ def test_frozen_weights_may_be_infinite(tmp_path: Path) -> None:
     stage = trainer(tmp_path, max_steps=2)
     stage.model.model.embed_tokens.weight.data[49] = math.nan
     stage.train_dataset = [row for row in stage.train_dataset if 49 not in row["input_ids"]]
-    stage.parts = [part for part in stage.parts if part.name != "head"]
+    stage.groups = [group for group in stage.groups if group.name != "head"]
     stage._require_finite_weights()
 
 
