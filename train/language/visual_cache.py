@@ -122,14 +122,14 @@ def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> 
 
 def _fill(
     cache: VisualTokenCache,
-    pictures: Sequence[Picture],
+    images: Sequence[Picture],
     encode: Callable[[torch.Tensor], torch.Tensor],
     preprocess: Callable[[Any], torch.Tensor],
     args: StageArguments,
 ) -> int:
     """Compute and write the missing tokens of this process' images, and return the number of those images."""
     loader = DataLoader(
-        _Missing(pictures, cache, preprocess),
+        _Missing(images, cache, preprocess),
         batch_size=args.per_device_train_batch_size,
         num_workers=args.dataloader_num_workers,
         collate_fn=list,
@@ -154,17 +154,17 @@ class _Missing(Dataset):
     """(key, float[3, H, W]) of each image, or (key, None) if it is in the cache."""
 
     def __init__(
-        self, pictures: Sequence[Picture], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
+        self, images: Sequence[Picture], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
     ) -> None:
-        self.pictures, self.cache, self.preprocess = pictures, cache, preprocess
+        self.images, self.cache, self.preprocess = images, cache, preprocess
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None]:
-        picture = self.pictures[index]
-        data = picture.act(picture.images.read)
+        image = self.images[index]
+        data = image.act(image.images.read)
         key = picture_key(data)
         if key in self.cache:
             return key, None
-        return key, self.preprocess(picture.act(lambda name: decode_image(data, name)))
+        return key, self.preprocess(image.act(lambda name: decode_image(data, name)))

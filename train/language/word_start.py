@@ -146,7 +146,7 @@ def _redraw(hidden: nn.Sequential, seed: int) -> None:
 
 def _words(row: Row, dataset: ConversationDataset) -> list[int]:
     """Return the tokens of a sample's answers without control tokens such as ends of turns; may be empty."""
-    control = dataset.chat.control_tokens
+    control = dataset.chat.control_ids
     return [token for token in row.targets if token != IGNORE and token not in control]
 
 

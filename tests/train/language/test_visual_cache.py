@@ -67,7 +67,7 @@ def test_batches_with_cached_tokens_give_the_same_logits(
 def test_only_missing_tokens_are_computed(
     loaded: Loaded, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.language.visual_cache.SHARD_PICTURES", 4)
+    monkeypatch.setattr("train.language.visual_cache.SHARD_IMAGES", 4)
     cache = tmp_path / "cache"
     with caplog.at_level(logging.WARNING):
         data(loaded, data_dir, "captions.json", cache)
