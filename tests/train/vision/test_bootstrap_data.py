@@ -102,7 +102,8 @@ def test_a_run_with_held_out_images(clip_dir: Path, images: Path, tmp_path: Path
 def test_streams_hold_out_other_shards(image_shards: str) -> None:
     sources = ImageArguments(image_shards, eval_data_path=image_shards, eval_samples=3, hold_out=True)
     with pytest.raises(
-        UserError, match=r"--hold_out True is for folders and tables, wds:.* is a stream: give --eval_data_path shards"
+        UserError,
+        match=r"--hold_out True is for folders and tables, but wds:.* is a stream: give --eval_data_path shards",
     ):
         training_images(sources, v2.PILToTensor(), 0, 0)
 
