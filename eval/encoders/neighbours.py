@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
+    parser.add_argument("--teacher", required=True, help="as for train.bootstrap")
     parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
     parser.add_argument("--images", required=True, help="unlabelled held-out images: a folder, wds:SHARDS, …")
     parser.add_argument("--image_size", type=int, help="input side of the teacher in pixels, if not its own")

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import write_json
-from train.align import AlignArguments, trained_parts
+from train.align import AlignArguments, parameter_groups
 from train.language import vlm
 from train.language.data import DataArguments, make_data
-from train.stages.frozen import hold_frozen, weight_bytes
-from train.stages.stage import what_trains
+from train.stages.frozen import cast_frozen, weight_bytes
+from train.stages.stage import set_trainable
 
 VARIANTS = {"float32": (False, False), "bf16, float32 weights": (True, False), "bf16": (True, True)}  # autocast, held
 
@@ -49,9 +49,9 @@ def alignment(
     prepared = make_data(data, args, model, processor, language=False)
     if len(prepared.training) < args.max_steps * args.train_batch_size:
         raise UserError(f"{data.data_path} has {len(prepared.training)} samples: lower --steps {args.max_steps}.")
-    what_trains(model, trained_parts(model, args))
+    set_trainable(model, parameter_groups(model, args))
     if held:
-        hold_frozen(model, args)
+        cast_frozen(model, args)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], args.learning_rate)
 
     def losses() -> Iterator[float]:

@@ -22,6 +22,6 @@ def test_times_the_models_in_turn(vlm_dir: Path, data_dir: Path, tmp_path: Path)
         assert result["median_seconds"] == pytest.approx(sum(result["seconds"]) / 2)
 
 
-def test_too_few_samples_are_a_sentence(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_too_few_samples_are_a_one_line_error(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 8 samples"):
         main(arguments([vlm_dir], data_dir, tmp_path / "out.json", 2))
