@@ -2,7 +2,7 @@
 
     python -m eval.cost.encoders --sets large --batches 1 8 --threads 1 2 --modes eager compiled --output FILE.json
     python -m eval.cost.encoders --models timm:vit_base_patch16_224 sparseformer-augreg-b sparseformer-augreg-b@448
-    python -m eval.cost.encoders --sets large --modes packed onnx onnx-int8 training
+    python -m eval.cost.encoders --sets large --modes onnx onnx-int8 training
 
 All models of a set take turns in one process, with random weights, and a matrix product takes its turn among them: what
 share of its speed a model reaches is comparable across machines. Output: tables, FILE.json, FILE.md, FILE.png.
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from eval.cost.measurement import Result, measure
 from eval.cost.report import Section, megabytes, publish, require_json_name
-from eval.cost.runtimes import CPU_FLOAT32, MODES, ONNX, Setting, build
+from eval.cost.runtimes import MODES, ONNX, Setting, build
 from sparse_vlm.device_arguments import add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
@@ -49,7 +49,7 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
         UserError: an unknown model, a size that it cannot have, or a mode that does not fit or needs more packages.
     """
     dtypes = list(dict.fromkeys(name_of(choose_dtype(name, device)) for name in arguments.dtypes))
-    special = [mode for mode in arguments.modes if mode in CPU_FLOAT32]
+    special = [mode for mode in arguments.modes if mode in ONNX]
     if special and (device.type != "cpu" or dtypes != ["float32"]):
         raise UserError(
             f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in a run of their "
@@ -57,7 +57,7 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
         )
     if "graphs" in arguments.modes and device.type != "cuda":
         raise UserError("--modes graphs takes CUDA graphs: add --device cuda.")
-    if set(ONNX) & set(arguments.modes):
+    if special:
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     sizes: Sequence[int | None] = arguments.image_sizes or [None]

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
-from sparse_vlm.encoder.runtime.inference import optimize_for_inference
+from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.measure.timing import Run
 from sparse_vlm.measure.towers import Tower
 
 ONNX = ("onnx", "onnx-int8")
-CPU_FLOAT32 = ("packed", *ONNX)
-OPTIMISED = ("packed", "graphs")  # by optimize_for_inference, on a CPU and on a GPU
-MODES = ("eager", "compiled", *CPU_FLOAT32, "graphs", "training")
+MODES = ("eager", "compiled", *ONNX, "graphs", "training")
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,10 @@ class Setting:
         threads: of the CPU.
         batch: images at once.
         dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
-        mode: "eager": as the model is called. "packed": `optimize_for_inference` on a CPU; "graphs": on a GPU.
-            "compiled": channels_last, torch.compile with frozen weights, CUDA graphs on a GPU. "onnx": ONNX Runtime;
-            "onnx-int8": with its dynamic quantisation. "training": eager, forward and backward from the embedding to
-            all weights. Packed and onnx: float32 on the CPU only. SDPA is in all of PyTorch's.
+        mode: "eager": as the model is called. "compiled": channels_last, torch.compile with frozen weights, CUDA graphs
+            on a GPU. "graphs": CUDA graphs of the eager model (`optimize_for_inference`). "onnx": ONNX Runtime, float32
+            on the CPU; "onnx-int8": with its dynamic quantisation. "training": eager, forward, and backward from the
+            embedding to all weights. All of PyTorch's modes use SDPA.
     """
 
     threads: int
@@ -49,7 +47,7 @@ class Setting:
 def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:
     """The model with random weights, as the mode wants it before it is compiled or exported."""
     model = tower.build().to(device, DTYPES[dtype])
-    if mode in OPTIMISED:
+    if mode == "graphs":
         optimize_for_inference(model)
     return model.to(memory_format=torch.channels_last) if mode == "compiled" else model
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.canvas import hidden_states
-from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
+from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import record_glances
 from tests.encoder.parity.replays import CpuRecorder
@@ -195,3 +195,8 @@ def test_bad_images_are_the_same_sentence(graphed: SparseFormer) -> None:
             graphed(images()[:, :2])
         with pytest.raises(UserError, match="There is no hidden state 9"):
             graphed.hidden_states(images(), [9])
+
+
+def test_a_model_on_the_cpu_is_refused(tiny_encoder: SparseFormer) -> None:
+    with pytest.raises(UserError, match=r"needs a model on one CUDA device, but this one is on cpu: call model\.cuda"):
+        optimize_for_inference(tiny_encoder)
