@@ -1,7 +1,7 @@
 """Zero-shot classification and retrieval by clip-benchmark, for a CLIP-like teacher and the SparseFormer made from it.
 
-    python -m eval.encoders.clip_benchmark --teacher open_clip:NAME/TAG --encoder DIR --datasets data/cars
-    python -m eval.encoders.clip_benchmark --teacher DIR --encoder DIR --datasets data/cars data/flickr30k --output out.json
+    python -m eval.encoders.clip_benchmark --teacher open_clip:NAME/TAG --encoder DIR --datasets cars
+    python -m eval.encoders.clip_benchmark --teacher DIR --encoder DIR --datasets cars flickr30k --output out.json
 
 A dataset is a folder in clip-benchmark's WebDataset format (classnames.txt, zeroshot_classification_templates.txt,
 dataset_type.txt, test/nshards.txt, test/0.tar …). DataComp's evaluation sets are published in it, and
