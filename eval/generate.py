@@ -6,7 +6,6 @@ work when the same command is started several times: they claim parts of the que
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import load_vlm
@@ -143,16 +143,6 @@ def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answere
 
 def _open(image: Path | EncodedImage) -> Image.Image:
     return decode_image(image.data, image.name) if isinstance(image, EncodedImage) else open_image(image)
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that change with training: a hash of 64 values of every weight."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        values = weight.flatten()
-        digest.update(name.encode())
-        digest.update(values[:: max(1, len(values) // 64)][:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_lengths(task: Task, answerer: Answerer, with_images: bool) -> None:

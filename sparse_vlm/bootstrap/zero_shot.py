@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_vlm.bootstrap.teachers import TextSide
@@ -46,18 +44,20 @@ def read_class_names(file: str | Path) -> list[str]:
 def class_embeddings(
     text: TextSide, names: Sequence[str], templates: Sequence[Callable[[str], str]] = (str,)
 ) -> Tensor:
-    """One unit embedding per class: the mean of its templates' unit embeddings, as in open_clip's own evaluation.
+    """Embed classes by open_clip's zero-shot classifier: one unit embedding per class, averaged over its templates.
 
     Args:
-        text: of a teacher.
+        text: text encoder of a teacher.
         names: K class names.
         templates: class name -> caption; by default the name is the caption.
 
     Returns:
         float32[K, D]
     """
-    means = [text([template(name) for template in templates]).float().mean(dim=0) for name in names]
-    return F.normalize(torch.stack(means), dim=-1)
+    from open_clip import build_zero_shot_classifier  # slow to import
+
+    device = next(text.parameters()).device
+    return build_zero_shot_classifier(text.clip, text.tokenizer, names, templates, device=device).T.float()
 
 
 def hits(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
