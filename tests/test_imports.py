@@ -90,7 +90,7 @@ def test_imports_point_downward(file: Path) -> None:
 def test_a_wrong_import_would_be_found(
     file: str, line: str, wrong: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in ("sparse_vlm/vlm", "sparse_vlm/data", "train"):
+    for folder in ("sparse_vlm/vlm", "sparse_vlm/data/images", "train/stages"):
         (tmp_path / folder).mkdir(parents=True)
     for empty in ("sparse_vlm/data/images/decode.py", "train/stages/stage.py"):
         (tmp_path / empty).touch()
