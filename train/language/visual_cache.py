@@ -16,6 +16,7 @@ from sparse_vlm.data.conversations.dataset import ConversationDataset, SampleIma
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
+from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.stages.precision import compute_dtype
@@ -93,13 +94,9 @@ def _about(
     model: SparseVLMForConditionalGeneration, processor: SparseVLMProcessor, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return everything that determines visual tokens, except the image."""
-    weights = hashlib.sha256()
-    for name, weight in sorted(model.model.vision_tower.state_dict().items()):
-        weights.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        weights.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return {
         "format": 1,
-        "vision_weights": weights.hexdigest(),
+        "vision_weights": fingerprint(model.model.vision_tower),
         "preprocessing": processor.image_processor.to_dict(),
         "vision_feature_layer": model.config.vision_feature_layer,
         "vision_feature_select_strategy": model.config.vision_feature_select_strategy,

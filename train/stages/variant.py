@@ -1,12 +1,9 @@
 """What a checkpoint and the run that resumes from it must share: variant.json in the checkpoint."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
@@ -40,15 +37,6 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
                 f"{checkpoint} belongs to another variant: its {name} is {earlier.get(name)}, this run's is "
                 f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
             )
-
-
-def fingerprint(module: nn.Module) -> str:
-    """The same for the same weights, whatever file, dtype of at most 32 bits and device they come from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

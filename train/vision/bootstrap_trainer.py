@@ -19,9 +19,9 @@ from sparse_vlm.bootstrap import BootstrapTask
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
+from sparse_vlm.fingerprint import fingerprint
 from train.stages.divergence import require_finite
 from train.stages.stage import ParameterGroup
-from train.stages.variant import fingerprint
 from train.vision.image_trainer import ImageSource, ImageTrainer
 from train.vision.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 
