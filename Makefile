@@ -94,10 +94,33 @@ BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder;
 	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --no-deps llava-torch
 	touch $@
 
+# Each extra is installed on top of an environment that holds the core's dependencies alone (5 GB), and removed again.
+EXTRAS := core figures export vlm serve demo bootstrap train eval quickstart llava docs
+SEE = $(1)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	> "$$($(2)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+INTO = bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+test-extras: $(EXTRAS:%=test-extra-%) ## each extra alone in an environment: install it and import what it promises
+
+test-extra-%: build/extras/base/installed
+	rm -rf build/extras/$*
+	$(PYTHON) -m venv build/extras/$*
+	$(call SEE,build/extras/base,build/extras/$*)
+	build/extras/$*/$(INTO) $(if $(filter core,$*),.,".[$*]")
+	test $* != llava || build/extras/$*/$(INTO) --no-deps llava-torch
+	build/extras/$*/bin/python -m tests.packaging.try_extra $*
+	rm -rf build/extras/$*
+
+build/extras/base/installed: pyproject.toml constraints.txt
+	rm -rf build/extras/base build/lib
+	$(PYTHON) -m venv build/extras/base
+	build/extras/base/$(INTO) .
+	build/extras/base/bin/python -m pip uninstall --quiet --yes sparse-vlm
+	touch $@
+
 # On top of .venv: what is not found here is taken from there.
 .venv-lmms/installed: .venv/test.installed tests/integrations/lmms-packages.txt
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(call SEE,.venv,.venv-lmms)
 	.venv-lmms/bin/python -m pip install --disable-pip-version-check --no-deps --requirement tests/integrations/lmms-packages.txt
 	touch $@

@@ -1,0 +1,158 @@
+"""Which extra serves which part of the code: the table, and what the code imports and pyproject.toml declares.
+
+Only the standard library is needed here: `tests.packaging.try_extra` runs in environments without pytest.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOP = ("sparse_vlm", "llava_patch", "train", "eval", "demo")
+CORE = "core"  # what `pip install .` brings
+
+# The longest prefix of a module's name decides which extra it needs.
+ROOMS: dict[str, str] = {
+    "sparse_vlm": CORE,
+    "sparse_vlm.bootstrap.clip": "bootstrap",
+    "sparse_vlm.bootstrap.teachers.open_clip": "bootstrap",
+    "sparse_vlm.bootstrap.teachers.open_clip_weights": "bootstrap",
+    "sparse_vlm.data.conversations": "train",
+    "sparse_vlm.data.images": "bootstrap",
+    "sparse_vlm.data.images.decode": CORE,
+    "sparse_vlm.encoder.export": "export",
+    "sparse_vlm.integrations.lmms_eval": "lmms",
+    "sparse_vlm.measure.llms": "vlm",
+    "sparse_vlm.overlays": "figures",
+    "sparse_vlm.visualize": "figures",
+    "sparse_vlm.vlm": "vlm",
+    "sparse_vlm.vlm.serving": "serve",
+    "llava_patch": "llava",
+    "train": "train",
+    "train.bootstrap": "bootstrap",
+    "train.finetune": "bootstrap",
+    "train.quickstart": "quickstart",
+    "train.stages": "bootstrap",
+    "train.vision": "bootstrap",
+    "eval": "eval",
+    "demo": "demo",
+}
+
+# Imports inside functions that another extra serves than the module's own: optional features.
+OPTIONAL: dict[tuple[str, str], str] = {
+    ("sparse_vlm.bootstrap.zero_shot", "open_clip"): "bootstrap",
+    ("sparse_vlm.cli", "transformers"): "vlm",
+    ("sparse_vlm.devices", "psutil"): "eval",
+    ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
+    ("sparse_vlm.vlm.language.quantization", "bitsandbytes"): "train",
+    ("sparse_vlm.vlm.towers", "open_clip"): "bootstrap",
+    ("sparse_vlm.vlm.vision", "deepspeed"): "train",
+    ("train.stages.stage", "deepspeed"): "train",
+    ("eval.cost.gpu.checks", "pytest"): "test",
+    ("eval.cost.runtimes", "onnxruntime"): "export",
+    ("eval.encoders.clip_benchmark", "clip_benchmark"): "clip-benchmark",
+}
+
+# Installed with --no-deps, so no extra can declare them.
+WITHOUT_DEPENDENCIES = {"llava"}
+
+# Distributions that are named otherwise than the package that they install.
+DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """All modules of the project by their full names."""
+    return {module_name(file): file for top in TOP for file in sorted((ROOT / top).rglob("*.py"))}
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def extra_of(module: str) -> str:
+    """The extra that serves a module."""
+    return ROOMS[max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len)]
+
+
+@cache
+def imports_of(module: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Full names of what a module imports: when it is imported itself, and later, inside functions."""
+    return imports_in(modules()[module].read_text(encoding="utf-8"), module, modules()[module].name == "__init__.py")
+
+
+def imports_in(source: str, module: str, is_package: bool = False) -> tuple[frozenset[str], frozenset[str]]:
+    """The same for source code. Imports for type checkers are left out."""
+    package = module.split(".")[: None if is_package else -1]
+    found: tuple[set[str], set[str]] = set(), set()
+
+    def visit(node: ast.AST, later: bool) -> None:
+        if isinstance(node, ast.Import):
+            found[later].update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            found[later].update([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            return
+        later = later or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, later)
+
+    visit(ast.parse(source), False)
+    return frozenset(found[0]), frozenset(found[1])
+
+
+def third_party(names: frozenset[str]) -> set[str]:
+    """The top-level packages among imported names that are neither Python's nor the project's."""
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {*TOP, "tests"}
+
+
+def loaded_with(module: str) -> set[str]:
+    """Third-party packages that importing a module imports, through all modules of the project on the way."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in modules():
+            continue
+        seen.add(name)
+        at_once, _ = imports_of(name)
+        found |= third_party(at_once)
+        waiting += [*at_once, name.rpartition(".")[0]]  # a module's package is imported before it
+    return found
+
+
+@cache
+def declared(extra: str) -> frozenset[str]:
+    """Distributions that an extra installs by pyproject.toml, the core's and those of extras inside it included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = set()
+    for requirement in project["dependencies"] + project["optional-dependencies"].get(extra, []):
+        name = distribution_in(requirement)
+        inner = re.search(r"\[(.*)\]", requirement)
+        found |= {name} if name != "sparse-vlm" or inner is None else set()
+        for part in inner[1].split(",") if inner and name == "sparse-vlm" else []:
+            found |= declared(part.strip())
+    return frozenset(found)
+
+
+def distribution_in(requirement: str) -> str:
+    """The normalized name at the beginning of a requirement."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None
+    return normalized(match[0])
+
+
+def distribution_of(package: str) -> str:
+    """The distribution that installs an imported package."""
+    return normalized(DISTRIBUTIONS.get(package, package))
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
