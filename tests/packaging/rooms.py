@@ -1,17 +1,15 @@
-"""Which extra serves which part of the code: the table, and what the code imports and pyproject.toml declares.
+"""Which extra serves which part of the code, and what each extra declares in pyproject.toml.
 
 Only the standard library is needed here: `tests.packaging.try_extra` runs in environments without pytest.
 """
 
-import ast
 import re
 import sys
 import tomllib
 from functools import cache
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-TOP = ("sparse_vlm", "llava_patch", "train", "eval", "demo")
+from tests.imports import ROOT, TOP, imports_of, modules, within
+
 CORE = "core"  # what `pip install .` brings
 
 # The longest prefix of a module's name decides which extra it needs.
@@ -63,48 +61,9 @@ WITHOUT_DEPENDENCIES = {"llava"}
 DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
-@cache
-def modules() -> dict[str, Path]:
-    """All modules of the project by their full names."""
-    return {module_name(file): file for top in TOP for file in sorted((ROOT / top).rglob("*.py"))}
-
-
-def module_name(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def extra_of(module: str) -> str:
     """The extra that serves a module."""
-    return ROOMS[max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len)]
-
-
-@cache
-def imports_of(module: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Full names of what a module imports: when it is imported itself, and later, inside functions."""
-    return imports_in(modules()[module].read_text(encoding="utf-8"), module, modules()[module].name == "__init__.py")
-
-
-def imports_in(source: str, module: str, is_package: bool = False) -> tuple[frozenset[str], frozenset[str]]:
-    """The same for source code. Imports for type checkers are left out."""
-    package = module.split(".")[: None if is_package else -1]
-    found: tuple[set[str], set[str]] = set(), set()
-
-    def visit(node: ast.AST, later: bool) -> None:
-        if isinstance(node, ast.Import):
-            found[later].update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            found[later].update([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            return
-        later = later or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            visit(child, later)
-
-    visit(ast.parse(source), False)
-    return frozenset(found[0]), frozenset(found[1])
+    return ROOMS[max((room for room in ROOMS if within(module, room)), key=len)]
 
 
 def third_party(names: frozenset[str]) -> set[str]:
@@ -122,7 +81,7 @@ def loaded_with(module: str) -> set[str]:
         if name in seen or name not in modules():
             continue
         seen.add(name)
-        at_once, _ = imports_of(name)
+        at_once = imports_of(name).at_once
         found |= third_party(at_once)
         waiting += [*at_once, name.rpartition(".")[0]]  # a module's package is imported before it
     return found

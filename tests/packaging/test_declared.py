@@ -2,21 +2,16 @@
 
 import tomllib
 
-import pytest
-
+from tests.imports import ROOT, imports_in, imports_of, modules
 from tests.packaging.rooms import (
     CORE,
     OPTIONAL,
     ROOMS,
-    ROOT,
     WITHOUT_DEPENDENCIES,
     declared,
     distribution_of,
     extra_of,
-    imports_in,
-    imports_of,
     loaded_with,
-    modules,
     third_party,
 )
 
@@ -27,23 +22,26 @@ def missing(packages: set[str], extra: str) -> set[str]:
     return {package for package in packages if distribution_of(package) not in declared(extra)}
 
 
-@pytest.mark.parametrize("module", modules())
-def test_importing_a_module_needs_only_its_extra(module: str) -> None:
-    assert missing(loaded_with(module), extra_of(module)) == set()
+def test_importing_a_module_needs_only_its_extra() -> None:
+    lacking = {module: missing(loaded_with(module), extra_of(module)) for module in modules()}
+    assert {module: packages for module, packages in lacking.items() if packages} == {}
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_inside_functions_are_declared(module: str) -> None:
-    _, later = imports_of(module)
-    for package in third_party(later) - WITHOUT_DEPENDENCIES:
-        assert missing({package}, OPTIONAL.get((module, package), extra_of(module))) == set()
+def test_imports_inside_functions_are_declared() -> None:
+    later = {(module, package) for module in modules() for package in third_party(imports_of(module).later)}
+    lacking = {
+        (module, package)
+        for module, package in later
+        if package not in WITHOUT_DEPENDENCIES and missing({package}, OPTIONAL.get((module, package), extra_of(module)))
+    }
+    assert lacking == set()
 
 
 def test_the_table_names_what_exists() -> None:
     assert set(ROOMS) <= set(modules())
     assert set(ROOMS.values()) | set(OPTIONAL.values()) <= {CORE, *EXTRAS}
     for (module, package), extra in OPTIONAL.items():
-        assert package in third_party(imports_of(module)[1])
+        assert package in third_party(imports_of(module).later)
         assert missing({package}, extra_of(module)) == {package}, f"{extra} is not needed"
 
 
@@ -58,14 +56,28 @@ def test_all_is_every_extra_for_users() -> None:
 
 
 def test_imports_are_found_where_they_are() -> None:
-    at_once, later = imports_in(
-        "import a.b\nfrom . import c\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import d\n"
-        "try:\n    import e\nexcept ImportError:\n    pass\nclass F:\n    import f\n    def g(self):\n        import h\n",
-        "sparse_vlm.x",
+    imports = imports_in(
+        """
+import a.b
+from . import c
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import d
+try:
+    import e
+except ImportError:
+    pass
+class F:
+    import f
+    def g(self):
+        import h
+""",
+        "sparse_vlm",
     )
-    assert third_party(at_once) == {"a", "e", "f"}
-    assert "sparse_vlm.c" in at_once
-    assert third_party(later) == {"h"}
+    assert third_party(imports.at_once) == {"a", "e", "f"}
+    assert "sparse_vlm.c" in imports.at_once
+    assert third_party(imports.later) == {"h"}
+    assert third_party(imports.never) == {"d"}
 
 
 def test_a_missing_declaration_would_be_found() -> None:
