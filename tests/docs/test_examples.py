@@ -61,4 +61,4 @@ def test_visualise_rois(picture: Path, vlm_dir: Path, tmp_path: Path, capsys: py
 
 def test_every_example_is_linked() -> None:
     page = (ROOT / "docs" / "examples" / "index.md").read_text()
-    assert {file.name for file in EXAMPLES} == set(re.findall(r"\(examples/(\w+\.py)\)", page))
+    assert {file.name for file in EXAMPLES} == set(re.findall(r"\((\w+\.py)\)", page))
