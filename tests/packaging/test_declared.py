@@ -1,6 +1,8 @@
 """Every extra declares what the code that it serves imports (tests/packaging/rooms.py has the table)."""
 
+import re
 import tomllib
+from itertools import chain
 
 from tests.imports import ROOT, imports_in, imports_of, modules
 from tests.packaging.rooms import (
@@ -9,13 +11,34 @@ from tests.packaging.rooms import (
     ROOMS,
     WITHOUT_DEPENDENCIES,
     declared,
+    distribution_in,
     distribution_of,
     extra_of,
     loaded_with,
+    normalized,
     third_party,
 )
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+# Older versions that tests were run with by hand: the core's together, the others one by one beside constraints.txt.
+OLDER = {
+    "torch": "2.6.0",
+    "torchvision": "0.21.0",
+    "safetensors": "0.4.5",
+    "pillow": "10.1.0",
+    "numpy": "1.26.0",
+    "accelerate": "1.1.0",
+    "datasets": "4.0.0",
+    "fsspec": "2024.6.0",
+    "matplotlib": "3.9.0",
+    "open-clip-torch": "3.0.0",
+    "packaging": "24.0",
+    "psutil": "5.9.8",
+    "rich": "13.7.0",
+    "tqdm": "4.66.0",
+}
 
 
 def missing(packages: set[str], extra: str) -> set[str]:
@@ -84,3 +107,22 @@ def test_a_missing_declaration_would_be_found() -> None:
     assert missing({"torch", "PIL", "transformers"}, CORE) == {"transformers"}
     assert missing({"transformers", "open_clip", "yaml", "deepspeed"}, "bootstrap") == {"deepspeed"}
     assert missing({"transformers", "open_clip", "datasets", "webdataset", "peft"}, "train") == set()
+
+
+def versions_that_ran() -> dict[str, set[str]]:
+    """Distribution -> the versions that tests ran with: today's, those of LLaVA's time, and those of OLDER."""
+    versions: dict[str, set[str]] = {name: {version} for name, version in OLDER.items()}
+    for file in ("constraints.txt", "llava_patch/constraints-4.37.txt", "tests/integrations/lmms-packages.txt"):
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+            name, _, version = line.partition("==")
+            if version:
+                versions.setdefault(normalized(name), set()).add(version)
+    return versions
+
+
+def test_lower_bounds_are_versions_that_ran() -> None:
+    versions = versions_that_ran()
+    for requirement in {*PROJECT["dependencies"], *chain(*EXTRAS.values())}:
+        for bound in re.findall(r">=([\d.]+)", requirement):
+            ran = versions[distribution_in(requirement)]
+            assert any(f"{version}.".startswith(f"{bound}.") for version in ran), f"{requirement}: {ran} ran"
