@@ -126,3 +126,20 @@ def test_lower_bounds_are_versions_that_ran() -> None:
         for bound in re.findall(r">=([\d.]+)", requirement):
             ran = versions[distribution_in(requirement)]
             assert any(f"{version}.".startswith(f"{bound}.") for version in ran), f"{requirement}: {ran} ran"
+
+
+# pip install 'sparse-vlm[EXTRA]', pip install '.[EXTRA]', optional_import(…, "EXTRA")
+NAMED = re.compile(r"""(?:sparse-vlm|["']\.)\[([\w,-]+)\]|optional_import\([^()]*, "([\w-]+)"\)""")
+
+
+def named_extras(text: str) -> set[str]:
+    return {extra for match in NAMED.finditer(text) for extra in (match[1] or match[2]).split(",")}
+
+
+def test_extras_that_messages_and_pages_name_exist() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = {file: named_extras(file.read_text(encoding="utf-8")) for file in [*modules().values(), *pages]}
+    assert {file: names - set(EXTRAS) for file, names in found.items() if names - set(EXTRAS)} == {}
+    assert named_extras("pip install 'sparse-vlm[vlm]' or '.[a,b]'; optional_import(\"Drawing\", \"figures\"):") == {
+        *("vlm", "a", "b", "figures")
+    }
