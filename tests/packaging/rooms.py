@@ -20,7 +20,7 @@ ROOMS: dict[str, str] = {
     "sparse_vlm.bootstrap.teachers.open_clip_weights": "bootstrap",
     "sparse_vlm.data.conversations": "train",
     "sparse_vlm.data.images": "bootstrap",
-    "sparse_vlm.data.images.decode": CORE,
+    "sparse_vlm.data.tar_shards": "bootstrap",
     "sparse_vlm.encoder.export": "export",
     "sparse_vlm.integrations.lmms_eval": "lmms",
     "sparse_vlm.measure.llms": "vlm",

@@ -29,7 +29,6 @@ OLDER = {
     "safetensors": "0.4.5",
     "pillow": "10.1.0",
     "numpy": "1.26.0",
-    "accelerate": "1.1.0",
     "datasets": "4.0.0",
     "fsspec": "2024.6.0",
     "matplotlib": "3.9.0",
