@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from eval.scoring.records import field, read_json
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.visualize import check_figure, save_figure
+from sparse_vlm.figures import check_figure, save_figure
 
 LABELLED = 40  # letters of a method's name that fit
 

@@ -26,10 +26,11 @@ from transformers import default_data_collator
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
 from sparse_vlm.data.images.sources import augmentation
+from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.figures import alignment_figure, save_figure
 from sparse_vlm.files import new_directory, write_json
-from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
 from train.stages.command_line import parse_arguments
 from train.stages.log import LOG_NAME, read_log
 from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains

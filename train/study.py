@@ -26,8 +26,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.figures import save_figure
 from sparse_vlm.files import write_json, write_text
-from sparse_vlm.visualize import save_figure
 from train.forked import fork_python
 from train.stages.log import LOG_NAME, read_log
 

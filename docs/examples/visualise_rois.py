@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.draw import roi_figure
+from sparse_vlm.figures import save_figure
 from sparse_vlm.model_directory import open_encoder
-from sparse_vlm.visualize import record_glances, roi_figure, save_figure
+from sparse_vlm.sampling_steps import record_sampling_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     places = (torch.arange(100) + 0.5) / 100  # of 100 × 100 spots of the picture: which lie in some RoI?
     y, x = torch.meshgrid(places, places, indexing="ij")
-    for step, glance in enumerate(record_glances(encoder, encoder.transform(pictures[0])[None]), start=1):
+    for step, glance in enumerate(record_sampling_steps(encoder, encoder.transform(pictures[0])[None]), start=1):
         x1, y1, x2, y2 = glance.rois[0].T[..., None, None]
         inside = (x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)
         print(f"sampling step {step}: the RoIs cover {inside.any(dim=0).float().mean():.0%} of {arguments.pictures[0]}")

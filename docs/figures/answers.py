@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.decode import open_image
-from sparse_vlm.visualize import roi_figure, save_figure
+from sparse_vlm.draw import roi_figure
+from sparse_vlm.figures import save_figure
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
 

@@ -23,7 +23,8 @@ from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.visualize import check_figure, record_glances, save_figure
+from sparse_vlm.figures import check_figure, save_figure
+from sparse_vlm.sampling_steps import record_sampling_steps
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def at_size(encoder: SparseFormer, pictures: Sequence[Image.Image], scale: int, 
     transform = Transform(replace(preprocessing, resize=scale * preprocessing.resize, crop=crop))
     weight = encoder.stem.conv.weight
     images = torch.stack([transform(picture) for picture in pictures]).to(weight.device, weight.dtype)
-    glance, output = record_glances(encoder, images)[-1], encoder(images)
+    step, output = record_sampling_steps(encoder, images)[-1], encoder(images)
     clock = time.thread_time if images.device.type == "cpu" else time.perf_counter
     synchronize(images.device)
     seconds = []
@@ -62,7 +63,7 @@ def at_size(encoder: SparseFormer, pictures: Sequence[Image.Image], scale: int, 
         encoder(images)
         synchronize(images.device)
         seconds.append((clock() - start) / len(pictures))
-    return AtSize(crop, min(seconds), output.rois[-1].cpu(), glance.points, output.pooled.float().cpu())
+    return AtSize(crop, min(seconds), output.rois[-1].cpu(), step.points, output.pooled.float().cpu())
 
 
 def as_table(results: Sequence[AtSize]) -> Table:

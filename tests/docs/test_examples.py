@@ -47,7 +47,7 @@ def test_build_vlm(
     arguments = ["--encoder", encoder_dir, "--llm", llm_dir, "--output", tmp_path / "vlm", "--picture", picture]
     run("build_vlm", *arguments, "--max_new_tokens", 4)
     text = capsys.readouterr().out
-    assert "6 visual tokens a picture" in text
+    assert "6 visual tokens per image" in text
     assert text.index("> What is shown?") < text.index("> Are you sure?")
 
 
