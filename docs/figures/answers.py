@@ -1,6 +1,7 @@
-"""The picture of the README: where the quickstart's model looks, step by step, and what it answers.
+"""Draw the README's figure: RoIs of the quickstart's model at each sampling step, and its answers.
 
-python docs/figures/answers.py --model runs/quickstart/model --output docs/figures/answers.png
+Example:
+    python docs/figures/answers.py --model runs/quickstart/model --output docs/figures/answers.png
 """
 
 import argparse
@@ -13,7 +14,10 @@ from sparse_vlm.figures import save_figure
 from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
 
-ASKED = {0: "what color is the shape?", 2: "what shape does the image contain?"}  # of easy-VQA's test pictures
+QUESTIONS = {
+    0: "what color is the shape?",
+    2: "what shape does the image contain?",
+}  # number of easy-VQA's test image -> question
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model, processor = load_vlm(arguments.model)
     folder = easy_vqa.split_folder("test") / "images"
-    pictures = [open_image(easy_vqa.image_path(folder, number)) for number in ASKED]
-    figure = roi_figure(model.model.vision_tower.encoder, pictures)
-    steps = len(figure.axes) // len(pictures)
-    for row, (picture, question) in enumerate(zip(pictures, ASKED.values(), strict=True)):
-        said = answer(model, processor, picture, easy_vqa.prompt(question))
-        label = f"{question}\n\n→  {said}"
+    images = [open_image(easy_vqa.image_path(folder, number)) for number in QUESTIONS]
+    figure = roi_figure(model.model.vision_tower.encoder, images)
+    steps = len(figure.axes) // len(images)
+    for row, (image, question) in enumerate(zip(images, QUESTIONS.values(), strict=True)):
+        text = answer(model, processor, image, easy_vqa.prompt(question))
+        label = f"{question}\n\n→  {text}"
         figure.axes[row * steps].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=12)
-    figure.set_size_inches(2.4 * steps + 2.4, 2.5 * len(pictures))
+    figure.set_size_inches(2.4 * steps + 2.4, 2.5 * len(images))
     save_figure(figure, arguments.output)
 
 
