@@ -11,7 +11,7 @@ from transformers import BatchFeature, CLIPVisionModel
 from demo.generation import Generation
 from demo.models import OpenModel
 from sparse_vlm.draw import undo_normalisation
-from sparse_vlm.encoder.canvas import on_canvas
+from sparse_vlm.encoder.preprocessing import remove_canvas
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.sampling_steps import SamplingStep, record_sampling_steps
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
@@ -32,7 +32,7 @@ def sampling_steps(opened: OpenModel, images: Tensor) -> list[SamplingStep]:
     tower = getattr(opened.model.model, "vision_tower", None)
     if isinstance(tower, SparseFormerVisionModel):
         with opened.lock:  # one by one: on canvases they have different sizes
-            each = [record_sampling_steps(tower.encoder, on_canvas(image)[None]) for image in images]
+            each = [record_sampling_steps(tower.encoder, remove_canvas(image)[None]) for image in images]
         return [SamplingStep(*map(torch.cat, zip(*step, strict=True))) for step in zip(*each, strict=True)]
     if isinstance(tower, CLIPVisionModel):
         rois = lay_out_rois(visual_tokens(tower.config).latent).expand(len(images), -1, -1)
@@ -43,7 +43,7 @@ def sampling_steps(opened: OpenModel, images: Tensor) -> list[SamplingStep]:
 def seen_pixels(opened: OpenModel, images: Tensor) -> list[Tensor]:
     """Undo the preprocessing: float[images, 3, S, S] -> float32[H, W, 3] in [0, 1] for each image."""
     mean, std = opened.processor.image_processor.image_mean, opened.processor.image_processor.image_std
-    return [undo_normalisation(on_canvas(image)[None], mean, std)[0] for image in images]
+    return [undo_normalisation(remove_canvas(image)[None], mean, std)[0] for image in images]
 
 
 def visual_attention(opened: OpenModel, generation: Generation, tokens: int) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.canvas import on_canvas, preparation
+from sparse_vlm.encoder.preprocessing import make_transform, remove_canvas
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.sampling_steps import SamplingStep, record_sampling_steps
 
@@ -34,11 +34,11 @@ def roi_figure(
         encoder: any SparseFormer.
         images: one or more images of any size.
         max_tokens: most tokens to draw, evenly spread over all, so that the figure stays readable.
-        aspect: "crop": the encoder sees the central square; "native": the whole image (`sparse_vlm.encoder.canvas`).
+        aspect: "crop": the encoder sees the central square; "native": the whole image (`place_on_canvas`).
     """
     device, preprocessing = next(encoder.parameters()).device, encoder.config.preprocessing
-    prepare = preparation(preprocessing, aspect)
-    seen = [on_canvas(prepare(image)).to(device)[None] for image in images]
+    prepare = make_transform(preprocessing, aspect)
+    seen = [remove_canvas(prepare(image)).to(device)[None] for image in images]
     recorded = [record_sampling_steps(encoder, image) for image in seen]
     tokens = encoder.config.focus.tokens
     shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()

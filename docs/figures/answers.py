@@ -11,8 +11,8 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.figures import save_figure
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 
 QUESTIONS = {
     0: "what color is the shape?",

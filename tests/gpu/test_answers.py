@@ -12,9 +12,9 @@ from demo.answers import answer as answers_of
 from demo.models import open_model
 from demo.session import SentImage, Session
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES = [Image.new("RGB", (48, 64), colour) for colour in ("red", "green", "blue", "white")]

@@ -33,7 +33,7 @@ def test_alignment_trains_the_projector_alone(pretrained: Path) -> None:
 
 def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: Path, tmp_path: Path) -> None:
     """SmolLM2-135M-Instruct as its package has it, as a directory that LLaVA opens; two steps on captions."""
-    from sparse_vlm.vlm.language.llm import load_llm  # needs transformers 5, and only this test does
+    from sparse_vlm.vlm.language.causal_lm import load_llm  # needs transformers 5, and only this test does
 
     for part in load_llm(smollm2_gguf):
         part.save_pretrained(tmp_path / "smollm2")
