@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from eval.published import our_score, read_report
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.visualize import check_figure, save_figure
+from sparse_vlm.figures import check_figure, save_figure
 
 LABELLED = 40  # letters of a method's name that fit
 

@@ -24,10 +24,11 @@ from transformers import default_data_collator
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
 from sparse_vlm.data.images.augmentation import augmentation
+from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import unknown_choice
+from sparse_vlm.figures import alignment_figure, save_figure
 from sparse_vlm.files import write_json
-from sparse_vlm.visualize import alignment_figure, roi_figure, save_figure
 from train.stages.command_line import run_command
 from train.stages.log import LOG_NAME, read_log
 from train.stages.stage import ParameterGroup, finished_model, log_trainable, prepare, refuse_zero3, run

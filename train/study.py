@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.figures import save_figure
 from sparse_vlm.files import write_json, write_text
-from sparse_vlm.visualize import save_figure
 from train.forked import fork_python
 from train.stages.command_line import read_recipe
 from train.stages.log import LOG_NAME, read_log

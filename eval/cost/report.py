@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from eval.tables import markdown_table, rich_table
 from sparse_vlm.errors import UserError
+from sparse_vlm.figures import save_figure
 from sparse_vlm.files import check_output_files, write_json, write_text
-from sparse_vlm.visualize import save_figure
 
 
 class Section(NamedTuple):

@@ -27,10 +27,11 @@ from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.figures import check_figure, save_figure
 from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import require_positive, take_turns
-from sparse_vlm.visualize import check_figure, record_glances, save_figure
+from sparse_vlm.sampling_steps import record_sampling_steps
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def at_size(encoder: SparseFormer, images: Sequence[Image.Image], scale: int, re
     transform = Transform(replace(preprocessing, resize=scale * preprocessing.resize, crop=crop))
     weight = encoder.stem.conv.weight
     pixels = torch.stack([transform(image) for image in images]).to(weight.device, weight.dtype)
-    glance, output = record_glances(encoder, pixels)[-1], encoder(pixels)
+    step, output = record_sampling_steps(encoder, pixels)[-1], encoder(pixels)
     (seconds,) = take_turns([partial(encoder, pixels)], repeats, pixels.device)
-    return AtSize(crop, min(seconds) / len(images), output.rois[-1].cpu(), glance.points, output.pooled.float().cpu())
+    return AtSize(crop, min(seconds) / len(images), output.rois[-1].cpu(), step.points, output.pooled.float().cpu())
 
 
 def compare(results: Sequence[AtSize]) -> list[dict[str, float]]:

@@ -1,17 +1,18 @@
 """Run stages as separate processes on the CPU."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.forked import ROOT, run_together
+from tests.ports import free_port
 
 
 def deepspeed(module: str, arguments: list[str], processes: int = 2) -> None:
     """Run a module under DeepSpeed's launcher, as in docs/training.md."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
+    launcher += ["--master_port", str(free_port())]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
     command = [*launcher, "--module", module, *arguments]
@@ -25,9 +26,7 @@ def forked(module: str, arguments: list[str], processes: int = 2) -> None:
     That the launchers themselves make such processes is tested once a stage for DeepSpeed's, and with LLaVA's training
     for torch's.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     out = arguments[arguments.index("--output_dir") + 1]

@@ -147,7 +147,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     answers, blind, scores = root / "answers.jsonl", root / "answers_no_image.jsonl", root / "scores.json"
     questions = str(paths.test_questions)
     template = ["--chat_template", str(CHAT_TEMPLATE)]
-    build = ["-m", "sparse_vlm.cli", "build", str(vision), str(packaged_llm()), str(built), *template]
+    build = ["-m", "sparse_vlm", "build", str(vision), str(packaged_llm()), str(built), *template]
     # A constant rate, because the last third of this stage learns the most.
     read = ["-m", "train.instruct", "--model_name_or_path", str(built), "--independent_turns", "True"]
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]

@@ -15,7 +15,7 @@ from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
 from sparse_vlm.errors import UserError
-from sparse_vlm.visualize import record_glances
+from sparse_vlm.sampling_steps import record_sampling_steps
 from tests.encoder.runtime.replays import CpuRecorder
 
 
@@ -132,7 +132,7 @@ def test_hooks_inside_the_model_are_not_skipped(graphed: SparseFormer, recorder:
     with torch.inference_mode():
         for _ in range(2):
             graphed(images())
-    assert len(record_glances(graphed, images())) == 3
+    assert len(record_sampling_steps(graphed, images())) == 3
     assert recorder.replays == 1
 
 

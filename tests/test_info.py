@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, list_encoders
-from sparse_vlm.encoder.info import describe
 from sparse_vlm.errors import UserError
+from sparse_vlm.info import describe
 
 
 def test_without_a_name_every_variant_has_a_line() -> None:
