@@ -23,12 +23,12 @@ from eval.benchmarks import easy_vqa
 from eval.cost.arguments import add_arguments, begin
 from eval.cost.report import Section, publish
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import clock, machine, turns
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 
 

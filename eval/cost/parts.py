@@ -31,8 +31,7 @@ from sparse_vlm.command_line import CommandParser
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.cortex import Cortex
-from sparse_vlm.encoder.focusing import FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix
-from sparse_vlm.encoder.mixing import AdaptiveMixing
+from sparse_vlm.encoder.focusing import AdaptiveMixing, FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.timing import clock, machine, matmul, require_positive, take_turns

@@ -17,7 +17,7 @@ import torch
 
 from eval.encoders.arguments import add_arguments, add_encoder, begin
 from eval.encoders.embeddings import embed_images
-from eval.scoring.metrics import wilson_interval
+from eval.intervals import wilson_interval
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.images.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer

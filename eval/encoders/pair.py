@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparse_vlm.bootstrap.teachers import TextSide, open_teacher
+from sparse_vlm.bootstrap.teachers import TextEncoder, open_teacher
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.errors import UserError
 
@@ -26,7 +26,7 @@ class ImageEncoder(NamedTuple):
 
 def open_pair(
     teacher_spec: str, encoder_dir: Path, device: torch.device | str, dtype: torch.dtype
-) -> tuple[TextSide, dict[str, ImageEncoder]]:
+) -> tuple[TextEncoder, dict[str, ImageEncoder]]:
     """Open a teacher with a text encoder, and its student.
 
     Args:

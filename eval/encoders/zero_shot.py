@@ -19,7 +19,7 @@ from torch import Tensor
 from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
 from eval.encoders.embeddings import embed_images
 from eval.encoders.pair import open_pair
-from eval.scoring.metrics import wilson_interval
+from eval.intervals import wilson_interval
 from eval.scoring.protocol import Score
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.command_line import CommandParser

@@ -9,7 +9,7 @@ from torch import nn
 
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 def optimise(model: nn.Module, device: torch.device) -> None:

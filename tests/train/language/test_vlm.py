@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from sparse_vlm.data.conversations.collate import PACKINGS, ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.encoding import encode, parse_sample
+from sparse_vlm.data.conversations.encoding import encode
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
-from tests.vlm.language.test_llms import FAMILIES
+from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
 from train.language.trainer import ConversationTrainer, LengthGroups
 from train.language.vlm import ModelArguments, load, vlm_parts
@@ -178,7 +179,7 @@ def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_d
         with torch.no_grad():
             logits.append(model(**collate([dataset[i] for i in range(4)])).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="No attention 'flash_attention_2'"):
+    with pytest.raises(UserError, match="The attention 'flash_attention_2' is not available"):
         load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
 
 
@@ -207,7 +208,7 @@ def test_grouping_by_length_reads_no_image(
 ) -> None:
     dataset, collate = data(loaded, data_dir, "chats.json")
     lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
-    monkeypatch.setattr("sparse_vlm.data.conversations.sources.open_image", None)
+    monkeypatch.setattr("sparse_vlm.data.conversations.images.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)

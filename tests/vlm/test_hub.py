@@ -1,0 +1,111 @@
+"""Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM, pipeline
+
+from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+from sparse_vlm.vlm.hub import model_card, write_card
+from tests.vlm.conftest import Loaded
+
+QUESTION = "What is shown?"
+ALONE = """
+import sys
+sys.modules["sparse_vlm"] = None  # as if it were not installed
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+source, image, out, copy = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
+text = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(text=text, images=Image.open(image), add_special_tokens=False, return_tensors="pt")
+with torch.no_grad():
+    save_file({"logits": model(**inputs).logits}, out)
+model.save_pretrained(copy)
+processor.save_pretrained(copy)
+again = AutoModelForImageTextToText.from_pretrained(copy, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+"""
+
+
+def test_a_process_without_sparse_vlm(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
+    images[0].save(tmp_path / "image.png")
+    (tmp_path / "alone.py").write_text(ALONE)
+    paths = [str(path) for path in (vlm_dir, tmp_path / "image.png", tmp_path / "out", tmp_path / "copy")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "alone.py"), *paths]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model, processor = vlm
+    with torch.no_grad():
+        expected = model(**encode_prompt(processor, images[0], QUESTION)).logits
+    torch.testing.assert_close(load_file(tmp_path / "out")["logits"], expected)
+
+
+def test_pipeline(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    ask = pipeline("image-text-to-text", model=str(vlm_dir))
+    content = [{"type": "image", "image": images[0]}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    (result,) = ask(text=messages, max_new_tokens=6, generate_kwargs=dict(GREEDY), return_full_text=False)
+    assert result["generated_text"].strip() == answer(*vlm, images[0], QUESTION, max_new_tokens=6)
+
+
+def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModelForMultimodalLM and its pipeline, with text before the image, as OpenAI's clients send it."""
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model: Any = AutoModelForMultimodalLM.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, vlm[0](**inputs).logits)
+    content = [{"type": "text", "text": QUESTION}, {"type": "image", "image": images[0]}]
+    expected = answer(*vlm, images[0], QUESTION, max_new_tokens=6)
+    for task in ("any-to-any", "image-text-to-text"):
+        ask: Any = pipeline(task, model=str(vlm_dir))
+        options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
+        (result,) = ask(text=[{"role": "user", "content": content}], **options)
+        assert result["generated_text"].strip() == expected
+
+
+def test_model_card(vlm_dir: Path) -> None:
+    text = (vlm_dir / "README.md").read_text()
+    assert "# A vision-language model with 6 visual tokens per image" in text
+    assert "- Language model: llm" in text
+    assert "None: the projector is untrained." in text
+    stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]
+    encoder = {"teacher": "timm:some_vit", "licence": "apache-2.0"}
+    card = model_card(encoder, {"language_model": "org/llm", "stages": stages}, 49)
+    assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
+    assert "- Language model: org/llm" in card
+    assert "- align: captions.json\n- instruct: a.json, b.json" in card
+
+
+def test_an_edited_readme_is_kept(tmp_path: Path) -> None:
+    """An unedited card is overwritten; an edited or foreign one is kept."""
+    write_card(tmp_path, model_card({}, {}, 49))
+    write_card(tmp_path, model_card({}, {}, 64))
+    card = tmp_path / "README.md"
+    assert "with 64 visual tokens" in card.read_text()
+    edited = card.read_text().replace("64 visual", "64 good visual")
+    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
+        card.write_text(text)
+        write_card(tmp_path, model_card({}, {}, 81))
+        assert card.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_the_configuration_files_refer_to_the_code(vlm_dir: Path, name: str) -> None:
+    text = (vlm_dir / name).read_text()
+    assert "sparse_vlm_vlm_" in text
+    modules = {path.stem for path in vlm_dir.glob("sparse_vlm_*.py")}
+    assert {"sparse_vlm_vlm_modeling", "sparse_vlm_vlm_processing", "sparse_vlm_encoder_model"} <= modules
