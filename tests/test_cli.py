@@ -85,6 +85,7 @@ def test_commands_of_the_packages_above_are_there() -> None:
     assert set(groups["sparse_vlm.commands"]) <= set(subcommands())  # missing: pip install --editable . again
 
 
+@pytest.mark.slow
 def test_convert_writes_an_encoder_directory(
     released_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

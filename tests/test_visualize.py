@@ -73,6 +73,7 @@ def test_recording_leaves_no_hook_behind(tiny_encoder: SparseFormer) -> None:
     assert not any(module._forward_hooks for module in tiny_encoder.modules())
 
 
+@pytest.mark.slow
 def test_roi_figure_shows_every_picture_at_every_step(
     moving_encoder: SparseFormer, pictures: list[Image.Image], tmp_path: Path
 ) -> None:

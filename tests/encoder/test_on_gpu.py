@@ -13,6 +13,7 @@ from sparse_vlm.visualize import record_glances, undo_normalisation
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sparseformer-v1-t", "sparseformer-augreg-b", "sparseformer-clip-b"])
 def test_an_encoder(name: str, dtype: torch.dtype) -> None:

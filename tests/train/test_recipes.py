@@ -111,6 +111,7 @@ def test_the_teacher_exists_with_that_tag(recipe: Path) -> None:
         assert tag in open_clip.list_pretrained_tags_by_model(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if "timm:" in r.read_text()], ids=by_name)
 def test_the_cost_in_the_comments_is_counted(recipe: Path) -> None:
     """For timm's teachers; open_clip's cannot be built without numbers."""

@@ -169,6 +169,7 @@ def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, 
     assert not any(p.requires_grad for p in encoder.cortex.parameters())
 
 
+@pytest.mark.slow
 def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     logits = []
@@ -183,6 +184,7 @@ def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_d
         load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     gradients, runs = [], []

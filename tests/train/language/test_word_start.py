@@ -61,6 +61,7 @@ def test_a_feature_that_is_always_nought_is_no_obstacle() -> None:
     assert bias.item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
 def test_tokens_come_close_to_the_words_as_the_log_says(
     encoder_dir: Path,
@@ -92,6 +93,7 @@ def test_tokens_come_close_to_the_words_as_the_log_says(
     assert share > 0.3
 
 
+@pytest.mark.slow
 def test_the_stage_trains_from_there_and_a_run_that_goes_on_does_not_start_again(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_cached_tokens_and_text_only_samples_start_it_too(vlm_dir: Path, data_di
     torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_caption_without_words_is_left_out(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     """Of control tokens alone, behind which nothing is left of what the assistant says."""
     projectors = []

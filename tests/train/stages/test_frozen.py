@@ -62,6 +62,7 @@ def test_matrices_that_are_frozen_are_held_in_bf16_and_nothing_else(vlm_dir: Pat
     assert model.get_input_embeddings()(torch.tensor([[1]])).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), [("align", {}), ("align", {"word_start": 6}), ("instruct", LORA)])
 def test_the_losses_are_those_of_autocast_over_float32_to_the_bit(
     bf16_dir: Path,
@@ -77,6 +78,7 @@ def test_the_losses_are_those_of_autocast_over_float32_to_the_bit(
     assert train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "converted", **options) == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, LORA, QLORA, {"tune_focusing": True}])
 def test_a_result_has_the_dtype_of_the_start_and_its_frozen_weights_to_the_bit(
     vlm_dir: Path, bf16_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]
@@ -91,6 +93,7 @@ def test_a_result_has_the_dtype_of_the_start_and_its_frozen_weights_to_the_bit(
         load_vlm(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), [("align", {}), ("instruct", LORA)])
 def test_the_dtype_of_the_result_can_be_chosen(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, stage: str, options: dict[str, object]
@@ -108,6 +111,7 @@ def test_an_unknown_dtype_is_a_sentence(
     assert "Unknown --output_dtype 'bf16'. Did you mean 'bfloat16'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, LORA])
 def test_a_run_in_bf16_goes_on_to_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]

@@ -109,6 +109,7 @@ def test_what_trains_counts_every_parameter_once() -> None:
             what_trains(model, wrong)
 
 
+@pytest.mark.slow
 def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
     run(trainer(tmp_path / "whole"))
     program = """
@@ -140,6 +141,7 @@ def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_damaged_checkpoint_is_a_sentence(name: str, tmp_path: Path) -> None:
     run(trainer(tmp_path, save_total_limit=2))
@@ -149,6 +151,7 @@ def test_a_damaged_checkpoint_is_a_sentence(name: str, tmp_path: Path) -> None:
         run(trainer(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Path) -> None:
     """Its last step lies within an epoch (6 batches of 4): transformers alone would take one more step."""
     whole = trainer(tmp_path, per_device_train_batch_size=4)
@@ -161,6 +164,7 @@ def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Pa
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_deepspeed_is_refused_without_it(tmp_path: Path) -> None:
     """transformers would go on with a new optimizer, without a word."""
     run(trainer(tmp_path, max_steps=4))
@@ -171,6 +175,7 @@ def test_a_checkpoint_of_deepspeed_is_refused_without_it(tmp_path: Path) -> None
         run(trainer(tmp_path, max_steps=6))
 
 
+@pytest.mark.slow
 def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: Path) -> None:
     """An incomplete checkpoint-7 is newer by its number than the one of step 4, the only one that is complete."""
     run(trainer(tmp_path, max_steps=4))
@@ -179,6 +184,7 @@ def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: 
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There seems not to be a single sample")
 def test_a_run_without_a_batch_is_a_sentence(tmp_path: Path) -> None:
     """transformers alone would be content with step 0, and the starting weights would be published."""
@@ -191,6 +197,7 @@ def test_values_that_do_not_go_together_are_a_sentence(tmp_path: Path) -> None:
         StageArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True)
 
 
+@pytest.mark.slow
 def test_seed_decides_the_curve(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(trainer(tmp_path / name, seed=seed))

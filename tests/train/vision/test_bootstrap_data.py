@@ -54,6 +54,7 @@ def test_zero_shot_without_held_out_images_is_refused(
     assert "measured together with the alignment: give --eval_data_path too" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
     options = {"eval_data_path": image_shards, "samples_per_epoch": 4, "eval_steps": 1, "max_steps": 3}
     assert main(arguments(clip_dir, image_shards, tmp_path, **options)) == 0
@@ -93,6 +94,7 @@ def test_what_is_held_out_is_not_trained_on(images: Path) -> None:
     assert len(typical_images(sources, v2.PILToTensor())) == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_holds_out(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     options = {"eval_data_path": images, "eval_samples": 2, "hold_out": True, "max_steps": 2, "eval_steps": 2}
     assert main(arguments(clip_dir, images, tmp_path / "out", num_train_epochs=1, **options)) == 0
@@ -105,6 +107,7 @@ def test_streams_hold_out_other_shards(image_shards: str) -> None:
         training_images(sources, v2.PILToTensor(), 0, 0)
 
 
+@pytest.mark.slow
 def test_unreadable_held_out_images_count_in_nothing(
     clip_dir: Path, images: Path, damaged: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_unreadable_held_out_images_count_in_nothing(
     assert measured == pytest.approx({name: expected[name] for name in names} | {"unreadable": 2}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
     """Of four chosen ones; nor does the figure show a picture that could not be read."""
     command = measuring(clip_dir, images, damaged, tmp_path / "out", eval_samples=4, eval_steps=1, max_steps=1)
@@ -137,6 +141,7 @@ def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path,
     assert sorted(shown) == sorted(Image.open(file).tobytes() for file in images.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +155,7 @@ def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
     assert printed.splitlines()[-1].startswith(f"error: The image {tmp_path / 'held out/broken.png'} cannot be read")
 
 
+@pytest.mark.slow
 def test_nothing_to_measure_is_one_sentence(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

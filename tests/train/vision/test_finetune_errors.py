@@ -14,6 +14,7 @@ from train.stages.stage import run
 from train.vision.finetune_arguments import FinetuneArguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["added", "swapped"])
 def test_other_classes_than_the_checkpoints_are_a_sentence(
     change: str, small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -122,6 +123,7 @@ def test_of_many_classes_held_out_the_difference_is_named(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
