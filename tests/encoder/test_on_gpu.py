@@ -14,6 +14,7 @@ from sparse_vlm.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sparseformer-v1-t", "sparseformer-augreg-b", "sparseformer-clip-b"])
 def test_an_encoder(name: str, dtype: torch.dtype) -> None:

@@ -25,6 +25,7 @@ def directory(tiny_encoder: SparseFormer, tmp_path: Path) -> Path:
     return tmp_path / "encoder"
 
 
+@pytest.mark.slow
 def test_every_variant_is_registered() -> None:
     assert sorted(NAMES.values()) == sorted(VARIANTS)
     assert timm.list_models("sparseformer_*large") == ["sparseformer_augreg_large", "sparseformer_clip_large"]

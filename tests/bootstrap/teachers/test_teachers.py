@@ -170,6 +170,7 @@ def test_incomplete_directories(tmp_path: Path) -> None:
         assert open_teacher(str(tmp_path / family), pretrained=False).cortex.depth == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DINOV2.is_dir(), reason="needs ../shared/data with the DINOv2 weights")
 def test_dinov2_from_a_file_gives_the_golden_features() -> None:
     teacher = open_teacher(f"timm:vit_small_patch14_dinov2.lvd142m@{DINOV2 / 'model_fp16.safetensors'}", image_size=224)

@@ -9,6 +9,7 @@ from tests.train.vision.bootstrap_runs import arguments, flags
 from train.bootstrap import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
