@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.visualize import roi_figure, save_figure
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 
 ASKED = {0: "what color is the shape?", 2: "what shape does the image contain?"}  # of easy-VQA's test pictures
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
-from sparse_vlm.vlm.processing import IMAGE_TOKEN
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
+from sparse_vlm.vlm.loading import load_vlm
 
 MAX_NEW_TOKENS = 1024  # for tasks that do not set a limit
 

@@ -33,7 +33,7 @@ def test_alignment_only_trains_the_projector(pretrained: Path) -> None:
 
 def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: Path, tmp_path: Path) -> None:
     """Two steps on captions with SmolLM2-135M-Instruct from its package, saved as a directory that LLaVA opens."""
-    from sparse_vlm.vlm.language.llm import load_llm  # only this test needs transformers 5
+    from sparse_vlm.vlm.language.causal_lm import load_llm  # only this test needs transformers 5
 
     for part in load_llm(smollm2_gguf):
         part.save_pretrained(tmp_path / "smollm2")
