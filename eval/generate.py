@@ -19,10 +19,10 @@ from tqdm import tqdm
 from eval.answer_log import AnswerLog, open_log
 from eval.generate_arguments import Task, build_parser, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
-from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.image_files import decode_image, open_image
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.decoding import Decoding

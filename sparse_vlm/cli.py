@@ -65,8 +65,8 @@ def _build(arguments: argparse.Namespace) -> None:
 def _chat(arguments: argparse.Namespace) -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    from sparse_vlm.data.images.decode import open_image
     from sparse_vlm.devices import choose_device, choose_dtype
+    from sparse_vlm.image_files import open_image
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.decoding import Decoding
     from sparse_vlm.vlm.language.quantization import quantization
@@ -91,8 +91,8 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _rois(arguments: argparse.Namespace) -> None:
-    from sparse_vlm.data.images.decode import open_image
     from sparse_vlm.devices import choose_device, choose_dtype
+    from sparse_vlm.image_files import open_image
     from sparse_vlm.model_directory import open_encoder, read_config
 
     if arguments.max_tokens < 1:

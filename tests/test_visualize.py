@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from sparse_vlm.data import easy_vqa
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.image_files import open_image
 from sparse_vlm.visualize import (
     accuracy_figure,
     alignment_figure,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 from sparse_vlm.model_directory import open_encoder
 from sparse_vlm.visualize import record_glances, roi_figure, save_figure
 

@@ -194,7 +194,7 @@ def test_incomplete_directories_are_refused(tiny_encoder: SparseFormer, tmp_path
     for content, sentence in [
         (json.dumps(values | {"model_type": "bert"}), "of type 'bert'"),
         (json.dumps(values | {"stem": {"channels": 16}}), "shapes: "),
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
     ]:
         (directory / "config.json").write_text(content)
         with pytest.raises(UserError, match=sentence):

@@ -12,7 +12,7 @@ import pytest
 
 from eval.scoring.metrics import exact_match
 from sparse_vlm.data import easy_vqa as dataset
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
 

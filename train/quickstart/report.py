@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.files import write_json, write_text
+from sparse_vlm.image_files import open_image
 from sparse_vlm.visualize import accuracy_figure, loss_figure, roi_figure, save_figure
 from train.quickstart.paths import Paths
 from train.quickstart.steps import Step, reads_test_split

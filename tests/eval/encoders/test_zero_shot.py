@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from eval.encoders.zero_shot import accuracy, easy_vqa_images, main
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 
 def test_the_classes_of_the_real_test_images() -> None:
