@@ -10,7 +10,7 @@ from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
-from sparse_vlm.sampling_steps import record_sampling_steps
+from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
