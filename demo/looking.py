@@ -10,7 +10,7 @@ from transformers import BatchFeature, CLIPVisionModel
 
 from demo.models import OpenModel
 from demo.speaking import Reply
-from sparse_vlm.encoder.canvas import on_canvas
+from sparse_vlm.encoder.preprocessing import remove_canvas
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.visualize import Glance, record_glances, undo_normalisation
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
@@ -31,7 +31,7 @@ def look(opened: OpenModel, pictures: Tensor) -> list[Glance]:
     tower = getattr(opened.model.model, "vision_tower", None)
     if isinstance(tower, SparseFormerVisionModel):
         with opened.lock:  # one by one: on canvases they have different sizes
-            each = [record_glances(tower.encoder, on_canvas(picture)[None]) for picture in pictures]
+            each = [record_glances(tower.encoder, remove_canvas(picture)[None]) for picture in pictures]
         return [Glance(*map(torch.cat, zip(*step, strict=True))) for step in zip(*each, strict=True)]
     if isinstance(tower, CLIPVisionModel):
         rois = lay_out_rois(visual_tokens(tower.config).latent).expand(len(pictures), -1, -1)
@@ -42,7 +42,7 @@ def look(opened: OpenModel, pictures: Tensor) -> list[Glance]:
 def seen_pixels(opened: OpenModel, pictures: Tensor) -> list[Tensor]:
     """Undoes the preprocessing: float[P, 3, S, S] -> float32[H, W, 3] in [0, 1] of each picture."""
     mean, std = opened.processor.image_processor.image_mean, opened.processor.image_processor.image_std
-    return [undo_normalisation(on_canvas(picture)[None], mean, std)[0] for picture in pictures]
+    return [undo_normalisation(remove_canvas(picture)[None], mean, std)[0] for picture in pictures]
 
 
 def visual_attention(opened: OpenModel, reply: Reply, tokens: int) -> Tensor:

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.model_directory import read_config, short_name
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 
 # What keeps its precision in a model of transformers, whatever it calls its vision tower and projector.

@@ -25,8 +25,8 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.image_files import decode_image, open_image
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES_PER_PART = 48  # whose prefixes are held in memory together

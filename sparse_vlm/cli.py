@@ -67,10 +67,10 @@ def _chat(arguments: argparse.Namespace) -> None:
 
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.image_files import open_image
-    from sparse_vlm.vlm.build import load_vlm
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.decoding import Decoding
     from sparse_vlm.vlm.language.quantization import quantization
+    from sparse_vlm.vlm.loading import load_vlm
     from sparse_vlm.vlm.terminal import converse
 
     disable_progress_bar()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
         temporary = target.with_name(f".{os.getpid()}.{target.name}")  # matplotlib infers the format from the suffix
         try:
             yield temporary
+            _follow_umask(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -175,15 +177,27 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     target = Path(path).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    temporary.chmod(0o755)
     try:
         yield temporary
+        _follow_umask(temporary)
         if target.exists():
             _take_places(temporary, target)
         else:
             os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _follow_umask(path: Path) -> None:
+    """Grant the permissions that the umask allows new files: libraries that write through tempfile leave them out."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        (probe := Path(folder, "probe")).mkdir()
+        allowed = stat.S_IMODE(probe.stat().st_mode)
+    for part in (path, *path.rglob("*")):
+        if part.is_symlink():
+            continue
+        mode = stat.S_IMODE(part.stat().st_mode)
+        part.chmod(mode | (allowed if part.is_dir() else allowed & 0o666))
 
 
 def exchange(first: Path, second: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading a part of a model directory (`sparse_vlm.vlm`) without transformers and without its language model."""
+"""Read parts of a model directory (`sparse_vlm.vlm`) without transformers and without its language model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +20,13 @@ ENCODER = f"{TOWER}encoder."
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """config.json of a directory; empty where there is none.
-
-    Raises:
-        UserError: it cannot be read, or is no JSON object.
-    """
+    """Read config.json of a directory; {} without one."""
     file = Path(directory) / "config.json"
     return read_object(file) if file.exists() else {}
 
 
 def saved_dtype(directory: str | Path) -> str:
-    """In what the weights of a model directory are, as its config.json says: a key of DTYPES.
-
-    Raises:
-        UserError: config.json is damaged, or names another type.
-    """
+    """Return the dtype of a model directory's weights according to its config.json, as a key of DTYPES."""
     dtype = read_config(directory).get("dtype") or "float32"
     if dtype not in DTYPES:
         raise unknown_choice(f"dtype in config.json of {directory}", str(dtype), DTYPES)
@@ -42,13 +34,13 @@ def saved_dtype(directory: str | Path) -> str:
 
 
 def short_name(directory: str | Path) -> str:
-    """The last two parts of a path: stages and runs tend to be called "model"."""
+    """Return the last two parts of a path, since the last part alone is often just "model"."""
     return "/".join(part for part in Path(directory).resolve().parts[-2:] if part != "/")
 
 
 @contextmanager
 def described_by_config(directory: str | Path) -> Iterator[None]:
-    """For a block that takes the configuration of a model directory apart: what is not there becomes a UserError."""
+    """Turn missing keys and wrong types into UserErrors, for a block that reads a model directory's configuration."""
     try:
         yield
     except (AttributeError, KeyError, TypeError) as error:
@@ -56,11 +48,7 @@ def described_by_config(directory: str | Path) -> Iterator[None]:
 
 
 def weight_shapes(directory: str | Path) -> dict[str, list[int]]:
-    """Name -> shape of all weights of a directory, in one file or many.
-
-    Raises:
-        UserError: there are none, or they are damaged.
-    """
+    """Return name -> shape of all weights of a directory, in one or several files."""
     shapes: dict[str, list[int]] = {}
     for weights in _open_weights(Path(directory)):
         shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
@@ -68,18 +56,16 @@ def weight_shapes(directory: str | Path) -> dict[str, list[int]]:
 
 
 def open_encoder(directory: str | Path) -> SparseFormer:
-    """The SparseFormer of an encoder directory, or the one inside a model directory; strictly, in eval mode.
-
-    Raises:
-        UserError: it is neither, incomplete, or the model's vision tower is a dense ViT.
-    """
+    """Open the SparseFormer of an encoder directory or inside a model directory, strictly and in eval mode."""
     config = read_config(directory)
     if config.get("model_type") != MODEL_TYPE:
         return SparseFormer.from_pretrained(directory)
     with described_by_config(directory):
         vision = config["vision_config"]
         if vision["model_type"] != "sparseformer":
-            raise UserError(f"The vision tower of {directory} is a dense ViT ({vision['model_type']}): it has no RoIs.")
+            raise UserError(
+                f"The vision tower of {directory} is a dense ViT ({vision['model_type']}), which has no RoIs."
+            )
         encoder_config = SparseFormerConfig.from_dict(vision["encoder"])
     encoder = SparseFormer(encoder_config)
     found: dict[str, Tensor] = {}
@@ -93,7 +79,7 @@ def open_encoder(directory: str | Path) -> SparseFormer:
 def _open_weights(directory: Path) -> Iterator[Any]:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{directory} holds no weights (*.safetensors).")
+        raise UserError(f"{directory} has no weights (*.safetensors).")
     for file in files:
         with _readable(file), safe_open(file, framework="pt") as weights:
             yield weights

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.canvas import on_canvas, preparation
 from sparse_vlm.encoder.focusing import SamplingPoints
+from sparse_vlm.encoder.preprocessing import make_transform, remove_canvas
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files, new_file
 
@@ -71,11 +71,11 @@ def roi_figure(
         encoder: any SparseFormer.
         images: one or more pictures of any size.
         max_tokens: draw this many tokens, evenly spread over all, so that the picture stays readable.
-        aspect: "crop": the encoder sees the middle square; "native": the whole picture (`sparse_vlm.encoder.canvas`).
+        aspect: "crop": the encoder sees the middle square; "native": the whole picture (`place_on_canvas`).
     """
     device, preprocessing = next(encoder.parameters()).device, encoder.config.preprocessing
-    prepare = preparation(preprocessing, aspect)
-    seen = [on_canvas(prepare(image)).to(device)[None] for image in images]
+    prepare = make_transform(preprocessing, aspect)
+    seen = [remove_canvas(prepare(image)).to(device)[None] for image in images]
     glances = [record_glances(encoder, picture) for picture in seen]
     tokens = encoder.config.focus.tokens
     shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()

@@ -141,7 +141,7 @@ def worded_vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) 
 def answerer(worded_vlm_dir: Path) -> Answerer:
     """An answerer with `worded_vlm_dir`, at most 6 tokens per answer and 16 questions per batch."""
     from sparse_vlm.vlm.answering import Answerer
-    from sparse_vlm.vlm.build import load_vlm
+    from sparse_vlm.vlm.loading import load_vlm
 
     model, processor = load_vlm(worded_vlm_dir)
     return Answerer(model, processor, max_new_tokens=6, batch_rows=16)

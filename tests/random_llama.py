@@ -1,4 +1,4 @@
-"""A real LLM, tiny and random."""
+"""A tiny Llama with random weights."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def random_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
-    """A Llama of two layers of 48 channels, always the same; `changes` are of its configuration."""
+    """Create a Llama with two layers of width 48 and fixed random weights. `changes` override its configuration."""
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     torch.manual_seed(0)

@@ -6,10 +6,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sparse_vlm import files
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import check_output, check_output_files, exchange, new_directory, write_json, write_text
+from sparse_vlm.files import check_output, check_output_files, exchange, new_directory, new_file, write_json, write_text
 
 
 def test_text_and_json(tmp_path: Path) -> None:
@@ -194,3 +196,21 @@ def test_directories_are_exchanged_atomically(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files.ctypes, "CDLL", WithoutExchange)
     exchange(tmp_path / "a", tmp_path / "b")
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("?/?"))] == ["a/a", "b/b"]
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "directory_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_published_files_follow_the_umask(tmp_path: Path, umask: int, file_mode: int, directory_mode: int) -> None:
+    """safetensors creates its files through tempfile, with mode 600."""
+    before = os.umask(umask)
+    try:
+        with new_file(tmp_path / "weights.safetensors") as temporary:
+            save_file({"weight": torch.zeros(1)}, temporary)
+        with new_directory(tmp_path / "out") as folder:
+            (folder / "part").mkdir()
+            save_file({"weight": torch.zeros(1)}, folder / "part" / "weights.safetensors")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "weights.safetensors", tmp_path / "out" / "part" / "weights.safetensors"):
+        assert stat.S_IMODE(file.stat().st_mode) == file_mode
+    for directory in (tmp_path / "out", tmp_path / "out" / "part"):
+        assert stat.S_IMODE(directory.stat().st_mode) == directory_mode

@@ -1,4 +1,4 @@
-"""Encoders out of model directories, and what `sparse-vlm info` and `sparse-vlm rois` make of them."""
+"""Encoders inside model directories, and the commands `sparse-vlm info` and `sparse-vlm rois`."""
 
 import json
 import shutil
@@ -64,10 +64,10 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
         describe(str(directory))
     (directory / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         open_encoder(directory)
     change(directory, vision_config={"model_type": "clip_vision_model"})
-    with pytest.raises(UserError, match=r"is a dense ViT \(clip_vision_model\): it has no RoIs"):
+    with pytest.raises(UserError, match=r"is a dense ViT \(clip_vision_model\), which has no RoIs"):
         open_encoder(directory)
     (directory / "config.json").write_text('{"model_type": "sparse_vlm"}')
     with pytest.raises(UserError, match=r"config\.json of .* is incomplete or damaged: KeyError\('vision_config'\)"):
@@ -98,7 +98,7 @@ def test_rois_command(
     assert matplotlib.image.imread(tmp_path / "rois.png").std() > 0.05
 
 
-def test_rois_of_nothing(tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rois_refuses_bad_input(tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a.png")
     for arguments, sentence in [
         ([str(tmp_path / "a.png"), "--model", str(tmp_path / "none")], "There is no encoder directory"),

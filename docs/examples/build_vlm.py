@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from sparse_vlm.image_files import open_image
 from sparse_vlm.info import describe
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.conversation import Conversation
+from sparse_vlm.vlm.loading import load_vlm
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,8 +14,8 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.files import check_output_files
 from sparse_vlm.image_files import open_image
 from sparse_vlm.visualize import roi_figure, save_figure
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 
 QUESTIONS = {
     0: "what color is the shape?",

@@ -29,8 +29,8 @@ from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import machine, require_positive
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 
 

@@ -1,10 +1,10 @@
-"""Answers to many questions about few pictures, each picture's prefix computed once.
+"""Answers to many questions about few images. The prefix of each image is computed once.
 
-All prompts begin alike up to behind the image: the template's head and the visual tokens. That beginning goes through
-the model once per picture; its keys and values are then repeated for the picture's questions, and the rest of the
-prompts, sorted by length, is generated from in large batches by transformers' own `generate`. Where padding between the
-two would change an answer, a batch has prompts of one length; a model that no batch suits is asked question by
-question.
+All prompts share their beginning up to the image: the head of the chat template and the visual tokens. The model
+processes this prefix once per image. Its keys and values are then repeated for the questions about the image, and
+transformers' own `generate` continues from the rest of the prompts, in large batches sorted by length. If padding
+between prefix and rest would change an answer, each batch has prompts of equal length. A model that cannot be batched
+is asked one question at a time.
 """
 
 import copy
@@ -20,28 +20,29 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
-from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
-# for the prompt's tokens any picture does: each takes the same number of them
+# encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
-PROMPTS_KEPT = 4096  # benchmarks repeat their questions
-ALONE = ("mpt",)  # counts distances by places in the row, and fails behind keys and values of several tokens
+CACHED_PROMPTS = 4096  # benchmarks repeat their questions
+# MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
+UNBATCHED = ("mpt",)
 logger = logging.getLogger(__name__)
 
 
 class Answerer:
-    """Answers of one model; the same words as `sparse_vlm.vlm.chat.answer` gives one by one.
+    """Answers questions with one model. The answers equal those of `sparse_vlm.vlm.chat.answer`.
 
     Args:
-        model, processor: of `load_vlm`.
-        max_new_tokens: where an answer that does not end is cut.
-        batch_rows: questions that are generated for together.
+        model, processor: returned by `load_vlm`.
+        max_new_tokens: maximum length of an answer.
+        batch_rows: maximum number of questions per batch.
         decoding: how the next token is chosen; None: greedily.
-        system: a system prompt; None: the chat template's own, where it has one.
+        system: the system prompt; None: the chat template's own, if it has one.
     """
 
     def __init__(
@@ -55,29 +56,25 @@ class Answerer:
         system: str | None = None,
     ) -> None:
         if batch_rows < 1:
-            raise UserError(f"The number of questions in a batch must be at least 1, got {batch_rows}.")
+            raise UserError(f"The number of questions per batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
         self.decoding, self.system = decoding or Decoding(), system
-        self._said = False
-        self._prompt = lru_cache(PROMPTS_KEPT)(self._encode)
+        self._warned = False
+        self._prompt = lru_cache(CACHED_PROMPTS)(self._encode)
 
     @torch.inference_mode()
     def answer(
         self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
     ) -> Iterator[list[tuple[int, str]]]:
-        """Answers batch by batch, in an order of its own.
+        """Answer questions batch by batch, in any order.
 
         Args:
-            images: pictures, taken and let go one by one; None: the questions are about no picture.
-            questions: (place in `images`, text); without images the place is 0.
+            images: the images, consumed one at a time; None: the questions have no image.
+            questions: (index into `images`, text); without images the index is 0.
 
         Yields:
-            (index into `questions`, answer) pairs of one batch.
-
-        Raises:
-            UserError: see `encode_prompt`, the chat template does not put the image before the question, or a prompt
-                and its answer are longer than the model takes.
+            The (index into `questions`, answer) pairs of one batch.
         """
         prompts = [self._prompt(images is not None, text) for _, text in questions]
         for prompt, (_, text) in zip(prompts, questions, strict=True):
@@ -93,41 +90,36 @@ class Answerer:
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
     def check_length(self, with_image: bool, text: str) -> None:
-        """Check that a prompt and its answer fit into the model, before anything is computed.
-
-        Raises:
-            UserError: see `encode_prompt`; or they do not.
-        """
+        """Check that a prompt and its answer fit into the model. Call this before long work."""
         most = most_positions(self.model.config.get_text_config())
         around = len(self._prompt(with_image, "?"))
-        # a tokenizer makes at most one token of a byte, so that most prompts need not be tokenized for this
+        # a byte gives at most one token, so most prompts need not be tokenized for this check
         if most is not None and around + len(text.encode()) + self.max_new_tokens > most:
             self._check_tokens(len(self._encode(with_image, text)), text)
 
     def _check_tokens(self, prompt: int, text: str) -> None:
-        """Raises UserError where a prompt of so many tokens and its answer are more than the model takes."""
-        most = most_positions(self.model.config.get_text_config())
-        if most is not None and prompt + self.max_new_tokens > most:
-            raise UserError(
-                f"The question {text!r:.80} with an answer of {self.max_new_tokens} tokens makes "
-                f"{prompt + self.max_new_tokens} tokens, more than the {most} that the model takes. "
-                "Shorten it, or ask for shorter answers."
-            )
+        """Raise UserError if a prompt of `prompt` tokens and its answer exceed the model's positions."""
+        check_length(
+            self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice="Shorten the question"
+        )
 
     def _needs_single_questions(self) -> bool:
-        """Whether the language model has layers whose past is a state (LFM2, Qwen3-Next), which padding changes, or is
-        one of ALONE."""
+        """Return whether the model cannot be batched: it is one of UNBATCHED, or has recurrent layers, whose state
+        padding changes (LFM2, Qwen3-Next)."""
         layers = DynamicCache(config=self.model.config).layers
         state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-        return state or self.model.config.get_text_config().model_type in ALONE
+        return state or self.model.config.get_text_config().model_type in UNBATCHED
 
     def _one_by_one(
         self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
     ) -> Iterator[list[tuple[int, str]]]:
-        if not self._said:
+        if not self._warned:
             kind = self.model.config.get_text_config().model_type
-            logger.warning("A language model of type %s is asked one by one: batches would change its answers.", kind)
-            self._said = True
+            logger.warning(
+                "Batches would change the answers of a language model of type %s: it is asked one question at a time.",
+                kind,
+            )
+            self._warned = True
         members: dict[int, list[int]] = {}
         for index, (place, _) in enumerate(questions):
             members.setdefault(place, []).append(index)
@@ -140,37 +132,37 @@ class Answerer:
         return answer(model, processor, image, text, limit, decoding=self.decoding, system=self.system)
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Indices of prompts of like lengths; of equal ones where padding in a row would count."""
+        """Yield indices of prompts of similar length, or of equal length if padding would change the answers."""
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         groups = [order]
-        if self._padding_counts(len(prompts[order[-1]]) + self.max_new_tokens):
+        if self._padding_matters(len(prompts[order[-1]]) + self.max_new_tokens):
             groups = [list(same) for _, same in groupby(order, key=lambda index: len(prompts[index]))]
         for group in groups:
             for start in range(0, len(group), self.batch_rows):
                 yield group[start : start + self.batch_rows]
 
-    def _padding_counts(self, tokens: int) -> bool:
-        """Whether padding within a row of so many tokens takes room in a sliding window of the language model."""
+    def _padding_matters(self, tokens: int) -> bool:
+        """Return whether padding in a row of `tokens` tokens takes space in a sliding attention window."""
         windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=self.model.config).layers]
         return any(window < tokens for window in windows if window)
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
-        """Token ids of a whole prompt."""
+        """Return the token ids of a complete prompt."""
         inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text, self.system)
         return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
-        """Tokens that all prompts begin with; at least one token of each prompt is left to be generated from."""
-        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)  # stops at the shortest
+        """Return the number of tokens that all prompts share at their beginning. At least one token of each remains."""
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)  # ends with the shortest
         shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         if any(self.processor.image_token_id in prompt[shared:] for prompt in prompts):
-            raise UserError("The chat template must put the image before the question's words; it does not.")
+            raise UserError("The chat template must put the image before the text of the question, but it does not.")
         return shared
 
     def _prefill(self, images: Iterable[Image.Image] | None, prefix: list[int]) -> Cache:
-        """Keys and values of the shared beginning, a row for each picture."""
+        """Compute keys and values of the shared beginning, one row per image."""
         device, pixels = self.model.device, None
-        if not prefix:  # no picture, and a template without a head
+        if not prefix:  # no image, and a template without a head
             return DynamicCache(config=self.model.config)
         if images is not None:
             pixels = torch.cat([self._preprocess(image) for image in images]).to(device, self.model.dtype)
@@ -182,7 +174,7 @@ class Answerer:
         return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def _generate(self, prompts: Sequence[list[int]], shared: int, cache: Cache) -> list[str]:
-        """Answers to prompts of one batch; padding goes between the shared beginning and the rest."""
+        """Answer the prompts of one batch, with padding between the shared beginning and the rest."""
         tokenizer, device = self.processor.tokenizer, self.model.device
         width = max(map(len, prompts))
         input_ids, attention_mask = [], []
@@ -190,7 +182,7 @@ class Answerer:
             gap, rest = width - len(prompt), len(prompt) - shared
             input_ids.append(prompt[:shared] + [tokenizer.pad_token_id] * gap + prompt[shared:])
             attention_mask.append([1] * shared + [0] * gap + [1] * rest)
-        generated = self.model.generate(  # type: ignore[misc]  # transformers' own annotation of self
+        generated = self.model.generate(  # type: ignore[misc]  # transformers' annotation of self
             input_ids=torch.tensor(input_ids, device=device),
             attention_mask=torch.tensor(attention_mask, device=device),
             past_key_values=cache,
@@ -203,7 +195,7 @@ class Answerer:
 
 
 def _selected(prefix: Cache, rows: Tensor) -> Cache:
-    """A cache of some rows of another, which stays as it is; nothing else of it is copied."""
+    """Return a cache with the given rows of `prefix`, which is unchanged. Only these rows are copied."""
     cache = copy.copy(prefix)
     cache.layers = [copy.copy(layer) for layer in prefix.layers]
     cache.batch_select_indices(rows)

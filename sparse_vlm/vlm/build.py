@@ -1,36 +1,25 @@
-"""A vision encoder and any causal LM → one model directory that opens with `from_pretrained`; and back."""
+"""Builds a model directory: a vision encoder, a new projector and any causal LM, for `from_pretrained` to open."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
-from sparse_vlm.files import check_output, new_directory, read_object
-from sparse_vlm.vlm.language.llm import load_llm, most_positions, settle_generation, unfit_weights
+from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
+from sparse_vlm.vlm.language.causal_lm import load_llm, most_positions, settle_generation
+from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
-from sparse_vlm.vlm.modeling import (
-    SparseVLMConfig,
-    SparseVLMForConditionalGeneration,
-    build_projector,
-)
-from sparse_vlm.vlm.processing import (
-    SparseFormerImageProcessor,
-    SparseVLMProcessor,
-    add_image_token,
-)
-from sparse_vlm.vlm.towers import open_tower
+from sparse_vlm.vlm.loading import check_opens
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.towers import VisionTower, open_tower
 from sparse_vlm.vlm.vision import visual_tokens
 
 
@@ -48,94 +37,111 @@ def build_vlm(
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Writes the model directory of an encoder and an LLM with a new projector between them, atomically.
+    """Write a model directory with an encoder, an LLM and a new projector between them, atomically.
 
     Args:
-        encoder_dir: a directory of `SparseFormer.save_pretrained`, or of open_clip; see `open_tower`.
+        encoder_dir: a directory of `SparseFormer.save_pretrained` or of open_clip; see `open_tower`.
         llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
-        out_dir: the new directory.
-        gguf_file: name of the GGUF file in the directory `llm`.
+        out_dir: the output directory.
+        gguf_file: name of the GGUF file if `llm` is its directory.
         chat_template: a Jinja file or text, or "llava_v1"; None: the LLM's own.
         projector: "mlp2x_gelu" or "linear".
-        vision_feature_layer: index into the encoder's hidden states; -2 is what enters the last block.
-        vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, where
-            there is one.
-        aspect: "crop": the middle square of a picture is seen; "native": all of it, in its own aspect ratio.
-        dtype: of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, of GGUF float32.
-        seed: of the projector's initialisation.
-
-    Raises:
-        UserError: an input is missing or does not fit, or `out_dir` cannot take the result (`new_directory`).
+        vision_feature_layer: index of the encoder's hidden state to use; -2 enters the last block.
+        vision_feature_select_strategy: "default": the n latent tokens (or the patches); "full": CLS as well, if there
+            is one.
+        aspect: "crop": the model sees the central square of an image; "native": the whole image in its own aspect
+            ratio.
+        dtype: dtype of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, or float32 for
+            GGUF.
+        seed: seed for the projector's initialization.
     """
     if dtype is not None and dtype not in DTYPES:
         raise unknown_choice("--dtype", dtype, DTYPES)
     check_output(out_dir, encoder_dir, llm)
     tower = open_tower(encoder_dir, aspect)
-    if not -tower.depth - 1 <= vision_feature_layer <= tower.depth:
-        raise UserError(
-            f"vision_feature_layer {vision_feature_layer} does not exist: the encoder has {tower.depth} blocks, "
-            f"so it lies in {-tower.depth - 1}…{tower.depth}."
-        )
-    language_model, tokenizer = load_llm(llm, gguf_file)
-    template = prepare_chat_template(tokenizer, chat_template)
-    image_token_id = add_image_token(tokenizer)
-    _prepare_tokenizer(tokenizer, template, image_token_id)
-    settle_generation(language_model, tokenizer)
-    _grow_embeddings(language_model, len(tokenizer))
-    language_model.config.name_or_path = ""  # a path of this machine has no place in the result
-    # Without CLS both strategies mean the same n tokens, but "default" would make Llava drop the first latent one.
+    _check_layer(tower, vision_feature_layer)
+    language_model, tokenizer = _prepare_llm(llm, gguf_file, chat_template)
+    # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token
     strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
     config = SparseVLMConfig(
         vision_config=tower.model.config,
         text_config=language_model.config,
-        image_token_index=image_token_id,
+        image_token_index=add_image_token(tokenizer),
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
         provenance={"language_model": _public_name(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
-    _check_positions(language_model, ChatFormat(tokenizer, template, image_token_id, config.image_seq_length))
-    model = _assemble(config, tower.model, language_model, seed)
-    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     processor = SparseVLMProcessor(
         SparseFormerImageProcessor.from_preprocessing(tower.preprocessing, aspect),
         tokenizer,
         num_image_tokens=config.image_seq_length,
-        chat_template=template,
+        chat_template=tokenizer.get_chat_template(),
     )
+    _check_positions(language_model, processor)
+    model = _assemble(config, tower.model, language_model, seed)
+    convert(model, language_model.dtype if dtype is None else DTYPES[dtype])
     with new_directory(out_dir) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
 
 
-def _check_positions(language_model: PreTrainedModel, chat: ChatFormat) -> None:
-    """Raises UserError where an LLM has no room for an image, a short question and an answer's first token."""
+def _check_layer(tower: VisionTower, layer: int) -> None:
+    """Raise UserError if a vision tower has no hidden state `layer`."""
+    if not -tower.depth - 1 <= layer <= tower.depth:
+        raise UserError(
+            f"vision_feature_layer {layer} does not exist: the encoder has {tower.depth} blocks, so it must be between "
+            f"{-tower.depth - 1} and {tower.depth}."
+        )
+
+
+def _prepare_llm(
+    llm: str | Path, gguf_file: str | None, chat_template: str | Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open an LLM and its tokenizer, and give them the chat template, `<image>` and the stops of generation."""
+    language_model, tokenizer = load_llm(llm, gguf_file)
+    template = prepare_chat_template(tokenizer, chat_template)
+    _prepare_tokenizer(tokenizer, template, add_image_token(tokenizer))
+    settle_generation(language_model, tokenizer)
+    _grow_embeddings(language_model, len(tokenizer))
+    language_model.config.name_or_path = ""  # no path of this machine in the result
+    return language_model, tokenizer
+
+
+def _check_positions(language_model: PreTrainedModel, processor: SparseVLMProcessor) -> None:
+    """Raise UserError if an image, a short question and an answer's first token exceed the LLM's positions."""
+    tokenizer = processor.tokenizer
+    image_token_id, tokens = add_image_token(tokenizer), processor.num_image_tokens
+    chat = ChatFormat(tokenizer, tokenizer.get_chat_template(), image_token_id, tokens)
     positions = most_positions(language_model.config)
     prompt = len(chat.tokens(chat.render([("user", "<image>\nWhat?")], open_answer=True)))
     if positions is not None and prompt >= positions:
         raise UserError(
             f"The LLM takes {positions} tokens, but an image and a short question need {prompt} "
-            "under the chat template. Choose an LLM of a longer context, or an encoder with fewer tokens."
+            "under the chat template. Choose an LLM with a longer context, or an encoder with fewer tokens."
         )
 
 
 def _public_name(llm: str | Path) -> str:
-    """The LLM's name for the model card: of the hub as it is, of a directory or file the last part of its path."""
+    """Return the LLM's name for the model card: its hub name, or the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:
-    """Room for `tokens` ids, rounded up to 64 for the GPU's sake. A new row is the mean of the old ones: the mean
-    of the other logits is never the largest, so no new id is ever the most likely answer."""
+    """Grow the embeddings to at least `tokens` rows, a multiple of 64 for speed on a GPU.
+
+    Each new row is the mean of the old ones: its logit is the mean of the old logits, hence never the largest, and no
+    new id is ever the most likely answer.
+    """
     old = _weight(language_model.get_input_embeddings()).shape[0]
     if old >= tokens:
         return
     language_model.resize_token_embeddings(tokens, pad_to_multiple_of=64, mean_resizing=False)
     with torch.no_grad():
         for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-            for rows in layer.parameters():  # the weight, and the bias of a head that has one
+            for rows in layer.parameters():  # the weight, and the bias if the head has one
                 rows[old:] = rows[:old].mean(dim=0)
 
 
@@ -147,7 +153,7 @@ def _weight(layer: nn.Module) -> Tensor:
 def _assemble(
     config: SparseVLMConfig, vision_tower: PreTrainedModel, language_model: PreTrainedModel, seed: int
 ) -> SparseVLMForConditionalGeneration:
-    """The model with the given parts inside; no weight is copied."""
+    """Assemble the model from its parts, without copying weights."""
     head = language_model.get_output_embeddings()
     width = _weight(language_model.get_input_embeddings()).shape[1]
     if width != config.get_text_config().hidden_size:
@@ -170,26 +176,25 @@ def _assemble(
 
 @torch.no_grad()
 def _check_same_logits(model: SparseVLMForConditionalGeneration, language_model: PreTrainedModel) -> None:
-    """Some causal LMs do more than one linear layer behind their last hidden state (Granite, Cohere: a factor)."""
+    """Raise UserError if the VLM's logits differ from the LLM's: some LLMs scale them (Granite, Cohere)."""
     ids = torch.arange(1, 9)[None]
     expected, name = language_model(ids).logits, type(language_model).__name__
     try:
         difference = (model(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
-    except Exception as error:  # e.g. of a model without keys and values
+    except Exception as error:  # e.g. a model without keys and values
         raise UserError(f"A {name} does not run inside transformers' Llava: {one_line(error)}") from error
     if not difference < 1e-3:
         raise UserError(
-            f"A {name} computes its logits in a way that is not known here: the VLM's "
-            f"differ from them by {difference:.2g} of the largest one. Choose another LLM."
+            f"A {name} computes its logits in an unsupported way: the VLM's logits differ from them by "
+            f"{difference:.2g} of the largest one. Choose another LLM."
         )
 
 
 @torch.no_grad()
 def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.Sequential:
-    """A random projector whose outputs have the rms of what `embed` gives, the LLM's (with Gemma's factor), so that
-    visual tokens start in range.
+    """Create a random projector whose outputs have the rms of the LLM's embeddings `embed` (including Gemma's factor).
 
-    Its inputs behind the LayerNorm have unit rms whatever the encoder; normal vectors stand for them here.
+    After the LayerNorm the inputs of its linear layers have unit rms for any encoder; here normal vectors replace them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -206,87 +211,10 @@ def _new_projector(config: SparseVLMConfig, embed: nn.Module, seed: int) -> nn.S
 
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, image_token_id: int) -> None:
-    """Gives the tokenizer the template, and the tokens that are missing: eos, which ends a turn, and padding.
-
-    Raises:
-        UserError: a turn under the template cannot be told apart from what surrounds it.
-    """
+    """Set the tokenizer's template, and its eos token, which ends a turn, and padding token where they are missing."""
     tokenizer.chat_template = chat_template
     check_round_trip(ChatFormat(tokenizer, chat_template, image_token_id, 1))
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_tokens(tokenizer, chat_template)[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-
-
-def check_opens(model_dir: Path) -> None:
-    """Check that a model directory which was just written opens: before it takes its place. Reads no weight.
-
-    Raises:
-        UserError: it does not.
-    """
-    load_vlm(model_dir, device=torch.device("meta"))
-
-
-def load_vlm(
-    model_dir: str | Path,
-    dtype: torch.dtype = torch.float32,
-    *,
-    attn_implementation: str | None = None,
-    quantization: QuantizationConfigMixin | None = None,
-    device: torch.device | None = None,
-) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Opens a model directory of ours, strictly; the model is in eval mode.
-
-    Args:
-        model_dir: what `build_vlm` or a training stage wrote.
-        dtype: of the weights; coordinates inside the encoder stay float32.
-        attn_implementation: of the language model, in transformers' names; None: transformers' choice.
-        quantization: transformers' settings, of the language model alone: the rest keeps `dtype`.
-        device: where to; None: the CPU.
-
-    Raises:
-        UserError: no such directory, not one of ours, incomplete or damaged, or the attention is not available.
-    """
-    model_dir = Path(model_dir)
-    if not model_dir.is_dir():
-        raise UserError(f"There is no model directory {model_dir}. `sparse-vlm build` makes one.")
-    _check_model_type(model_dir)
-    with _opening(model_dir, attn_implementation):
-        processor = SparseVLMProcessor.from_pretrained(model_dir)  # first: it takes no time to find it damaged
-        if processor.chat_template is None:
-            raise UserError(f"The model directory {model_dir} is incomplete: it has no chat_template.jinja.")
-        loaded: Any = SparseVLMForConditionalGeneration.from_pretrained(
-            model_dir,
-            dtype=dtype,
-            output_loading_info=True,
-            attn_implementation=None if attn_implementation is None else {"text_config": attn_implementation},
-            quantization_config=quantization,
-            device_map=None if device is None else {"": device},
-        )
-    model, report = loaded
-    if unfit := unfit_weights(report, "missing_keys", "unexpected_keys", "mismatched_keys"):
-        raise UserError(f"The weights in {model_dir} do not fit its config.json ({unfit}).")
-    return model, processor
-
-
-@contextmanager
-def _opening(model_dir: Path, attn_implementation: str | None) -> Iterator[None]:
-    """Makes a sentence of what transformers raises at a damaged directory, which is nearly anything."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if attn_implementation is not None and isinstance(error, ImportError | ValueError):
-            raise UserError(f"No attention {attn_implementation!r} for {model_dir}: {one_line(error)}") from error
-        raise UserError(f"The model directory {model_dir} cannot be opened: {one_line(error)}") from error
-
-
-def _check_model_type(model_dir: Path) -> None:
-    if not (model_dir / "config.json").is_file():
-        raise UserError(f"{model_dir} is no model directory: it has no config.json.")
-    model_type = read_object(model_dir / "config.json").get("model_type")
-    if model_type != SparseVLMConfig.model_type:
-        hint = " It is an encoder: `sparse-vlm build` joins it to an LLM." if model_type == "sparseformer" else ""
-        raise UserError(f"{model_dir} holds a model of type {model_type!r}, not {SparseVLMConfig.model_type!r}.{hint}")

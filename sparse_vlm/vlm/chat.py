@@ -1,39 +1,34 @@
-"""Answers to questions about a picture, at once or as they are generated. Greedy, so that they repeat."""
+"""Questions about images and their answers, complete or streamed. Decoding is greedy by default, hence reproducible."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreamer
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.decoding import GREEDY, Decoding
-from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 
-# What a question may be about: nothing, a picture, or several, which stand before the question in their order.
-Pictures = Image.Image | Sequence[Image.Image] | None
+# The images of a question: none, one, or several, which come before the question in this order.
+Images = Image.Image | Sequence[Image.Image] | None
 
 
 def encode_prompt(
-    processor: SparseVLMProcessor, image: Pictures, question: str, system: str | None = None
+    processor: SparseVLMProcessor, image: Images, question: str, system: str | None = None
 ) -> BatchFeature:
-    """One question as the model's inputs, up to where the answer begins.
+    """Encode one question as the model's inputs, up to where the answer begins.
 
     Args:
-        processor: of the model directory.
-        image: of any size and mode; see `Pictures`.
+        processor: the processor of the model directory.
+        image: images of any size and mode; see `Images`.
         question: plain text.
-        system: a system prompt; None: the chat template's own, where it has one.
-
-    Raises:
-        UserError: the question is empty.
+        system: the system prompt; None: the chat template's own, if it has one.
     """
     check_question(question)
     images = as_list(image)
@@ -41,35 +36,35 @@ def encode_prompt(
 
 
 def check_question(question: str) -> None:
-    """Raises UserError where a question is empty."""
+    """Raise UserError if a question is empty."""
     if not question.strip():
         raise UserError("The question is empty.")
 
 
-def as_list(image: Pictures) -> list[Image.Image]:
-    """The pictures one by one."""
+def as_list(image: Images) -> list[Image.Image]:
+    """Return the images as a list."""
     return [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
 
 
 def system_message(text: str | None) -> list[dict[str, Any]]:
-    """The turn of a system prompt, if there is one."""
+    """The turn of a system prompt, in a list; empty without one."""
     return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
 
 
 def user_message(question: str, images: int) -> dict[str, Any]:
-    """A user's turn for transformers' chat templates: `images` pictures, then the question."""
+    """A user's turn for transformers' chat templates: `images` images, then the question."""
     return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}
 
 
 def encode_messages(
     processor: SparseVLMProcessor, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
 ) -> BatchFeature:
-    """Turns of a conversation as the model's inputs, up to where the next answer begins.
+    """Encode a conversation as the model's inputs, up to where the next answer begins.
 
     Args:
-        processor: of the model directory.
-        messages: see `user_message`; answers are {"role": "assistant", "content": text}.
-        images: of all turns, in their order.
+        processor: the processor of the model directory.
+        messages: turns; see `user_message`. Answers are {"role": "assistant", "content": text}.
+        images: the images of all turns, in order.
 
     Raises:
         UserError: the chat template refuses the conversation.
@@ -77,36 +72,66 @@ def encode_messages(
     turns: Any = list(messages)
     with template_refusals():
         text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    # The template has written every special token already.
+    # the template has written all special tokens already
     return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
+
+
+def check_length(
+    model: Any,
+    prompt: int,
+    answer: int,
+    name: str = "the model",
+    *,
+    asked: str = "The conversation",
+    advice: str = "Begin a new conversation",
+) -> None:
+    """Check that a prompt and its answer fit into a model.
+
+    Args:
+        model: any image-text model.
+        prompt: number of tokens of the prompt.
+        answer: maximum number of tokens of the answer.
+        name: the model's name for the error.
+        asked: what the prompt is, for the error.
+        advice: how to shorten it, for the error.
+
+    Raises:
+        UserError: the language model has fewer positions.
+    """
+    most = most_positions(model.config.get_text_config())
+    if most is not None and prompt + answer > most:
+        raise UserError(
+            f"{asked} and an answer of {answer} tokens make {prompt + answer} tokens, more than the {most} that {name} "
+            f"takes. {advice}, or ask for shorter answers."
+        )
 
 
 def answer(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
-    image: Pictures,
+    image: Images,
     question: str,
     max_new_tokens: int = 256,
     *,
     decoding: Decoding | None = None,
     system: str | None = None,
 ) -> str:
-    """The model's answer, without special tokens.
+    """Answer a question about images.
 
     Args:
-        model, processor: of `load_vlm`.
-        image: see `Pictures`.
+        model, processor: returned by `load_vlm`.
+        image: see `Images`.
         question: plain text.
-        max_new_tokens: where an answer that does not end is cut.
+        max_new_tokens: maximum length of the answer.
         decoding: how the next token is chosen; None: greedily.
-        system: a system prompt; None: the chat template's own, where it has one.
+        system: the system prompt; None: the chat template's own, if it has one.
 
-    Raises:
-        UserError: see `encode_prompt` and `check_length`.
+    Returns:
+        The answer without special tokens and surrounding white space.
     """
     inputs = encode_prompt(processor, image, question, system).to(model.device)
     check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
-    generator: Any = model  # transformers' annotations of generate fit none of its own Llava classes
+    generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes
     ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **(decoding or Decoding()).settings)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -114,47 +139,17 @@ def answer(
 def stream(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
-    image: Pictures,
+    image: Images,
     question: str,
     max_new_tokens: int = 256,
 ) -> Iterator[str]:
-    """The same answer in non-empty pieces, as they are generated (in a thread); not stripped.
+    """Yield the same answer in non-empty pieces, as they are generated; white space is kept.
 
-    Arguments and errors as in `answer`.
+    Arguments and errors are those of `answer`.
     """
     inputs = encode_prompt(processor, image, question)
     check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     yield from stream_inputs(model, processor, inputs, max_new_tokens)
-
-
-class _Stopped(StoppingCriteria):
-    """Ends a generation when `event` is set."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **unused: Any) -> Any:  # as transformers calls it
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def check_length(model: Any, prompt: int, answer: int, name: str = "the model") -> None:
-    """Whether a prompt and its answer fit into a model.
-
-    Args:
-        model: any of pictures and text.
-        prompt: its tokens.
-        answer: most tokens of the answer.
-        name: of the model, for the error.
-
-    Raises:
-        UserError: they are more than the language model has positions for.
-    """
-    longest = most_positions(model.config.get_text_config())
-    if longest is not None and prompt + answer > longest:
-        raise UserError(
-            f"The conversation and an answer of {answer} tokens make {prompt + answer} tokens, more than the {longest} "
-            f"that {name} takes. Begin a new conversation, or ask for shorter answers."
-        )
 
 
 def stream_inputs(
@@ -165,20 +160,20 @@ def stream_inputs(
     sampling: Mapping[str, Any] = GREEDY,
     streamer: TextIteratorStreamer | None = None,
 ) -> Generator[str]:
-    """What the model says to a prompt, in non-empty pieces. Closing the iterator stops the generation, within a token.
+    """Yield the answer to an encoded prompt in non-empty pieces. Closing the iterator ends the generation.
 
     Args:
-        model, processor: of `load_vlm`.
-        inputs: of `encode_prompt` or `encode_messages`.
-        max_new_tokens: where an answer that does not end is cut.
+        model, processor: returned by `load_vlm`.
+        inputs: returned by `encode_prompt` or `encode_messages`.
+        max_new_tokens: maximum length of the answer.
         sampling: transformers' generation settings.
-        streamer: where the tokens pass, for one who wants more than their text; None: a new one.
+        streamer: receives the tokens, for callers that need more than their text; None: a new one.
     """
     streamer = streamer or TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = Event()
 
     def release(future: Future) -> None:
-        if future.exception() is not None:  # else generate has ended the stream itself
+        if future.exception() is not None:  # otherwise generate has ended the stream itself
             streamer.text_queue.put(streamer.stop_signal)
 
     generator: Any = model
@@ -187,13 +182,13 @@ def stream_inputs(
             generator.generate,
             **inputs.to(model.device),
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            stopping_criteria=StoppingCriteriaList([EndWhen(stop.is_set)]),
             max_new_tokens=max_new_tokens,
             **sampling,
         )
         future.add_done_callback(release)
         try:
-            yield from filter(None, streamer)  # a step that completes no character gives ""
-        finally:  # also when the reader goes away: leaving the pool waits for the thread
+            yield from filter(None, streamer)  # a token that completes no character gives ""
+        finally:  # also if the caller closes the iterator; leaving the pool waits for the thread
             stop.set()
         future.result()  # raises what generate raised

@@ -1,4 +1,4 @@
-"""A conversation of several turns about pictures that come and go; the whole of it is the prompt of each answer."""
+"""A conversation of several turns about images. The prompt of each answer is the whole conversation."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -14,12 +14,11 @@ from sparse_vlm.vlm.processing import SparseVLMProcessor
 
 
 class Conversation:
-    """Turns and pictures so far.
+    """The turns and images of a conversation.
 
     Args:
-        model, processor: of `load_vlm`.
-        decoding: how the next token is chosen; None: greedily. Beam search has no pieces, so it is not for answers in
-            pieces.
+        model, processor: returned by `load_vlm`.
+        decoding: greedy or sampled; None: greedy. Beam search cannot be streamed.
     """
 
     def __init__(
@@ -35,42 +34,39 @@ class Conversation:
         self._waiting: list[Image.Image] = []
 
     def show(self, image: Image.Image) -> None:
-        """The next question is about this picture (and others shown before it since the last question)."""
+        """Attach an image to the next question. Several images may be attached."""
         self._waiting.append(image)
 
     def clear(self) -> None:
-        """Forgets all turns and pictures."""
+        """Forget all turns and images."""
         self.messages, self.images, self._waiting = [], [], []
 
     def ask(self, question: str, max_new_tokens: int = 256) -> Generator[str]:
-        """The answer in pieces. Question and answer become part of the conversation when it ends, or when the
-        iterator is closed, with what was said up to there; a question that got no word is forgotten.
+        """Yield the answer in pieces.
+
+        Question and answer become part of the conversation when the answer ends or the iterator is closed. In the
+        latter case the answer is kept up to that point; a question without any answer is forgotten.
 
         Args:
             question: plain text.
-            max_new_tokens: where an answer that does not end is cut.
-
-        Raises:
-            UserError: see `check_question`; `max_new_tokens` is no length, or more than the model has room for.
+            max_new_tokens: maximum length of the answer.
         """
         check_question(question)
         if max_new_tokens < 1:
-            raise UserError(
-                f"An answer has at least one token: --max_new_tokens must be 1 or more, got {max_new_tokens}."
-            )
+            raise UserError(f"--max_new_tokens must be 1 or more, got {max_new_tokens}.")
         messages = [*self.messages, user_message(question, len(self._waiting))]
         images = [*self.images, *self._waiting]
         inputs = encode_messages(self.processor, messages, images)
         check_length(self.model, inputs["input_ids"].shape[1], max_new_tokens)
-        said: list[str] = []
+        pieces: list[str] = []
         try:
             with closing(
                 stream_inputs(self.model, self.processor, inputs, max_new_tokens, self.decoding.settings)
-            ) as pieces:
-                for piece in pieces:
-                    said.append(piece)
+            ) as generated:
+                for piece in generated:
+                    pieces.append(piece)
                     yield piece
         finally:
-            if text := "".join(said).strip():
+            if text := "".join(pieces).strip():
                 self.messages = [*messages, {"role": "assistant", "content": text}]
                 self.images, self._waiting = images, []

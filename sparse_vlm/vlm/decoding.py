@@ -1,26 +1,28 @@
-"""How the next token is chosen: greedily, by sampling, or by beam search."""
+"""Decoding: how the next token of an answer is chosen, and what ends an answer early."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+
 from sparse_vlm.errors import UserError
 
-# A model's generation_config may hold sampling settings; greedy decoding must not warn about them.
-GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+# Every setting is named, since a model's own generation_config may hold values for sampling or beam search.
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is generated.
+    """Greedy decoding, sampling or beam search.
 
     Attributes:
-        temperature: 0 is greedy, so that the same question gets the same answer; more samples.
-        top_p: sample among the most likely tokens that have this probability together.
-        beams: of beam search; 1 is none.
-
-    Raises:
-        UserError: a value is out of range, or both sampling and beam search are asked for.
+        temperature: 0 decodes greedily, so that the same prompt gets the same answer; larger values sample.
+        top_p: sample from the smallest set of most likely tokens with this total probability.
+        beams: width of the beam search; 1 disables it.
     """
 
     temperature: float = 0.0
@@ -31,15 +33,26 @@ class Decoding:
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature must be 0 (greedy) or more, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p must be more than 0 and at most 1, got {self.top_p}.")
+            raise UserError(f"--top_p must be greater than 0 and at most 1, got {self.top_p}.")
         if self.beams < 1:
             raise UserError(f"--num_beams must be 1 or more, got {self.beams}.")
         if self.temperature and self.beams > 1:
-            raise UserError("Choose either --temperature (sampling) or --num_beams (beam search).")
+            raise UserError("Choose either --temperature (sampling) or --num_beams (beam search), not both.")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """In the names of transformers' generate."""
+        """The keyword arguments of transformers' `generate`."""
         if self.temperature:
-            return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return GREEDY if self.beams == 1 else {**GREEDY, "num_beams": self.beams}
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            return GREEDY | sampling
+        return GREEDY | {"num_beams": self.beams}
+
+
+class EndWhen(StoppingCriteria):
+    """Ends a generation after the token during which `ended()` became true."""
+
+    def __init__(self, ended: Callable[[], bool]) -> None:
+        self.ended = ended
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **unused: Any) -> Any:  # transformers' signature
+        return torch.full((len(input_ids),), self.ended(), device=input_ids.device)

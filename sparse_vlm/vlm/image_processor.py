@@ -1,4 +1,4 @@
-"""Images → pixel values in transformers' clothes: files, addresses, arrays and PIL images, as an encoder wants them."""
+"""Images → pixel values: the encoder's preprocessing as an image processor of transformers."""
 
 import base64
 import math
@@ -12,9 +12,8 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from sparse_vlm.encoder.canvas import ASPECTS, preparation
 from sparse_vlm.encoder.images import AnyImage, to_rgb
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from sparse_vlm.encoder.preprocessing import ASPECTS, CLIP_MEAN, CLIP_STD, Preprocessing, make_transform
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.image_files import decode_image
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
@@ -24,17 +23,14 @@ RESAMPLING = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResamp
 
 
 class SparseFormerImageProcessor(PilBackend):
-    """`encoder.transform` in transformers' clothes: the same numbers to the last bit, CLIP's names in the JSON file.
+    """Computes what `encoder.transform` computes, bit for bit. The names in its JSON file are those of CLIP's.
 
-    Takes what `sparse_vlm.encoder.images.to_rgb` takes, files, http(s) addresses, data: URLs, and lists of them.
+    Accepts what `sparse_vlm.encoder.images.to_rgb` accepts, files, http(s) addresses, data: URLs, and lists of these.
 
     Args:
-        aspect: "crop": the middle square; "native": the whole picture on a canvas (`sparse_vlm.encoder.canvas`), for a
-            vision model of the same aspect.
-        **settings: CLIP's, in transformers' names.
-
-    Raises:
-        UserError: another aspect.
+        aspect: "crop": the central square; "native": the whole image on a canvas
+            (`sparse_vlm.encoder.preprocessing`), for a vision model with the same aspect.
+        **settings: settings of CLIP's image processor.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -57,7 +53,7 @@ class SparseFormerImageProcessor(PilBackend):
 
     @classmethod
     def from_preprocessing(cls, preprocessing: Preprocessing, aspect: str = "crop") -> "SparseFormerImageProcessor":
-        """The image processor that does what `preprocessing` says."""
+        """Create the image processor for an encoder's preprocessing."""
         side = preprocessing.resize
         return cls(
             aspect,
@@ -69,10 +65,9 @@ class SparseFormerImageProcessor(PilBackend):
         )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Images for files, http(s) addresses and data: URLs, nested as they are; transformers' own drops transparency.
+        """Open files, http(s) addresses and data: URLs, and keep the nesting of lists.
 
-        Raises:
-            UserError: one cannot be read.
+        transformers' own method drops transparency.
         """
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(source) for source in image_url_or_urls]
@@ -84,7 +79,7 @@ class SparseFormerImageProcessor(PilBackend):
     def process_image(  # type: ignore[override]
         self, image: AnyImage, input_data_format: Any = None, **unused: object
     ) -> Image.Image:
-        """One image as RGB. `unused` are transformers' settings of later steps."""
+        """Convert one image to RGB. `unused` are transformers' settings of later steps."""
         layout = None if input_data_format is None else str(getattr(input_data_format, "value", input_data_format))
         return to_rgb(image, layout=layout)
 
@@ -107,7 +102,7 @@ class SparseFormerImageProcessor(PilBackend):
     ) -> BatchFeature:
         if not (do_resize and do_center_crop and do_rescale and do_normalize):
             raise UserError(
-                "An encoder's preprocessing always resizes, crops, rescales and normalises: no do_* is False."
+                "An encoder's preprocessing always resizes, crops, rescales and normalizes: no do_* may be False."
             )
         if not math.isclose(rescale_factor, RESCALE):
             raise UserError(f"An encoder's preprocessing rescales by 1/255, not by {rescale_factor:g}.")
@@ -120,26 +115,22 @@ class SparseFormerImageProcessor(PilBackend):
             interpolations.get(resample, str(resample)),
             "shortest" if size.shortest_edge else "squash",
         )
-        prepare = preparation(preprocessing, self.aspect)
+        prepare = make_transform(preprocessing, self.aspect)
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
 
 
 def _side(size: SizeDict, name: str) -> int:
     if size.height is None or size.height != size.width:
         given = {key: value for key, value in dict(size).items() if value is not None}
-        raise UserError(f"{name} must be a square, height and width alike, not {given}.")
+        raise UserError(f"{name} must be a square with equal height and width, not {given}.")
     return size.height
 
 
 def flat_images(images: Any) -> list[AnyImage]:
-    """The images of any nesting of lists, and of [B, …] arrays of them, in their order.
-
-    Raises:
-        UserError: there is none, or something is not an image.
-    """
+    """Flatten nested lists of images and of [B, …] arrays, in order."""
     flat = _flatten(images)
     if not flat:
-        raise UserError("The list of images is empty. Leave images out where the text has none.")
+        raise UserError("The list of images is empty. Leave out images if the text has none.")
     return flat
 
 
@@ -154,7 +145,7 @@ def _flatten(images: Any) -> list[AnyImage]:
 
 
 def _open(source: str) -> Image.Image:
-    """The image in a file, at an http(s) address, in a data: URL or in base64 letters."""
+    """Open the image in a file, at an http(s) address, in a data: URL or in base64."""
     shown = source if len(source) < 100 else f"{source[:97]}…"
     try:
         if source.startswith(("http://", "https://")):

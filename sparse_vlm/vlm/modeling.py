@@ -24,9 +24,8 @@ from transformers.models.llava.modeling_llava import (
 )
 
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.vlm.language.quantization import WholeVision
-from sparse_vlm.vlm.model_card import model_card, write_card
-from sparse_vlm.vlm.portable import auto_map, write_code
+from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
+from sparse_vlm.vlm.language.quantization import UnquantizedVision
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -34,16 +33,14 @@ PROJECTORS = ("linear", "mlp2x_gelu")
 
 @strict
 class SparseVLMConfig(LlavaConfig):
-    """LlavaConfig with a SparseFormer inside, or a dense CLIP ViT to compare it with. `image_seq_length` follows from
-    the vision configuration and the select strategy.
+    """LlavaConfig with a SparseFormer, or with a dense CLIP ViT to compare it with.
+
+    `image_seq_length` is derived from the vision configuration and the select strategy.
 
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
-        language_head_bias: whether the LLM's output layer has a bias (Phi's has).
-        provenance: {"language_model": its name, "stages": [{"stage": its name, "data": [names]}]}; for the model card.
-
-    Raises:
-        UserError: unknown projector, or strategy "default" (drop CLS) with an encoder that has no CLS.
+        language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
+        provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
     """
 
     model_type = "sparse_vlm"
@@ -71,7 +68,8 @@ class SparseVLMConfig(LlavaConfig):
 
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:
-    """Vision tokens float[..., C] -> LLM embeddings. The LayerNorm is there because layer -2 is not normalised."""
+    """Create the projector: visual tokens float[..., C] -> LLM embeddings. Layer -2 is not normalized, so the projector
+    begins with a LayerNorm."""
     vision: Any = config.vision_config
     text: Any = config.text_config
     layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
@@ -83,8 +81,8 @@ def build_projector(config: SparseVLMConfig) -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-class SparseVLMModel(WholeVision, LlavaModel):
-    """LlavaModel with our projector, which also takes visual tokens that were computed before."""
+class SparseVLMModel(UnquantizedVision, LlavaModel):
+    """LlavaModel with our projector. Also accepts visual tokens that were computed before."""
 
     config_class = SparseVLMConfig
 
@@ -96,8 +94,8 @@ class SparseVLMModel(WholeVision, LlavaModel):
         self.post_init()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """float[I, 3, H, W] -> float[I, n, C], what the projector takes: the hidden states that the configuration
-        names, without CLS where it says so."""
+        """float[I, 3, H, W] -> float[I, n, C], the input of the projector: the configured hidden states, without CLS
+        if the select strategy drops it."""
         asked = self.config.vision_feature_layer
         layers = [asked] if isinstance(asked, int) else list(asked)
         states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
@@ -107,22 +105,24 @@ class SparseVLMModel(WholeVision, LlavaModel):
     def forward(
         self, *args: Any, visual_tokens: Tensor | None = None, **inputs: Any
     ) -> tuple | LlavaModelOutputWithPast:
-        """As LlavaModel's, of which `args` and `inputs` are.
+        """Run LlavaModel, with its `args` and `inputs`.
 
         Args:
-            visual_tokens: float[I, n, C] of `encode_images`, in the place of `pixel_values`.
+            visual_tokens: float[I, n, C] from `encode_images`, instead of `pixel_values`.
         """
         if visual_tokens is not None:
             projector: Any = self.multi_modal_projector
-            tokens = visual_tokens.to(projector.norm.weight.dtype)  # they may have been kept in another one
-            projected: Any = list(projector(tokens))  # transformers' own: an item per picture
+            tokens = visual_tokens.to(projector.norm.weight.dtype)  # cached tokens may have another dtype
+            projected: Any = list(projector(tokens))  # one item per image, as in transformers
             inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
         return super().forward(*args, **inputs)
 
 
 class LanguageHead(nn.Linear):
-    """Hidden states float[..., D] -> logits float[..., vocabulary], as the causal LM itself computes them: Llava's head
-    is a bare matrix, but Phi's has a bias, and Gemma 2 bounds its logits (`final_logit_softcapping`)."""
+    """Hidden states float[..., D] -> logits float[..., vocabulary], as the causal LM computes them.
+
+    Llava's own head is a matrix only, but Phi's has a bias, and Gemma 2 caps its logits (`final_logit_softcapping`).
+    """
 
     def __init__(self, config: SparseVLMConfig) -> None:
         text: Any = config.text_config
@@ -134,8 +134,8 @@ class LanguageHead(nn.Linear):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGeneration):
-    """LlavaForConditionalGeneration around SparseVLMModel; loss, generate, save and load are inherited."""
+class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGeneration):
+    """LlavaForConditionalGeneration with SparseVLMModel. Loss, generation, saving and loading are inherited."""
 
     config_class = SparseVLMConfig
 
@@ -147,7 +147,7 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
         self.post_init()
 
     def _embedding_name(self) -> str:
-        """Where the language model has its input embeddings: Llava knows of `embed_tokens` alone, GPT-2's are `wte`."""
+        """Return the name of the language model's input embeddings. Llava assumes `embed_tokens`; GPT-2's are `wte`."""
         language_model: Any = self.model.language_model
         embedding = language_model.get_input_embeddings()
         return next(name for name, module in language_model.named_modules() if module is embedding)
@@ -155,9 +155,9 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any
     ) -> None:
-        """As transformers', `options` included, with a model card and the code for `trust_remote_code`.
+        """Save as transformers does, with its `options`, and add a model card and the code for `trust_remote_code`.
 
-        A README.md that was written by someone else, or edited, is left as it is.
+        An existing README.md that was edited or comes from elsewhere is kept.
         """
         if is_main_process:
             vision: Any = self.config.vision_config
@@ -167,7 +167,10 @@ class SparseVLMForConditionalGeneration(WholeVision, LlavaForConditionalGenerati
             write_card(save_directory, card)
             write_code(save_directory)
         self.config.auto_map = auto_map("model")
-        for part in (self.config.vision_config, self.config.text_config):  # transformers says it of the whole alone
+        for part in (
+            self.config.vision_config,
+            self.config.text_config,
+        ):  # transformers records the dtype of the whole model only
             part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: `sparse-vlm chat` without a question."""
+"""Interactive chat in the terminal: `sparse-vlm chat` without a question."""
 
 import io
 import sys
@@ -9,27 +9,28 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.conversation import Conversation
 
-with suppress(ImportError):  # where there is one, input() edits lines and remembers them
+with suppress(ImportError):  # where available, it gives input() line editing and a history
     import readline  # noqa: F401
 
 HELP = """\
-/image FILE  show an image; the next question is about it
+/image FILE  attach an image to the next question
 /clear       forget the conversation and its images
-/help        this list
-/exit        leave; so does Ctrl-D
+/help        show this list
+/exit        leave, as does Ctrl-D
 Ctrl-C stops an answer. Everything else is a question."""
 
 
 def converse(conversation: Conversation, max_new_tokens: int) -> None:
-    """Read questions and commands from standard input until /exit or its end, and print answers as they come.
+    """Read questions and commands from standard input and print answers as they are generated.
 
-    Bytes that do not belong to the terminal's encoding become replacement characters.
+    Ends with /exit or the end of the input. Bytes that are invalid in the terminal's encoding become replacement
+    characters.
 
     Args:
-        conversation: goes on where it stands.
-        max_new_tokens: where an answer that does not end is cut.
+        conversation: the conversation to continue.
+        max_new_tokens: maximum length of an answer.
     """
-    if sys.stdin is None:  # closed by whoever started us
+    if sys.stdin is None:  # closed by the parent process
         return
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
@@ -41,18 +42,18 @@ def converse(conversation: Conversation, max_new_tokens: int) -> None:
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:  # nothing to stop: as a shell does, a new line
+        except KeyboardInterrupt:  # no answer to stop: a new line, as in a shell
             print()
             continue
         if line == "/exit":
             return
         try:
-            _obey(conversation, line, max_new_tokens)
+            _run_line(conversation, line, max_new_tokens)
         except UserError as error:
             print(f"error: {error}")
 
 
-def _obey(conversation: Conversation, line: str, max_new_tokens: int) -> None:
+def _run_line(conversation: Conversation, line: str, max_new_tokens: int) -> None:
     command, _, rest = line.partition(" ")
     if line == "/help":
         print(HELP)
@@ -61,17 +62,17 @@ def _obey(conversation: Conversation, line: str, max_new_tokens: int) -> None:
         print("Forgotten.")
     elif command == "/image":
         if not rest.strip():
-            raise UserError("Which image? /image FILE")
+            raise UserError("The file is missing: /image FILE")
         conversation.show(open_image(Path(rest.strip()).expanduser()))
-        print("Seen. What is the question?")
+        print("Image attached. What is the question?")
     elif command.startswith("/"):
-        raise UserError(f"Unknown command {command}; /help lists them.")
+        raise UserError(f"Unknown command {command}; /help lists all commands.")
     elif line:
         _answer(conversation, line, max_new_tokens)
 
 
 def _answer(conversation: Conversation, question: str, max_new_tokens: int) -> None:
-    """Prints one answer; Ctrl-C ends it, wherever it comes."""
+    """Print one answer. Ctrl-C ends it at any point."""
     try:
         with closing(conversation.ask(question, max_new_tokens)) as pieces:
             for piece in pieces:

@@ -1,29 +1,32 @@
-"""A directory → the vision tower of a VLM: a SparseFormer, or the dense ViT of an open_clip model beside it."""
+"""Vision towers of a VLM: a SparseFormer, or the dense ViT of an open_clip model to compare it with.
+
+A dense ViT becomes transformers' own CLIPVisionModel, as in LLaVA-1.5. transformers' TimmWrapperModel does not serve:
+it returns square feature maps without CLS, and its configuration names neither width nor patch size.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.runtime.inference import optimize_for_inference
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.vision import SparseFormerVisionModel
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 class VisionTower(NamedTuple):
-    """What a VLM takes of a vision encoder.
+    """A vision encoder as part of a VLM.
 
     Attributes:
-        model: with transformers' interface; its configuration becomes the VLM's `vision_config`.
-        preprocessing: what belongs to the weights.
-        depth: number of blocks; hidden state 0 enters the first, hidden state `depth` leaves the last.
+        model: a vision model of transformers; its configuration becomes the VLM's `vision_config`.
+        preprocessing: the preprocessing of the weights.
+        depth: number of blocks. Hidden state 0 enters the first block, hidden state `depth` leaves the last one.
     """
 
     model: PreTrainedModel
@@ -32,15 +35,12 @@ class VisionTower(NamedTuple):
 
 
 def open_tower(directory: str | Path, aspect: str = "crop") -> VisionTower:
-    """Opens a vision encoder by what the directory holds; its name means nothing.
+    """Open a vision encoder. The files in the directory determine its kind; the directory name is ignored.
 
     Args:
-        directory: of `SparseFormer.save_pretrained` (config.json), or of open_clip (open_clip_config.json and the
-            weights beside it) with open_clip's own VisionTransformer as the image side.
-        aspect: of the pictures, "crop" or "native" (`SparseFormerVisionConfig`).
-
-    Raises:
-        UserError: it is neither, incomplete, its image side is another network, or it cannot see that aspect.
+        directory: a directory of `SparseFormer.save_pretrained` (config.json), or of open_clip (open_clip_config.json
+            and the weights) with open_clip's own VisionTransformer as the image side.
+        aspect: "crop" or "native"; see `SparseFormerVisionConfig`.
     """
     directory = Path(directory)
     if (directory / OPEN_CLIP_CONFIG).is_file():
@@ -49,7 +49,7 @@ def open_tower(directory: str | Path, aspect: str = "crop") -> VisionTower:
         return _open_dense(directory)
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise UserError(
-            f"{directory} holds no vision encoder: neither a SparseFormer (config.json) nor an open_clip model "
+            f"{directory} has no vision encoder: neither a SparseFormer (config.json) nor an open_clip model "
             f"({OPEN_CLIP_CONFIG})."
         )
     encoder = SparseFormer.from_pretrained(directory)
@@ -58,24 +58,21 @@ def open_tower(directory: str | Path, aspect: str = "crop") -> VisionTower:
 
 
 def use_cuda_graphs(model: Any) -> None:
-    """Lets a VLM's SparseFormer run from CUDA graphs (`optimize_for_inference`): the same tokens, sooner for one image.
+    """Run a VLM's SparseFormer from CUDA graphs (`optimize_for_inference`): the same tokens, with lower latency.
 
     Args:
-        model: of `load_vlm`, on a CUDA device.
-
-    Raises:
-        UserError: it is elsewhere, or its vision tower is not a SparseFormer.
+        model: returned by `load_vlm`, on a CUDA device.
     """
     tower = getattr(model.model, "vision_tower", None)
     if not isinstance(tower, SparseFormerVisionModel):
-        raise UserError(f"CUDA graphs are for a SparseFormer, and the vision tower is a {type(tower).__name__}.")
+        raise UserError(f"CUDA graphs need a SparseFormer, but the vision tower is a {type(tower).__name__}.")
     if tower.device.type != "cuda":
         raise UserError(f"CUDA graphs need a CUDA device, and the model is on {tower.device}: add --device cuda.")
     optimize_for_inference(tower.encoder)
 
 
 def _open_dense(directory: Path) -> VisionTower:
-    """open_clip's ViT as transformers' CLIPVisionModel: the same numbers (tests/vlm/test_towers.py)."""
+    """Convert open_clip's ViT to transformers' CLIPVisionModel, which computes the same hidden states."""
     visual, preprocessing = _open_clip_visual(directory)
     config = _clip_vision_config(visual, source=str(directory))
     model = CLIPVisionModel(config)
@@ -84,26 +81,25 @@ def _open_dense(directory: Path) -> VisionTower:
 
 
 def _open_clip_visual(directory: Path) -> tuple[Any, Preprocessing]:
-    """The image side of an open_clip directory, and its preprocessing."""
+    """Open the image side of an open_clip directory, and its preprocessing."""
     try:
         import open_clip
+
+        from sparse_vlm.bootstrap.teachers.open_clip import create_clip
     except ImportError as error:
         raise UserError(f"{directory} is an open_clip model: pip install open_clip_torch to read it.") from error
-    try:
-        clip = open_clip.create_model(f"local-dir:{directory}", require_pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"open_clip cannot open {directory}: {one_line(error)}") from error
+    clip = create_clip(str(directory), f"local-dir:{directory}", require_pretrained=True)
     if not isinstance(clip.visual, open_clip.transformer.VisionTransformer):
         raise UserError(
-            f"The image side of {directory} is a {type(clip.visual).__name__}: only open_clip's own "
-            "VisionTransformer can become a dense vision tower."
+            f"The image side of {directory} is a {type(clip.visual).__name__}. Only open_clip's own VisionTransformer "
+            "can become a dense vision tower."
         )
     values = open_clip.get_model_preprocess_cfg(clip)
     height, width = clip.visual.image_size
     if height != width:
         raise UserError(
-            f"{directory} prepares images by resize_mode {values['resize_mode']!r} to {height}×{width} pixels: "
-            "only squares are supported."
+            f"{directory} resizes images by resize_mode {values['resize_mode']!r} to {height}×{width} pixels. Only "
+            "squares are supported."
         )
     preprocessing = Preprocessing(
         height, height, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
@@ -112,7 +108,7 @@ def _open_clip_visual(directory: Path) -> tuple[Any, Preprocessing]:
 
 
 def _clip_vision_config(visual: Any, source: str) -> CLIPVisionConfig:
-    """The numbers, read off the modules."""
+    """Read the configuration off the modules."""
     block = visual.transformer.resblocks[0]
     return CLIPVisionConfig(
         hidden_size=visual.conv1.out_channels,
@@ -128,13 +124,13 @@ def _clip_vision_config(visual: Any, source: str) -> CLIPVisionConfig:
 
 
 def _activation(module: nn.Module, source: str) -> str:
-    """transformers' name of an activation, which no weight would betray."""
+    """Return transformers' name of an activation. A wrong one would load without an error."""
     kind = type(module).__name__
     if kind == "QuickGELU":
         return "quick_gelu"
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_pytorch_tanh"
-    raise UserError(f"The activation {kind} of {source} is not known here: QuickGELU or GELU.")
+    raise UserError(f"The activation {kind} of {source} is not supported, only QuickGELU and GELU.")
 
 
 NAMES = {
@@ -155,9 +151,10 @@ NAMES_IN_BLOCK = {
 
 
 def _clip_vision_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names → transformers'; a name that has no counterpart stays, so that strict loading names it.
+    """Rename open_clip's weights to transformers' names.
 
-    `proj`, from the last CLS token to the common space, has no place in CLIPVisionModel and gives no visual token.
+    A name without a counterpart is kept, so that strict loading reports it. `proj`, the projection of CLS to the
+    common space, is dropped: it affects no visual token.
     """
     converted: dict[str, Tensor] = {}
     for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""A SparseFormer as a vision model of transformers: configuration, model, registration."""
+"""SparseFormer as a vision model of transformers: configuration, model, registration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,30 +15,28 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases, hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
+from sparse_vlm.encoder.preprocessing import ASPECTS
 from sparse_vlm.errors import unknown_choice
 
 
 @strict
 class SparseFormerVisionConfig(PreTrainedConfig):
-    """A SparseFormer as transformers sees it; `from_encoder` fills it.
+    """The configuration of a SparseFormer as a vision model; `from_encoder` creates it.
 
     Attributes:
         encoder: `SparseFormerConfig.to_dict()`.
-        hidden_size: channels C of a token.
-        num_tokens: latent tokens n.
+        hidden_size: width C of a token.
+        num_tokens: number n of latent tokens.
         num_prefix_tokens: 1 with CLS, else 0.
-        aspect: "crop": pictures are squares; "native": they lie on canvases in their own aspect ratio
-            (`sparse_vlm.encoder.canvas`), as the image processor of the same aspect puts them.
-
-    Raises:
-        UserError: another aspect.
+        aspect: "crop": images are squares; "native": images keep their aspect ratio and come on canvases
+            (`sparse_vlm.encoder.preprocessing`), which the image processor of the same aspect makes.
     """
 
     model_type = "sparseformer"
     base_config_key = "vision_config"
-    has_no_defaults_at_init = True  # so config.json holds every field
+    has_no_defaults_at_init = True  # so that config.json has every field
 
     encoder: dict | None = None
     hidden_size: int = 0
@@ -53,7 +51,7 @@ class SparseFormerVisionConfig(PreTrainedConfig):
 
     @classmethod
     def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionConfig":
-        """The configuration of `encoder`, as `SparseFormerVisionModel` shows it: without its register tokens."""
+        """Create the configuration of `encoder`. Register tokens are not counted: the vision model drops them."""
         return cls(
             encoder=encoder.config.to_dict(),
             hidden_size=encoder.config.cortex.width,
@@ -64,24 +62,27 @@ class SparseFormerVisionConfig(PreTrainedConfig):
 
 
 class VisualTokens(NamedTuple):
-    """How many tokens a vision tower makes of a picture: `latent` ones behind `prefix` ones (CLS)."""
+    """The number of tokens of a vision tower per image: `prefix` tokens (CLS), followed by `latent` tokens."""
 
     latent: int
     prefix: int
 
 
 def visual_tokens(vision: Any) -> VisualTokens:
-    """Of a vision configuration: a SparseFormer's, or transformers' own CLIP, whose tokens are the patches."""
+    """Return the token counts of a vision configuration: a SparseFormer's, or CLIP's, whose tokens are patches."""
     if isinstance(vision, CLIPVisionConfig):
-        image_size: Any = vision.image_size  # whole numbers here; other models of transformers allow more
+        image_size: Any = vision.image_size  # an integer here; other models of transformers allow more
         return VisualTokens((image_size // vision.patch_size) ** 2, 1)
     return VisualTokens(vision.num_tokens, vision.num_prefix_tokens)
 
 
 @contextmanager
 def _unpartitioned() -> Iterator[None]:
-    """Under ZeRO-3 transformers builds models piecewise, each piece split at once; a SparseFormer has to initialise
-    itself whole. DeepSpeed splits it afterwards, when the engine is made."""
+    """Build a module unpartitioned under ZeRO-3.
+
+    transformers partitions each submodule as soon as it exists, but a SparseFormer initializes itself as a whole.
+    DeepSpeed partitions it later, when the engine is created.
+    """
     if not is_deepspeed_zero3_enabled():
         yield
         return
@@ -95,9 +96,9 @@ def _unpartitioned() -> Iterator[None]:
 
 
 class SparseFormerVisionModel(PreTrainedModel):
-    """`SparseFormer` with transformers' interface. All hidden states are returned where none is selected by number.
+    """`SparseFormer` with transformers' interface. Returns all hidden states unless some are selected by number.
 
-    Register tokens are left out of them: they say nothing about the picture, and Llava knows only CLS to drop.
+    Register tokens are dropped from the hidden states: they are not visual tokens, and Llava can drop only CLS.
     """
 
     config_class = SparseFormerVisionConfig
@@ -112,14 +113,14 @@ class SparseFormerVisionModel(PreTrainedModel):
         super().__init__(config)
         with _unpartitioned():
             self.encoder = SparseFormer(SparseFormerConfig.from_dict(config.encoder or {}))
-        # from_pretrained(dtype=…) casts tensors while it reads them, before Float32Module could object.
+        # from_pretrained(dtype=…) casts tensors while reading them, before Float32Module could prevent it
         islands = [name for name, module in self.encoder.named_modules() if isinstance(module, Float32Module)]
         self._keep_in_fp32_modules_strict = {f"encoder.{name}" for name in islands}
         self.post_init()
 
     @classmethod
     def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionModel":
-        """The model around `encoder` itself; no weight is copied."""
+        """Wrap `encoder` itself, without copying weights."""
         with torch.device("meta"):
             model = cls(SparseFormerVisionConfig.from_encoder(encoder, aspect))
         model.encoder = encoder
@@ -127,7 +128,7 @@ class SparseFormerVisionModel(PreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the backward pass computes the cortex' blocks again; transformers sets it for a whole model."""
+        """Whether the backward pass recomputes the cortex's blocks. Set by transformers for a whole model."""
         return self.encoder.cortex.trunk.grad_checkpointing
 
     @gradient_checkpointing.setter
@@ -135,7 +136,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         self.encoder.cortex.trunk.set_grad_checkpointing(enable)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a SparseFormer initialises itself, and transformers' normal(0.02) would destroy that."""
+        """Do nothing: a SparseFormer initializes itself, which transformers' normal(0.02) would overwrite."""
 
     @can_return_tuple
     def forward(
@@ -148,14 +149,14 @@ class SparseFormerVisionModel(PreTrainedModel):
 
         Args:
             pixel_values: images, preprocessed; canvases where the aspect is "native".
-            output_hidden_states: one number or several: those hidden states alone, None in the places of the others and
-                of `pooler_output`; blocks behind the last of them are not computed. Else all are returned.
-            use_cache: nothing here; transformers' Trainer sets it for a model, and Llava hands it down to its parts.
+            output_hidden_states: one or several indices: return these hidden states only, with None for the others and
+                for `pooler_output`; later blocks are not computed. Otherwise all are returned.
+            use_cache: ignored; transformers' Trainer sets it for the whole model, and Llava passes it on.
         """
         selected = selected_hidden_states(output_hidden_states)
         if selected is not None:
             found: list[Any] = [None] * (self.encoder.config.cortex.depth + 1)
-            states = hidden_states(self.encoder, pixel_values, selected, self.config.aspect)
+            states = select_hidden_states(self.encoder, pixel_values, selected, self.config.aspect)
             for layer, state in zip(selected, states, strict=True):
                 found[layer] = self._without_registers(state)
             return BaseModelOutputWithPooling(last_hidden_state=found[-1], hidden_states=tuple(found))

@@ -129,7 +129,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vlm(vlm_dir: Path) -> tuple[Any, Any]:
     """Model and processor of the first model, in this process."""
-    from sparse_vlm.vlm.build import load_vlm
+    from sparse_vlm.vlm.loading import load_vlm
 
     return load_vlm(vlm_dir)
 

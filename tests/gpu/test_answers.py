@@ -13,8 +13,8 @@ from demo.replies import answer as reply
 from demo.session import SentImage, Session
 from demo.speaking import Sampling
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
 IMAGES = [Image.new("RGB", (48, 64), colour) for colour in ("red", "green", "blue", "white")]

@@ -1,4 +1,4 @@
-"""Batched answers with shared prefixes are the answers that the model gives one by one."""
+"""Batched answers with shared prefixes equal the answers to single questions."""
 
 import copy
 from pathlib import Path
@@ -24,9 +24,10 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer, _selected
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.loading import load_vlm
 from tests.worded_vlm import TEMPLATE
 
 Asked = tuple[list[Image.Image], list[tuple[int, str]]]
@@ -34,7 +35,7 @@ Asked = tuple[list[Image.Image], list[tuple[int, str]]]
 
 @pytest.fixture(scope="module")
 def asked() -> Asked:
-    """The first 60 test questions, about several pictures, the questions in mixed order."""
+    """The first 60 test questions, about several images, in mixed order."""
     questions = easy_vqa.load_questions("test")[:60]
     ids = list(dict.fromkeys(question.image_id for question in questions))
     rows = [(ids.index(question.image_id), easy_vqa.prompt(question.text)) for question in questions]
@@ -63,27 +64,27 @@ def test_batched_answers_equal_single_answers(
 ) -> None:
     batched = Answerer(answerer.model, answerer.processor, answerer.max_new_tokens, batch_rows)
     assert collect(batched, *asked) == one_by_one
-    # the model tells pictures and questions apart, and stops early on some: otherwise the equality says little
+    # the comparison is meaningful: answers depend on image and question, and some end early
     assert len(set(one_by_one)) > 30
     lengths = {len(answerer.processor.tokenizer(text)["input_ids"]) for text in one_by_one}
     assert len(lengths) > 3
 
 
-def test_each_question_sees_its_own_picture(answerer: Answerer, asked: Asked, one_by_one: list[str]) -> None:
+def test_each_question_sees_its_own_image(answerer: Answerer, asked: Asked, one_by_one: list[str]) -> None:
     images, rows = asked
     shifted = collect(answerer, images[1:] + images[:1], rows)
     assert sum(a != b for a, b in zip(shifted, one_by_one, strict=True)) > 30
 
 
-def test_questions_without_pictures(answerer: Answerer, asked: Asked) -> None:
+def test_questions_without_images(answerer: Answerer, asked: Asked) -> None:
     texts = sorted({text for _, text in asked[1]})
     single = [answer(answerer.model, answerer.processor, None, text, answerer.max_new_tokens) for text in texts]
     assert collect(answerer, None, [(0, text) for text in texts]) == single
     assert len(set(single)) > 10
 
 
-def test_prompts_without_a_common_beginning(answerer: Answerer) -> None:
-    """A template without a head and no picture: nothing is shared."""
+def test_prompts_without_a_shared_beginning(answerer: Answerer) -> None:
+    """With a template without a head and no image, nothing is shared."""
     processor = copy.copy(answerer.processor)
     processor.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}<end>{% endfor %}"
     bare = Answerer(answerer.model, processor, max_new_tokens=4)
@@ -97,10 +98,10 @@ def test_one_question_shares_all_but_its_last_token(answerer: Answerer, asked: A
     assert collect(answerer, [images[rows[0][0]]], [(0, rows[0][1])]) == one_by_one[:1]
 
 
-def test_a_template_with_the_picture_behind_the_question_is_refused(answerer: Answerer, asked: Asked) -> None:
+def test_a_template_with_the_image_after_the_question_is_refused(answerer: Answerer, asked: Asked) -> None:
     processor = copy.copy(answerer.processor)
     processor.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}<image>{% endfor %}"
-    with pytest.raises(UserError, match="image before the question"):
+    with pytest.raises(UserError, match="image before the text of the question"):
         collect(Answerer(answerer.model, processor, 4), *asked)
 
 
@@ -130,10 +131,10 @@ OTHERS: dict[str, PreTrainedConfig] = {
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_language_models_that_padding_could_disturb(
+def test_language_models_sensitive_to_padding(
     family: str, encoder_dir: Path, worded_vlm_dir: Path, asked: Asked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sliding window shorter than the prompts, a state, learned positions, biases that grow with the distance."""
+    """Sliding windows shorter than the prompts, recurrent states, learned positions, biases that grow with distance."""
     tokenizer = load_vlm(worded_vlm_dir)[1].tokenizer
     config: Any = OTHERS[family]
     config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
@@ -142,7 +143,7 @@ def test_language_models_that_padding_could_disturb(
     llm = AutoModelForCausalLM.from_config(config)
     for parameter in llm.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    llm.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0  # so that few answers end at once
+    llm.get_output_embeddings().weight.data[tokenizer.eos_token_id] = 0  # so that few answers end immediately
     llm.save_pretrained(tmp_path / "llm")
     tokenizer.save_pretrained(tmp_path / "llm")
     build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm", chat_template=TEMPLATE)
@@ -153,18 +154,18 @@ def test_language_models_that_padding_could_disturb(
     assert collect(batched, images, rows) == single
     assert collect(batched, images, rows) == single
     assert len(set(single)) > 2
-    assert caplog.text.count("one by one") == (family in ("lfm2", "mpt"))  # once
+    assert caplog.text.count("one question at a time") == (family in ("lfm2", "mpt"))  # once
 
 
-def test_a_prompt_that_is_too_long_is_refused(answerer: Answerer, asked: Asked) -> None:
+def test_answer_refuses_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:
     images, rows = asked
-    with pytest.raises(UserError, match=r"The question 'is is .* makes \d+ tokens, more than the 2048"):
+    with pytest.raises(UserError, match=r"The question 'is is .* make \d+ tokens, more than the 2048"):
         collect(answerer, images, [*rows, (0, "is " * 3000)])
 
 
 @pytest.mark.parametrize("settings", [Decoding(beams=3), Decoding(beams=1)])
 def test_beam_search_and_a_system_prompt(answerer: Answerer, asked: Asked, settings: Decoding) -> None:
-    """As transformers does it from the whole prompt, one question at a time."""
+    """Answers equal those of transformers for complete prompts, one question at a time."""
     model, processor, limit = answerer.model, answerer.processor, answerer.max_new_tokens
     batched = Answerer(model, processor, limit, 16, decoding=settings, system="be brief")
     images, rows = asked
@@ -177,7 +178,7 @@ def test_beam_search_and_a_system_prompt(answerer: Answerer, asked: Asked, setti
     assert single != collect(answerer, images, rows[:20])
 
 
-def test_sampling_follows_the_seed(answerer: Answerer, asked: Asked) -> None:
+def test_sampling_is_reproducible_with_a_seed(answerer: Answerer, asked: Asked) -> None:
     sampled = Answerer(answerer.model, answerer.processor, 8, decoding=Decoding(temperature=1.5, top_p=0.9))
     found = []
     for seed in (0, 0, 1):
@@ -186,10 +187,10 @@ def test_sampling_follows_the_seed(answerer: Answerer, asked: Asked) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:
-    """Refused before anything is computed; a long one that fits is not."""
+def test_check_length_refuses_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:
+    """Before anything is computed; a long prompt that fits is accepted."""
     longest = answerer.model.config.text_config.max_position_embeddings
-    fits = "red " * ((longest - 40) // 4)  # more bytes than there are positions, but fewer tokens
+    fits = "red " * ((longest - 40) // 4)  # more bytes than positions, but fewer tokens
     answerer.check_length(True, fits)
     for with_image in (True, False):
         with pytest.raises(UserError, match=f"more than the {longest} that the model takes"):

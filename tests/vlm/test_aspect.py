@@ -1,4 +1,4 @@
-"""Models that see whole pictures in their own aspect ratio."""
+"""Models that see whole images in their own aspect ratio."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
 from sparse_vlm.visualize import roi_figure
 from sparse_vlm.vlm.answering import Answerer
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer
-from sparse_vlm.vlm.processing import SparseFormerImageProcessor
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.vlm.conftest import Loaded
 
@@ -29,7 +30,7 @@ def native(native_dir: Path) -> Loaded:
     return load_vlm(native_dir)
 
 
-def test_visual_tokens_are_the_encoders_of_the_whole_picture(native: Loaded, images: list[Image.Image]) -> None:
+def test_visual_tokens_are_the_encoders_for_the_whole_image(native: Loaded, images: list[Image.Image]) -> None:
     model, processor = native
     encoder, image = model.model.vision_tower.encoder, images[2]  # 50 wide, 90 high
     side = encoder.config.preprocessing.crop
@@ -41,22 +42,20 @@ def test_visual_tokens_are_the_encoders_of_the_whole_picture(native: Loaded, ima
         torch.testing.assert_close(tokens, encoder(pixels).hidden_states[-2][:, 1:], atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_of_different_sizes_are_answered_together_as_one_by_one(
-    native: Loaded, images: list[Image.Image]
-) -> None:
+def test_batched_images_of_different_sizes_give_the_single_answers(native: Loaded, images: list[Image.Image]) -> None:
     questions = [(index, "What is it?") for index in range(len(images))]
     (batch,) = Answerer(*native, max_new_tokens=6).answer(images, questions)
     assert dict(batch) == {index: answer(*native, images[index], "What is it?", 6) for index in range(len(images))}
 
 
-def test_the_directory_remembers_its_aspect(native_dir: Path, native: Loaded, vlm: Loaded) -> None:
+def test_the_directory_stores_its_aspect(native_dir: Path, native: Loaded, vlm: Loaded) -> None:
     model, processor = native
     assert model.config.vision_config.aspect == processor.image_processor.aspect == "native"
     assert vlm[0].config.vision_config.aspect == vlm[1].image_processor.aspect == "crop"
-    assert (native_dir / "sparse_vlm_encoder_canvas.py").is_file()
+    assert (native_dir / "sparse_vlm_encoder_preprocessing.py").is_file()
 
 
-def test_the_drawing_of_rois_has_the_pictures_aspect(native_dir: Path, native: Loaded, tmp_path: Path) -> None:
+def test_the_roi_figure_has_the_images_aspect(native_dir: Path, native: Loaded, tmp_path: Path) -> None:
     Image.new("RGB", (90, 30)).save(tmp_path / "wide.png")
     assert main(["rois", str(tmp_path / "wide.png"), "--model", str(native_dir), "-o", str(tmp_path / "out.png")]) == 0
     figure = roi_figure(native[0].model.vision_tower.encoder, [Image.new("RGB", (90, 30))], aspect="native")

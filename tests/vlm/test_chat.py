@@ -10,7 +10,7 @@ from sparse_vlm.vlm.chat import answer, encode_prompt, stream
 from tests.vlm.conftest import Loaded
 
 
-def test_the_stream_joins_to_the_answer(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_the_joined_stream_equals_the_answer(vlm: Loaded, images: list[Image.Image]) -> None:
     pieces = list(stream(*vlm, images[0], "What is it?", max_new_tokens=6))
     assert all(pieces)
     assert "".join(pieces).strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6) != ""
@@ -26,7 +26,7 @@ def test_extreme_images(vlm: Loaded, size: tuple[int, int]) -> None:
     assert isinstance(answer(*vlm, Image.new("RGB", size, "blue"), "What is it?", max_new_tokens=2), str)
 
 
-def test_what_people_type_is_text(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_control_tokens_in_messages_are_literal_text(vlm: Loaded, images: list[Image.Image]) -> None:
     typed = "what is an <image> tag? <|im_end|>"
     inputs = encode_prompt(vlm[1], images[0], typed)
     assert int((inputs["input_ids"] == vlm[1].image_token_id).sum()) == 6
@@ -41,7 +41,7 @@ def test_bad_questions(vlm: Loaded, images: list[Image.Image]) -> None:
         answer(*vlm, images[0], "What is \ud83d?")
 
 
-def test_an_error_while_generating_reaches_the_reader(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_an_error_during_generation_reaches_the_caller(vlm: Loaded, images: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match="max_new_tokens"):
         list(stream(*vlm, images[0], "What is it?", max_new_tokens=-1))
 
@@ -75,7 +75,7 @@ def test_command_about_several_images_and_sampled(
     assert "--temperature must be 0 (greedy) or more, got -1" in capsys.readouterr().err
 
 
-def test_command_with_quantised_weights(vlm_dir: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_with_quantized_weights(vlm_dir: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["chat", "--model", str(vlm_dir), "--max_new_tokens", "2", "--bits", "8", "What is it?"]) == 0
     assert capsys.readouterr().out.strip()
 

@@ -1,4 +1,4 @@
-"""Several turns, in a program and in the terminal; Ctrl-C is a real signal."""
+"""Conversations in a program and in the terminal. Ctrl-C is a real signal."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def test_the_whole_conversation_is_the_prompt(vlm: Loaded, images: list[Image.Im
     assert say(conversation, "And this?") == say(Conversation(*vlm), "And this?")
 
 
-def test_closing_stops_within_a_token_and_keeps_what_was_said(vlm: Loaded) -> None:
+def test_closing_stops_within_a_token_and_keeps_the_partial_answer(vlm: Loaded) -> None:
     conversation = Conversation(*vlm)
     with closing(conversation.ask("What is it?", max_new_tokens=1500)) as pieces:
         first = next(pieces)
@@ -53,7 +53,7 @@ def test_closing_stops_within_a_token_and_keeps_what_was_said(vlm: Loaded) -> No
     assert conversation.messages[1]["content"] == first.strip()
 
 
-def test_what_cannot_be_asked_is_not_kept(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_a_refused_question_is_not_kept(vlm: Loaded, images: list[Image.Image]) -> None:
     conversation = Conversation(*vlm)
     for question, length, sentence in [
         ("  ", 6, "The question is empty."),
@@ -89,14 +89,18 @@ def test_in_the_terminal(
     first = say(expected, "What is it?")
     expected.show(images[1])
     second = say(expected, "And this?")
-    refused = ["error: Which image? /image FILE", "error: The image gone.png", "error: Unknown command /nothing"]
+    refused = [
+        "error: The file is missing: /image FILE",
+        "error: The image gone.png",
+        "error: Unknown command /nothing",
+    ]
     for part in (first, second, *refused, "Forgotten.", say(alone, "And this?")):
         assert part in said
         said = said[said.index(part) + len(part) :]
 
 
 class Interrupting(io.StringIO):
-    """A terminal whose user presses Ctrl-C at the first piece of the first answer."""
+    """A terminal in which Ctrl-C is pressed at the first piece of the first answer."""
 
     done = False
 
@@ -110,7 +114,7 @@ class Interrupting(io.StringIO):
 
 @pytest.fixture
 def working_ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt: a shell starts what runs in the background with the signal ignored."""
+    """Make Ctrl-C raise KeyboardInterrupt, because a shell ignores the signal for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -133,7 +137,7 @@ def start_chat(vlm_dir: Path, *options: str, **pipes: Any) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_bytes_of_another_encoding_do_not_end_the_conversation(vlm_dir: Path) -> None:
+def test_invalid_bytes_do_not_end_the_conversation(vlm_dir: Path) -> None:
     with start_chat(vlm_dir, "--max_new_tokens", "4", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as chatting:
         said, complaints = chatting.communicate(b"caf\xe9?\n\xc4\xe3\xba\xc3\n/clear\n")
     assert chatting.returncode == 0
@@ -142,7 +146,7 @@ def test_bytes_of_another_encoding_do_not_end_the_conversation(vlm_dir: Path) ->
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_ends_it_without_a_word(vlm_dir: Path) -> None:
+def test_a_closed_pipe_ends_the_command_silently(vlm_dir: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     with start_chat(vlm_dir, "--max_new_tokens", "4", "Why?", stdin=subprocess.DEVNULL, stdout=write) as chatting:
@@ -153,7 +157,7 @@ def test_a_closed_pipe_ends_it_without_a_word(vlm_dir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("working_ctrl_c")
-def test_ctrl_c_while_answering_one_question_is_quiet(vlm_dir: Path) -> None:
+def test_ctrl_c_during_a_single_answer_is_silent(vlm_dir: Path) -> None:
     with start_chat(vlm_dir, "--max_new_tokens", "1500", "Why?", stdout=subprocess.PIPE) as chatting:
         assert chatting.stdout is not None
         assert chatting.stdout.read(1)
@@ -162,6 +166,6 @@ def test_ctrl_c_while_answering_one_question_is_quiet(vlm_dir: Path) -> None:
     assert chatting.returncode == 128 + signal.SIGINT
 
 
-def test_without_standard_input_there_is_nothing_to_ask(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation_without_standard_input_ends_at_once(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["chat", "--model", str(vlm_dir)]) == 0

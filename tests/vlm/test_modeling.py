@@ -1,3 +1,5 @@
+"""The model: batches, padding, shared prefixes, gradients, dtypes."""
+
 import copy
 from pathlib import Path
 from typing import Any
@@ -5,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, BatchFeature, LlamaConfig
+from transformers import BatchFeature
 
-from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
+from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
-from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMModel, build_projector
-from sparse_vlm.vlm.vision import SparseFormerVisionConfig, SparseFormerVisionModel
+from sparse_vlm.vlm.loading import load_vlm
+from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.vlm.conftest import Loaded
 
 QUESTIONS = ["What is it?", "Which colour has the thing that lies on the left of the big red cube?", "Is it red?"]
@@ -39,27 +41,13 @@ def answer_ids(loaded: Loaded, image: Image.Image | None, question: str) -> list
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_visual_tokens_are_what_enters_the_last_block(
-    vlm: Loaded, images: list[Image.Image], encoder_dir: Path
-) -> None:
-    model, processor = vlm
-    pixel_values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        got = torch.stack(model.model.get_image_features(pixel_values).pooler_output)
-        states = SparseFormer.from_pretrained(encoder_dir)(pixel_values).hidden_states
-        expected = model.model.multi_modal_projector(states[-2][:, 1:])
-    assert got.shape == (3, 6, 48)
-    torch.testing.assert_close(got, expected)
-    assert not torch.allclose(got[0], got[1])
-
-
 def test_generated_text_depends_on_the_image(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     logits = [model(**encode_prompt(processor, image, "What?")).logits[0, -1] for image in images[:2]]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_batches_with_left_padding_answer_as_one_by_one(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_batches_with_left_padding_give_the_single_answers(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     inputs = prompts(processor, QUESTIONS, images)
     assert (inputs["attention_mask"] == 0).any(), "the questions must differ in length"
@@ -68,7 +56,7 @@ def test_batches_with_left_padding_answer_as_one_by_one(vlm: Loaded, images: lis
     assert ids[:, inputs["input_ids"].shape[1] :].tolist() == one_by_one
 
 
-def test_text_only_batches_answer_as_one_by_one(vlm: Loaded) -> None:
+def test_text_only_batches_give_the_single_answers(vlm: Loaded) -> None:
     model, processor = vlm
     inputs = prompts(processor, QUESTIONS, None)
     assert "pixel_values" not in inputs
@@ -78,7 +66,7 @@ def test_text_only_batches_answer_as_one_by_one(vlm: Loaded) -> None:
 
 
 def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images: list[Image.Image]) -> None:
-    """Rows are [prefix | padding | question]; the prefix with the image runs once, without its rows."""
+    """Rows are [prefix | padding | question]. The prefix with the image is computed once, before the rows."""
     model, processor = vlm
     rows = [encode_prompt(processor, images[0], question) for question in QUESTIONS]
     ids = [row["input_ids"][0] for row in rows]
@@ -110,7 +98,7 @@ def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images:
 
 
 @torch.no_grad()
-def test_larger_and_oblong_pictures_take_as_many_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
+def test_larger_and_oblong_images_take_the_same_number_of_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
     model, processor = vlm
     larger = {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}
     small, large = (
@@ -150,11 +138,11 @@ def test_loss_reaches_projector_encoder_and_llm(vlm_dir: Path, images: list[Imag
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all()
             assert parameter.grad.abs().max() > 0
-    # what lies behind the chosen hidden state has no part in it
+    # blocks after the selected hidden state have no gradients
     assert all(parameter.grad is None for parameter in encoder.cortex.trunk.blocks[-1].parameters())
 
 
-def test_bfloat16_keeps_the_coordinates_to_the_last_bit(vlm_dir: Path, images: list[Image.Image]) -> None:
+def test_bfloat16_keeps_the_coordinates_bit_for_bit(vlm_dir: Path, images: list[Image.Image]) -> None:
     exact, processor = load_vlm(vlm_dir)
     model, _ = load_vlm(vlm_dir, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
@@ -176,101 +164,6 @@ def test_attention_is_sdpa(vlm: Loaded) -> None:
     assert config.text_config._attn_implementation == "sdpa"
 
 
-def test_the_vision_model_alone_opens_with_automodel(tiny_encoder: SparseFormer) -> None:
-    config = SparseFormerVisionConfig.from_encoder(tiny_encoder)
-    torch.manual_seed(0)
-    model = AutoModel.from_config(config)
-    pixel_values = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model.encoder.state_dict(), tiny_encoder.state_dict())  # its own initialisation
-    with torch.no_grad():
-        out = model.eval()(pixel_values)
-        expected = tiny_encoder(pixel_values)
-    torch.testing.assert_close(out.pooler_output, expected.pooled)
-    torch.testing.assert_close(out.last_hidden_state, expected.tokens)
-    assert len(out.hidden_states) == 3
-
-    model.encoder.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
-    chosen = model(pixel_values, output_hidden_states=[-2, 0])
-    assert [state is None for state in chosen.hidden_states] == [False, False, True]
-    assert chosen.pooler_output is chosen.last_hidden_state is None
-    torch.testing.assert_close(chosen.hidden_states[:2], out.hidden_states[:2])
-
-
-@pytest.fixture(scope="session")
-def encoder_without_cls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SparseFormer v1: 5 latent tokens, no CLS."""
-    config = SparseFormerConfig(
-        StemConfig(8),
-        FocusConfig("v1", tokens=5, width=64, heads=1, repeats=1, last_heads=2),
-        CortexConfig(
-            "vit_tiny_patch16_224",
-            depth=2,
-            width=128,
-            heads=2,
-            head_dim=10,
-            options={"class_token": False, "global_pool": "avg", "fc_norm": True},
-        ),
-        Preprocessing(resize=64, crop=64),
-    )
-    directory = tmp_path_factory.mktemp("v1") / "encoder"
-    torch.manual_seed(0)
-    SparseFormer(config).save_pretrained(directory)
-    return directory
-
-
-@pytest.mark.parametrize(("strategy", "tokens"), [("default", 5), ("full", 6)])
-def test_registers_are_no_visual_tokens(strategy: str, tokens: int) -> None:
-    """Whatever the strategy: "default" gives the latent tokens, "full" CLS as well."""
-    cortex = CortexConfig("vit_small_patch14_reg4_dinov2", depth=2, width=128, heads=2)
-    focus = FocusConfig("bootstrapped", tokens=5, width=64, heads=1, repeats=1)
-    encoder = SparseFormer(SparseFormerConfig(StemConfig(8), focus, cortex, Preprocessing(64, 64))).eval()
-    vision = SparseFormerVisionModel.from_encoder(encoder)
-    text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
-    )
-    config = SparseVLMConfig(vision_config=vision.config, text_config=text, vision_feature_select_strategy=strategy)
-    assert config.image_seq_length == tokens
-    model = SparseVLMModel(config).eval()
-    model.vision_tower = vision
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        features = torch.stack(model.get_image_features(images).pooler_output)
-        states = encoder(images).hidden_states[-2]
-        kept = torch.cat([states[:, : tokens - 5], states[:, 5:]], dim=1)
-        torch.testing.assert_close(features, model.multi_modal_projector(kept))
-
-
-@pytest.mark.parametrize(
-    ("with_cls", "strategy", "tokens"), [(True, "full", 7), (False, "default", 5), (False, "full", 5)]
-)
-def test_visual_tokens_by_select_strategy(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    llm_dir: Path,
-    images: list[Image.Image],
-    with_cls: bool,
-    strategy: str,
-    tokens: int,
-) -> None:
-    encoder_dir = request.getfixturevalue("encoder_dir" if with_cls else "encoder_without_cls")
-    build_vlm(encoder_dir, llm_dir, tmp_path / "vlm", vision_feature_select_strategy=strategy, projector="linear")
-    model, processor = load_vlm(tmp_path / "vlm")
-    assert model.config.image_seq_length == processor.num_image_tokens == tokens
-    inputs = encode_prompt(processor, images[0], "What?")
-    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == tokens
-    with torch.no_grad():
-        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
-        states = SparseFormer.from_pretrained(encoder_dir)(inputs["pixel_values"]).hidden_states
-        torch.testing.assert_close(features, model.model.multi_modal_projector(states[-2][0]))
-        assert model(**inputs).logits.isfinite().all()
-
-
-def test_default_strategy_without_cls_is_refused(encoder_without_cls: Path) -> None:
-    vision = SparseFormerVisionConfig.from_encoder(SparseFormer.from_pretrained(encoder_without_cls))
-    with pytest.raises(UserError, match='has none: use "full"'):
-        SparseVLMConfig(vision_config=vision, vision_feature_select_strategy="default")
-
-
 def test_unknown_projector(tiny_encoder: SparseFormer) -> None:
     vision = SparseFormerVisionConfig.from_encoder(tiny_encoder)
     with pytest.raises(UserError, match=r"Unknown projector 'mlp3x_gelu'. Did you mean 'mlp2x_gelu'"):
@@ -281,17 +174,3 @@ def test_several_feature_layers_are_concatenated(tiny_encoder: SparseFormer) -> 
     vision = SparseFormerVisionConfig.from_encoder(tiny_encoder)
     config = SparseVLMConfig(vision_config=vision, vision_feature_layer=[-2, -1])
     assert build_projector(config)[0].normalized_shape == (256,)
-
-
-@torch.inference_mode()
-def test_a_tower_that_is_offloaded_to_disk_sees_the_same(
-    vlm: Loaded, vlm_dir: Path, images: list[Image.Image], tmp_path: Path
-) -> None:
-    model, processor = vlm
-    inputs = encode_prompt(processor, images[0], "What?")
-    places = {"model.vision_tower": "disk"} | dict.fromkeys(
-        ("model.multi_modal_projector", "model.language_model", "lm_head"), "cpu"
-    )
-    offloaded = AutoModelForImageTextToText.from_pretrained(vlm_dir, device_map=places, offload_folder=tmp_path)
-    assert offloaded.model.vision_tower.encoder.focus.initial_rois.weight.is_meta
-    torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits)

@@ -1,4 +1,4 @@
-"""open_clip's ViT and its preprocessing give the same numbers inside a VLM; open_clip itself is the reference."""
+"""Inside a VLM, open_clip's ViT and its preprocessing compute the same as open_clip itself."""
 
 import dataclasses
 import json
@@ -18,8 +18,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionM
 from sparse_vlm.cli import main
 from sparse_vlm.encoder.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Transform
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import open_tower
 from tests.vlm.conftest import Loaded
 
@@ -35,7 +36,7 @@ PREPROCESS: dict[str, Any] = {
 def write_clip(
     directory: Path, *, quick_gelu: bool = True, preprocess: dict[str, Any] = PREPROCESS, **vision: Any
 ) -> Path:
-    """An open_clip directory of a random model in which nothing is at its initial one or zero."""
+    """Write an open_clip directory with a random model, in which no weight has its initial 0 or 1."""
     torch.manual_seed(0)
     text = CLIPTextCfg(context_length=8, vocab_size=64, width=16, heads=2, layers=1)
     clip = CLIP(embed_dim=12, vision_cfg=CLIPVisionCfg(**VISION | vision), text_cfg=text, quick_gelu=quick_gelu)
@@ -71,7 +72,7 @@ def dense(dense_dir: Path) -> Loaded:
 
 
 def reference_states(directory: Path, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    """open_clip's own hidden states: what enters the first block, and what leaves each."""
+    """Compute open_clip's own hidden states: the input of the first block and the output of each."""
     visual = open_clip.create_model(f"local-dir:{directory}").visual.eval()
     states = [visual._embeds(pixel_values)]
     for block in visual.transformer.resblocks:
@@ -84,7 +85,7 @@ def reference_states(directory: Path, pixel_values: torch.Tensor) -> list[torch.
     "options",
     [{}, {"quick_gelu": False}, {"quick_gelu": False, "act_kwargs": {"approximate": "tanh"}, "mlp_ratio": 2.5}],
 )
-def test_hidden_states_are_those_of_open_clip(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_hidden_states_equal_those_of_open_clip(tmp_path: Path, options: dict[str, Any]) -> None:
     directory = write_clip(tmp_path / "clip", **options)
     pixel_values = torch.randn(2, 3, 32, 32)
     expected = reference_states(directory, pixel_values)
@@ -100,7 +101,7 @@ def test_hidden_states_are_those_of_open_clip(tmp_path: Path, options: dict[str,
 
 @torch.no_grad()
 def test_activations_differ_by_more_than_the_tolerance(tmp_path: Path) -> None:
-    """So the test above would see a wrong one."""
+    """The test above would detect a wrong activation."""
     pixel_values = torch.randn(2, 3, 32, 32)
     states = [
         reference_states(write_clip(tmp_path / str(quick), quick_gelu=quick), pixel_values)[-2]
@@ -109,12 +110,12 @@ def test_activations_differ_by_more_than_the_tolerance(tmp_path: Path) -> None:
     assert (states[0] - states[1]).abs().max() > 1e-2
 
 
-def test_preprocessing_is_that_of_open_clip(clip_dir: Path, dense: Loaded, images: list[Image.Image]) -> None:
+def test_preprocessing_equals_that_of_open_clip(clip_dir: Path, dense: Loaded, images: list[Image.Image]) -> None:
     clip = open_clip.create_model(f"local-dir:{clip_dir}")
     theirs = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
     expected = torch.stack([theirs(image) for image in images])
     mine = torch.stack([Transform(open_tower(clip_dir).preprocessing)(image) for image in images])
-    torch.testing.assert_close(mine, expected, atol=1e-6, rtol=0)  # the last bit, of (x - mean) / std
+    torch.testing.assert_close(mine, expected, atol=1e-6, rtol=0)  # the last bit of (x - mean) / std differs
     assert torch.equal(dense[1].image_processor(images, return_tensors="pt")["pixel_values"], mine)
 
 
@@ -141,7 +142,7 @@ def test_full_keeps_cls(tmp_path: Path, clip_dir: Path, llm_dir: Path, images: l
     assert model(**encode_prompt(processor, images[0], "What?")).logits.isfinite().all()
 
 
-def test_it_generates_and_its_answer_depends_on_the_picture(dense: Loaded, images: list[Image.Image]) -> None:
+def test_the_generated_answer_depends_on_the_image(dense: Loaded, images: list[Image.Image]) -> None:
     model, processor = dense
     inputs = [encode_prompt(processor, image, "What?") for image in images]
     assert model.generate(**inputs[0], max_new_tokens=4, min_new_tokens=4, **GREEDY).shape[1] == (
@@ -151,8 +152,8 @@ def test_it_generates_and_its_answer_depends_on_the_picture(dense: Loaded, image
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_saved_again_as_a_stage_does(tmp_path: Path, dense_dir: Path, images: list[Image.Image]) -> None:
-    """transformers renames a CLIP tower's weights on the way to the disk; the stages switch that off."""
+def test_saving_again_as_a_training_stage_does(tmp_path: Path, dense_dir: Path, images: list[Image.Image]) -> None:
+    """transformers renames a CLIP tower's weights on saving, which the training stages disable."""
     loaded: Loaded = load_vlm(dense_dir)
     model, processor = loaded
     inputs = encode_prompt(processor, images[0], "What?")
@@ -209,7 +210,7 @@ def test_incomplete_directory(tmp_path: Path, damage: Callable[[Path], None], ca
         ({"qk_norm": True}, r"unknown: .*ln_k"),
         ({"image_size": [32, 64]}, "to 32×64 pixels"),
         ({"preprocess": PREPROCESS | {"resize_mode": "longest"}}, "Unknown resize mode 'longest'"),
-        ({"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": ""}, "is a TimmModel: only"),
+        ({"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": ""}, r"is a TimmModel\. Only"),
     ],
 )
 def test_other_networks_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

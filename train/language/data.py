@@ -15,16 +15,17 @@ from sparse_vlm.data.conversations.length_limit import LengthLimit
 from sparse_vlm.data.conversations.sources import open_sources
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
-from sparse_vlm.vlm.language.llm import most_positions
+from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.language.templates import LLAVA_PLAIN
 from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import SparseFormerImageProcessor, SparseVLMProcessor
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.language.visual_cache import use_cached_tokens
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
-# Whose packed conversations do not see each other: tests/vlm/language/test_llms.py compares them with single ones.
+# Whose packed conversations do not see each other: tests/vlm/language/test_families.py compares them with single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
 
 

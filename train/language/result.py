@@ -13,7 +13,7 @@ from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.files import check_output, new_directory
 from sparse_vlm.model_directory import saved_dtype
-from sparse_vlm.vlm.build import check_opens, load_vlm
+from sparse_vlm.vlm.loading import check_opens, load_vlm
 
 TRAINED_FILE = "trained.safetensors"
 

@@ -131,7 +131,7 @@ def _redraw(hidden: nn.Sequential, seed: int) -> None:
 
 def _words(row: Row, dataset: ConversationDataset) -> list[int]:
     """A sample's answers without control tokens, such as those that end turns; nothing may be left."""
-    control = dataset.chat.control_tokens
+    control = dataset.chat.control_ids
     return [token for token in row.targets if token != IGNORE and token not in control]
 
 

@@ -1,13 +1,13 @@
-"""Text that people type stays text: control tokens in it are escaped before a chat template puts its own around it.
+"""Literal text: control tokens that people type are escaped before a chat template adds its own.
 
-`escape` breaks a control token with a character that no text holds. `encode` reads an escaped one as the letters that
-it consists of, and everything else as the tokenizer does: to that end it makes the template's own tokens different
-from what anybody types, in the text and in a copy of the tokenizer. Text without escapes takes the usual path.
+`escape` breaks up each control token with a character that does not occur in text. `encode` tokenizes an escaped token
+as its letters, and everything else as usual. For this it renames the template's own tokens, both in the text and in a
+copy of the tokenizer, so that they differ from anything typed. Text without escapes is tokenized as usual.
 """
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,31 +15,26 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.control_tokens import control_tokens
 
-MARK = "\ufdd0"  # a Unicode noncharacter, meant for such internal use
-HALF = re.compile("[\ud800-\udfff]")  # a surrogate, which Python keeps where another program cut a text
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts of the special tokens, the image placeholder among them; a token before those that it contains."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
+MARK = "\ufdd0"  # a Unicode noncharacter, reserved for internal use
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate, which remains where another program has cut a text
 
 
-def escape(text: str, tokens: Sequence[str]) -> str:
-    """The text with each of the control tokens broken, so that it is none; see `encode`."""
+def escape(text: str, tokens: Iterable[str]) -> str:
+    """Break up the control tokens `tokens` in a text, so that `encode` reads them as letters."""
     return escape_parts([text], tokens)[0]
 
 
-def escape_parts(parts: Sequence[str], tokens: Sequence[str]) -> list[str]:
-    """Texts that follow each other likewise: a control token may begin in one and end in another.
+def escape_parts(parts: Sequence[str], tokens: Iterable[str]) -> list[str]:
+    """Escape consecutive texts, where a control token may begin in one and end in another.
 
     Raises:
-        UserError: a text holds half of a character, as broken JSON and terminals bring it, which has no UTF-8.
+        UserError: a text contains half of a character, e.g. from broken JSON or a terminal, which UTF-8 cannot encode.
     """
     parts = [part.replace(MARK, "") for part in parts]
     if half := HALF.search("".join(parts)):
-        raise UserError(f"The text holds {half[0]!a}, half of a character of UTF-16, which says nothing. Remove it.")
+        raise UserError(f"The text contains {half[0]!a}, half of a character in UTF-16. Remove it.")
     starts = {match.start() + 1 for match in _any_of(tuple(tokens)).finditer("".join(parts))}
     escaped, offset = [], 0
     for part in parts:
@@ -50,32 +45,31 @@ def escape_parts(parts: Sequence[str], tokens: Sequence[str]) -> list[str]:
 
 
 def is_escaped(text: str) -> bool:
-    """Whether `escape` has changed the text."""
+    """Return whether `escape` has changed the text."""
     return MARK in text
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of a text, escaped control tokens as the letters that they consist of.
+    """Tokenize a text, with escaped control tokens as their letters.
 
     Raises:
-        UserError: something is escaped, and the tokenizer has no way to write it as text.
+        UserError: the tokenizer cannot write an escaped token as letters.
     """
     if not is_escaped(text):
         return tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     tokens = control_tokens(tokenizer)
     escaped = _any_of(tuple(token[0] + MARK + token[1:] for token in tokens))
     parts = escaped.split(text)  # text, escaped, text, …
-    plain = _any_of(tokens)
+    plain = _any_of(tuple(tokens))
     literal = "".join(
         part.replace(MARK, "") if index % 2 else plain.sub(lambda token: MARK + token[0], part.replace(MARK, ""))
         for index, part in enumerate(parts)
     )
     encoding = _renamed(tokenizer, len(tokenizer)).encode(literal, add_special_tokens=add_special_tokens)
-    ids = dict(zip(tokens, map(tokenizer.convert_tokens_to_ids, tokens), strict=True))
     written = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
-    expected = [ids[token] for part in parts[::2] for token in plain.findall(part)]
-    if [token for token in written if token in ids.values()] != expected:
-        raise UserError(f"The text holds {parts[1].replace(MARK, '')}, which this tokenizer cannot write as text.")
+    expected = [tokens[token] for part in parts[::2] for token in plain.findall(part)]
+    if [token for token in written if token in tokens.values()] != expected:
+        raise UserError(f"The text contains {parts[1].replace(MARK, '')}, which this tokenizer cannot write as text.")
     return encoding.ids
 
 
@@ -86,11 +80,13 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 @lru_cache(maxsize=4)
 def _renamed(tokenizer: Any, size: int) -> Tokenizer:
-    """A copy of a fast tokenizer whose control tokens begin with MARK; the same ids. `size` tells tokenizers apart that
-    have got new tokens meanwhile."""
+    """Return a copy of a fast tokenizer in which control tokens begin with MARK; ids are the same.
+
+    `size` is part of the cache's key, because a tokenizer may get new tokens.
+    """
     if not tokenizer.is_fast:
-        raise UserError("The text holds a control token, and only fast tokenizers can write one as text. Remove it.")
-    tokens = set(control_tokens(tokenizer))
+        raise UserError("The text contains a control token, which only fast tokenizers can write as text. Remove it.")
+    tokens = control_tokens(tokenizer)
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for added in settings["added_tokens"]:
         added["content"] = _new_name(added["content"], tokens)
@@ -105,15 +101,15 @@ def _renamed(tokenizer: Any, size: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(settings))
 
 
-def _new_name(token: str, tokens: Collection[str]) -> str:
+def _new_name(token: str, tokens: Container[str]) -> str:
     return MARK + token if token in tokens else token
 
 
 class LiteralTokenizer:
-    """A tokenizer as a processor calls it, for a batch of texts of which one is escaped.
+    """Stands in for a processor's tokenizer where a batch contains escaped text.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: a fast tokenizer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,13 +125,11 @@ class LiteralTokenizer:
         return_attention_mask: bool | None = None,
         **others: Any,
     ) -> Any:
-        """Token ids and attention mask, padded as the tokenizer pads.
-
-        Raises:
-            UserError: another option of tokenizers is asked for.
-        """
-        if asked := [name for name, value in others.items() if value]:
-            raise UserError(f"Text that holds control tokens is tokenised without {', '.join(asked)}. Leave it out.")
+        """Return token ids and attention mask, padded as by the tokenizer. Other options of tokenizers are errors."""
+        if unsupported := [name for name, value in others.items() if value]:
+            raise UserError(
+                f"Text with control tokens cannot be tokenized with {', '.join(unsupported)}. Leave it out."
+            )
         ids = [encode(self.tokenizer, one, add_special_tokens=add_special_tokens) for one in text]
         return self.tokenizer.pad(
             {"input_ids": ids},

@@ -1,7 +1,7 @@
-"""Chat templates: LLaVA's conversation formats, and what `build` makes of a language model's own.
+"""Chat templates: LLaVA's conversation formats, and the preparation of a language model's own template.
 
-The texts of LLaVA's formats are those of its `conversation.py` (tests/vlm/language/test_templates.py compares), behind
-the tokenizer's bos. They are for language models that have no template (Vicuna) and for LLaVA's data.
+LLaVA's formats render the texts of its `conversation.py` after the tokenizer's bos token, as
+tests/vlm/language/test_templates.py checks. They serve language models without a template (Vicuna) and LLaVA's data.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
 from sparse_vlm.vlm.language.turns import AssistantTurn, assistant_turn, template_refusals
-from sparse_vlm.vlm.processing import IMAGE_TOKEN
 
-# "USER: Q ASSISTANT: A</s>USER: …" behind a system prompt; with the tokenizer's own eos
+# system prompt, then "USER: Q ASSISTANT: A</s>USER: …" with the tokenizer's own eos token
 LLAVA_V1 = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- set system = messages[0]['content'] -%}{%- set dialogue = messages[1:] -%}"
@@ -32,7 +32,7 @@ LLAVA_V1 = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
-# For alignment only: the picture, then its caption and a newline. The question is not written, and eos never is.
+# for alignment only: the image, then its caption and a newline, without the question and without eos
 LLAVA_PLAIN = (
     "{{- bos_token -}}"
     "{%- for message in messages -%}"
@@ -40,11 +40,11 @@ LLAVA_PLAIN = (
     "{%- else -%}{{- message['content'] + '\\n' -}}{%- endif -%}"
     "{%- endfor -%}"
 )
-# What --chat_template takes by name; a model that answers needs an end of its turns, so plain is not among them.
+# Names for --chat_template. LLAVA_PLAIN does not end turns, so a model could not learn to stop under it.
 CHAT_TEMPLATES = {"llava_v1": LLAVA_V1}
 
-# Put before a template that prints a message's content as text: makes text of lists of parts first. The images of a
-# user's turn stand before its words, as training puts them; several stay where they are if words stand between them.
+# Prepended to a template that prints the content of a message as text: converts lists of parts to text. The images of a
+# turn are moved before its text, as in training, unless there is text between images.
 PARTS_TO_TEXT = """\
 {%- set prepared = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -68,28 +68,25 @@ PARTS_TO_TEXT = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = prepared.messages +%}"""
-# What templates of models that can think ask, to close the empty block themselves where the answer begins.
+# variables with which templates of thinking models write a closed, empty block of thoughts
 THINKING = ("enable_thinking", "thinking")
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Path | None = None) -> str:
-    """The template of a model directory: renders a turn with an image in any form alike, and every answer as it is
-    generated.
+    """Prepare the chat template of a model directory.
 
-    - `[{"type": "image"}, {"type": "text", "text": Q}]`, the same in another order, and "<image>\\nQ" are one text.
-    - An answer has the same opening at generation, at a conversation's end and in its middle. A model that can think
-      does not: a closed, empty block stands there.
-    - A date is that of the day on which the template is prepared.
+    - `[{"type": "image"}, {"type": "text", "text": Q}]`, the same parts in another order, and "<image>\\nQ" render to
+      the same text.
+    - An answer has the same opening in generation, at the end of a conversation and in its middle. For a model that can
+      think the opening includes a closed, empty block of thoughts.
+    - Dates become the date of preparation.
 
-    A template that does all this is left as it is.
+    A template that fulfils this already is returned unchanged.
 
     Args:
-        tokenizer: the LLM's; its own template is the default.
-        chat_template: a Jinja file, Jinja text, or a name of CHAT_TEMPLATES.
-
-    Raises:
-        UserError: there is no template, no such file, or it cannot place an image.
+        tokenizer: the LLM's tokenizer; its own template is the default.
+        chat_template: a Jinja file, Jinja text, or a name in CHAT_TEMPLATES.
     """
     template = _own_template(tokenizer) if chat_template is None else _read_template(chat_template)
     template = TODAY.sub(lambda call: json.dumps(datetime.now().strftime(call[2])), template)
@@ -107,8 +104,8 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     own = tokenizer.chat_template
     if isinstance(own, dict) and "default" not in own:
         raise UserError(
-            f"The LLM's tokenizer has the chat templates {', '.join(own)} and none named default: write the one to use "
-            "into a Jinja file and give it with --chat_template."
+            f"The LLM's tokenizer has the chat templates {', '.join(own)} and none named default. Write the one to use "
+            "to a Jinja file and give it with --chat_template."
         )
     if not own:
         raise UserError(
@@ -146,31 +143,32 @@ def _places_image(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 def _with_one_opening(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """A template that opens every answer as it opens the one to be generated, with an empty block where it thinks.
+    """Make a template open every answer as it opens generation, with an empty block of thoughts if the model thinks.
 
-    Qwen3's writes the block for the last answer alone, DeepSeek-R1's opens it for generation alone, gpt-oss's leaves
-    the choice of a channel to the model. What cannot be mended stays as it is: `check_round_trip` refuses it.
+    Qwen3's template writes the block for the last answer only, DeepSeek-R1's opens it for generation only, and
+    gpt-oss's leaves the choice of a channel to the model. A template that cannot be repaired is returned unchanged,
+    and `check_round_trip` refuses it.
     """
     try:
         turn = assistant_turn(tokenizer, template)
         if len(turn.openings) == 1 and _closed(turn.prompt) == turn.prompt:
             return template
-        mended = _mended(template, turn)
-        after = assistant_turn(tokenizer, mended)
+        repaired = _repaired(template, turn)
+        after = assistant_turn(tokenizer, repaired)
     except UserError:
         return template
-    ends_stay = (after.last_end, after.earlier_end) == (turn.last_end, turn.earlier_end)
-    return mended if len(after.openings) == 1 and ends_stay else template
+    same_ends = (after.last_end, after.earlier_end) == (turn.last_end, turn.earlier_end)
+    return repaired if len(after.openings) == 1 and same_ends else template
 
 
-def _mended(template: str, turn: AssistantTurn) -> str:
-    """The template's text with each of its openings replaced by the longest of them."""
+def _repaired(template: str, turn: AssistantTurn) -> str:
+    """Replace every opening in the template's output by the longest of them."""
     opening = _closed(max(turn.prompt, turn.last, turn.earlier, key=len))
     shortest, *others = sorted({turn.last, turn.earlier, opening}, key=len)
     changes = [(other, shortest) for other in reversed(others)] + [(shortest, opening)] * bool(others)
     replaced = "".join(f".replace({_quoted(old)}, {_quoted(new)})" for old, new in changes)
     prompt = _quoted(turn.prompt)
-    return (  # the plus signs keep the white space at the template's ends
+    return (  # the plus signs preserve white space at the template's ends
         "{%- set shown +%}" + template.removesuffix("\n") + "{%+ endset -%}\n"
         f"{{%- set generating = add_generation_prompt and shown.endswith({prompt}) -%}}\n"
         f"{{%- set shown = (shown[:shown | length - {len(turn.prompt)}] if generating else shown){replaced} -%}}\n"
@@ -179,7 +177,7 @@ def _mended(template: str, turn: AssistantTurn) -> str:
 
 
 def _closed(opening: str) -> str:
-    """An opening that ends in an open block of thoughts, with the block closed."""
+    """Close the block of thoughts in which an opening may end."""
     return re.sub(r"<think>\s*$", "<think>\n\n</think>\n\n", opening)
 
 

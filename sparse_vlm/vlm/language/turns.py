@@ -1,4 +1,4 @@
-"""How a chat template opens and closes the assistant's turn: the one place that labels and generation ask."""
+"""How a chat template opens and ends the assistant's turns. Labels and generation both rely on it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,23 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.language.control_tokens import control_tokens
 from sparse_vlm.vlm.language.literal_text import encode, escape
 
 Turns = Sequence[tuple[str, str]]  # (role, text), with the chat template's role names
 
 ENDLESS = (
-    "The chat template puts no special token after the assistant's answer, so the model could not learn to stop. "
+    "The chat template writes no special token after the assistant's answer, so the model could not learn to stop. "
     "Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
 )
-# A conversation to find out with. None of its texts is a part of another.
+# A conversation for probing templates. None of its texts is part of another.
 QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER = "Which shape is it?", "A red circle.", "Sure?", "Yes, quite."
 CONVERSATION = (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT_QUESTION), ("assistant", NEXT_ANSWER))
 
 
 @contextmanager
 def template_refusals() -> Iterator[None]:
-    """Turn an error that a chat template raises, such as Gemma's at a system turn, into a UserError."""
+    """Turn an error raised by a chat template, such as Gemma's for a system turn, into a UserError."""
     try:
         yield
     except jinja2.TemplateError as error:
@@ -34,7 +35,7 @@ def template_refusals() -> Iterator[None]:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, *, open_answer: bool = False) -> str:
-    """The text of a conversation; `open_answer` ends it with the opening of an assistant turn, as for generation.
+    """Render a conversation. `open_answer` appends the opening of an assistant turn, as for generation.
 
     Raises:
         UserError: the template refuses the conversation.
@@ -47,20 +48,15 @@ def render(tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, *, o
     return text
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """id -> text of the tokenizer's special tokens."""
-    special = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return special | {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
 class AssistantTurn(NamedTuple):
-    """What a template writes around answers, as text.
+    """The text that a template writes around answers.
 
     Attributes:
-        prompt: between a question and the place where generation begins.
-        last: between a question and its answer at the end of a conversation.
-        earlier: the same where another question follows.
-        last_end, earlier_end: what follows the answers, up to the end or the next question.
+        prompt: text between a question and the start of generation.
+        last: text between the last question and its answer.
+        earlier: text between an earlier question and its answer.
+        last_end: text after the last answer.
+        earlier_end: text between an earlier answer and the next question.
     """
 
     prompt: str
@@ -71,16 +67,16 @@ class AssistantTurn(NamedTuple):
 
     @property
     def openings(self) -> set[str]:
-        """How an answer is opened, without the space before it, which is a part of its first token: one, if all is
-        well."""
+        """The distinct openings of answers, one if the template is consistent. Trailing white space is part of an
+        answer's first token and is removed."""
         return {self.prompt.rstrip(), self.last.rstrip(), self.earlier.rstrip()}
 
 
 def assistant_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> AssistantTurn:
-    """What a template writes around answers, found by rendering a conversation.
+    """Find the text that a template writes around answers by rendering a conversation.
 
     Raises:
-        UserError: it refuses the conversation, or leaves out a question or an answer.
+        UserError: the template refuses the conversation, or does not print a question or an answer.
     """
     prompt = render(tokenizer, template, CONVERSATION[:1], open_answer=True)
     last = render(tokenizer, template, CONVERSATION[:2])
@@ -105,12 +101,12 @@ def assistant_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> Assista
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """Ids of the tokens that end the assistant's turn under a template: where generation has to stop.
+    """Return the ids of the tokens that end the assistant's turn under a template, where generation must stop.
 
     Raises:
-        UserError: there is none, or see `assistant_turn`.
+        UserError: there is none; see also `assistant_turn`.
     """
-    turn, control = assistant_turn(tokenizer, template), control_tokens(tokenizer)
+    turn, control = assistant_turn(tokenizer, template), set(control_tokens(tokenizer).values())
     found = []
     for end in (turn.last_end, turn.earlier_end):
         ids = tokenizer(end, add_special_tokens=False)["input_ids"]
@@ -122,9 +118,15 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What turns a conversation into tokens: a fast tokenizer, the chat template, and how many tokens an image
-    takes in the place of the one placeholder token. `plain`: LLaVA's format for alignment, one answer that ends as
-    the text does, without a special token."""
+    """Converts conversations to tokens.
+
+    Attributes:
+        tokenizer: a fast tokenizer.
+        chat_template: the Jinja text.
+        image_token_id: the id of the placeholder token.
+        tokens_per_image: the number of tokens that replace one placeholder.
+        plain: LLaVA's format for alignment, where the only answer ends with the text, without a special token.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     chat_template: str
@@ -133,41 +135,41 @@ class ChatFormat:
     plain: bool = False
 
     @cached_property
-    def control_tokens(self) -> dict[int, str]:
-        """id -> text of the tokenizer's special tokens, but for the image placeholder."""
-        return {i: token for i, token in control_tokens(self.tokenizer).items() if i != self.image_token_id}
+    def control_tokens(self) -> dict[str, int]:
+        """Text -> id of the tokenizer's special tokens, without the image placeholder."""
+        return {text: i for text, i in control_tokens(self.tokenizer).items() if i != self.image_token_id}
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of `control_tokens`."""
+        return frozenset(self.control_tokens.values())
 
     @cached_property
     def control_text(self) -> re.Pattern[str]:
-        """Finds a control token in a text."""
-        return re.compile("|".join(map(re.escape, self.escaped)) or r"(?!)")  # the second finds nothing
-
-    @cached_property
-    def escaped(self) -> list[str]:
-        """Control tokens that are text where a turn holds them: all but the image placeholder."""
-        return sorted(filter(None, self.control_tokens.values()), key=len, reverse=True)
+        """Matches any control token in a text."""
+        return re.compile("|".join(map(re.escape, self.control_tokens)) or r"(?!)")  # the second never matches
 
     def render(self, turns: Turns, *, open_answer: bool = False) -> str:
-        """See `render` above."""
+        """Render a conversation; see the function `render`."""
         return render(self.tokenizer, self.chat_template, turns, open_answer=open_answer)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of a rendered conversation, the placeholder widened to `tokens_per_image`."""
+        """Return the ids of a rendered conversation, with each placeholder repeated `tokens_per_image` times."""
         ids = encode(self.tokenizer, text)
         widths = {self.image_token_id: self.tokens_per_image}
         return [token for token in ids for _ in range(widths.get(token, 1))]
 
     def answers(self, turns: Turns) -> tuple[list[int], list[tuple[int, int]]]:
-        """The conversation's tokens, and for each answer the place of its first token and of the token that ends it.
+        """Return the conversation's token ids, and for each answer the indices of its first token and its end token.
 
-        A control token in the words of a turn is text.
+        Control tokens in the text of a turn are read as letters.
 
         Raises:
-            UserError: the template refuses the conversation, or does not allow an answer's tokens to be found: its
-                rendering of a conversation's start changes as turns follow, nothing stands before the answer, no
-                special token ends it, or what stands there is not the answer.
+            UserError: the template refuses the conversation, or the tokens of an answer cannot be found: the rendering
+                of a conversation's beginning changes with the turns that follow, there is no text before the answer,
+                no special token ends it, or the template prints something else instead.
         """
-        turns = [(role, escape(words, self.escaped)) for role, words in turns]
+        turns = [(role, escape(words, self.control_tokens)) for role, words in turns]
         text = self.render(turns)
         ids, spans = self.tokens(text), []
         for turn, (role, words) in enumerate(turns):
@@ -182,38 +184,39 @@ class ChatFormat:
                 )
             if start == 0:
                 raise UserError(f"The chat template writes nothing before the answer of turn {turn}.")
-            self._check_said(text[len(prompt) :], words)
-            ends = (i for i in range(start, len(ids)) if ids[i] in self.control_tokens)
+            self._check_printed(text[len(prompt) :], words)
+            ends = (i for i in range(start, len(ids)) if ids[i] in self.control_ids)
             spans.append((start, len(ids) - 1 if self.plain else next(ends)))
         return ids, spans
 
-    def _check_said(self, rest: str, answer: str) -> None:
-        """Whether a text begins with an answer and, unless the format is plain, a control token."""
+    def _check_printed(self, rest: str, answer: str) -> None:
+        """Raise UserError unless `rest` begins with the answer and, unless the format is plain, a control token."""
         end = None if self.plain else self.control_text.search(rest)
         if end is None and not self.plain:
             raise UserError(ENDLESS)
-        said = rest[: end.start()] if end else rest
-        if said.strip() != answer.strip():
+        printed = rest[: end.start()] if end else rest
+        if printed.strip() != answer.strip():
             raise UserError(
-                f"The chat template writes {said.strip()!r:.80} where the answer {answer.strip()!r:.80} belongs, so "
-                "training would not teach it. Use a template that prints an answer as it is, behind its opening."
+                f"The chat template writes {printed.strip()!r:.80} where the answer {answer.strip()!r:.80} belongs, so "
+                "training would not teach it. Use a template that prints answers unchanged after their opening."
             )
 
 
 def check_round_trip(chat: ChatFormat) -> None:
-    """Check that a template's prompt, an answer and its end are what training sees, and that labels say the answer.
+    """Check that training sees a template's prompt, answer and end as generation does, and that labels decode to the
+    answer.
 
     Raises:
-        UserError: they are not; see `ChatFormat.answers`.
+        UserError: they differ; see `ChatFormat.answers`.
     """
     placeholder = chat.tokenizer.convert_ids_to_tokens(chat.image_token_id)
     with_image = (("user", f"{placeholder}\n{QUESTION}"), *CONVERSATION[1:])
     for turns in (CONVERSATION[:2], with_image[:2], CONVERSATION, with_image):
         ids, spans = chat.answers(turns)
         for (_, answer), (start, end) in zip(turns[1::2], spans, strict=True):
-            said, alone = (
+            labelled, expected = (
                 str(chat.tokenizer.decode(tokens)).strip()
                 for tokens in (ids[start:end], chat.tokenizer(answer, add_special_tokens=False)["input_ids"])
             )
-            if said != alone:  # not the answer itself: a tokenizer may not know each of its letters
-                raise UserError(f"The chat template makes {said!r} of the answer {answer!r}. Use another one.")
+            if labelled != expected:  # compared after tokenization: a tokenizer may not know every letter
+                raise UserError(f"The chat template turns the answer {answer!r} into {labelled!r}. Use another one.")

@@ -1,1 +1,1 @@
-"""A model directory behind an OpenAI-compatible API: `sparse-vlm serve`. Needs fastapi and uvicorn."""
+"""An OpenAI-compatible API for a model directory: `sparse-vlm serve`. Needs fastapi and uvicorn."""

@@ -1,4 +1,4 @@
-"""The images that requests name: data: URLs, and http(s) addresses where the server may fetch them."""
+"""Images of requests: data: URLs, and http(s) addresses if the server may fetch them."""
 
 import asyncio
 import base64
@@ -21,15 +21,13 @@ MAX_REDIRECTS = 3
 
 @dataclass(frozen=True)
 class Addresses:
-    """What the server opens.
+    """The addresses from which the server opens images.
 
     Args:
-        fetch: http(s) addresses: "none"; "public": those of the internet, none of this machine or its networks; "any".
-        seconds: that fetching one image may take.
-        max_megapixels: of an image.
-
-    Raises:
-        UserError: an unknown kind, or a limit that is not positive.
+        fetch: http(s) addresses to fetch: "none"; "public": addresses on the internet, but not of this machine or its
+            networks; "any".
+        seconds: time limit for fetching one image.
+        max_megapixels: limit per image.
     """
 
     fetch: str = "none"
@@ -44,27 +42,22 @@ class Addresses:
                 raise UserError(f"{name} must be positive, got {value:g}.")
 
     async def open(self, url: str, name: str) -> Image.Image:
-        """The image at an address, RGB; `name` stands for it in errors.
-
-        Raises:
-            UserError: the address is not served, nothing can be fetched from it, or no image is there.
-        """
+        """Open the image at an address, as RGB. `name` refers to it in errors."""
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             data = decode_data_url(url, name)
         elif scheme in ("http", "https"):
             data = await self._fetch(url, name)
         else:
-            raise UserError(f"The address of {name} must be a data: URL{self._also()}, got {url[:60]!r}.")
+            also = "" if self.fetch == "none" else " or an http(s) address"
+            raise UserError(f"The address of {name} must be a data: URL{also}, got {url[:60]!r}.")
         return await asyncio.to_thread(decode_image, data, name, self.max_megapixels)
-
-    def _also(self) -> str:
-        return "" if self.fetch == "none" else " or an http(s) address"
 
     async def _fetch(self, url: str, name: str) -> bytes:
         if self.fetch == "none":
             raise UserError(
-                f"This server fetches no addresses: send {name} as a data: URL, or start it with --image_urls public."
+                f"This server does not fetch images: send {name} as a data: URL, or start the server with "
+                "--image_urls public."
             )
         try:
             async with asyncio.timeout(self.seconds):
@@ -75,7 +68,7 @@ class Addresses:
             raise UserError(f"{name} cannot be fetched from {url[:200]} ({one_line(error)}).") from error
 
     async def _follow(self, url: httpx.URL, name: str) -> bytes:
-        # no proxies: behind one, the address that is connected to would not be the one that was checked
+        # without proxies, which would connect to another address than the one that was checked
         async with httpx.AsyncClient(trust_env=False, timeout=self.seconds) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 async with client.stream(
@@ -92,37 +85,33 @@ class Addresses:
         raise UserError(f"{name}: the address redirects more than {MAX_REDIRECTS} times.")
 
     async def _checked(self, url: httpx.URL, name: str) -> httpx.URL:
-        """The address with the host's number in the place of its name, so that what was checked is what is asked."""
+        """Replace the host name by its IP address, so that the address that was checked is the one that is fetched."""
         if url.scheme not in ("http", "https") or not url.host:
             raise UserError(f"{name}: {str(url)[:200]} is not an http(s) address.")
         port = url.port or (443 if url.scheme == "https" else 80)
         found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-        found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # fewer servers listen at IPv6
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first: fewer servers listen on IPv6
         numbers = [str(entry[4][0]) for entry in found]
         if self.fetch != "any" and not all(_is_public(number) for number in numbers):
             raise UserError(
-                f"{name}: {url.host} is not on the internet, and this server fetches nothing from elsewhere."
+                f"{name}: {url.host} is not on the internet, and this server does not fetch from other networks."
             )
         return url.copy_with(host=numbers[0])
 
 
 def decode_data_url(url: str, name: str) -> bytes:
-    """The bytes in a data: URL.
-
-    Raises:
-        UserError: it has no comma, holds half of a character, or its base64 is broken.
-    """
+    """Decode the bytes in a data: URL."""
     head, comma, body = url.partition(",")
     if not comma:
         raise UserError(f"The data: URL of {name} has no comma before its data.")
     try:
-        data = unquote_to_bytes(body)  # percent signs may stand for letters of base64 too
+        data = unquote_to_bytes(body)  # base64 letters may be percent-encoded too
         if head.lower().replace(" ", "").endswith(";base64"):
             return base64.b64decode(b"".join(data.split()), validate=True)
     except UnicodeEncodeError as error:
         raise UserError(f"The data: URL of {name} is broken ({one_line(error)}).") from None
     except binascii.Error as error:
-        raise UserError(f"The base64 data of {name} are broken ({error}).") from None
+        raise UserError(f"The base64 data of {name} is broken ({error}).") from None
     return data
 
 
@@ -141,5 +130,5 @@ async def _read(response: httpx.Response, name: str) -> bytes:
     async for chunk in response.aiter_bytes():
         data += chunk
         if len(data) > MAX_BYTES:
-            raise UserError(f"{name} has more than {MAX_BYTES // 2**20} MiB.")
+            raise UserError(f"{name} is larger than {MAX_BYTES // 2**20} MiB.")
     return bytes(data)

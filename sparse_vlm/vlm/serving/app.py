@@ -1,4 +1,4 @@
-"""The HTTP side: routes, errors in OpenAI's form, answers whole or as server-sent events."""
+"""The HTTP application: routes, errors in OpenAI's format, complete and streamed answers."""
 
 import time
 import uuid
@@ -16,21 +16,20 @@ from starlette.exceptions import HTTPException
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.serving.addresses import Addresses
 from sparse_vlm.vlm.serving.engine import Engine
-from sparse_vlm.vlm.serving.generation import Settings
-from sparse_vlm.vlm.serving.protocol import ChatRequest, Message, sentence
-from sparse_vlm.vlm.serving.replies import Reply
+from sparse_vlm.vlm.serving.replies import INTERNAL_ERROR, Reply, error_body
+from sparse_vlm.vlm.serving.requests import ChatRequest, conversation, validation_message
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the API offers.
+    """What the API serves.
 
     Args:
         engine: the model.
-        names: under which requests may name it; the first is listed.
-        addresses: where images come from.
-        max_images: of a request.
-        created: seconds since 1970, of the model.
+        names: accepted model names; the first one is listed.
+        addresses: where images may come from.
+        max_images: limit per request.
+        created: creation time of the model, in seconds since 1970.
     """
 
     engine: Engine
@@ -45,7 +44,7 @@ class Served:
 
 
 def create_app(served: Served) -> FastAPI:
-    """The application: GET /health, GET /v1/models, POST /v1/chat/completions, and nothing else."""
+    """Create the application. It has the routes GET /health, GET /v1/models and POST /v1/chat/completions only."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,8 +54,8 @@ def create_app(served: Served) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(RequestValidationError, _bad_request)
     app.add_exception_handler(UserError, _bad_request)
-    app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_exception_handler(Exception, _broken)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -80,70 +79,36 @@ async def _chat(served: Served, body: ChatRequest, request: Request) -> Response
         raise UserError(f"The model {body.model!r} is not served here. This server has {served.names[0]!r}.")
     messages, urls = conversation(body.messages)
     if len(urls) > served.max_images:
-        raise UserError(f"The request has {len(urls)} images, more than the {served.max_images} that are taken here.")
+        raise UserError(f"The request has {len(urls)} images, more than the limit of {served.max_images}.")
     images: list[Image.Image] = []
     for number, url in enumerate(urls, start=1):
         images.append(await served.addresses.open(url, f"image {number}"))
     inputs, length = await served.engine.prepare(messages, images, body.length())
     reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), body, inputs["input_ids"].shape[1])
-    answer = served.engine.answer(inputs, _settings(body, length))
+    answer = served.engine.answer(inputs, body.settings(length))
     if body.stream:
-        return StreamingResponse(reply.events(answer, served.engine.model), media_type="text/event-stream")
+        return StreamingResponse(reply.events(answer), media_type="text/event-stream")
     async with aclosing(answer):
         async for part in answer:
             if await request.is_disconnected():
                 break
             reply.add(part)
-    return JSONResponse(reply.whole(served.engine.model))
-
-
-def _settings(body: ChatRequest, length: int) -> Settings:
-    # without a temperature answers are greedy as everywhere here, unless top_p asks for draws
-    drawn = body.top_p is not None and body.top_p < 1
-    temperature = body.temperature if body.temperature is not None else float(drawn)
-    top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return Settings(length, temperature, body.top_p or 1.0, body.seed, body.stops(), top_logprobs)
-
-
-def conversation(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Messages for a chat template, and the addresses of their images in their order.
-
-    The images of a turn stand before its words, as in training, unless words stand between them.
-    """
-    turns, urls = [], list[str]()
-    for message in messages:
-        parts: list[dict[str, Any]] = []
-        for part in [] if isinstance(message.content, str) else message.content:
-            if part.type == "text":
-                parts.append({"type": "text", "text": part.text})
-            else:
-                parts.append({"type": "image"})
-                urls.append(part.image_url.url)
-        if isinstance(message.content, str):
-            parts.append({"type": "text", "text": message.content})
-        kinds = [part["type"] for part in parts]
-        if "image" in kinds and len("".join(kind[0] for kind in kinds).strip("t").split("t")) == 1:
-            parts.sort(key=lambda part: part["type"] != "image")
-        turns.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
-    return turns, urls
-
-
-def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+    return JSONResponse(reply.complete())
 
 
 async def _bad_request(request: Request, error: Exception) -> Response:
-    return _error(400, sentence(error.errors()) if isinstance(error, RequestValidationError) else str(error))
+    message = validation_message(error.errors()) if isinstance(error, RequestValidationError) else str(error)
+    return JSONResponse(error_body(message), 400)
 
 
-async def _no_such_route(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return _error(405, f"{request.url.path} does not take {request.method}.")
-    return _error(
-        error.status_code, f"There is no {request.url.path} here." if error.status_code == 404 else error.detail
-    )
+    messages = {
+        404: f"There is no route {request.url.path}.",
+        405: f"{request.url.path} does not accept {request.method}.",
+    }
+    return JSONResponse(error_body(messages.get(error.status_code, error.detail)), error.status_code)
 
 
-async def _broken(request: Request, error: Exception) -> Response:  # uvicorn logs the error
-    return _error(500, "The server failed at this request; its log says why.", "server_error")
+async def _internal_error(request: Request, error: Exception) -> Response:  # uvicorn logs the error
+    return JSONResponse(INTERNAL_ERROR, 500)

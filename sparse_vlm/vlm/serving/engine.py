@@ -12,22 +12,23 @@ from transformers import BatchFeature
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import check_length, check_question, encode_messages
+from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
 
 
 class Engine:
-    """A model, and two threads: one prepares requests, so that a bad one is refused at once; one generates.
+    """A model with two threads: one prepares requests, so that invalid ones are refused at once; one generates.
 
     Args:
-        model, processor: of `load_vlm`.
-        max_new_tokens: of answers whose request does not say.
+        model, processor: returned by `load_vlm`.
+        max_new_tokens: limit per answer where the request sets none.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 1024) -> None:
         if max_new_tokens < 1:
             raise UserError(f"--max_new_tokens must be 1 or more, got {max_new_tokens}.")
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self._own_processor = copy.deepcopy(processor)  # tokenizers must not be used by two threads at once
+        self._own_processor = copy.deepcopy(processor)  # tokenizers are not thread-safe
         self._preparing = ThreadPoolExecutor(1, "prepare")
         self._generating = ThreadPoolExecutor(1, "generate")
         self._stops: set[Event] = set()
@@ -35,15 +36,15 @@ class Engine:
     async def prepare(
         self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], length: int | None
     ) -> tuple[BatchFeature, int]:
-        """A conversation as the model's inputs, and the most tokens that its answer may have.
+        """Encode a conversation. Returns the model's inputs and the maximum length of the answer in tokens.
 
         Args:
             messages: see `encode_messages`.
-            images: of all turns.
-            length: that the request asks for.
+            images: the images of all turns.
+            length: the maximum that the request sets, if any.
 
         Raises:
-            UserError: the last question is empty, the template refuses the conversation, or it is too long.
+            UserError: the last question is empty, the chat template refuses the conversation, or it is too long.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._preparing, self._prepare, messages, images, length
@@ -57,12 +58,12 @@ class Engine:
         inputs = inputs.to(dtype=self.model.dtype)
         prompt = inputs["input_ids"].shape[1]
         check_length(self.model, prompt, length or 1)
-        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        room = self.max_new_tokens if longest is None else longest - prompt
+        most = most_positions(self.model.config.get_text_config())
+        room = self.max_new_tokens if most is None else most - prompt
         return inputs, length or min(self.max_new_tokens, room)
 
     async def answer(self, inputs: BatchFeature, settings: Settings) -> AsyncGenerator[Piece | Answer]:
-        """The pieces of an answer as they come, then the answer. Closing the iterator stops the generation."""
+        """Yield the pieces of an answer as they are generated, then the answer. Closing the iterator stops it."""
         loop, stop = asyncio.get_running_loop(), Event()
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
@@ -71,7 +72,7 @@ class Engine:
 
         def work() -> Answer | None:
             try:
-                if stop.is_set():  # nobody waits any more
+                if stop.is_set():  # the client has disconnected already
                     return None
                 return generate(self.model, self.processor.tokenizer, inputs, settings, put, stop)
             finally:
@@ -90,7 +91,7 @@ class Engine:
             self._stops.discard(stop)
 
     def close(self) -> None:
-        """Stops what is being generated and ends the threads."""
+        """Stop running generations and end the threads."""
         for stop in list(self._stops):
             stop.set()
         self._preparing.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""An answer in OpenAI's forms: one object, or a stream of events."""
+"""Answers and errors in OpenAI's response formats: one object, or a stream of events."""
 
 import json
 import logging
@@ -6,20 +6,28 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from sparse_vlm.vlm.serving.generation import Answer, Piece, TokenInfo, finish_reason
-from sparse_vlm.vlm.serving.protocol import ChatRequest
+from sparse_vlm.vlm.serving.generation import Answer, Piece, TokenInfo
+from sparse_vlm.vlm.serving.requests import ChatRequest
 
 logger = logging.getLogger(__name__)
 
 
+def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The body of an error response."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+INTERNAL_ERROR = error_body("The server failed on this request; its log has the reason.", "server_error")
+
+
 class Reply:
-    """One answer as it grows.
+    """The response to one request, assembled as the answer is generated.
 
     Args:
-        id: of the reply.
-        created: seconds since 1970.
-        request: what was asked for.
-        prompt_tokens: of the prompt, visual tokens included.
+        id: identifier of the response.
+        created: creation time in seconds since 1970.
+        request: the request.
+        prompt_tokens: number of prompt tokens, visual tokens included.
     """
 
     def __init__(self, id: str, created: int, request: ChatRequest, prompt_tokens: int) -> None:
@@ -28,22 +36,22 @@ class Reply:
         self.answer: Answer | None = None
 
     def add(self, part: Piece | Answer) -> None:
-        """Take what the engine says."""
+        """Add what `Engine.answer` yields: pieces, then the finished answer."""
         if isinstance(part, Answer):
             self.answer = part
         else:
             self.pieces.append(part)
 
-    def whole(self, model: Any) -> dict[str, Any]:
-        """The body of a reply that is not streamed."""
+    def complete(self) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
         text = "".join(piece.text for piece in self.pieces)
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": self._finish(model)}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
         choice["logprobs"] = self._logprobs(self.pieces)
         return self._head("chat.completion") | {"choices": [choice], "usage": self._usage()}
 
-    async def events(self, parts: AsyncGenerator[Piece | Answer], model: Any) -> AsyncIterator[str]:
-        """The lines of a stream; closing the iterator, when the client goes away, stops the generation."""
+    async def events(self, parts: AsyncGenerator[Piece | Answer]) -> AsyncIterator[str]:
+        """The lines of a streamed response. Closing the iterator, when the client disconnects, stops the generation."""
         yield self._chunk({"role": "assistant", "content": ""})
         async with aclosing(parts) as running:
             try:
@@ -51,26 +59,26 @@ class Reply:
                     self.add(part)
                     if isinstance(part, Piece):
                         yield self._chunk({"content": part.text}, logprobs=self._logprobs([part]))
-            except Exception:  # the status is sent already
+            except Exception:  # the status has been sent already
                 logger.exception("A request failed.")
-                message = "The server failed at this request; its log says why."
-                yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
+                yield _event(INTERNAL_ERROR)
                 return
-        yield self._chunk({}, finish=self._finish(model))
+        yield self._chunk({}, finish_reason=self._finish_reason)
         options = self.request.stream_options
         if options is not None and options.include_usage:
             yield _event(self._head("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+    @property
+    def _finish_reason(self) -> str:
+        return "stop" if self.answer is None else self.answer.finish_reason
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return _event(self._head("chat.completion.chunk") | {"choices": [choice]})
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
-
-    def _finish(self, model: Any) -> str:
-        return "stop" if self.answer is None else finish_reason(self.answer, model)
 
     def _usage(self) -> dict[str, int]:
         count = 0 if self.answer is None else len(self.answer.ids)

@@ -1,4 +1,4 @@
-"""`sparse-vlm serve`: opens a model directory and listens."""
+"""The command `sparse-vlm serve`: opens a model directory and listens for requests."""
 
 import socket
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from pathlib import Path
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.model_directory import MODEL_TYPE, read_config
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.language.quantization import quantization
+from sparse_vlm.vlm.loading import load_vlm
 
 
 def serve(
@@ -28,25 +28,22 @@ def serve(
     image_urls: str = "none",
     fetch_seconds: float = 10,
 ) -> None:
-    """Serve a model directory behind an OpenAI-compatible API until it is interrupted.
+    """Serve a model directory behind an OpenAI-compatible API until interrupted.
 
     Args:
-        model_dir: of `build_vlm` or a stage.
-        host, port: where to listen; port 0: a free one.
+        model_dir: written by `build_vlm` or a training stage.
+        host, port: the address to listen on; port 0 selects a free one.
         device, dtype: see `choose_device` and `choose_dtype`.
-        bits: 4 or 8, of the language model's weights; None: `dtype`.
-        served_name: how requests name the model; None: by the directory's last part. The path is understood as well.
-        max_images: of a request.
-        max_megapixels: of an image.
-        max_new_tokens: of an answer whose request does not say.
+        bits: 4 or 8 bits for the language model's weights; None: `dtype`.
+        served_name: the model's name in requests; None: the last part of the directory's path. Requests may also give
+            the path itself.
+        max_images: limit per request.
+        max_megapixels: limit per image.
+        max_new_tokens: limit per answer where the request sets none.
         image_urls, fetch_seconds: see `Addresses`.
-
-    Raises:
-        UserError: it is not a model directory, packages are missing, the address cannot be listened at, or an option
-            has an impossible value.
     """
     if read_config(model_dir).get("model_type") != MODEL_TYPE:
-        raise UserError(f"{model_dir} is not a model directory of ours. `sparse-vlm build` makes one.")
+        raise UserError(f"{model_dir} is not a model directory. `sparse-vlm build` makes one.")
     if missing := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
         raise UserError(f"The server needs {' and '.join(missing)}: pip install 'sparse-vlm[serve]'.")
     import uvicorn
@@ -60,10 +57,7 @@ def serve(
     kind = choose_dtype(dtype, place)
     settings = None if bits is None else quantization(bits, kind)
     with _listen(host, port) as listening:
-        # quantised weights are made where they stay, which needs accelerate; others are moved
-        model, processor = load_vlm(model_dir, kind, quantization=settings, device=None if bits is None else place)
-        if bits is None:
-            model.to(place)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+        model, processor = load_vlm(model_dir, kind, quantization=settings, device=place)
         served = Served(
             Engine(model, processor, max_new_tokens),
             _names(model_dir, served_name),
@@ -71,11 +65,15 @@ def serve(
             max_images,
             created=int(Path(model_dir, "config.json").stat().st_mtime),
         )
-        shown = f"[{host}]" if ":" in host else host
-        print(f"{served.names[0]} on {place}: http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+        print(f"{served.names[0]} on {place}: {_url(host, listening)}", flush=True)
         config = uvicorn.Config(create_app(served), log_level="warning", timeout_graceful_shutdown=5)
-        with suppress(KeyboardInterrupt):  # uvicorn has shut down, and passes Ctrl-C on
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}/v1"
 
 
 def _names(model_dir: str | Path, served_name: str | None) -> Sequence[str]:
@@ -84,15 +82,15 @@ def _names(model_dir: str | Path, served_name: str | None) -> Sequence[str]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, opened before the model is loaded: whether it can be takes no time to find out."""
+    """Open the listening socket. Called before the model is loaded, so that an unusable address fails at once."""
     if not 0 <= port <= 65_535:
-        raise UserError(f"--port must lie in 0…65535, got {port}.")
+        raise UserError(f"--port must be between 0 and 65535, got {port}.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
-        raise UserError(f"Cannot listen at {host}, port {port}: {one_line(error)}. Choose another.") from error
+        raise UserError(f"Cannot listen on {host}, port {port}: {one_line(error)}. Choose another address.") from error
     listening.listen()
     return listening

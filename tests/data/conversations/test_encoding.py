@@ -69,9 +69,7 @@ def by_characters(sample: Sample, chat: ChatFormat) -> tuple[list[int], list[int
     for role, words in sample.turns:
         place = text.index(words, place)
         if role == "assistant":
-            ends = [
-                text.index(token, place) + len(token) for token in chat.control_tokens.values() if token in text[place:]
-            ]
+            ends = [text.index(token, place) + len(token) for token in chat.control_tokens if token in text[place:]]
             answers.append((place, min(ends)))
     coded = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, targets = [], []

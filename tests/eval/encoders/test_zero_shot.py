@@ -32,7 +32,7 @@ def test_accuracy_counts_the_nearest_class() -> None:
     score = accuracy(images, classes, labels)
     assert (score.value, score.count) == (0.75, 4)
     assert score.interval[0] < 0.75 < score.interval[1]
-    with pytest.raises(UserError, match="3 channels, text embeddings 4"):
+    with pytest.raises(UserError, match="3 channels, but text embeddings have 4"):
         accuracy(images, torch.eye(4), labels)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
+from sparse_vlm.vlm.loading import load_vlm
 from tests.forked import run_together
 from tests.train.launch import deepspeed
 from train import align

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sparse_vlm.vlm.build import load_vlm
+from sparse_vlm.vlm.loading import load_vlm
 from tests.train.language.test_align import changed, flags, losses
 from tests.train.launch import deepspeed, forked
 from train import instruct, merge_lora

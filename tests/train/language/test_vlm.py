@@ -14,7 +14,7 @@ from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.encoding import encode
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
-from tests.vlm.language.test_llms import FAMILIES
+from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
 from train.language.trainer import ConversationTrainer, LengthGroups
 from train.language.vlm import ModelArguments, load, vlm_parts
@@ -179,7 +179,7 @@ def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_d
         with torch.no_grad():
             logits.append(model(**collate([dataset[i] for i in range(4)])).logits)
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="No attention 'flash_attention_2'"):
+    with pytest.raises(UserError, match="The attention 'flash_attention_2' is not available"):
         load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
 
 

@@ -127,7 +127,7 @@ def test_a_caption_without_words_is_left_out(vlm_dir: Path, data_dir: Path, tmp_
     projectors = []
     for without in (False, True):
         model, data, args = opened(vlm_dir, data_dir, tmp_path)
-        control = next(iter(data.training.chat.control_tokens))
+        control = next(iter(data.training.chat.control_ids))
         items = [dict(data.training[index]) for index in range(6)]
         if without:
             targets = [token if token == IGNORE else control for token in items[0]["row"].targets]

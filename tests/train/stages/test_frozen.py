@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sparse_vlm.encoder.float32 import Float32Module
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
+from sparse_vlm.vlm.loading import load_vlm
 from tests.train.language.test_align import changed, flags, losses
 from tests.train.language.test_instruct import LORA, QLORA
 from tests.train.launch import forked

@@ -1,4 +1,4 @@
-"""Quantizers find the language model alone, however a model is opened, and 4-bit layers compute with their weights."""
+"""Quantizers change the language model only, however it is opened, and 4-bit layers compute with their weights."""
 
 import os
 import subprocess
@@ -15,25 +15,25 @@ from transformers.quantizers import HfQuantizer, auto
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import load_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
+from sparse_vlm.vlm.loading import load_vlm
 from tests.vlm.conftest import Loaded
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-# int8 computes in float16 beside a float32 model
+# int8 computes in float16 even in a float32 model
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 QUESTIONS = ("What is shown?", "Which colour is it?", "Is it red?")
 
 
 @pytest.fixture(params=[False, True], ids=["any CPU", "AVX512-BF16"])
 def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What bitsandbytes is told about the CPU, on which it may repack 4-bit weights for the latter."""
+    """Tell bitsandbytes whether the CPU has AVX512-BF16, for which it may repack 4-bit weights."""
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: request.param)
 
 
 def settings(bits: int, **options: Any) -> BitsAndBytesConfig:
-    """As users write them."""
+    """Settings as users write them."""
     return BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **options)
 
 
@@ -43,14 +43,14 @@ def few_bits(model: nn.Module) -> list[str]:
 
 
 def kept(model: nn.Module) -> dict[str, Tensor]:
-    """The tower's, the projector's and the head's weights."""
+    """The weights of vision tower, projector and head."""
     parts = ("vision_tower.", "multi_modal_projector.", "lm_head.")
     return {name: value for name, value in model.state_dict().items() if any(part in name for part in parts)}
 
 
 @pytest.mark.parametrize("own", [{}, {"llm_int8_skip_modules": ["down_proj"]}])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_language_model_alone_is_quantized(
+def test_only_the_language_model_is_quantized(
     vlm_dir: Path, vlm: Loaded, bits: int, own: dict[str, Any], images: list[Image.Image]
 ) -> None:
     model = AutoModelForImageTextToText.from_pretrained(vlm_dir, quantization_config=settings(bits, **own))
@@ -65,7 +65,7 @@ def test_the_language_model_alone_is_quantized(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_is_kept_has_the_dtype_asked_for(vlm_dir: Path, dtype: torch.dtype) -> None:
+def test_unquantized_parts_have_the_requested_dtype(vlm_dir: Path, dtype: torch.dtype) -> None:
     for config in (None, settings(4)):
         model = AutoModelForImageTextToText.from_pretrained(vlm_dir, dtype=dtype, quantization_config=config)
         tower = model.model.vision_tower.encoder
@@ -77,7 +77,7 @@ def test_what_is_kept_has_the_dtype_asked_for(vlm_dir: Path, dtype: torch.dtype)
 @pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_answers_are_those_of_the_dequantized_weights(
+def test_answers_equal_those_of_the_dequantized_weights(
     worded_vlm_dir: Path, images: list[Image.Image], kind: str, double: bool
 ) -> None:
     model, processor = load_vlm(worded_vlm_dir, quantization=quantization(4, torch.float32, kind, double=double))
@@ -93,13 +93,13 @@ def test_answers_are_those_of_the_dequantized_weights(
     with torch.no_grad():
         expected = plain(**inputs).logits
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
-        whole: Any = model.dequantize()  # what was asked before has not changed what the weights are taken for
+        whole: Any = model.dequantize()  # earlier answers do not change the interpretation of the weights
         torch.testing.assert_close(whole(**inputs).logits, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.fixture
 def layer() -> Any:
-    """As transformers loads it, and as it is on a CPU with AVX512-BF16: it may repack its weights."""
+    """A layer as loaded by transformers on a CPU with AVX512-BF16, which may repack its weights."""
     torch.manual_seed(0)
     layer = bitsandbytes.nn.Linear4bit(128, 96, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     layer.to("cpu")
@@ -108,7 +108,7 @@ def layer() -> Any:
     return layer
 
 
-def test_gradients_after_an_evaluation_are_those_of_the_weights(layer: Any) -> None:
+def test_gradients_after_an_evaluation_match_the_weights(layer: Any) -> None:
     weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     packed = layer.weight.data.clone()
     assert keep_four_bit_layout(torch.nn.Sequential(layer)) == 1
@@ -124,7 +124,7 @@ def test_gradients_after_an_evaluation_are_those_of_the_weights(layer: Any) -> N
 
 @pytest.mark.usefixtures("cpu")
 def test_gradients_after_an_answer(vlm_dir: Path, images: list[Image.Image]) -> None:
-    """As of one who trains a model after asking it."""
+    """The model is trained after it has answered a question."""
     model, processor = load_vlm(vlm_dir, quantization=quantization(4, torch.float32))
     inputs = encode_prompt(processor, images[0], QUESTIONS[0])
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -140,7 +140,9 @@ def test_gradients_after_an_answer(vlm_dir: Path, images: list[Image.Image]) -> 
     torch.testing.assert_close(gradient, plain.model.multi_modal_projector.linear_1.weight.grad, atol=1e-5, rtol=1e-3)
 
 
-def test_saved_and_opened_again(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
+def test_saving_and_loading_a_quantized_model(
+    vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path
+) -> None:
     model = AutoModelForImageTextToText.from_pretrained(vlm_dir, quantization_config=settings(4))
     expected = answer(model, vlm[1], images[0], QUESTIONS[0], max_new_tokens=6)
     model.save_pretrained(tmp_path / "four")
@@ -160,7 +162,7 @@ def test_pipeline(vlm_dir: Path, images: list[Image.Image]) -> None:
 
 ALONE = """
 import sys
-sys.modules["sparse_vlm"] = None  # as where it is not installed
+sys.modules["sparse_vlm"] = None  # as if it were not installed
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 model = AutoModelForImageTextToText.from_pretrained(
@@ -172,7 +174,7 @@ assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
 """
 
 
-def test_a_process_that_cannot_import_us(vlm_dir: Path, tmp_path: Path) -> None:
+def test_a_process_without_sparse_vlm(vlm_dir: Path, tmp_path: Path) -> None:
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", ALONE, str(vlm_dir)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -180,14 +182,14 @@ def test_a_process_that_cannot_import_us(vlm_dir: Path, tmp_path: Path) -> None:
 
 
 class HeedlessSettings(QuantizationConfigMixin):
-    """Of a quantizer without a list of exceptions."""
+    """Settings of a quantizer that ignores exclusions."""
 
     def __init__(self) -> None:
         self.quant_method = "heedless"  # type: ignore[assignment]
 
 
 class HeedlessQuantizer(HfQuantizer):
-    """Makes integers of every Linear."""
+    """Replaces the weights of every Linear by integers."""
 
     def is_serializable(self) -> bool:
         return False
@@ -203,8 +205,8 @@ class HeedlessQuantizer(HfQuantizer):
         return model
 
 
-def test_a_quantizer_that_heeds_no_exceptions_is_refused(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantizer_that_ignores_exclusions_is_refused(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "heedless", HeedlessQuantizer)
     monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "heedless", HeedlessSettings)
-    with pytest.raises(UserError, match=r"This quantizer has replaced .*vision_tower.*weight, but the vision tower"):
+    with pytest.raises(UserError, match=r"This quantizer has replaced .*vision_tower.*weight, but vision tower"):
         AutoModelForImageTextToText.from_pretrained(vlm_dir, quantization_config=HeedlessSettings())

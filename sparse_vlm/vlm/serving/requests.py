@@ -1,7 +1,7 @@
-"""Requests as OpenAI's API defines them, as far as they are served here. Nothing in a request is ignored.
+"""Requests in OpenAI's format. Nothing in a request is ignored.
 
-A field that is unknown, of another type, or asks for something that is not served is refused with a sentence. `null`
-stands for a field that is not there.
+An unknown field, a value of another type, and a value that is not supported are refused with a one-line error. `null`
+means that the field is absent.
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,23 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.serving.generation import Settings
 
-# Fields that OpenAI's API has and this server does not: the values that ask for nothing, and what to do otherwise.
+# Fields of OpenAI's API that are not supported: the values that have no effect, and advice for all others.
 NOT_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), "one answer is generated for a request: send it again"),
+    "n": ((1,), "each request gets one answer; send it again"),
     "tools": (([],), "tools are not served"),
     "tool_choice": (("none", "auto"), "tools are not served"),
-    "response_format": (({"type": "text"},), "answers are plain text: ask for the format in the question"),
+    "response_format": (({"type": "text"},), "answers are plain text; ask for the format in the question"),
     "frequency_penalty": ((0,), "penalties are not served"),
     "presence_penalty": ((0,), "penalties are not served"),
-    "logit_bias": (({},), "a bias of the logits is not served"),
+    "logit_bias": (({},), "biases of the logits are not served"),
 }
 
 
 class Strict(BaseModel):
-    """Types are not converted, and unknown fields are errors."""
+    """A model without type conversion, for which unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -35,17 +37,17 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
-    """Words."""
+    """Text."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageAddress(Strict):
-    """A data: URL, or an http(s) address where the server fetches those."""
+    """A data: URL, or an http(s) address if the server fetches those."""
 
     url: str
-    detail: Literal["auto"] = "auto"  # the number of visual tokens is the model's
+    detail: Literal["auto"] = "auto"  # the model determines the number of visual tokens
 
 
 class ImagePart(Strict):
@@ -59,14 +61,14 @@ Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class SystemMessage(Strict):
-    """What the model is told before the conversation."""
+    """Instructions before the conversation."""
 
     role: Literal["system", "developer"]
     content: str | list[TextPart]
 
 
 class UserMessage(Strict):
-    """A question, with images in any place."""
+    """A question, with images anywhere in it."""
 
     role: Literal["user"]
     content: str | list[Part]
@@ -83,7 +85,7 @@ Message: TypeAlias = Annotated[SystemMessage | UserMessage | AssistantMessage, F
 
 
 class StreamOptions(Strict):
-    """`include_usage`: a last chunk says how many tokens the request took."""
+    """Options of streamed answers. `include_usage` adds a last chunk with the number of tokens."""
 
     include_usage: bool = False
 
@@ -103,7 +105,7 @@ class ChatRequest(Strict):
     stop: str | list[str] = Field(default_factory=list, max_length=1000)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    user: str | None = None  # a name for the operator's own records, without effect on the answer
+    user: str | None = None  # accepted without effect
     n: int | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
@@ -113,13 +115,13 @@ class ChatRequest(Strict):
     logit_bias: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """Raises UserError where the request asks for something that is not served, or contradicts itself."""
+        """Raise UserError if the request is contradictory or asks for something that is not supported."""
         for name, (harmless, advice) in NOT_SERVED.items():
             value = getattr(self, name)
             if value is not None and value not in harmless:
                 raise UserError(f"{name} {value!r} is not served: {advice}.")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise UserError("max_tokens and max_completion_tokens are two names of one number; give one of them.")
+            raise UserError("max_tokens and max_completion_tokens have the same meaning; give one of them.")
         if self.top_logprobs is not None and not self.logprobs:
             raise UserError("top_logprobs needs logprobs true.")
         if self.stream_options is not None and not self.stream:
@@ -134,12 +136,45 @@ class ChatRequest(Strict):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     def length(self) -> int | None:
-        """The most tokens of the answer, where the request says so."""
+        """The maximum number of tokens of the answer, if the request sets it."""
         return self.max_completion_tokens or self.max_tokens
 
+    def settings(self, length: int) -> Settings:
+        """The settings of an answer of at most `length` tokens.
 
-def sentence(errors: Sequence[Any]) -> str:
-    """One sentence for pydantic's errors: the one that lies deepest, as a union reports every alternative."""
+        Without a temperature answers are greedy, as everywhere in this library, unless `top_p` asks for sampling.
+        """
+        sampled = self.top_p is not None and self.top_p < 1
+        temperature = self.temperature if self.temperature is not None else float(sampled)
+        top_logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return Settings(length, Decoding(temperature, self.top_p or 1.0), self.seed, self.stops(), top_logprobs)
+
+
+def conversation(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Convert messages for a chat template. Returns the turns and the URLs of their images, in order.
+
+    The images of a turn come before its text, as in training, unless there is text between them.
+    """
+    turns, urls = [], list[str]()
+    for message in messages:
+        parts: list[dict[str, Any]] = []
+        for part in [] if isinstance(message.content, str) else message.content:
+            if part.type == "text":
+                parts.append({"type": "text", "text": part.text})
+            else:
+                parts.append({"type": "image"})
+                urls.append(part.image_url.url)
+        if isinstance(message.content, str):
+            parts.append({"type": "text", "text": message.content})
+        kinds = "".join(part["type"][0] for part in parts)
+        if "i" in kinds and len(kinds.strip("t").split("t")) == 1:
+            parts.sort(key=lambda part: part["type"] != "image")
+        turns.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
+    return turns, urls
+
+
+def validation_message(errors: Sequence[Any]) -> str:
+    """Describe the deepest of pydantic's errors in one sentence: a union reports an error for every alternative."""
     error = max(errors, key=lambda error: len(error["loc"]))
     if error["type"] == "json_invalid":
         return f"The body is not valid JSON: {error['ctx']['error']}."
@@ -164,12 +199,12 @@ MODELS: dict[str, type[Strict]] = {
 
 
 def _is_tag(name: str) -> bool:
-    """Whether a part of a location is pydantic's name for an alternative of a union."""
+    """Return whether a part of an error's location is pydantic's name for an alternative of a union."""
     return name in ("str", "user", "assistant", "system", "developer", "text") or name.startswith("list[")
 
 
 def _model_at(location: Sequence[Any]) -> type[Strict] | None:
-    """The model in which an unknown field lies."""
+    """Return the model that has no field of the name at the end of `location`."""
     above = [name for name in location[:-1] if name != "body"]
     if not above:
         return ChatRequest

@@ -1,4 +1,4 @@
-"""Model directories by transformers alone: pipelines, the model card, and a process that cannot import sparse_vlm."""
+"""Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.model_card import model_card, write_card
+from sparse_vlm.vlm.hub import model_card, write_card
 from tests.vlm.conftest import Loaded
 
 QUESTION = "What is shown?"
 ALONE = """
 import sys
-sys.modules["sparse_vlm"] = None  # as where it is not installed
+sys.modules["sparse_vlm"] = None  # as if it were not installed
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -40,7 +40,7 @@ with torch.no_grad():
 """
 
 
-def test_a_process_that_cannot_import_us(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
+def test_a_process_without_sparse_vlm(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
     images[0].save(tmp_path / "image.png")
     (tmp_path / "alone.py").write_text(ALONE)
     paths = [str(path) for path in (vlm_dir, tmp_path / "image.png", tmp_path / "out", tmp_path / "copy")]
@@ -62,8 +62,8 @@ def test_pipeline(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None
     assert result["generated_text"].strip() == answer(*vlm, images[0], QUESTION, max_new_tokens=6)
 
 
-def test_other_doors(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
-    """AutoModelForMultimodalLM, and its pipeline; the words come before the image, as OpenAI's clients send them."""
+def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModelForMultimodalLM and its pipeline, with text before the image, as OpenAI's clients send it."""
     inputs = encode_prompt(vlm[1], images[0], QUESTION)
     model: Any = AutoModelForMultimodalLM.from_pretrained(vlm_dir)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_other_doors(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> N
 
 def test_model_card(vlm_dir: Path) -> None:
     text = (vlm_dir / "README.md").read_text()
-    assert "# A vision-language model with 6 visual tokens per picture" in text
+    assert "# A vision-language model with 6 visual tokens per image" in text
     assert "- Language model: llm" in text
     assert "None: the projector is untrained." in text
     stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]
@@ -90,8 +90,8 @@ def test_model_card(vlm_dir: Path) -> None:
     assert "- align: captions.json\n- instruct: a.json, b.json" in card
 
 
-def test_a_users_readme_stays(tmp_path: Path) -> None:
-    """An unedited card is written anew, one that was edited or is not ours is left."""
+def test_an_edited_readme_is_kept(tmp_path: Path) -> None:
+    """An unedited card is overwritten; an edited or foreign one is kept."""
     write_card(tmp_path, model_card({}, {}, 49))
     write_card(tmp_path, model_card({}, {}, 64))
     card = tmp_path / "README.md"
@@ -104,7 +104,7 @@ def test_a_users_readme_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
-def test_the_configuration_files_name_the_code(vlm_dir: Path, name: str) -> None:
+def test_the_configuration_files_refer_to_the_code(vlm_dir: Path, name: str) -> None:
     text = (vlm_dir / name).read_text()
     assert "sparse_vlm_vlm_" in text
     modules = {path.stem for path in vlm_dir.glob("sparse_vlm_*.py")}

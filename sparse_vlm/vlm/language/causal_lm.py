@@ -1,4 +1,4 @@
-"""Any causal LM of transformers, from a directory, the hub or a GGUF file, as a part of a VLM."""
+"""Open any causal LM of transformers, from a directory, the hub or a GGUF file, as the language model of a VLM."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,28 +21,25 @@ from transformers.trainer_utils import align_special_tokens
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.vlm.language.text_model import text_model
+from sparse_vlm.vlm.language.text_part import text_part
 from sparse_vlm.vlm.language.turns import end_tokens
 
 ADAPTER = (
-    "{} holds a peft adapter (adapter_config.json), which is a change of a language model: merge it into its model "
-    "first (peft's merge_and_unload) and give the directory of the result."
+    "{} has a peft adapter (adapter_config.json), not a complete language model. Merge it into its base model first "
+    "(peft's merge_and_unload) and give the directory of the result."
 )
 
 
 def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM in its own dtype (as its configuration or its weights say; of GGUF float32), and its tokenizer. Of a
-    model of several modalities it is the text part.
+    """Open a causal LM and its tokenizer.
 
-    A GGUF file is dequantised, and its weights are copied into a fresh model: what transformers makes of GGUF
-    cannot be saved.
+    The model keeps its own dtype, according to its configuration or weights. Of a multimodal model the text part is
+    returned. A GGUF file is dequantized to float32, and its weights are copied into a new model, because transformers
+    cannot save the model that it opens from GGUF.
 
     Args:
         llm: local directory, OWNER/NAME on the Hugging Face hub, or path of a .gguf file.
-        gguf_file: name of the GGUF file in the directory `llm`.
-
-    Raises:
-        UserError: nothing is there, transformers cannot open it, or weights are missing or of other shapes.
+        gguf_file: name of the GGUF file if `llm` is its directory.
     """
     name = llm
     if Path(llm).suffix == ".gguf" and gguf_file is None:
@@ -51,16 +48,16 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
     try:
         if gguf_file is None:
             model = _load_strictly(llm, trust_remote_code=False)
-            return text_model(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
-        # AutoTokenizer would read the whole file (10 s) to choose a class; from GGUF all are the tokenizers library's.
+            return text_part(model), AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
+        # AutoTokenizer would read the whole file (10 s) to choose a class, but GGUF tokenizers are always fast
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
         gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
         loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
-    except Exception as error:  # damaged files and missing packages make transformers raise nearly anything
+    except Exception as error:  # damaged files and missing packages make transformers raise almost anything
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"The LLM {name} needs code of its own (auto_map), which is not run here. Choose one of a model type "
-                "that transformers itself has."
+                f"The LLM {name} needs code of its own (auto_map), which is not run here. Choose an LLM that "
+                "transformers itself implements."
             ) from error
         raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
     model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
@@ -71,7 +68,7 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
 
 
 def _load_strictly(llm: str | Path, **options: Any) -> PreTrainedModel:
-    """The model, none of its weights made up. Names that it does not know may be there: heads for other purposes."""
+    """Load a model and check that none of its weights is missing. Unused weights, such as other heads, are allowed."""
     kind: Any = AutoModelForCausalLM
     if "gguf_file" not in options:
         config = AutoConfig.from_pretrained(llm, **options)
@@ -80,14 +77,14 @@ def _load_strictly(llm: str | Path, **options: Any) -> PreTrainedModel:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(ADAPTER.format(llm))
     if unfit := unfit_weights(report, "missing_keys", "mismatched_keys"):
-        raise UserError(f"its weights do not fit its config.json ({unfit}).")
+        raise UserError(f"its weights do not match its config.json ({unfit}).")
     if model.dtype not in DTYPES.values():
         raise UserError(f"its weights are {model.dtype}; convert them first ({', '.join(DTYPES)}).")
     return model
 
 
 def unfit_weights(report: Mapping[str, Collection[Any]], *kinds: str) -> str:
-    """What transformers' loading report lists under `kinds`, by name where there are few; "" where there is nothing."""
+    """Summarize `kinds` of transformers' loading report, e.g. "missing_keys", with up to 5 names each; "" if empty."""
     problems = {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}
     return "; ".join(
         f"{kind}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
@@ -96,11 +93,15 @@ def unfit_weights(report: Mapping[str, Collection[Any]], *kinds: str) -> str:
 
 
 def _check_llm(directory: Path, gguf_file: str | None) -> None:
-    """Says what is missing of a local LLM. OWNER/NAME that is no directory is the hub's; so a mistyped directory seldom
-    becomes a question to the hub."""
+    """Raise UserError if a local LLM is incomplete.
+
+    Only OWNER/NAME may be a hub name, so that most mistyped directories are not looked up on the hub.
+    """
     if not directory.is_dir():
         if gguf_file is not None or directory.is_absolute() or len(directory.parts) != 2:
-            raise UserError(f"There is no LLM directory {directory}; on the Hugging Face hub a name is OWNER/NAME.")
+            raise UserError(
+                f"There is no LLM directory {directory}. Names on the Hugging Face hub have the form OWNER/NAME."
+            )
         return
     if gguf_file is None and (directory / "adapter_config.json").is_file():
         raise UserError(ADAPTER.format(directory))
@@ -108,15 +109,15 @@ def _check_llm(directory: Path, gguf_file: str | None) -> None:
         present = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
         raise UserError(f"There is no file {gguf_file} in {directory}; .gguf files there: {present}.")
     if gguf_file is None and not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json: it is no LLM directory. For GGUF, name the file.")
+        raise UserError(f"{directory} is not an LLM directory: it has no config.json. For GGUF, name the file.")
 
 
 def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes a causal LM's generation settings (in place) such that an answer stops where the tokenizer's chat template
-    ends it, and that transformers saves them after any change.
+    """Adapt a causal LM's generation settings, in place.
 
-    Training is such a change: Trainer makes the special tokens the tokenizer's, and then transformers refuses to save
-    what it had only warned about before. So they are made so here.
+    Generation stops at the tokens with which the tokenizer's chat template ends an answer. The special tokens become
+    the tokenizer's, and settings without effect are removed: Trainer aligns the tokens too, and after that change
+    transformers refuses to save settings about which it only warned before.
     """
     align_special_tokens(model, tokenizer)
     settings = model.generation_config
@@ -124,13 +125,13 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     stops += end_tokens(tokenizer, tokenizer.get_chat_template())
     settings.eos_token_id = list(dict.fromkeys(token for token in stops if token is not None))
     for name in settings.to_diff_dict():
-        # Such a value has no effect: Vicuna's temperature without do_sample. Adding do_sample would change the answers.
+        # e.g. Vicuna's temperature without do_sample; adding do_sample would change the answers
         if not _has_effect(settings, name):
             setattr(settings, name, None)
 
 
 def _has_effect(settings: GenerationConfig, name: str) -> bool:
-    """Whether transformers accepts the one setting `name` beside those that switch a mode on."""
+    """Return whether transformers accepts the setting `name` together with those that select a mode."""
     alone = GenerationConfig()
     for each in ("do_sample", "num_beams", "return_dict_in_generate", "use_cache", name):
         setattr(alone, each, getattr(settings, each))
@@ -142,5 +143,5 @@ def _has_effect(settings: GenerationConfig, name: str) -> bool:
 
 
 def most_positions(config: PreTrainedConfig) -> int | None:
-    """How many tokens a language model can take at once, as its configuration says; None where it does not."""
+    """Return the number of positions in a language model's configuration, or None if it has no such field."""
     return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))

@@ -1,29 +1,22 @@
-"""Any causal LM of transformers behind the projector: its logits, loss, batches, several pictures, save and load."""
+"""VLMs with LLMs of all supported families: logits, loss, batches, several images, saving and loading."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     BloomConfig,
-    CLIPVisionConfig,
     FalconConfig,
     Gemma2Config,
-    Gemma3Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
-    LlavaConfig,
     MambaConfig,
     MistralConfig,
     OPTConfig,
@@ -36,12 +29,12 @@ from transformers import (
 )
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.build import build_vlm, load_vlm
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.language.llm import load_llm
+from sparse_vlm.vlm.loading import load_vlm
 from train.language.data import PACKABLE
 
-# Each with what sets it apart: tied or own output layer, a window shorter than the prompts, biases, soft caps.
+# with the peculiarities of each: tied or own output layer, a window shorter than the prompts, biases, soft caps
 FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, {"tie_word_embeddings": False}),
     "smollm2": (
@@ -79,7 +72,7 @@ def random_llm(folder: Path, family: str, tokenizer: PreTrainedTokenizerBase) ->
     config = kind(vocab_size=len(tokenizer), **common, **head_dim, **special)
     llm = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in llm.parameters():  # biases too: nothing at its exact initial zero
+        for parameter in llm.parameters():  # including biases, so that nothing is exactly 0
             parameter += 0.05 * torch.randn_like(parameter)
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -93,7 +86,7 @@ def parts(
     smollm2_tokenizer: PreTrainedTokenizerBase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
-    """A random LLM of the family, and the model directory built with it."""
+    """The directories of a random LLM of the family and of the VLM built with it."""
     folder = tmp_path_factory.mktemp(request.param)
     llm = random_llm(folder / "llm", request.param, smollm2_tokenizer)
     build_vlm(encoder_dir, llm, folder / "vlm")
@@ -106,18 +99,18 @@ def new_tokens(model: Any, inputs: Any, **options: Any) -> list[list[int]]:
 
 
 def batch(processor: Any, images: list[list[Image.Image]]) -> Any:
-    """A question about each list of pictures, padded on the left."""
+    """Encode a question about each list of images, padded on the left."""
     texts = []
-    for question, pictures in zip(QUESTIONS, images, strict=True):
-        content = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]
+    for question, group in zip(QUESTIONS, images, strict=True):
+        content = [*[{"type": "image"}] * len(group), {"type": "text", "text": question}]
         message = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
-    flat = [picture for pictures in images for picture in pictures]
+    flat = [image for group in images for image in group]
     return processor(text=texts, images=flat, padding=True, add_special_tokens=False, return_tensors="pt")
 
 
 def in_one_row(prompts: list[Any]) -> dict[str, Any]:
-    """As sparse_vlm/data/conversations/collate.py packs: positions that start again, no mask, no cache."""
+    """Pack prompts as sparse_vlm/data/conversations/collate.py does: positions restart, no mask, no cache."""
     widths = [one["input_ids"].shape[1] for one in prompts]
     return {
         "input_ids": torch.cat([one["input_ids"] for one in prompts], dim=1),
@@ -132,24 +125,24 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
     model: Any
     model, processor = load_vlm(vlm_dir)
 
-    # text alone: the LLM's own logits
+    # text only: the LLM's own logits
     llm = AutoModelForCausalLM.from_pretrained(llm_dir)
     text = encode_prompt(processor, None, QUESTIONS[1])
     with torch.no_grad():
         expected = llm(**text).logits
         torch.testing.assert_close(model(**text).logits[..., : expected.shape[-1]], expected)
 
-    # no picture, one and three in one batch: as one by one
-    pictures = [images[:1], [], images]
-    inputs = batch(processor, pictures)
+    # no image, one and three in one batch give the single answers
+    groups = [images[:1], [], images]
+    inputs = batch(processor, groups)
     assert (inputs["attention_mask"] == 0).any(), "the prompts must differ in length"
-    alone = [encode_prompt(processor, mine, question) for mine, question in zip(pictures, QUESTIONS, strict=True)]
+    alone = [encode_prompt(processor, group, question) for group, question in zip(groups, QUESTIONS, strict=True)]
     greedy = [new_tokens(model, one)[0] for one in alone]
     assert new_tokens(model, inputs) == greedy
     beams = [new_tokens(model, one, num_beams=3)[0] for one in alone]
     assert new_tokens(model, inputs, num_beams=3) == beams
 
-    # the same three packed into one row, where a stage allows it: nobody sees the others
+    # the same three packed into one row, if training supports it, do not see each other
     if model.config.get_text_config().model_type in PACKABLE:
         with torch.no_grad():
             expected = torch.cat([model(**one).logits[0] for one in alone])
@@ -170,7 +163,7 @@ def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_p
 
 
 def test_sampling(vlm: Any, images: list[Image.Image]) -> None:
-    """The seed decides; of the one most likely token it is greedy decoding, in a padded batch too."""
+    """The seed determines the answers. With only the most likely token, sampling is greedy decoding, in batches too."""
     model, processor = vlm
     inputs = batch(processor, [images[:1], [], images])
     draws = {"do_sample": True, "temperature": 5.0}
@@ -182,18 +175,18 @@ def test_sampling(vlm: Any, images: list[Image.Image]) -> None:
     assert new_tokens(model, inputs, do_sample=True, top_k=1) == new_tokens(model, inputs)
 
 
-def test_the_order_of_several_pictures_matters(vlm: Any, images: list[Image.Image]) -> None:
+def test_the_order_of_several_images_matters(vlm: Any, images: list[Image.Image]) -> None:
     model, processor = vlm
     with torch.no_grad():
         logits = [
-            model(**encode_prompt(processor, pictures, "Which is red?")).logits[0, -1]
-            for pictures in (images[:2], images[1::-1])
+            model(**encode_prompt(processor, pair, "Which is red?")).logits[0, -1]
+            for pair in (images[:2], images[1::-1])
         ]
     assert (logits[0] - logits[1]).abs().max() > 1e-4
     assert isinstance(answer(model, processor, images[:2], "Which is red?", max_new_tokens=2), str)
 
 
-def test_an_llm_whose_logits_llava_cannot_give_is_refused(
+def test_an_llm_whose_logits_llava_cannot_compute_is_refused(
     encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAMILIES, "granite", (GraniteConfig, {"logits_scaling": 8.0}))
@@ -215,7 +208,7 @@ def test_an_llm_whose_logits_llava_cannot_give_is_refused(
         ("mamba", {}, "A MambaForCausalLM does not run inside transformers' Llava"),
     ],
 )
-def test_an_llm_that_does_not_fit_is_one_sentence(
+def test_an_unsuitable_llm_is_a_one_line_error(
     family: str,
     special: dict[str, Any],
     sentence: str,
@@ -231,51 +224,3 @@ def test_an_llm_that_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence):
         build_vlm(encoder_dir, llm, tmp_path / "vlm")
     assert not (tmp_path / "vlm").exists()
-
-
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-VISION |= {"image_size": 28, "patch_size": 14}
-
-
-@pytest.mark.parametrize("kind", ["gemma3", "llava"])
-def test_the_text_part_of_a_larger_model(
-    kind: str, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    sizes: dict[str, Any] = {"vocab_size": len(smollm2_tokenizer), **SIZES, **HEADS, "head_dim": 12}
-    torch.manual_seed(0)
-    config: Any = (
-        Gemma3Config(text_config=sizes | {"sliding_window": 12}, vision_config=VISION, mm_tokens_per_image=4)
-        if kind == "gemma3"
-        else LlavaConfig(text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**VISION))
-    )
-    whole: Any = AutoModelForImageTextToText.from_config(config).eval()
-    whole.save_pretrained(tmp_path / "llm")
-    smollm2_tokenizer.save_pretrained(tmp_path / "llm")
-    build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
-    model: Any
-    model, processor = load_vlm(tmp_path / "vlm")
-    text = encode_prompt(processor, None, QUESTIONS[1])
-    with torch.no_grad():
-        expected = whole(**text).logits
-        torch.testing.assert_close(model(**text).logits[..., : expected.shape[-1]], expected)
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_no_llm(llm_dir: Path, tmp_path: Path, beside: bool) -> None:
-    """peft's directory alone, and with the whole model in it, whose weights transformers would load under new names."""
-    if beside:
-        shutil.copytree(llm_dir, tmp_path, dirs_exist_ok=True)
-    LoraConfig(r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"holds a peft adapter .* merge it into its model first"):
-        load_llm(tmp_path)
-
-
-def test_an_llm_with_code_of_its_own_is_not_run(llm_dir: Path, tmp_path: Path) -> None:
-    """Nor is anything asked on the terminal."""
-    llm = shutil.copytree(llm_dir, tmp_path / "llm")
-    config = json.loads((llm / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnForCausalLM"}}
-    (llm / "config.json").write_text(json.dumps(config | own))
-    (llm / "own.py").write_text("raise SystemExit('it ran')")
-    with pytest.raises(UserError, match=r"needs code of its own \(auto_map\), which is not run here"):
-        load_llm(llm)

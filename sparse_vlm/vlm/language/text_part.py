@@ -1,4 +1,4 @@
-"""The causal LM inside a model of several modalities, such as Gemma3ForConditionalGeneration."""
+"""The causal LM inside a multimodal model, such as Gemma3ForConditionalGeneration."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparse_vlm.errors import UserError
 
 
-def text_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal LM of a model's text part, with its weights: the model itself where it is nothing else.
+def text_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the causal LM of a multimodal model's text part, with its weights; a causal LM is returned itself.
 
     Raises:
-        UserError: transformers has no causal LM of that kind, or its logits are others than the model's.
+        UserError: transformers has no causal LM of that kind, or its logits differ from the model's.
     """
     config: Any = model.config.get_text_config(decoder=True)
     if config is model.config:
@@ -23,12 +23,12 @@ def text_model(model: PreTrainedModel) -> PreTrainedModel:
         text.base_model.load_state_dict(whole.get_decoder().state_dict())
         text.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict())
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"A {name} is more than a language model, and its text part cannot stand alone.") from error
+        raise UserError(f"A {name} is multimodal, and its text part cannot be used alone.") from error
     text.tie_weights()
     text.generation_config = whole.generation_config
     ids = torch.arange(1, 9, device=model.device)[None]
     with torch.no_grad():
         difference = (text.eval()(input_ids=ids).logits - whole.eval()(input_ids=ids).logits).abs().max()
     if not difference < 1e-3:
-        raise UserError(f"The text part of a {name} does not compute the model's logits; they differ by {difference}.")
+        raise UserError(f"The text part of a {name} computes other logits than the model; they differ by {difference}.")
     return text

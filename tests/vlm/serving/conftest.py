@@ -1,0 +1,84 @@
+"""`sparse-vlm serve` in a separate process, and messages for it."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+QUESTION = "What is shown?"
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def message(url: str | None, question: str = QUESTION) -> Any:
+    image = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
+    return {"role": "user", "content": [*image, {"type": "text", "text": question}]}
+
+
+class Server:
+    """`sparse-vlm serve` on a free port; `root` is its address."""
+
+    def __init__(self, directory: Path, log: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "sparse_vlm.cli", "serve", "--port", "0", str(directory), "--device", "cpu"]
+        self.log = log.open("w")
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"(http://127\.0\.0\.1:\d+)/v1$", line.strip())
+        assert found is not None, line + log.read_text()
+        self.root = found[1]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+
+    def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+
+@pytest.fixture(scope="package")
+def server(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if find_spec("fastapi") is None or find_spec("openai") is None:
+        pytest.skip("the extra serve is not installed: fastapi, openai")
+    running = Server(vlm_dir, tmp_path_factory.mktemp("serve") / "log", "--image_urls", "public", "--max_images", "3")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="package")
+def client(server: Server) -> Iterator[Any]:
+    import openai
+
+    with openai.OpenAI(base_url=f"{server.root}/v1", api_key="unused", max_retries=0) as client:
+        yield client

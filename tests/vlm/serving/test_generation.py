@@ -1,0 +1,31 @@
+"""Generation of one answer: stop strings and abandoned requests."""
+
+from threading import Event
+
+from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.serving.generation import Piece, Settings, generate
+from tests.vlm.conftest import Loaded
+
+
+def test_a_possible_stop_string_is_held_back(vlm: Loaded) -> None:
+    model, processor = vlm
+    inputs = encode_prompt(processor, None, "What is shown?")
+    whole: list[Piece] = []
+    answer = generate(model, processor.tokenizer, inputs, Settings(12), whole.append, Event())
+    text = "".join(piece.text for piece in whole)
+    assert text == answer.text
+    for size in range(2, 10):
+        for stop, ends in ((text[4 : 4 + size], True), (text[4 : 4 + size - 1] + "§", False), (text[-2:] + "§", False)):
+            pieces: list[Piece] = []
+            found = generate(model, processor.tokenizer, inputs, Settings(12, stops=[stop]), pieces.append, Event())
+            said = "".join(piece.text for piece in pieces)
+            assert said == (text[: text.index(stop)] if ends else text)
+            assert found.finish_reason == ("stop" if ends else "length")
+            assert not ends or len(found.ids) < 12
+
+
+def test_an_abandoned_answer_ends_within_a_token(vlm: Loaded) -> None:
+    abandoned = Event()
+    inputs = encode_prompt(vlm[1], None, "What is shown?")
+    answer = generate(vlm[0], vlm[1].tokenizer, inputs, Settings(500), lambda piece: abandoned.set(), abandoned)
+    assert len(answer.ids) <= 2
