@@ -1,1 +1,1 @@
-"""A chat in the browser that shows where the model looks. Run from a clone: `python demo/app.py --model DIR`."""
+"""A chat in the browser that shows where the model attends. Run it from a clone: `python -m demo.app --model DIR`."""

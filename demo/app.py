@@ -1,4 +1,9 @@
-"""A chat that shows where the model looks: `python demo/app.py --model DIR [--compare DIR]`."""
+"""Chat with one or two models in the browser and see where their visual tokens attend.
+
+Examples:
+    python -m demo.app --model runs/quickstart/model
+    python -m demo.app --model runs/quickstart/model --compare runs/quickstart/dense/model
+"""
 
 import argparse
 import os
@@ -9,20 +14,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as a script only this folder is on the path
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.errors import UserError
 
-from demo.commands import add_arguments
-from sparse_vlm.errors import UserError, exit_with_sentence
+POSITIVE = ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels", "max_images")
+CONTENT_POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; object-src 'none'"
+
+
+def build_parser() -> CommandParser:
+    """Create the parser of this command."""
+    parser = CommandParser.of_module("demo.app", __doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a model directory: ours, or any of transformers")
+    parser.add_argument("--compare", type=Path, help="a second model, which answers the same questions")
+    parser.add_argument("--examples", type=Path, help='a JSON list of {"image": path, "question": text}')
+    add_device_arguments(parser)
+    parser.add_argument("--bits", type=int, help="4 or 8: quantize the language model's weights (bitsandbytes)")
+    parser.add_argument("--cuda_graphs", action="store_true", help="run a SparseFormer from CUDA graphs (faster)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=256, help="initial value of the slider (default: %(default)s)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 admits other machines (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: a free port from 7860 up")
+    parser.add_argument("--share", action="store_true", help="create a public address through gradio's servers")
+    parser.add_argument("--concurrency", type=int, default=1, help="questions answered at once (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=64, help="most waiting questions (default: %(default)s)")
+    parser.add_argument("--max_upload_mb", type=int, default=32, help="largest file (default: %(default)s)")
+    parser.add_argument("--max_megapixels", type=float, default=64, help="largest image (default: %(default)s)")
+    parser.add_argument("--max_images", type=int, default=8, help="most images in a question (default: %(default)s)")
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves until it is interrupted; what was uploaded is deleted then.
+    """Serve the page until interrupted, then delete the uploads.
 
     Raises:
         UserError: see `serve`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted as well
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reports imports and launches otherwise
     with tempfile.TemporaryDirectory(prefix="sparse-vlm-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -30,25 +59,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace, folder: Path) -> None:
-    """Opens the models, builds the page and serves it until it is interrupted.
+    """Open the models, build the page and serve it until interrupted.
 
     Args:
-        arguments: of `demo.commands`.
-        folder: for uploads and drawings; nothing outside it is served.
+        arguments: those of `build_parser`.
+        folder: for uploads and drawings; files outside it are not served.
 
     Raises:
-        UserError: a model cannot be opened, or an argument does not fit.
+        UserError: a model cannot be opened, or an argument is invalid.
     """
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError('The demo needs gradio: pip install "sparse-vlm[demo]".') from error
+    from demo.answers import warm_up
     from demo.models import open_model
-    from demo.replies import warm_up
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.vlm.towers import use_cuda_graphs
 
-    for name in ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels", "max_images"):
+    for name in POSITIVE:
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name} must be positive, got {getattr(arguments, name)}.")
     if not 0 <= arguments.port <= 65535:
@@ -68,7 +97,7 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Path) -> Any:
-    """The page as `gr.Blocks`, with its queue."""
+    """Build the page with its queue; returns `gr.Blocks`."""
     import gradio as gr
 
     from demo.events import Events, connect
@@ -82,11 +111,8 @@ def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Pat
     return blocks.queue(max_size=arguments.queue)
 
 
-CONTENT_POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; object-src 'none'"
-
-
 def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Options of `gr.Blocks.launch`: local, private, nothing fetched from others whatever an answer says."""
+    """Options of `gr.Blocks.launch`: local and private; the page fetches nothing from other servers."""
     import gradio as gr
 
     from demo.interface import CSS, LABEL_QUESTION
@@ -113,10 +139,7 @@ def launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python demo/app.py", description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return exit_with_sentence(lambda: run(arguments))
+    return build_parser().run(run, argv)
 
 
 if __name__ == "__main__":

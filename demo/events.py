@@ -1,4 +1,4 @@
-"""What happens when the visitor does something. Handlers change the visitor's session and say what the page shows."""
+"""Handlers of the page's events. They change the visitor's session and return the new content of the page."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -10,27 +10,28 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 
 from demo import panel
+from demo.answers import answer
+from demo.generation import Generation
 from demo.interface import Page
 from demo.models import OpenModel
 from demo.panel import ALL, Choice
-from demo.replies import answer
 from demo.session import SentImage, Session
-from demo.speaking import Reply, Sampling
 from demo.uploads import open_upload
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.decoding import Decoding
 
 Update = dict[Any, Any]  # component of the page -> its new value
-SHOWN_SIDE = 768  # pixels of an image's copy in the chat
+SHOWN_SIDE = 768  # pixels of the longer side of an image's copy in the chat
 
 
 class Events:
     """The handlers of a page.
 
     Args:
-        page: what they write to.
-        models: that answer.
-        max_megapixels: of an uploaded image.
-        max_images: of a question.
+        page: the components to update.
+        models: one or two; all of them answer each question.
+        max_megapixels: largest uploaded image.
+        max_images: most images in a question.
     """
 
     def __init__(self, page: Page, models: Sequence[OpenModel], max_megapixels: float, max_images: int) -> None:
@@ -38,11 +39,12 @@ class Events:
         self.max_megapixels, self.max_images = max_megapixels, max_images
 
     def ask(
-        self, message: dict[str, Any], session: Session, temperature: float, top_p: float, most: int
+        self, message: dict[str, Any], session: Session, temperature: float, top_p: float, max_new_tokens: int
     ) -> Iterator[Update]:
         """Take a question and stream the answers.
 
-        A bad image is named, and text and good images stay. So does a question that cannot be answered.
+        A warning names each image that cannot be opened; the text and the other images stay in the box. A refused
+        question stays there as well.
         """
         images, good = [], []
         for path in message["files"]:
@@ -57,6 +59,7 @@ class Events:
         try:
             if len(images) > self.max_images:
                 raise UserError(f"{len(images)} images are too many for one question: send at most {self.max_images}.")
+            decoding = Decoding(temperature, top_p)
             session.begin(message["text"], images)
         except UserError as error:
             _warn(error)
@@ -64,33 +67,33 @@ class Events:
             return
         yield {self.page.question: {"text": "", "files": []}}
         try:
-            yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+            yield from self._answer(session, decoding, int(max_new_tokens))
         except UserError as error:
             session.turns.pop()
             _warn(error)
             yield self._chats(session) | {self.page.question: message}
 
-    def retry(self, session: Session, temperature: float, top_p: float, most: int) -> Iterator[Update]:
-        """Answer the last question again; where that is refused, the answers it had stay."""
+    def retry(self, session: Session, temperature: float, top_p: float, max_new_tokens: int) -> Iterator[Update]:
+        """Answer the last question again; if this is refused, its previous answers stay."""
         try:
             session.check_retry()
-            yield from self._answer(session, Sampling(temperature, top_p, int(most)))
+            yield from self._answer(session, Decoding(temperature, top_p), int(max_new_tokens))
         except UserError as error:
             _warn(error)
             yield self._chats(session)
 
     def stop(self, session: Session) -> None:
-        """Ends the answer that is on its way; what it has said stays."""
+        """End the current answer; its text so far stays."""
         session.stopping = True
 
     def clear(self, session: Session) -> Update:
-        """Forgets the conversation."""
+        """Delete the conversation; the text in the question box stays."""
         session.clear()
         page = self.page
-        return self._chats(session) | self.show(session, 0) | {page.numbers: ""}  # not what is being typed
+        return self._chats(session) | self.update_panel(session, 0) | {page.numbers: ""}
 
-    def snap(self, path: str | None, message: dict[str, Any]) -> Update:
-        """Put the webcam's image beside the question."""
+    def attach_webcam(self, path: str | None, message: dict[str, Any]) -> Update:
+        """Attach the webcam's image to the question."""
         if path is None:
             return {self.page.question: gr.skip()}
         return {
@@ -98,47 +101,49 @@ class Events:
             self.page.webcam: None,
         }
 
-    def show(self, session: Session, model: int, *choice: Any) -> Update:
-        """Draws what the controls ask for."""
+    def update_panel(self, session: Session, model: int, *choice: Any) -> Update:
+        """Draw the panel for the values of its controls."""
         page = self.page
         view = session.views[model] if model < len(session.views) else None
         controls = dict(zip(Choice._fields, page.controls[1:], strict=True))
         if view is None:
             hidden = {control: gr.update(visible=False) for control in controls.values()}
-            return {page.look: None, page.heat: None, page.look_text: "", page.heat_text: ""} | hidden
+            empty = {page.rois: None, page.attention: None, page.rois_text: "", page.attention_text: ""}
+            return empty | hidden
+        tokens = view.attention.shape[-1]
         chosen = Choice(*choice)
-        # another model may have fewer steps, tokens or words
+        # another model may have fewer steps or tokens
         chosen = chosen._replace(
             image=min(chosen.image, len(view.pixels)),
-            step=min(chosen.step, len(view.glances)),
-            token=min(chosen.token, view.attention.shape[-1]),
-            word=min(chosen.word, len(view.words)),
+            step=min(chosen.step, len(view.steps)),
+            token=min(chosen.token, tokens),
+            answer_token=min(chosen.answer_token, len(view.answer_tokens)),
         )
         drawn = {
-            page.look: panel.draw_look(view, chosen),
-            page.look_text: panel.describe_look(view, chosen),
-            page.heat: panel.draw_attention(view, chosen),
-            page.heat_text: panel.describe_attention(view, chosen),
+            page.rois: panel.draw_rois(view, chosen),
+            page.rois_text: panel.describe_rois(view, chosen),
+            page.attention: panel.draw_attention(view, chosen),
+            page.attention_text: panel.describe_attention(view, chosen),
         }
-        words = [("the whole answer", ALL), *((f"{k}: {word!r}", k) for k, word in enumerate(view.words, 1))]
+        names = [("the whole answer", ALL), *((f"{k}: {text!r}", k) for k, text in enumerate(view.answer_tokens, 1))]
         ranges = {
-            "image": _range(len(view.pixels), chosen.image),
-            "step": _range(len(view.glances), chosen.step),
-            "token": gr.Slider(maximum=view.attention.shape[-1], value=chosen.token, visible=True),
-            "word": gr.Dropdown(choices=words, value=chosen.word, visible=True),
+            "image": _slider(len(view.pixels), chosen.image),
+            "step": _slider(len(view.steps), chosen.step),
+            "token": gr.Slider(maximum=tokens, value=chosen.token, visible=True),
+            "answer_token": gr.Dropdown(choices=names, value=chosen.answer_token, visible=True),
             "colour_by": gr.update(value=chosen.colour_by, visible=True),
             "points": gr.update(value=chosen.points, visible=True),
         }
         return drawn | {controls[name]: control for name, control in ranges.items()}
 
-    def click(self, place: gr.SelectData, session: Session, model: int, *choice: Any) -> Update:
-        """Chooses the token nearest to the click; `place` is gradio's to give, hence first."""
+    def choose_token(self, place: gr.SelectData, session: Session, model: int, *choice: Any) -> Update:
+        """Choose the token nearest to a click; gradio passes `place` first."""
         view = session.views[model] if model < len(session.views) else None
         if view is None:
-            return self.show(session, model, *choice)
+            return self.update_panel(session, model, *choice)
         chosen = Choice(*choice)
         token = panel.token_at(view, chosen, *place.index)
-        return self.show(session, model, *chosen._replace(token=token))
+        return self.update_panel(session, model, *chosen._replace(token=token))
 
     def _receive(self, path: str) -> SentImage:
         name, data = Path(path).name, Path(path).read_bytes()
@@ -149,63 +154,65 @@ class Events:
     def _chats(self, session: Session) -> Update:
         return {chat: session.history(k) for k, chat in enumerate(self.page.chats)}
 
-    def _answer(self, session: Session, sampling: Sampling) -> Iterator[Update]:
+    def _answer(self, session: Session, decoding: Decoding, max_new_tokens: int) -> Iterator[Update]:
         """Yield the chats as they grow, then the panel.
 
         Raises:
-            UserError: the conversation is too long; nothing of it has changed.
+            UserError: the conversation is too long; the session has not changed.
         """
-        replies: list[Reply] = []
-        growing = answer(self.models, session, sampling)
+        generations: list[Generation] = []
+        growing = answer(self.models, session, decoding, max_new_tokens)
         yield self._chats(session)
         for grown in growing:
-            replies = grown
-            yield self._chats(session) | {self.page.numbers: ""}  # those of the last answer
+            generations = grown
+            yield self._chats(session) | {self.page.numbers: ""}  # remove the numbers of the last answer
         drawn: Update = {}
-        if replies and session.turns:
+        if generations and session.turns:
             tokens = [None if view is None else view.attention.shape[-1] for view in session.views]
-            last_step = max((len(view.glances) for view in session.views if view is not None), default=1)
+            last_step = max((len(view.steps) for view in session.views if view is not None), default=1)
             choice = Choice(len(session.images()) or 1, last_step, ALL, "token", True, ALL)
-            drawn = self.show(session, 0, *choice) | {
-                self.page.numbers: panel.numbers(self.models, replies, tokens),
+            drawn = self.update_panel(session, 0, *choice) | {
+                self.page.numbers: panel.numbers(self.models, generations, tokens),
                 self.page.controls[0]: 0,
             }
         yield self._chats(session) | drawn
 
 
 def _warn(error: UserError) -> None:
-    gr.Warning(html.escape(str(error)))  # shown as HTML, and names in it are a stranger's
+    gr.Warning(html.escape(str(error)))  # gradio renders HTML; file names come from the visitor
 
 
-def _range(most: int, value: int) -> gr.Slider:
-    """A slider from 1, out of sight where there is nothing to choose."""
+def _slider(most: int, value: int) -> gr.Slider:
+    """Create a slider from 1, hidden if there is only one value."""
     return gr.Slider(maximum=max(2, most), value=value, visible=most > 1)
 
 
 def connect(events: Events, concurrency: int) -> None:
-    """Joins the handlers to the page, inside the current `gr.Blocks`.
+    """Connect the handlers to the page, inside the current `gr.Blocks`.
 
     Args:
         events: the handlers.
-        concurrency: questions that are answered at the same time; others wait in the queue.
+        concurrency: questions answered at the same time; others wait in the queue.
     """
     page = events.page
-    panel_parts = [page.look, page.look_text, page.heat, page.heat_text, *page.controls]
+    panel_parts = [page.rois, page.rois_text, page.attention, page.attention_text, *page.controls]
     everything = [page.question, *page.chats, page.numbers, *panel_parts]
-    speaking: dict[str, Any] = {
+    answering: dict[str, Any] = {
         "concurrency_limit": concurrency,
         "concurrency_id": "models",
         "show_progress": "minimal",
     }
     page.question.submit(
-        events.ask, [page.question, page.session, *page.settings], everything, api_name="ask", **speaking
+        events.ask, [page.question, page.session, *page.settings], everything, api_name="ask", **answering
     )
-    page.retry.click(events.retry, [page.session, *page.settings], everything, api_name="retry", **speaking)
+    page.retry.click(events.retry, [page.session, *page.settings], everything, api_name="retry", **answering)
     page.stop.click(events.stop, [page.session], None, queue=False, api_name="stop")
     page.clear.click(events.clear, [page.session], everything, queue=False, api_name="clear")
-    for chat in page.chats:  # each has a button of its own
+    for chat in page.chats:  # each has its own button
         chat.clear(events.clear, [page.session], everything, queue=False, api_visibility="private")
-    page.webcam.input(events.snap, [page.webcam, page.question], [page.question, page.webcam], api_visibility="private")
+    page.webcam.input(
+        events.attach_webcam, [page.webcam, page.question], [page.question, page.webcam], api_visibility="private"
+    )
     drawing: dict[str, Any] = {
         "trigger_mode": "always_last",
         "show_progress": "hidden",
@@ -213,7 +220,7 @@ def connect(events: Events, concurrency: int) -> None:
         "concurrency_limit": 2,
         "api_visibility": "private",
     }
-    seen = [page.session, *page.controls]
+    inputs = [page.session, *page.controls]
     for control in page.controls:
-        control.input(events.show, seen, panel_parts, **drawing)
-    page.look.select(events.click, seen, panel_parts, **drawing)
+        control.input(events.update_panel, inputs, panel_parts, **drawing)
+    page.rois.select(events.choose_token, inputs, panel_parts, **drawing)

@@ -1,4 +1,4 @@
-"""The page: what stands where. What happens is in `demo.events`."""
+"""The layout of the page. `demo.events` handles its events."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from demo.examples import Example
 from demo.models import OpenModel
 from demo.panel import ALL
 from demo.session import Session
-from sparse_vlm.overlays import COLOURS
+from sparse_vlm.draw import COLOURS
 
 INTRODUCTION = (
-    "Send an image (upload, paste, drop, or webcam) and ask about it. Beside the chat: where the visual tokens look, "
-    "what the answer attended to, and what it cost."
+    "Send an image (upload, paste, drop, or webcam) and ask about it. Next to the chat: where the visual tokens look, "
+    "what the answer attends to, and how long it took."
 )
 CSS = """
-[aria-label="Share"] { display: none }  /* it would send the image to the Hugging Face hub */
+[aria-label="Share"] { display: none }  /* this button sends the image to the Hugging Face hub */
 #numbers table { width: 100%; border-collapse: collapse }
 #numbers :is(table, tr) { border: 0 }
 #numbers :is(th, td) { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 4px 8px }
 #numbers tr:last-child td { border-bottom: 0 }
 #numbers :is(th, td):not(:first-child) { text-align: right; font-variant-numeric: tabular-nums }
-/* beside a question, where Share was the only button: an empty box with a border */
+/* next to a question Share is the only button: without it, an empty box with a border would remain */
 [class*="message-buttons"]:not(:has(button:not([aria-label="Share"]))) { display: none }
 """
 LABEL_QUESTION = """() => document.querySelector("#question textarea").setAttribute("aria-label", "Question")"""
@@ -31,14 +31,14 @@ LABEL_QUESTION = """() => document.querySelector("#question textarea").setAttrib
 
 @dataclass(frozen=True)
 class Page:
-    """The components that events read or write.
+    """The components that event handlers read or write.
 
     Attributes:
-        session: what is remembered of the visitor.
+        session: the visitor's `Session`.
         question: text and images to send.
         chats: a conversation for each model.
-        settings: temperature, top-p, most tokens.
-        controls: which model, then the fields of `demo.panel.Choice` in their order.
+        settings: temperature, top-p, maximum new tokens.
+        controls: the model, then the fields of `demo.panel.Choice` in their order.
     """
 
     session: gr.State
@@ -49,18 +49,18 @@ class Page:
     clear: gr.Button
     webcam: gr.Image
     settings: list[gr.Slider]
-    look: gr.Image
-    look_text: gr.Markdown
-    heat: gr.Image
-    heat_text: gr.Markdown
+    rois: gr.Image
+    rois_text: gr.Markdown
+    attention: gr.Image
+    attention_text: gr.Markdown
     numbers: gr.Markdown
     controls: list[Any]
 
 
 def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_tokens: int) -> Page:
-    """Builds the page inside the current `gr.Blocks`; `max_new_tokens` is where its slider begins."""
+    """Build the page inside the current `gr.Blocks`; `max_new_tokens` is the initial value of its slider."""
     session = gr.State(Session())
-    gr.Markdown(f"# {' beside '.join(opened.name for opened in models)}\n{INTRODUCTION}")
+    gr.Markdown(f"# {' and '.join(opened.name for opened in models)}\n{INTRODUCTION}")
     with gr.Row():
         with gr.Column(scale=3, min_width=480):
             with gr.Row():
@@ -81,14 +81,14 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
                 file_types=["image"],
                 show_label=False,
                 elem_id="question",
-                max_plain_text_length=100_000,  # longer texts would become a file
+                max_plain_text_length=100_000,  # gradio turns longer texts into a file
             )
             with gr.Row():
                 stop, retry, clear = (
                     gr.Button(name, elem_id=name.lower(), size="sm", min_width=80)
                     for name in ("Stop", "Retry", "Clear")
                 )
-            gr.Examples([[{"text": e.question, "files": [str(e.picture)]}] for e in examples], [question])
+            gr.Examples([[{"text": e.question, "files": [str(e.image)]}] for e in examples], [question])
             with gr.Accordion("Webcam", open=False):
                 webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="webcam")
             with gr.Accordion("Generation settings", open=False):
@@ -105,7 +105,7 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
                     ),
                 ]
         with gr.Column(scale=2, min_width=360):
-            look, look_text, heat, heat_text, controls = _lay_out_panel(models)
+            rois, rois_text, attention, attention_text, controls = _lay_out_panel(models)
             numbers = gr.Markdown(elem_id="numbers")
     return Page(
         session,
@@ -116,10 +116,10 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
         clear,
         webcam,
         settings,
-        look,
-        look_text,
-        heat,
-        heat_text,
+        rois,
+        rois_text,
+        attention,
+        attention_text,
         numbers,
         controls,
     )
@@ -131,19 +131,19 @@ def _lay_out_panel(models: Sequence[OpenModel]) -> tuple[gr.Image, gr.Markdown, 
         model = gr.Radio(names, value=0, label="Model", visible=len(models) > 1, elem_id="model")
         image = gr.Slider(1, 2, 1, step=1, label="Image", visible=False, elem_id="image")
     with gr.Tab("Where it looks"):
-        look = _drawing("look", "RoIs and sampling points (click to choose a token)")
-        look_text = gr.Markdown(elem_id="look-text")
+        rois = _drawing("rois", "RoIs and sampling points (click to choose a token)")
+        rois_text = gr.Markdown(elem_id="rois-text")
         step = gr.Slider(1, 2, 1, step=1, label="Sampling step", visible=False, elem_id="step")
         token = gr.Slider(ALL, 1, ALL, step=1, label="Token (0: all)", visible=False, elem_id="token")
         with gr.Row():
             colour = gr.Radio(list(COLOURS), value=COLOURS[0], label="Colour by", visible=False, elem_id="colour")
             points = gr.Checkbox(True, label="Sampling points", visible=False, elem_id="points")
     with gr.Tab("Attention"):
-        heat = _drawing("heat", "Attention of the answer to the visual tokens, spread over their RoIs")
-        heat_text = gr.Markdown(elem_id="heat-text")
-        whole = [("the whole answer", ALL)]
-        word = gr.Dropdown(whole, value=ALL, label="Token of the answer", visible=False, elem_id="word")
-    return look, look_text, heat, heat_text, [model, image, step, token, colour, points, word]
+        attention = _drawing("attention", "Attention of the answer to the visual tokens, spread over their RoIs")
+        attention_text = gr.Markdown(elem_id="attention-text")
+        names = [("the whole answer", ALL)]
+        answer_token = gr.Dropdown(names, value=ALL, label="Token of the answer", visible=False, elem_id="answer-token")
+    return rois, rois_text, attention, attention_text, [model, image, step, token, colour, points, answer_token]
 
 
 def _drawing(name: str, label: str) -> gr.Image:
@@ -153,7 +153,7 @@ def _drawing(name: str, label: str) -> gr.Image:
         elem_id=name,
         interactive=False,
         format="png",
-        image_mode="RGBA",  # the margin around the image shows the page's own background
+        image_mode="RGBA",  # the margin around the image is transparent
         height=360,
         buttons=["fullscreen"],
     )

@@ -1,4 +1,4 @@
-"""Text for the chat, which renders Markdown: what visitors typed shows as typed, answers neither hide nor fetch."""
+"""Text for the chat, which renders Markdown: questions appear as typed; answers hide nothing and fetch nothing."""
 
 import html
 import re
@@ -7,12 +7,12 @@ CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 INLINE_MARKS = re.compile(r"[\\`*_\[\]<>&|~$#]")
 LINE_MARKS = re.compile(r"^([ \t]*)([-+=])", re.MULTILINE)
 NUMBERS = re.compile(r"^([ \t]*\d+)([.)])", re.MULTILINE)
-SPACES = re.compile(r"^[ \t]+| (?= )|\t", re.MULTILINE)  # what HTML would swallow
+SPACES = re.compile(r"^[ \t]+| (?= )|\t", re.MULTILINE)  # HTML collapses these
 REFERENCE = re.compile(r"^([ \t]*)\[([^\]\n]*\]:)", re.MULTILINE)
 
 
 def as_typed(text: str) -> str:
-    """Return Markdown that renders as `text` itself: no markup, its line breaks and spaces kept."""
+    """Return Markdown that renders as `text` itself, without markup; line breaks and spaces are kept."""
     text = INLINE_MARKS.sub(r"\\\g<0>", text)
     text = NUMBERS.sub(r"\1\\\2", LINE_MARKS.sub(r"\1\\\2", text))
     return SPACES.sub(lambda spaces: "\N{NO-BREAK SPACE}" * len(spaces[0]), text)
@@ -21,8 +21,8 @@ def as_typed(text: str) -> str:
 def as_answer(text: str) -> str:
     """Return an answer's Markdown with its HTML, images and link definitions as plain text; code stays as it is.
 
-    HTML would be removed by the page's sanitiser, definitions show nothing, and images would be fetched from wherever
-    the model says.
+    The page's sanitiser would remove HTML, link definitions are invisible, and images would be fetched from any address
+    that the model names.
     """
     parts = CODE.split(text)
     return "".join(part if index % 2 else _without_embeds(part) for index, part in enumerate(parts))

@@ -1,4 +1,4 @@
-"""Opening what is talked to: a model directory of ours, or of any image-text-to-text model of transformers."""
+"""Opening models: our model directories, and any image-text-to-text model of transformers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +15,19 @@ from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantizat
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 
-# What keeps its precision in a model of transformers, whatever it calls its vision tower and projector.
-WHOLE = [r"(.*\.)?(vision\w*|visual|multi_modal_projector|connector)", "lm_head"]
+# Modules of transformers' models that are not quantized: vision tower and projector, under their various names.
+NOT_QUANTIZED = [r"(.*\.)?(vision\w*|visual|multi_modal_projector|connector)", "lm_head"]
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model to talk to.
+    """An opened model with its processor.
 
     Attributes:
-        name: the last two parts of its path, as stages and runs tend to be called "model".
+        name: the last two parts of its path, since many directories are called "model".
         model: in eval mode.
-        processor: its own.
-        lock: held while it computes: hooks and its attention's kind are the model's, not the visitor's.
+        processor: the model's own.
+        lock: held while the model computes: visitors share its hooks and its attention implementation.
     """
 
     name: str
@@ -37,21 +37,21 @@ class OpenModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of its weights, shared ones counted once."""
+        """Memory of the weights; shared weights count once."""
         return self.model.get_memory_footprint()
 
 
 def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: int | None) -> OpenModel:
-    """Opens a directory with its processor.
+    """Open a model directory with its processor.
 
     Args:
-        directory: of `build_vlm`, a training stage, or transformers' save_pretrained.
-        device: where to.
-        dtype: of the weights, and of the arithmetic where they are quantised.
-        bits: 4 or 8: of the language model's weights (bitsandbytes); None: `dtype`.
+        directory: written by `build_vlm`, a training stage, or transformers' save_pretrained.
+        device: device of the weights.
+        dtype: dtype of the weights; quantized weights compute in it.
+        bits: 4 or 8: quantize the language model's weights (bitsandbytes); None: keep them in `dtype`.
 
     Raises:
-        UserError: not a model of pictures and text, incomplete, or `bits` is another number.
+        UserError: the directory is not an image-text model or is incomplete, or `bits` is another number.
     """
     settings = None if bits is None else quantization(bits, dtype)
     name = short_name(directory)
@@ -60,7 +60,7 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
             model, processor = load_vlm(directory, dtype, quantization=settings, device=device)
             return OpenModel(name, model, processor)
         if settings is not None:
-            settings.llm_int8_skip_modules = WHOLE
+            settings.llm_int8_skip_modules = NOT_QUANTIZED
         other: Any = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=dtype, quantization_config=settings, device_map={"": device}
         )
@@ -75,9 +75,10 @@ def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: 
 def _model_type(directory: Path) -> str | None:
     if not directory.is_dir():
         raise UserError(
-            f"There is no model directory {directory}. A model of the hub: `hf download NAME --local-dir DIR`."
+            f"There is no model directory {directory}. To download a model of the hub: "
+            "`hf download NAME --local-dir DIR`."
         )
     config = read_config(directory)
     if not config:
-        raise UserError(f"{directory} is no model directory: it has no config.json.")
+        raise UserError(f"{directory} is not a model directory: it has no config.json.")
     return config.get("model_type")

@@ -1,4 +1,4 @@
-"""What one visitor has said, shown and got; Gradio keeps one for each browser tab."""
+"""The conversation of one visitor; Gradio keeps one session for each browser tab."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ from torch import Tensor
 from demo.markup import as_answer, as_typed
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import decode_image
-from sparse_vlm.visualize import Glance
+from sparse_vlm.sampling_steps import SamplingStep
 from sparse_vlm.vlm.chat import check_question, user_message
 
 
 class SentImage(NamedTuple):
-    """An image of a question, kept as it was sent: decoded, it may take a hundred times the memory.
+    """An image of a question, kept as the file that was sent: decoded, it may take a hundred times the memory.
 
     Attributes:
         data: the content of the file.
-        name: its name, for messages.
-        file: a small copy that any browser shows.
+        name: the file's name, for messages.
+        file: a small copy that any browser can show.
     """
 
     data: bytes
@@ -28,13 +28,13 @@ class SentImage(NamedTuple):
     file: str
 
     def decode(self) -> Image.Image:
-        """Return the image, RGB."""
+        """Decode the image as RGB."""
         return decode_image(self.data, self.name)
 
 
 @dataclass
 class Turn:
-    """A question and what each model says to it, as far as it has come."""
+    """A question and the answer of each model so far."""
 
     question: str
     images: list[SentImage]
@@ -42,19 +42,19 @@ class Turn:
 
 
 class View(NamedTuple):
-    """What one model looked at for its last answer.
+    """RoIs and attention of one model for its last answer.
 
     Attributes:
-        pixels: float32[H, W, 3] in [0, 1] of each image so far, what its vision tower saw.
-        glances: its sampling steps on them; of a dense tower one: its patches.
-        attention: float32[words, images, n], see `demo.looking.visual_attention`.
-        words: the answer's tokens as text.
+        pixels: float32[H, W, 3] in [0, 1] for each image of the conversation, as the vision tower saw it.
+        steps: the sampling steps on these images; a dense tower has one, whose RoIs are its patches.
+        attention: float32[answer tokens, images, n], see `demo.attention.visual_attention`.
+        answer_tokens: the answer's tokens as text.
     """
 
     pixels: list[Tensor]
-    glances: list[Glance]
+    steps: list[SamplingStep]
     attention: Tensor
-    words: list[str]
+    answer_tokens: list[str]
 
 
 @dataclass
@@ -62,9 +62,9 @@ class Session:
     """A conversation with one or two models.
 
     Attributes:
-        turns: so far; the last one may be unfinished.
-        views: of each model for the last answer, None where there is nothing to show.
-        stopping: the visitor wants the answer to end here.
+        turns: the turns so far; the last one may be unfinished.
+        views: one for each model's last answer, None if there is nothing to show.
+        stopping: the visitor has pressed Stop.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -72,21 +72,21 @@ class Session:
     stopping: bool = False
 
     def begin(self, question: str, images: Sequence[SentImage]) -> None:
-        """Adds a question.
+        """Add a question.
 
         Raises:
-            UserError: it is empty.
+            UserError: the question is empty.
         """
         check_question(question)
         self.turns.append(Turn(question, list(images)))
 
     def check_retry(self) -> None:
-        """Raise UserError where nothing was asked that could be answered again."""
+        """Raise UserError if there is no question to answer again."""
         if not self.turns:
             raise UserError("There is nothing to try again: ask first.")
 
     def clear(self) -> None:
-        """Forgets everything; an answer on its way ends."""
+        """Delete the conversation and stop the current answer."""
         self.turns, self.views, self.stopping = [], [], True
 
     def images(self) -> list[SentImage]:
@@ -94,13 +94,13 @@ class Session:
         return [image for turn in self.turns for image in turn.images]
 
     def messages(self, model: int) -> list[dict[str, Any]]:
-        """The conversation with a model up to the last question, for a chat template."""
+        """Return the conversation with a model up to the last question, for a chat template."""
         messages = []
         for turn in self.turns:
             messages.append(user_message(turn.question, len(turn.images)))
             if turn is not self.turns[-1]:
-                said = turn.answers[model] if model < len(turn.answers) else ""  # its answer broke off
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+                text = turn.answers[model] if model < len(turn.answers) else ""  # stopped before this model answered
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
         return messages
 
     def history(self, model: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Uploaded files -> images. Their names and contents are whatever a stranger chose."""
+"""Decoding of uploaded files. Their names and contents are not trusted."""
 
 import io
 import warnings
@@ -10,27 +10,27 @@ from sparse_vlm.image_files import decode_image
 
 
 def open_upload(data: bytes, name: str, max_megapixels: float) -> Image.Image:
-    """Decode an image as its sender sees it: the first frame, turned as the camera says, RGB.
+    """Decode an image as its sender sees it: the first frame, rotated by its EXIF orientation, as RGB.
 
     Args:
         data: content of the uploaded file.
-        name: shown to the user.
-        max_megapixels: larger ones would fill the memory.
+        name: the file's name, for messages.
+        max_megapixels: larger images are refused before they are decoded into memory.
 
     Raises:
-        UserError: not an image, damaged, or too large; the sentence names it.
+        UserError: the file is not an image, is damaged, or is too large; the message names it.
     """
     size = _size(data)
     if size is not None and size[0] * size[1] > 1e6 * max_megapixels:
         raise UserError(
-            f"The image {name} has {size[0]}×{size[1]} pixels, more than the {max_megapixels:g} megapixels that are "
-            "taken here. Send a smaller one."
+            f"The image {name} has {size[0]}×{size[1]} pixels, more than the {max_megapixels:g} megapixels "
+            "allowed here. Send a smaller one."
         )
     return decode_image(data, name)
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
-    """Width and height as the file's head says, None where PIL cannot tell: decoding says why."""
+    """Read width and height from the file's header; None if PIL cannot, and decoding then raises the error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours

@@ -1,4 +1,10 @@
-"""The commands `sparse-vlm llava enable`, `disable` and `status`."""
+"""Use SparseFormer vision towers in the commands of haotian-liu/LLaVA.
+
+Examples:
+    sparse-vlm llava enable
+    sparse-vlm llava status
+    sparse-vlm llava disable
+"""
 
 import argparse
 import importlib
@@ -10,21 +16,25 @@ from pathlib import Path
 
 import llava_patch
 from llava_patch import startup
+from sparse_vlm.command_line import Commands
+from sparse_vlm.command_line import describe as describe_docstring
 
 TESTED = "1.2.2.post1"
 MODULES = ("llava.model.language_model.llava_llama", "llava.model.language_model.llava_mistral", "llava.train.train")
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: Commands) -> None:
     """Add `llava` to the parser of `sparse-vlm`."""
-    llava = commands.add_parser("llava", help="use SparseFormer towers in haotian-liu/LLaVA's own commands")
+    description, examples = describe_docstring(__doc__)
+    llava = commands.add_parser("llava", help=description.rstrip("."), description=description, examples=examples)
     actions = llava.add_subparsers(required=True, metavar="ACTION")
     for name, run, text in (
-        ("enable", _enable, "let LLaVA's own commands in this Python accept --vision_tower sparseformer-…"),
-        ("disable", _disable, "undo enable"),
-        ("status", _status, "show versions, the state of enable, and the shims in effect"),
+        ("enable", _enable, "Make LLaVA's commands in this Python accept --vision_tower sparseformer-…"),
+        ("disable", _disable, "Undo `enable`"),
+        ("status", _status, "Print the versions, whether LLaVA is enabled, and which shims are needed here"),
     ):
-        actions.add_parser(name, help=text).set_defaults(run=run)
+        action = actions.add_parser(name, help=text, description=f"{text}.", examples=f"  sparse-vlm llava {name}")
+        action.set_defaults(run=run)
 
 
 def _enable(arguments: argparse.Namespace) -> None:

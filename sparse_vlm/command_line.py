@@ -1,30 +1,35 @@
-"""What all command lines share: the spelling of options, errors that name the nearest one, examples in the help."""
+"""The argument parser of all commands: one spelling of options, one-line errors, examples in the help."""
 
 import argparse
 import difflib
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from sparse_vlm.errors import UserError, exit_with_sentence
 
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # where subcommands are added
 OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser for commands that people type.
+    """Argument parser of a command that people type.
 
-    Options are defined with underscores, and hyphens are accepted in their place: `--batch-size 8` is `--batch_size 8`.
-    They cannot be abbreviated. Any error is one line on stderr and exit status 2; an unknown option names the nearest.
+    Define options with underscores; hyphens are accepted in their place, so that `--batch-size 8` is `--batch_size 8`.
+    Options cannot be abbreviated. Every error is one line on stderr with exit status 2; an unknown option names the
+    nearest one.
 
     Args:
-        prog: how the command is called, e.g. "python -m eval.score".
-        description: what it does, in a sentence.
-        examples: command lines, shown behind the options.
+        prog: the command as it is typed, e.g. "python -m eval.score".
+        description: one sentence on what the command does.
+        examples: command lines to print below the options.
+        failure: the reason why the command cannot run. Any use of it then ends with this error.
     """
 
-    def __init__(self, prog: str | None = None, description: str | None = None, examples: str = "") -> None:
+    def __init__(
+        self, prog: str | None = None, description: str | None = None, examples: str = "", failure: str = ""
+    ) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -32,19 +37,22 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.failure = failure
 
     @classmethod
     def of_module(cls, module: str, docstring: str | None) -> Self:
-        """The parser of `python -m MODULE`.
+        """Create the parser of `python -m MODULE`.
 
         Args:
-            module: its dotted name.
-            docstring: of the module. Its first paragraph is the description, its indented lines are the examples.
+            module: the dotted name.
+            docstring: the module's. Its first paragraph is the description, its indented lines are the examples.
         """
         return cls(f"python -m {module}", *describe(docstring))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, except that an unknown option is an error, raised by the subcommand that it was given to."""
+        """Parse as argparse does, but exit at an unknown option, in the subcommand that got it."""
+        if self.failure:
+            self.exit(2, f"error: {self.failure}\n")
         words = list(sys.argv[1:] if args is None else args)
         end = len(words) if self._subparsers is None else _first_positional(words)  # a subcommand's options are its own
         try:
@@ -54,32 +62,36 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> Any:
-        """Exits with one line and status 2, without argparse's list of every option."""
+        """Exit with one line and status 2, without argparse's list of all options."""
         self.exit(2, f"error: {message[:1].upper()}{message[1:]}. See {self.prog} --help.\n")
 
     def run(self, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None = None) -> int:
-        """Parses the command line, runs `command` on it and returns the exit status, see `exit_with_sentence`."""
+        """Parse the command line, run `command` on the result and return the exit status; see `exit_with_sentence`."""
         arguments = self.parse_args(argv)
         return exit_with_sentence(lambda: command(arguments))
 
 
 def describe(docstring: str | None) -> tuple[str, str]:
-    """The first paragraph of a module's docstring, and its indented lines, which are examples of the command."""
+    """Split a module's docstring: its first paragraph, and its indented lines, which are examples of the command.
+
+    At least one later line, such as "Examples:", must not be indented: `ruff format` removes an indentation that all
+    lines share.
+    """
     text = docstring or ""
     examples = [line[2:] for line in text.splitlines() if line.startswith("    ")]
     return text.partition("\n\n")[0].strip(), "\n".join(examples)
 
 
 def spell_options(words: Sequence[str], known: Collection[str], program: str) -> list[str]:
-    """The words of a command line with each option spelled as it is defined.
+    """Spell each option of a command line as it is defined.
 
     Args:
-        words: options, their values and other arguments; what stands behind a lone "--" is left alone.
+        words: options, their values and other arguments; words after a lone "--" stay as they are.
         known: the options, with their dashes.
-        program: the command, for the error.
+        program: the command, for the error message.
 
     Raises:
-        UserError: an option that is not among them; the nearest ones are named.
+        UserError: an option is unknown; the message names the nearest ones.
     """
     spelled = list(words)
     for place, word in enumerate(spelled):
@@ -98,14 +110,14 @@ def spell_options(words: Sequence[str], known: Collection[str], program: str) ->
 
 
 def unknown_option(name: str, known: Collection[str], program: str) -> UserError:
-    """The error for an option that does not exist: names the nearest ones, and where all of them are listed."""
+    """Create the error for an unknown option; it names the nearest ones and the command that lists all of them."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UserError(f"Unknown option {name}.{hint} See {program} --help.")
 
 
 def _spelling(name: str, known: Collection[str]) -> str | None:
-    """The known option that differs in hyphens and underscores alone."""
+    """Find the known option that differs only in hyphens and underscores."""
     dashes = name[: len(name) - len(name.lstrip("-"))]
     plain = name.lstrip("-")
     for spelling in (plain.replace("-", "_"), plain.replace("_", "-")):

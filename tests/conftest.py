@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from PIL import Image
     from transformers import PreTrainedTokenizerBase
 
     from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
@@ -49,6 +50,29 @@ def tiny_encoder(tiny_config: SparseFormerConfig) -> SparseFormer:
 
     torch.manual_seed(0)
     return SparseFormer(tiny_config).eval()
+
+
+@pytest.fixture
+def moving_encoder(tiny_encoder: SparseFormer) -> SparseFormer:
+    """An encoder whose RoIs move; at initialisation they do not."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in tiny_encoder.named_parameters():
+            if "adjustment.linear" in name:
+                weight.normal_(std=1.0, generator=generator)
+    return tiny_encoder
+
+
+@pytest.fixture
+def shapes() -> list[Image.Image]:
+    """Three test images of easy-VQA."""
+    from sparse_vlm.data import easy_vqa
+    from sparse_vlm.image_files import open_image
+
+    folder = easy_vqa.split_folder("test") / "images"
+    return [open_image(easy_vqa.image_path(folder, number)) for number in (0, 1, 2)]
 
 
 @pytest.fixture(scope="session")

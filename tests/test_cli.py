@@ -1,24 +1,31 @@
-"""`sparse-vlm`: help texts, convert and info of encoders (rois and info of models: test_model_directory.py; build, chat
-and serve: tests/vlm)."""
+"""`sparse-vlm`: help texts, plug-ins, convert, and info of encoders.
+
+Tests of rois and info of models are in test_model_directory.py, those of build, chat and serve in tests/vlm.
+"""
 
 import argparse
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from sparse_vlm.cli import build_parser, main
+from sparse_vlm import cli
+from sparse_vlm.cli import COMMANDS, build_parser, main
+from sparse_vlm.command_line import Commands
 from sparse_vlm.encoder import SparseFormer, create_encoder
 from tests.encoder.parity.official import weights_file
 
 
 @pytest.fixture(scope="module")
 def released_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full-size sparseformer-v1-t in the authors' older layout: our key names, turned back."""
+    """A full-size sparseformer-v1-t in the authors' older layout, made by renaming our keys."""
     torch.manual_seed(0)
     ours = create_encoder("sparseformer-v1-t").state_dict()
     names = {
@@ -67,7 +74,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 def test_help_has_examples_that_parse() -> None:
     parser = build_parser()
     for name, command in subcommands().items():
-        if name == "llava":  # a group: its actions take no arguments
+        if name not in COMMANDS:  # of a plug-in
             continue
         _, _, examples = (command.epilog or "").partition("examples:\n")
         lines = [line.strip() for line in examples.splitlines()]
@@ -79,10 +86,53 @@ def test_help_has_examples_that_parse() -> None:
             assert parser.parse_args(words).run is command.get_default("run")
 
 
-def test_commands_of_the_packages_above_are_there() -> None:
+def test_plug_ins_add_their_commands() -> None:
     root = Path(__file__).parents[1]
     groups = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert set(groups["sparse_vlm.commands"]) <= set(subcommands())  # missing: pip install --editable . again
+    assert set(groups["sparse_vlm.commands"]) <= set(
+        subcommands()
+    )  # fails after a change of pyproject.toml: run pip install --editable . again
+
+
+class PlugIn(NamedTuple):
+    """An entry point of an installed package, as far as the command needs it."""
+
+    name: str
+    load: Callable[[], Any]
+    dist: None = None
+
+
+def test_a_plug_in_that_cannot_be_loaded_breaks_only_its_own_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """E.g. an entry point whose module is missing, or belongs to another package of the same name."""
+    missing = EntryPoint("broken", "sparse_vlm_missing.commands:add_commands", "sparse_vlm.commands")
+
+    def taken(commands: Commands) -> None:
+        commands.add_parser("info", help="another package's")
+
+    monkeypatch.setattr(cli, "entry_points", lambda group: [missing, PlugIn("info", lambda: taken)])
+    assert main(["info"]) == 0
+    printed = capsys.readouterr()
+    assert "sparseformer-clip-l" in printed.out
+    assert printed.err.startswith("warning: The command info cannot be loaded: ")
+    for words in (["broken"], ["broken", "--model", "x"], ["broken", "--help"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == "error: The command broken cannot be loaded: No module named 'sparse_vlm_missing'."
+
+
+@pytest.mark.parametrize("option", ["--max-tokens", "--max_tokens"])
+def test_options_take_hyphens_and_underscores(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["rois", "a.png", "--model", "gone", "-o", "b.png"]
+    assert main([*words, option, "0"]) == 2
+    assert capsys.readouterr().err == "error: --max_tokens must be 1 or more, got 0.\n"
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, option[:-1], "3"])
+    assert capsys.readouterr().err == (
+        f"error: Unknown option {option[:-1]}. Did you mean --max_tokens? See sparse-vlm rois --help.\n"
+    )
 
 
 def test_convert_writes_an_encoder_directory(
@@ -114,7 +164,7 @@ def test_info_lists_the_variants(capsys: pytest.CaptureFixture[str]) -> None:
         (["convert", __file__, "out", "--variant", "sparseformer-v1-t"], "cannot be read as a checkpoint"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
+def test_bad_input_prints_a_one_line_error_and_writes_nothing(
     arguments: list[str],
     sentence: str,
     tmp_path: Path,
@@ -131,8 +181,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_the_command_shows_no_traceback() -> None:
-    command = [sys.executable, "-m", "sparse_vlm.cli", "info", "nothing"]
+def test_the_command_prints_no_traceback() -> None:
+    command = [sys.executable, "-m", "sparse_vlm", "info", "nothing"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: Unknown encoder variant 'nothing'.")

@@ -41,9 +41,9 @@ def test_info_of_a_model_directory(vlm_dir: Path, capsys: pytest.CaptureFixture[
     total = sum(torch.Size(shape).numel() for shape in weight_shapes(vlm_dir).values())
     assert main(["info", str(vlm_dir)]) == 0
     text = capsys.readouterr().out
-    assert f"6 visual tokens a picture, {total / 1e6:.1f}M parameters (float32)" in text
+    assert f"6 visual tokens per image, {total / 1e6:.1f}M parameters (float32)" in text
     assert "llama, 2 layers × 48" in text
-    assert "projector: mlp2x_gelu of hidden state -2" in text
+    assert "projector: mlp2x_gelu on hidden state -2" in text
     assert "vision encoder: 6 + CLS tokens × 128" in text
 
 

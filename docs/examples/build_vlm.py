@@ -1,9 +1,9 @@
-"""Build a vision-language model from an encoder and your own language model, and ask it.
+"""Build a vision-language model from an encoder and your own language model, and ask it two questions.
 
-    python docs/examples/build_vlm.py --encoder ENCODER_DIR --llm LLM --output MODEL_DIR --picture PICTURE.jpg
+    python docs/examples/build_vlm.py --encoder ENCODER_DIR --llm LLM --image IMAGE.jpg --output MODEL_DIR
 
-LLM is a directory, a .gguf file or a name on the Hugging Face hub. The projector between the two is new and random: the
-model speaks at once, and sees only when `python -m train.align` and `python -m train.instruct` have trained it.
+LLM is a directory, a .gguf file or a name on the Hugging Face hub. The projector between the two is random: the model
+answers in fluent text, but needs `python -m train.align` and `python -m train.instruct` to understand images.
 """
 
 import argparse
@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--encoder", required=True)
     parser.add_argument("--llm", required=True)
+    parser.add_argument("--image", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--picture", required=True)
     parser.add_argument("--max_new_tokens", type=int, default=32)
     arguments = parser.parse_args(argv)
 
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe(arguments.output))
 
     conversation = Conversation(*load_vlm(arguments.output))
-    conversation.show(open_image(arguments.picture))
-    for question in ("What is shown?", "Are you sure?"):  # the second prompt holds the first answer
+    conversation.show(open_image(arguments.image))
+    for question in ("What is shown?", "Are you sure?"):  # the second prompt contains the first answer
         print(f"> {question}")
         print("".join(conversation.ask(question, arguments.max_new_tokens)))
 

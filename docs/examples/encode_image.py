@@ -1,6 +1,7 @@
-"""Encode a picture: what the encoder gives, and what it costs.
+"""Encode an image and print its tokens, its embedding and the last RoIs.
 
-python docs/examples/encode_image.py PICTURE.jpg --model runs/quickstart/encoder
+Example:
+    python docs/examples/encode_image.py IMAGE.jpg --model runs/quickstart/encoder
 """
 
 import argparse
@@ -14,8 +15,8 @@ from sparse_vlm.image_files import open_image
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("picture")
-    parser.add_argument("--model", help="an encoder directory; without it: sparseformer-clip-b with random weights")
+    parser.add_argument("image")
+    parser.add_argument("--model", help="an encoder directory (default: sparseformer-clip-b with random weights)")
     arguments = parser.parse_args(argv)
 
     if arguments.model is None:
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         encoder = SparseFormer.from_pretrained(arguments.model)
 
-    image = encoder.transform(open_image(arguments.picture))  # float32[3, H, W], any picture
+    image = encoder.transform(open_image(arguments.image))  # float32[3, H, W]
     with torch.no_grad():
         out = encoder(image[None])
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{latent.shape[0]} latent tokens of {latent.shape[1]} channels, and {prefix} more (CLS)")
     print(f"one embedding of {out.pooled.shape[1]} channels")
     for token, (x1, y1, x2, y2) in enumerate(out.rois[-1, 0, :3].tolist()):
-        print(f"token {token} looked last at x {x1:.2f} … {x2:.2f}, y {y1:.2f} … {y2:.2f}")
+        print(f"token {token}: last RoI x {x1:.2f} … {x2:.2f}, y {y1:.2f} … {y2:.2f}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
-SLOW_MACHINE = 900.0  # seconds that a start may take where other work goes on
+SLOW_MACHINE = 900.0  # longest start in seconds, on a machine with other work
 MAX_NEW_TOKENS = 12
 
 
@@ -30,9 +30,9 @@ class Served(NamedTuple):
     """The running demo.
 
     Attributes:
-        address: of the page.
+        address: the page's.
         model: directory of the first model.
-        examples: the operator's, a JSON file.
+        examples: the operator's example questions, a JSON file.
     """
 
     address: str
@@ -42,7 +42,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="session")
 def dense_vlm_dir(tmp_path_factory: pytest.TempPathFactory, clip_dir: Path, llm_dir: Path) -> Path:
-    """A VLM whose tower is the dense ViT of `clip_dir`: 16 patches."""
+    """A VLM with the dense ViT of `clip_dir` as its vision tower: 16 patches."""
     directory = tmp_path_factory.mktemp("dense") / "vlm"
     build_vlm(clip_dir, llm_dir, directory)
     return directory
@@ -50,7 +50,7 @@ def dense_vlm_dir(tmp_path_factory: pytest.TempPathFactory, clip_dir: Path, llm_
 
 @pytest.fixture(scope="session")
 def examples(tmp_path_factory: pytest.TempPathFactory, images: list[Image.Image]) -> Path:
-    """A file for `--examples`, far from where the demo keeps uploads."""
+    """A file for `--examples`, outside the demo's folder of uploads."""
     folder = tmp_path_factory.mktemp("examples")
     images[0].save(folder / "noise.png")
     file = folder / "examples.json"
@@ -58,49 +58,45 @@ def examples(tmp_path_factory: pytest.TempPathFactory, images: list[Image.Image]
     return file
 
 
-@pytest.fixture(scope="package")  # it works even while nobody asks
+@pytest.fixture(scope="package")  # not for longer: an idle gradio server uses CPU time
 def served(
     vlm_dir: Path, dense_vlm_dir: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """`python demo/app.py` with a SparseFormer and a dense tower side by side."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """`python -m demo.app` with a SparseFormer and a dense tower side by side, on a free port."""
     log = tmp_path_factory.mktemp("demo") / "log.txt"
-    command = [sys.executable, "demo/app.py", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", str(port)]
+    command = [sys.executable, "-m", "demo.app", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", "0"]
     options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
     options += ["--examples", str(examples)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(log.parent)}
+    environment["PYTHONUNBUFFERED"] = "1"  # the address is read from the log
     with (
         log.open("w") as output,
         subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=output, stderr=output) as process,
     ):
         try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_until_up(address, process, log)
-            yield Served(address, vlm_dir, examples)
+            yield Served(_address(process, log), vlm_dir, examples)
         finally:
             process.terminate()
-    text = log.read_text()  # gradio tells at length that it refuses a path
+    text = log.read_text()  # gradio logs a traceback where it refuses a path
     assert text.count("Traceback") == text.count("gradio.exceptions.InvalidPathError: Cannot move"), text
-    assert os.listdir(log.parent) == [log.name]  # what was uploaded is gone
+    assert os.listdir(log.parent) == [log.name]  # the uploads are deleted
 
 
-def _wait_until_up(address: str, process: subprocess.Popen, log: Path) -> None:
+def _address(process: subprocess.Popen, log: Path) -> str:
+    """Wait until the page is served; return the address that the demo prints."""
     end = time.monotonic() + SLOW_MACHINE
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(address, timeout=60).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.3)
+        printed = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        if printed and httpx.get(printed[0], timeout=60).status_code == 200:
+            return printed[0]
+        time.sleep(0.3)
     raise AssertionError(f"The demo did not start in {SLOW_MACHINE:.0f} s: {log.read_text()}")
 
 
 @pytest.fixture(scope="package")
 def browser() -> "Iterator[Browser]":
-    """Debian's chromium; playwright's own browsers cannot be fetched everywhere."""
+    """The system's chromium; playwright's own browsers cannot be downloaded everywhere."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -108,11 +104,11 @@ def browser() -> "Iterator[Browser]":
     with sync_api.sync_playwright() as playwright:
         # a container's root has no sandbox, and its /dev/shm is small
         options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        # a camera that shows a moving pattern, and nobody to ask for leave
+        # a camera that shows a moving pattern and needs no permission
         options += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         try:
             browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        except sync_api.Error as error:  # e.g. Ubuntu's chromium, which is only a pointer to a snap
+        except sync_api.Error as error:  # e.g. Ubuntu's chromium, which only installs a snap
             pytest.skip(f"{chromium} does not start here: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
@@ -120,7 +116,7 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: $DEMO_SCREENSHOTS, else a temporary folder."""
+    """Folder of the screenshots: $DEMO_SCREENSHOTS, else a temporary folder."""
     folder = Path(os.environ.get("DEMO_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -136,7 +132,7 @@ def vlm(vlm_dir: Path) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="session")
 def images() -> list[Image.Image]:
-    """Ten pictures that differ."""
+    """Ten different images."""
     generator = torch.Generator().manual_seed(0)
     return [
         Image.fromarray(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8).numpy())

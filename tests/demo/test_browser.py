@@ -1,4 +1,4 @@
-"""The page in chromium: what a visitor does, and sees."""
+"""The page in chromium, used as a visitor uses it."""
 
 import base64
 import json
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 120_000  # milliseconds, for machines on which other work goes on
+PATIENCE = 120_000  # milliseconds, for machines with other work
 QUESTION = "#question textarea"
-# As many answers, none of them the place that gradio keeps for one that has not begun.
+# True once the chat has `count` answers and no placeholder of gradio's for an answer that has not begun.
 ANSWERED = """([chat, count]) => {
     const answers = [...document.querySelectorAll(`${chat} .bot.message`)];
     return answers.length === count && !answers.some(answer => answer.innerText.includes('Loading content'));
 }"""
-# Remembers every text that the first model's answer had.
+# Records each text of the first model's growing answer.
 WATCH = """() => {
     window.texts = [];
     new MutationObserver(() => {
@@ -37,7 +37,7 @@ WATCH = """() => {
     }).observe(document.querySelector('#chat-0'), {subtree: true, childList: true, characterData: true});
 }"""
 
-# What Ctrl-V does with a picture on the clipboard.
+# The effect of Ctrl-V with an image on the clipboard.
 PASTE = """async (encoded) => {
     const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
     const data = new DataTransfer();
@@ -49,13 +49,13 @@ PASTE = """async (encoded) => {
 
 @pytest.fixture(scope="module")
 def requests() -> list[str]:
-    """Every address that the page has asked for."""
+    """Every address that the page has requested."""
     return []
 
 
 @pytest.fixture(scope="module")
 def opened(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
-    """The page, opened once."""
+    """The page, opened once for all tests."""
     page = browser.new_page(viewport={"width": 1400, "height": 1100})
     page.set_default_timeout(PATIENCE)
     page.on("request", lambda request: requests.append(request.url))
@@ -73,45 +73,46 @@ def page(opened: "Page") -> "Page":
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return draw_examples(tmp_path)[0].picture
+def image(tmp_path: Path) -> Path:
+    return draw_examples(tmp_path)[0].image
 
 
 def ask(page: "Page", question: str, *files: Path) -> None:
-    """Sends a question; returns at once."""
+    """Send a question without waiting for the answer."""
     if files:
         page.set_input_files("#question input[type=file]", files)
-        wait_for_pictures(page, len(files))
+        wait_for_images(page, len(files))
     page.fill(QUESTION, question)
     page.press(QUESTION, "Enter")
 
 
-def wait_for_pictures(page: "Page", count: int) -> None:
-    """Until so many stand beside the question."""
+def wait_for_images(page: "Page", count: int) -> None:
+    """Wait until `count` images are attached to the question."""
     page.wait_for_function(
         "count => document.querySelectorAll('#question .thumbnail-item').length === count", arg=count
     )
 
 
 def wait_for_answers(page: "Page", count: int) -> None:
-    """Until both models have answered `count` questions and the page is at rest."""
+    """Wait until both models have answered `count` questions and the page is complete."""
     for chat in ("#chat-0", "#chat-1"):
         page.wait_for_function(ANSWERED, arg=[chat, count])
-    page.wait_for_selector("#numbers table")  # comes last; the one before goes when an answer begins
+    page.wait_for_selector("#numbers table")  # appears last; the previous one is removed when an answer begins
 
 
 def clear(page: "Page") -> None:
     page.click("#clear")
-    page.wait_for_function("() => !document.querySelector('#chat-0 .message, #chat-1 .message, #look img')")
+    page.wait_for_function("() => !document.querySelector('#chat-0 .message, #chat-1 .message, #rois img')")
 
 
 def source(page: "Page", drawing: str) -> str:
-    """Address of a drawing, once it is there in full."""
+    """Wait for a complete drawing and return its address."""
     page.wait_for_function("name => document.querySelector(name + ' img')?.naturalWidth === 600", arg=drawing)
     return str(page.get_attribute(f"{drawing} img", "src"))
 
 
 def changed(page: "Page", drawing: str, old: str) -> str:
+    """Wait for another drawing than `old` and return its address."""
     page.wait_for_function("([name, old]) => document.querySelector(name + ' img')?.src !== old", arg=[drawing, old])
     return source(page, drawing)
 
@@ -121,12 +122,12 @@ def set_number(page: "Page", slider: str, value: int) -> None:
     page.press(f"{slider} input[type=number]", "Tab")
 
 
-def test_a_picture_an_answer_and_where_it_looked(
-    page: "Page", picture: Path, requests: list[str], screenshots: Path, served: Served
+def test_an_image_is_answered_and_its_rois_are_drawn(
+    page: "Page", image: Path, requests: list[str], screenshots: Path, served: Served
 ) -> None:
     page.screenshot(path=screenshots / "1_empty.png")
     page.evaluate(WATCH)
-    ask(page, "What is it?", picture)
+    ask(page, "What is it?", image)
     wait_for_answers(page, 1)
     texts: Any = page.evaluate("() => window.texts.filter(text => text)")
     assert len(set(texts)) > 2, "the answer did not stream"
@@ -134,44 +135,44 @@ def test_a_picture_an_answer_and_where_it_looked(
     numbers = page.inner_text("#numbers")
     for part in ("vision tower", "each further token", "6", "16", "Memory"):
         assert part in numbers
-    assert "6 tokens cover" in page.inner_text("#look-text")
-    source(page, "#look")
+    assert "6 tokens cover" in page.inner_text("#rois-text")
+    source(page, "#rois")
     page.screenshot(path=screenshots / "2_answer.png", full_page=True)
     assert not [url for url in requests if not url.startswith((served.address, "data:", "blob:"))]
 
 
-def test_the_panel_follows_its_controls(page: "Page", picture: Path, screenshots: Path) -> None:
-    ask(page, "What is it?", picture, picture)
+def test_the_panel_follows_its_controls(page: "Page", image: Path, screenshots: Path) -> None:
+    ask(page, "What is it?", image, image)
     wait_for_answers(page, 1)
-    drawn = source(page, "#look")
+    drawn = source(page, "#rois")
     for slider, value in (("#step", 1), ("#token", 3), ("#image", 2)):
         set_number(page, slider, value)
-        if slider != "#image":  # the same picture twice
-            drawn = changed(page, "#look", drawn)
-    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('Step 1 of 3')")
-    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('token 3 alone')")
+        if slider != "#image":  # the same image twice
+            drawn = changed(page, "#rois", drawn)
+    page.wait_for_function("() => document.querySelector('#rois-text').innerText.includes('Step 1 of 3')")
+    page.wait_for_function("() => document.querySelector('#rois-text').innerText.includes('token 3 alone')")
     set_number(page, "#step", 3)
-    drawn = changed(page, "#look", drawn)
+    drawn = changed(page, "#rois", drawn)
     page.click("#colour >> text=step")
-    drawn = changed(page, "#look", drawn)
+    drawn = changed(page, "#rois", drawn)
     page.screenshot(path=screenshots / "3_one_token.png", full_page=True)
-    page.click("#look img", position={"x": 200, "y": 100})
-    page.wait_for_function("() => !document.querySelector('#look-text').innerText.includes('token 3 alone')")
+    page.click("#rois img", position={"x": 200, "y": 100})
+    page.wait_for_function("() => !document.querySelector('#rois-text').innerText.includes('token 3 alone')")
     page.get_by_role("tab", name="Attention").click()
-    heat = source(page, "#heat")
-    assert "of its attention to this image" in page.inner_text("#heat-text")
-    page.click("#word input")
+    drawn = source(page, "#attention")
+    assert "of its attention to this image" in page.inner_text("#attention-text")
+    page.click("#answer-token input")
     page.click("[role=option] >> nth=1")
-    changed(page, "#heat", heat)
+    changed(page, "#attention", drawn)
     page.screenshot(path=screenshots / "4_attention.png", full_page=True)
     page.click("#model label >> nth=1")
-    page.wait_for_function("() => document.querySelector('#heat-text').innerText.length > 0")
+    page.wait_for_function("() => document.querySelector('#attention-text').innerText.length > 0")
     page.get_by_role("tab", name="Where it looks").click()
-    page.wait_for_function("() => document.querySelector('#look-text').innerText.includes('16 tokens cover 100%')")
+    page.wait_for_function("() => document.querySelector('#rois-text').innerText.includes('16 tokens cover 100%')")
 
 
-def test_turns_retry_and_clear(page: "Page", picture: Path) -> None:
-    ask(page, "What is it?", picture)
+def test_turns_retry_and_clear(page: "Page", image: Path) -> None:
+    ask(page, "What is it?", image)
     wait_for_answers(page, 1)
     ask(page, "And its colour?")
     wait_for_answers(page, 2)
@@ -189,9 +190,9 @@ def test_turns_retry_and_clear(page: "Page", picture: Path) -> None:
 
 
 def test_bad_uploads_and_the_next_question(
-    page: "Page", picture: Path, images: list[Image.Image], tmp_path: Path, screenshots: Path
+    page: "Page", image: Path, images: list[Image.Image], tmp_path: Path, screenshots: Path
 ) -> None:
-    """Every file gets a message or an answer, and the question after it is answered."""
+    """Each file gets a message or an answer, and the next question is answered."""
     (tmp_path / "uploads").mkdir()
     for name, message in write_uploads(tmp_path / "uploads", images[0]).items():
         ask(page, f"What is in {name}?", tmp_path / "uploads" / name)
@@ -206,25 +207,25 @@ def test_bad_uploads_and_the_next_question(
         if name == "truncated.jpg":
             page.screenshot(path=screenshots / "5_bad_upload.png")
         page.click("[data-testid=toast-close]")
-        assert page.input_value(QUESTION) == f"What is in {name}?"  # what was typed is not lost
-        ask(page, "And this?", picture)
+        assert page.input_value(QUESTION) == f"What is in {name}?"  # the typed text stays
+        ask(page, "And this?", image)
         wait_for_answers(page, 1)
         clear(page)
 
 
-def test_examples_paste_and_webcam(page: "Page", picture: Path, served: Served, screenshots: Path) -> None:
-    """The three other ways to a picture, all in one question."""
+def test_examples_paste_and_webcam(page: "Page", image: Path, served: Served, screenshots: Path) -> None:
+    """The three other ways to attach an image, all in one question."""
     example = json.loads(served.examples.read_text())[0]
     page.click(f"text={example['question']}")
-    wait_for_pictures(page, 1)
+    wait_for_images(page, 1)
     assert page.input_value(QUESTION) == example["question"]
-    page.evaluate(PASTE, base64.b64encode(picture.read_bytes()).decode())
-    wait_for_pictures(page, 2)
+    page.evaluate(PASTE, base64.b64encode(image.read_bytes()).decode())
+    wait_for_images(page, 2)
     page.click("button >> text=/^Webcam/")
     page.click("#webcam >> text=Click to Access Webcam")
     page.wait_for_function("() => document.querySelector('#webcam video')?.videoWidth > 0")
     page.click("#webcam button[aria-label='capture photo']")
-    wait_for_pictures(page, 3)
+    wait_for_images(page, 3)
     page.screenshot(path=screenshots / "6_webcam.png", full_page=True)
     page.press(QUESTION, "Enter")
     wait_for_answers(page, 1)
@@ -232,8 +233,8 @@ def test_examples_paste_and_webcam(page: "Page", picture: Path, served: Served, 
     page.click("button >> text=/^Webcam/")
 
 
-def test_no_picture_file_is_refused_before_it_is_sent(page: "Page", tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("I am no picture.")
+def test_a_file_that_is_not_an_image_is_refused_before_it_is_sent(page: "Page", tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("This is not an image.")
     page.set_input_files("#question input[type=file]", tmp_path / "notes.txt")
     page.wait_for_selector("[data-testid=toast-body] >> text=notes.txt")
     page.click("[data-testid=toast-close]")
@@ -242,20 +243,20 @@ def test_no_picture_file_is_refused_before_it_is_sent(page: "Page", tmp_path: Pa
 TYPED = "<button>x</button> 2*3*4 and __init__ &amp;\n1. first\n    ![x](http://127.0.0.1:1/md.png)"
 
 
-def test_a_question_is_shown_as_it_was_typed(page: "Page", picture: Path) -> None:
-    ask(page, TYPED, picture)
+def test_a_question_is_shown_as_it_was_typed(page: "Page", image: Path) -> None:
+    ask(page, TYPED, image)
     wait_for_answers(page, 1)
     shown = page.locator("#chat-0 .user.message .md").inner_text()
     assert shown.replace("\N{NO-BREAK SPACE}", " ") == TYPED
 
 
-def test_the_page_fetches_nothing_from_others(page: "Page") -> None:
-    """Whatever an answer says: the browser itself refuses, at a server that would answer."""
-    asked: list[str] = []
+def test_the_page_fetches_nothing_from_other_servers(page: "Page") -> None:
+    """The browser itself refuses, even at a server that would answer."""
+    requested: list[str] = []
 
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_error(404)
 
         def log_message(self, format: str, *args: Any) -> None:
@@ -270,24 +271,24 @@ def test_the_page_fetches_nothing_from_others(page: "Page") -> None:
         Thread(target=server.serve_forever, daemon=True).start()
         page.evaluate(fetch, f"http://127.0.0.1:{server.server_port}/md.png")
         server.shutdown()
-    assert asked == []
+    assert requested == []
 
 
-def test_on_a_phone_in_the_dark(browser: "Browser", served: Served, picture: Path, screenshots: Path) -> None:
+def test_on_a_phone_in_dark_mode(browser: "Browser", served: Served, image: Path, screenshots: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.set_default_timeout(PATIENCE)
     page.goto(f"{served.address}/?__theme=dark")
     page.wait_for_selector("#question textarea[aria-label=Question]")
     assert not page.is_visible("#token")
     page.screenshot(path=screenshots / "7_phone.png", full_page=True)
-    ask(page, "What is it?", picture)
+    ask(page, "What is it?", image)
     wait_for_answers(page, 1)
     assert page.is_visible("#token")
-    assert page.get_attribute("#look img", "alt") == "RoIs and sampling points (click to choose a token)"
+    assert page.get_attribute("#rois img", "alt") == "RoIs and sampling points (click to choose a token)"
     boxes = page.locator("#chat-0 .icon-button-wrapper:visible")
     assert all((box.bounding_box() or {"width": 0})["width"] > 8 for box in boxes.all())  # none is empty
     page.get_by_role("tab", name="Attention").click()
-    source(page, "#heat")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # nothing sticks out
+    source(page, "#attention")
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # the page does not scroll sideways
     page.screenshot(path=screenshots / "8_phone_dark.png", full_page=True)
     page.close()

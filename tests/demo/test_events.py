@@ -1,4 +1,4 @@
-"""The handlers without a browser: nothing that was typed or answered is lost when something is refused."""
+"""The handlers without a browser: a refusal loses neither the typed question nor earlier answers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ from demo.session import Session
 def events(vlm_dir: Path) -> Events:
     models = [open_model(vlm_dir, torch.device("cpu"), torch.float32, None)]
 
-    async def build() -> Events:  # outside of an event loop gradio makes its own and leaves them open
+    async def build() -> Events:  # without an event loop gradio creates its own and does not close them
         with gr.Blocks():
             return Events(lay_out(models, [], 6), models, max_megapixels=1, max_images=2)
 
-    with ThreadPoolExecutor(1) as thread:  # playwright's loop runs in this one once a browser test was here
+    with ThreadPoolExecutor(1) as thread:  # playwright's event loop runs in the main thread after a browser test
         return thread.submit(lambda: asyncio.run(build())).result()
 
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the page warns of; outside of a request gradio shows it to nobody."""
-    said: list[str] = []
-    monkeypatch.setattr(gr, "Warning", said.append)
-    return said
+    """Warnings of the page; gradio shows none outside of a request."""
+    shown: list[str] = []
+    monkeypatch.setattr(gr, "Warning", shown.append)
+    return shown
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def message(images: list[Image.Image], tmp_path: Path) -> dict[str, Any]:
 
 
 def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
-    """All updates of a handler, later ones over earlier ones."""
+    """Merge all updates of a handler; later values replace earlier ones."""
     return {component: value for update in updates for component, value in update.items()}
 
 
@@ -83,20 +83,31 @@ def test_too_many_images_are_refused_and_kept(events: Events, message: dict[str,
     assert shown == {events.page.question: gr.skip()}
 
 
+def test_decoding_options_out_of_range_are_refused(
+    events: Events, message: dict[str, Any], warnings: list[str]
+) -> None:
+    """The sliders cannot send them, but the page's API can."""
+    session = Session()
+    shown = last(events.ask(message, session, -1, 1, 4))
+    assert warnings == ["--temperature must be 0 (greedy) or more, got -1."]
+    assert shown == {events.page.question: gr.skip()}
+    assert session.turns == []
+
+
 def test_images_are_kept_as_they_were_sent(events: Events, message: dict[str, Any]) -> None:
-    """Not decoded: a file of a megabyte may hold a hundred million pixels."""
+    """A decoded image takes more memory: a file of a megabyte may hold a hundred million pixels."""
     session = Session()
     last(events.ask(message, session, 0, 1, 4))
     assert session.images()[0].data == Path(message["files"][0]).read_bytes()
     assert session.images()[0].name == "a.png"
 
 
-def test_the_controls_come_with_something_to_show(events: Events, message: dict[str, Any]) -> None:
+def test_the_controls_appear_with_an_answer(events: Events, message: dict[str, Any]) -> None:
     page, session = events.page, Session()
     assert not any(control.visible for control in page.controls)
     shown = last(events.ask(message, session, 0, 1, 4))
     image, step, token, *others = page.controls[1:]
-    assert not shown[image].visible  # there is one
+    assert not shown[image].visible  # there is only one image
     assert shown[step].visible
     assert shown[token].visible
     hidden = events.clear(session)

@@ -1,4 +1,4 @@
-"""What visitors and models wrote, as the chat's Markdown."""
+"""Texts of visitors and models as the chat's Markdown."""
 
 import pytest
 

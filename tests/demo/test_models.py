@@ -1,4 +1,4 @@
-"""Opening models, and answers, views and numbers of them, without a page."""
+"""Opened models, their answers, views and numbers, without a page."""
 
 import io
 from pathlib import Path
@@ -18,17 +18,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from demo.answers import answer
+from demo.generation import Generation
 from demo.models import OpenModel, open_model
-from demo.panel import ALL, Choice, describe_attention, describe_look, draw_attention, draw_look, numbers, token_at
-from demo.replies import answer
+from demo.panel import ALL, Choice, describe_attention, describe_rois, draw_attention, draw_rois, numbers, token_at
 from demo.session import SentImage, Session
-from demo.speaking import Reply, Sampling
+from sparse_vlm.draw import SIDE
 from sparse_vlm.errors import UserError
-from sparse_vlm.overlays import SIDE
 from sparse_vlm.vlm.chat import answer as one_answer
+from sparse_vlm.vlm.decoding import Decoding
 
 CPU = torch.device("cpu")
-GREEDILY = Sampling(0, 1, 6)
+GREEDY = Decoding()
 
 
 def sent(image: Image.Image, name: str) -> SentImage:
@@ -48,7 +49,7 @@ def sparse(vlm_dir: Path) -> OpenModel:
 
 @pytest.fixture(scope="module")
 def llava_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
-    """A tiny random Llava as the hub has them, with transformers' own classes."""
+    """A tiny random Llava with transformers' own classes, as on the hub."""
     directory = tmp_path_factory.mktemp("hf-llava")
     tokenizer: Any = smollm2_tokenizer.from_pretrained(save(smollm2_tokenizer, directory))
     tokenizer.add_tokens(["<image>"], special_tokens=True)
@@ -60,13 +61,13 @@ def llava_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTr
     LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=16)
     ).save_pretrained(directory)
-    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     template = (
         "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
         "{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}\n{% endfor %}assistant:"
     )
     LlavaProcessor(
-        pictures,
+        image_processor,
         tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -81,42 +82,44 @@ def save(tokenizer: PreTrainedTokenizerBase, directory: Path) -> Path:
     return directory
 
 
-def ask(models: list[OpenModel], session: Session, sampling: Sampling = GREEDILY) -> list[Reply]:
-    return list(answer(models, session, sampling))[-1]
+def ask(
+    models: list[OpenModel], session: Session, decoding: Decoding = GREEDY, max_new_tokens: int = 6
+) -> list[Generation]:
+    return list(answer(models, session, decoding, max_new_tokens))[-1]
 
 
-def test_two_turns_with_pictures(sparse: OpenModel, vlm: tuple[Any, Any], images: list[Image.Image]) -> None:
+def test_two_turns_with_images(sparse: OpenModel, vlm: tuple[Any, Any], images: list[Image.Image]) -> None:
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
     ask([sparse], session)
     assert session.turns[0].answers == [one_answer(*vlm, images[0], "What is it?", 6)]
     session.begin("And these?", [sent(images[1], "b.png"), sent(images[2], "c.png")])
-    (reply,) = ask([sparse], session)
-    assert (reply.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
+    (generation,) = ask([sparse], session)
+    assert (generation.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
     view = session.views[0]
     assert view is not None
     assert [pixels.shape for pixels in view.pixels] == [(64, 64, 3)] * 3
-    assert view.attention.shape == (len(reply.ids), 3, 6)
+    assert view.attention.shape == (len(generation.ids), 3, 6)
     assert [part["role"] for part in session.history(0)] == ["user", "assistant"] * 2
-    assert session.turns[0].answers[0] in str(sparse.processor.tokenizer.decode(reply.inputs["input_ids"][0]))
+    assert session.turns[0].answers[0] in str(sparse.processor.tokenizer.decode(generation.inputs["input_ids"][0]))
     session.clear()
     assert session.history(0) == []
 
 
 def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Image]) -> None:
-    """One pass over prompt and answer with eager attention from the start gives the same numbers."""
+    """A single pass over prompt and answer with eager attention gives the same numbers."""
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
-    (reply,) = ask([sparse], session, Sampling(0, 1, 20))  # more than one chunk
+    (generation,) = ask([sparse], session, max_new_tokens=20)  # more than one chunk
     view = session.views[0]
     assert view is not None
-    prompt = reply.inputs["input_ids"]
-    ids = torch.cat([prompt, torch.tensor([reply.ids[:-1]])], dim=1)
+    prompt = generation.inputs["input_ids"]
+    ids = torch.cat([prompt, torch.tensor([generation.ids[:-1]])], dim=1)
     sparse.model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
             out = sparse.model(
-                input_ids=ids, pixel_values=reply.inputs["pixel_values"], output_attentions=True, use_cache=False
+                input_ids=ids, pixel_values=generation.inputs["pixel_values"], output_attentions=True, use_cache=False
             )
     finally:
         sparse.model.set_attn_implementation("sdpa")
@@ -130,21 +133,21 @@ def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path
     models = [sparse, opened(dense_vlm_dir)]
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
-    replies = ask(models, session)
-    assert all(reply.tower and 0 < reply.tower < reply.first for reply in replies)
+    generations = ask(models, session)
+    assert all(each.tower_seconds and 0 < each.tower_seconds < each.first_seconds for each in generations)
     sparse_view, dense_view = session.views
     assert sparse_view is not None
     assert dense_view is not None
-    assert len(sparse_view.glances) == 3
-    assert len(dense_view.glances) == 1
+    assert len(sparse_view.steps) == 3
+    assert len(dense_view.steps) == 1
     choice = Choice(1, 1, ALL, "token", True, ALL)
-    assert describe_look(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the image."
-    assert "token 2 alone 6%" in describe_look(dense_view, choice._replace(token=2))
+    assert describe_rois(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the image."
+    assert "token 2 alone 6%" in describe_rois(dense_view, choice._replace(token=2))
     assert token_at(dense_view, choice, SIDE * 0.55 / 1.5, SIDE * 0.35 / 1.5) == 2  # rows of four
-    assert "of its attention" in describe_attention(sparse_view, choice._replace(word=1))
+    assert "of its attention" in describe_attention(sparse_view, choice._replace(answer_token=1))
     for view in (sparse_view, dense_view):
-        assert draw_look(view, choice).size == draw_attention(view, choice).size
-    table = numbers(models, replies, [6, 16])
+        assert draw_rois(view, choice).size == draw_attention(view, choice).size
+    table = numbers(models, generations, [6, 16])
     assert "| visual tokens of an image | 6 | 16 |" in table
     assert table.count("ms") == 6
 
@@ -153,8 +156,8 @@ def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Imag
     model = opened(llava_dir)
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
-    (reply,) = ask([model], session)
-    assert len(reply.ids) > 0
+    (generation,) = ask([model], session)
+    assert len(generation.ids) > 0
     view = session.views[0]
     assert view is not None
     assert view.attention.shape[1:] == (1, 16)
@@ -166,7 +169,7 @@ def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Imag
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("directory", ["vlm_dir", "llava_dir"])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")  # int8 computes in float16 beside a float32 model
-def test_few_bits_for_the_language_model_alone(
+def test_only_the_language_model_is_quantized(
     bits: int, directory: str, request: pytest.FixtureRequest, images: list[Image.Image]
 ) -> None:
     path = request.getfixturevalue(directory)
@@ -177,23 +180,23 @@ def test_few_bits_for_the_language_model_alone(
     assert model.weight_bytes < opened(path).weight_bytes
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
-    (reply,) = ask([model], session)
-    assert len(reply.ids) > 0
+    (generation,) = ask([model], session)
+    assert len(generation.ids) > 0
 
 
 def test_sampling(sparse: OpenModel) -> None:
-    said = set()
+    answers = set()
     for seed in range(3):
         torch.manual_seed(seed)
         session = Session()
         session.begin("What is it?", [])
-        (reply,) = ask([sparse], session, Sampling(1.5, 0.9, 6))
-        said.add(tuple(reply.ids))
-    assert len(said) > 1
-    assert session.views == [None]  # no picture, nothing to show
+        (generation,) = ask([sparse], session, Decoding(1.5, 0.9))
+        answers.add(tuple(generation.ids))
+    assert len(answers) > 1
+    assert session.views == [None]  # without an image there is nothing to show
 
 
-def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no model directory"):
         opened(tmp_path / "none")
     with pytest.raises(UserError, match=r"it has no config.json"):
@@ -204,7 +207,7 @@ def test_what_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_pa
         open_model(vlm_dir, CPU, torch.float32, 3)
 
 
-def test_questions_that_are_none() -> None:
+def test_empty_questions_are_refused() -> None:
     session = Session()
     with pytest.raises(UserError, match="empty"):
         session.begin(" ", [])

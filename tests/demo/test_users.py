@@ -1,4 +1,4 @@
-"""Programs that talk to the demo: many at once, one that stops, one that wants files that are not its own."""
+"""Clients of the demo: ten at once, one that stops its answer, and some that ask for other people's files."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +18,23 @@ pytestmark = pytest.mark.slow
 USERS = 10
 
 
-def greedy(client: Client, message: dict[str, Any], most: int) -> Any:
-    """A job of `client` that answers with the likeliest words."""
-    return client.submit(message, 0, 1, most, api_name="/ask")
+def greedy(client: Client, message: dict[str, Any], max_new_tokens: int) -> Any:
+    """Start a greedy answer."""
+    return client.submit(message, 0, 1, max_new_tokens, api_name="/ask")
 
 
 def first_chat(outputs: Any) -> list[dict[str, Any]]:
-    """Of what /ask gives: the question box is first, then the chats."""
+    """The first chat in the outputs of /ask: the question box comes first, then the chats."""
     return outputs[1]
 
 
-def said(outputs: Any) -> str:
+def last_answer(outputs: Any) -> str:
     """The last answer of the first model."""
     return first_chat(outputs)[-1]["content"][0]["text"]
 
 
 def test_ten_users_at_once(served: Served, vlm: tuple[Any, Any], images: list[Image.Image], tmp_path: Path) -> None:
-    """Each has a picture and a question of its own, and gets the answer to them."""
+    """Each sends its own image and question, and gets the answer to them."""
     files = [tmp_path / f"{number}.png" for number in range(USERS)]
     for file, image in zip(files, images, strict=True):
         image.save(file)
@@ -50,15 +50,15 @@ def test_ten_users_at_once(served: Served, vlm: tuple[Any, Any], images: list[Im
     expected = [
         answer(*vlm, image, question, MAX_NEW_TOKENS) for image, question in zip(images, questions, strict=True)
     ]
-    assert [said(result) for result in results] == expected
-    assert len(set(expected)) > USERS // 2  # else it would not be seen if one got another's
+    assert [last_answer(result) for result in results] == expected
+    assert len(set(expected)) > USERS // 2  # otherwise swapped answers would pass unnoticed
     for result, question in zip(results, questions, strict=True):
         chat = first_chat(result)
         assert len(chat) == 2
         assert chat[0]["content"][-1]["text"] == question
 
 
-def test_stop_keeps_what_was_said(served: Served) -> None:
+def test_stop_keeps_the_answer_so_far(served: Served) -> None:
     client = Client(served.address, download_files=False, verbose=False)
     job = greedy(client, {"text": "Tell me everything.", "files": []}, 1024)
     end = time.monotonic() + 300
@@ -67,7 +67,7 @@ def test_stop_keeps_what_was_said(served: Served) -> None:
         time.sleep(0.02)
     client.predict(api_name="/stop")
     result = job.result(timeout=300)
-    assert 0 < len(said(result).split()) < 1000
+    assert 0 < len(last_answer(result).split()) < 1000
     again = greedy(client, {"text": "Shorter.", "files": []}, 4).result(timeout=300)
     assert len(first_chat(again)) == 4
 
@@ -77,8 +77,8 @@ def test_only_uploads_are_served(served: Served) -> None:
         assert httpx.get(f"{served.address}/gradio_api/file={path}").status_code in (403, 404)
 
 
-def test_a_file_of_the_server_is_no_upload(served: Served, tmp_path: Path) -> None:
-    """A picture that lies on the server, named as if it had been uploaded; asked by hand, past gradio's own client."""
+def test_a_file_of_the_server_is_not_an_upload(served: Served, tmp_path: Path) -> None:
+    """The request names an image on the server as if it had been uploaded; gradio's own client would refuse it."""
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     file = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
     call = f"{served.address}/gradio_api/call/ask"

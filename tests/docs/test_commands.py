@@ -1,7 +1,6 @@
-"""Every command in README.md and docs/ is parsed by the program that it names, in this process; nothing is run."""
+"""Every command in README.md and docs/ is parsed by its own program, in this process; nothing runs."""
 
 import argparse
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,20 +10,22 @@ from typing import Any, NamedTuple
 import pytest
 
 from sparse_vlm import cli
+from tests.docs.test_help import main_of, subcommands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OURS = ("sparse_vlm.", "train.", "eval.", "demo.")  # llava_patch hands its arguments on to LLaVA
+OURS = ("sparse_vlm.", "train.", "eval.", "demo.")  # llava_patch passes its arguments on to LLaVA
+MODULE = ("-m", "--module")  # of Python and torchrun; of DeepSpeed's launcher
 DOTS = {"...", "…", "ARGS…"}
 
 
 class Command(NamedTuple):
-    """One of a page's commands.
+    """A command on a page.
 
     Attributes:
         program: "sparse-vlm", "make", or a module.
         words: its arguments.
-        whole: whether nothing was left out ("...").
+        whole: the command is not abbreviated with "...".
     """
 
     program: str
@@ -33,7 +34,7 @@ class Command(NamedTuple):
 
 
 def commands(text: str) -> Iterator[Command]:
-    """Those in code blocks, whole or abbreviated, and those in the text, which only name what they are about."""
+    """Find the commands in code blocks, whole or abbreviated, and those in the text, which may be incomplete."""
     for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines() if language in ("", "bash") else ():
             yield from _command(line, inline=False)
@@ -46,13 +47,13 @@ def _command(line: str, *, inline: bool) -> Iterator[Command]:
     lexer.whitespace_split = True
     try:
         words = list(lexer)
-    except ValueError:  # an unclosed quotation: no shell
+    except ValueError:  # an unclosed quotation mark: not a command
         return
     for start, word in enumerate(words):
         program = _program(words, start, inline=inline)
         if program is None:
             continue
-        rest = words[start + (2 if word == "-m" else 1) :]
+        rest = words[start + (2 if word in MODULE else 1) :]
         end = next((index for index, each in enumerate(rest) if set(each) <= set("&;|<>")), len(rest))
         arguments = [each for each in rest[:end] if each not in DOTS]
         yield Command(program, arguments, whole=not inline and len(arguments) == end)
@@ -60,15 +61,13 @@ def _command(line: str, *, inline: bool) -> Iterator[Command]:
 
 
 def _program(words: list[str], place: int, *, inline: bool) -> str | None:
-    """What the word at `place` starts; None if it starts nothing of ours."""
+    """Name the program that the word at `place` starts; None if it is not one of ours."""
     word, behind = words[place], words[place + 1 :]
     first = all("=" in before for before in words[:place])  # environment variables may stand before it
     if (Path(word).name == "sparse-vlm" and first) or (word == "make" and first and (len(behind) == 1 or not inline)):
         return Path(word).name
-    if word == "-m" and behind and behind[0].startswith(OURS):
+    if word in MODULE and behind and behind[0].startswith(OURS):
         return behind[0]
-    if re.fullmatch(r"(train|eval|demo)/[\w/]+\.py", word) and not inline:
-        return word.removesuffix(".py").replace("/", ".")
     return None
 
 
@@ -77,12 +76,12 @@ NAMED = [pytest.param(command, id=f"{page}: {command.program} {' '.join(command.
 
 
 class Parsed(BaseException):
-    """The program has read its arguments: it goes no further."""
+    """Raised when a program has parsed its arguments, to stop it there."""
 
 
 @pytest.fixture
 def only_parse(monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
-    """Programs raise Parsed instead of working; the list has the parsers that read something, outermost first."""
+    """Make programs raise Parsed instead of working. The list collects the parsers that were used, outermost first."""
     parse, used = argparse.ArgumentParser.parse_known_args, list[argparse.ArgumentParser]()
 
     def parse_and_stop(parser: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
@@ -100,7 +99,7 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]
 
 
 @pytest.mark.parametrize("command", NAMED)
-def test_a_command_is_understood(
+def test_a_command_is_valid(
     command: Command, only_parse: list[argparse.ArgumentParser], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -108,31 +107,22 @@ def test_a_command_is_understood(
         targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {word for word in command.words if "=" not in word} <= targets
         return
-    main = cli.main if command.program == "sparse-vlm" else _main(command.program)
+    main = cli.main if command.program == "sparse-vlm" else main_of(command.program)
     with pytest.raises((Parsed, SystemExit)) as end:
         main(command.words)
     if isinstance(end.value, SystemExit) and "--help" not in command.words:
-        assert not command.whole, command  # argparse has said why on stderr
+        assert not command.whole, command  # argparse has printed the reason
         known = {option for parser in only_parse for option in parser._option_string_actions}
         assert {word.partition("=")[0] for word in command.words if re.match(r"--?[a-z]", word)} <= known
 
 
-def _main(name: str) -> Any:
-    """What `python -m NAME` calls."""
-    module = importlib.import_module(name)
-    return importlib.import_module(f"{name}.__main__").main if hasattr(module, "__path__") else module.main
-
-
 def test_every_subcommand_is_in_the_table() -> None:
     table = re.findall(r"^\| `sparse-vlm (\w+)` \|", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
-    (subcommands,) = (
-        each.choices for each in cli.build_parser()._actions if isinstance(each, argparse._SubParsersAction)
-    )
-    assert sorted(table) == sorted(subcommands)
+    assert sorted(table) == sorted({words[0] for words in subcommands(cli.build_parser()) if words})
 
 
 def test_commands_are_found() -> None:
-    """The reader of pages itself."""
+    """A test of `commands` itself."""
     text = """Run `make test` or `sparse-vlm llava enable | disable`, not `python -m eval.score`'s `--help`.
 
 ```
@@ -141,7 +131,7 @@ make quickstart
 ```
 
 ```bash
-deepspeed --num_gpus 8 train/align.py recipe.yaml \\
+deepspeed --num_gpus 8 --module train.align recipe.yaml \\
     --bf16 True ...
 for gpu in 0 1; do python -m eval.generate gqa ... --answers A & done; wait
 ```

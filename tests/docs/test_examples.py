@@ -12,7 +12,7 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
 
 def run(name: str, *arguments: object) -> None:
-    """Runs a script's main() in this process."""
+    """Run a script's main() in this process."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -22,16 +22,16 @@ def run(name: str, *arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("picture") / "red.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("image") / "red.png"
     Image.new("RGB", (120, 80), "red").save(file)
     return file
 
 
-def test_encode_image(picture: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("encode_image", picture, "--model", encoder_dir)
+def test_encode_image(image: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("encode_image", image, "--model", encoder_dir)
     assert "6 latent tokens of 128 channels, and 1 more (CLS)" in capsys.readouterr().out
-    run("encode_image", picture)  # a real size
+    run("encode_image", image)  # a real variant
     assert "48 latent tokens of 768 channels" in capsys.readouterr().out
 
 
@@ -42,20 +42,20 @@ def test_swap_clip_tower(clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_build_vlm(
-    picture: Path, encoder_dir: Path, llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image: Path, encoder_dir: Path, llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--encoder", encoder_dir, "--llm", llm_dir, "--output", tmp_path / "vlm", "--picture", picture]
+    arguments = ["--encoder", encoder_dir, "--llm", llm_dir, "--output", tmp_path / "vlm", "--image", image]
     run("build_vlm", *arguments, "--max_new_tokens", 4)
     text = capsys.readouterr().out
-    assert "6 visual tokens a picture" in text
+    assert "6 visual tokens per image" in text
     assert text.index("> What is shown?") < text.index("> Are you sure?")
 
 
-def test_visualise_rois(picture: Path, vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("visualise_rois", picture, "--model", vlm_dir, "--output", tmp_path / "rois.png")
+def test_visualise_rois(image: Path, vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("visualise_rois", image, "--model", vlm_dir, "--output", tmp_path / "rois.png")
     covered = re.findall(r"sampling step \d: the RoIs cover (\d+)%", capsys.readouterr().out)
     assert len(covered) == 3
-    assert int(covered[0]) > 90  # the initial RoIs tile the picture
+    assert int(covered[0]) > 90  # the initial RoIs tile the image
     assert (tmp_path / "rois.png").stat().st_size > 1000
 
 

@@ -1,4 +1,4 @@
-"""`make docs`: mkdocs, strict, in this process."""
+"""The site of `make docs`, built by mkdocs in strict mode in this process, and the form of its pages."""
 
 import re
 from importlib.util import find_spec
@@ -7,6 +7,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Pages whose lines are still longer: take a page off this list when it is rewrapped.
+LONG_LINES = {
+    "README.md",
+    "docs/architecture.md",
+    "docs/bootstrapping.md",
+    "docs/bootstrapping/teachers.md",
+    "docs/data.md",
+    "docs/efficiency.md",
+    "docs/encoder.md",
+    "docs/encoder/exports.md",
+    "docs/encoder/finetuning.md",
+    "docs/encoder/speed.md",
+    "docs/evaluation.md",
+    "docs/gpu.md",
+    "docs/index.md",
+    "docs/llava.md",
+    "docs/quickstart.md",
+    "docs/results/bootstrapping.md",
+    "docs/results/cost.md",
+    "docs/serving.md",
+    "docs/training.md",
+    "docs/vlm.md",
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,26 +43,43 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "site"
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
     config.plugins.on_startup(command="build", dirty=False)
-    build(config)  # raises at a dead link, a missing anchor, a page that is not in the navigation
+    build(config)  # raises for a dead link, a missing anchor or a page that is not in the navigation
     return folder
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:mkdocs", "ignore::DeprecationWarning:material")
 def test_every_page_is_built(site: Path) -> None:
-    pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
-    assert pages <= {page.stem for page in site.glob("*.html")}
+    pages = {page.relative_to(ROOT / "docs").with_suffix("") for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= {page.relative_to(site).with_suffix("") for page in site.rglob("*.html")}
 
 
-def test_pages_ask_nobody_else(site: Path) -> None:
-    for page in site.glob("*.html"):
+def test_pages_fetch_nothing_from_other_servers(site: Path) -> None:
+    for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|link|iframe|source)\b[^>]*?\b(?:src|href)=\"?([^\"\s>]+)", text)
         assert len(fetched) > 3
         assert [address for address in fetched if address.startswith(("http:", "https:", "//"))] == []
 
 
-def test_the_readmes_links_lead_somewhere() -> None:
+def test_the_links_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     assert len(links) > 10
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def long_lines(page: Path) -> list[str]:
+    """Lines of a Markdown file over 120 columns, except in tables and code blocks, as PAGE:LINE."""
+    found, in_code = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        in_code ^= line.lstrip().startswith("```")
+        if len(line) > 120 and not in_code and not line.lstrip().startswith("|"):
+            found.append(f"{page.relative_to(ROOT)}:{number}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_end_at_120_columns(page: Path) -> None:
+    if str(page.relative_to(ROOT)) in LONG_LINES:
+        pytest.xfail("not rewrapped yet")
+    assert long_lines(page) == []

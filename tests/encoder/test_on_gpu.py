@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
-from sparse_vlm.visualize import record_glances, undo_normalisation
+from sparse_vlm.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
@@ -75,7 +76,7 @@ def test_canvases_synchronise_once(tiny_encoder: SparseFormer, monkeypatch: pyte
 
 def test_recorded_sampling_steps(tiny_encoder: SparseFormer) -> None:
     with fake_gpu() as gpu:
-        glances = record_glances(gpu.move(tiny_encoder), torch.randn(2, 3, 64, 64, device="cuda"))
-        assert [(glance.rois.device.type, glance.points.device.type) for glance in glances] == [("cpu", "cpu")] * 3
+        steps = record_sampling_steps(gpu.move(tiny_encoder), torch.randn(2, 3, 64, 64, device="cuda"))
+        assert [(step.rois.device.type, step.points.device.type) for step in steps] == [("cpu", "cpu")] * 3
         seen = undo_normalisation(torch.randn(2, 3, 64, 64, device="cuda"), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
         assert (seen.shape, seen.device.type) == ((2, 64, 64, 3), "cpu")

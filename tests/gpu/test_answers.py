@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.answers import answer as answers_of
 from demo.models import open_model
-from demo.replies import answer as reply
 from demo.session import SentImage, Session
-from demo.speaking import Sampling
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
@@ -56,16 +56,16 @@ def test_many_at_once(words_dir: Path, expected: list[str], device: torch.device
 
 
 def test_the_demo(words_dir: Path, expected: list[str], device: torch.device) -> None:
-    """What the page shows, without the page: the answer, where the tokens looked, and what it attended to."""
+    """The content of the page without the page: the answer, the RoIs and the attention."""
     model = open_model(words_dir, device, torch.float32, None)
     session = Session()
     data = io.BytesIO()
     IMAGES[0].save(data, "png")
     session.begin(QUESTION, [SentImage(data.getvalue(), "red.png", "")])
-    for _ in reply([model], session, Sampling(0, 1, 6)):
+    for _ in answers_of([model], session, Decoding(), 6):
         pass
     assert session.turns[0].answers == expected[:1]
     (view,) = session.views
     assert view is not None
-    assert view.attention.device == view.glances[0].rois.device == CPU
+    assert view.attention.device == view.steps[0].rois.device == CPU
     assert view.attention.isfinite().all()

@@ -1,7 +1,6 @@
 """ZeRO-2 in one process follows the same run without it."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from tests.forked import ROOT
 from tests.gpu.placed import losses, placed
 from tests.gpu.runs import aligned
+from tests.ports import free_port
 from tests.train.language.test_align import flags
 
 pytest.importorskip("deepspeed")
@@ -22,9 +22,7 @@ def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.de
         pytest.skip("on the CPU tests/train/language/test_align.py trains with ZeRO-2, in two processes")
     options = placed(device.type, bf16=True)
     expected = aligned(words_dir, data_dir, tmp_path / "plain", **options)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     launched = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | launched | {"DS_ACCELERATOR": device.type}
     words = flags(
@@ -35,7 +33,7 @@ def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.de
         **options,
         deepspeed="train/configs/deepspeed/zero2.json",
     )
-    command = [sys.executable, "train/align.py", *words]
+    command = [sys.executable, "-m", "train.align", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "zero2") == pytest.approx(expected, rel=0.01)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.scoring.metrics import exact_match
+from eval.benchmarks.easy_vqa import exact_match
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer

@@ -12,6 +12,7 @@ from llava_patch.__main__ import split_arguments
 from llava_patch.cpu import CudaIsCpu
 from sparse_vlm.errors import UserError
 from tests.llava_patch.tiny import ROOT, losses, run, run_forked, training_arguments
+from tests.ports import free_port
 
 
 def test_arguments_after_the_module_are_passed_on() -> None:
@@ -90,7 +91,7 @@ def by_torchrun(
 ) -> Path:
     """Checkpoint trained by torchrun with data parallelism."""
     out = tmp_path_factory.mktemp("torchrun") / "llava-two"
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29871", "-m", "llava_patch"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "llava_patch"]
     run(*launch, "llava.train.train", *two_processes(llama, tower, data, pretrained, out))
     return out
 
@@ -108,8 +109,11 @@ def test_deepspeed_zero2_gives_the_same_curve(
     by_torchrun: Path, pretrained: Path, llama: Path, tower: str, data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "llava-zero2"
-    launch = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2", "--master_port", "29872", "--module"]
-    command = two_processes(llama, tower, data, pretrained, out, deepspeed=ROOT / "train" / "zero2.json")
+    launch = [Path(sys.executable).with_name("deepspeed"), "--num_gpus", "2"]
+    launch += ["--master_port", str(free_port()), "--module"]
+    command = two_processes(
+        llama, tower, data, pretrained, out, deepspeed=ROOT / "train" / "configs" / "deepspeed" / "zero2.json"
+    )
     run(*launch, "llava_patch", "--cpu", "llava.train.train", *command, DS_ACCELERATOR="cpu")
     check_work_was_shared(out)
     assert losses(out) == pytest.approx(losses(by_torchrun), rel=1e-3)

@@ -75,7 +75,7 @@ print(json.dumps([heavy, waiting, towers()]))
 @pytest.mark.slow
 @pytest.mark.skipif(transformers.__version__ < "5", reason="tells what transformers 5 needs")
 def test_status_lists_the_shims_in_effect() -> None:
-    text = run("-m", "sparse_vlm.cli", "llava", "status").stdout
+    text = run("-m", "sparse_vlm", "llava", "status").stdout
     assert "llava         1.2.2.post1 (tested: 1.2.2.post1)" in text
     assert "cannot import" not in text
     assert "imported from" in text
@@ -89,6 +89,6 @@ def test_status_names_the_imported_clone(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava/__init__.py").touch()
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    text = run("-m", "sparse_vlm.cli", "llava", "status", PYTHONPATH=path).stdout
+    text = run("-m", "sparse_vlm", "llava", "status", PYTHONPATH=path).stdout
     assert "llava         a clone (tested: 1.2.2.post1)" in text
     assert f"imported from {tmp_path / 'llava'}" in text

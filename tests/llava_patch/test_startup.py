@@ -38,7 +38,7 @@ def ask(python: Path, *command: str, check: bool = True, **environment: str) -> 
 
 def llava_command(python: Path, *action: str) -> str:
     """Run `sparse-vlm llava …` in that environment."""
-    return ask(python, "-m", "sparse_vlm.cli", "llava", *action).stdout
+    return ask(python, "-m", "sparse_vlm", "llava", *action).stdout
 
 
 WAITING = "import sys; print([type(finder).__name__ for finder in sys.meta_path].count('_BeforeLlava'))"

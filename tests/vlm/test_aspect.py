@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from sparse_vlm.cli import main
+from sparse_vlm.draw import roi_figure
 from sparse_vlm.errors import UserError
-from sparse_vlm.visualize import roi_figure
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer

@@ -132,7 +132,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(vlm_dir: Path, monkeypa
 
 
 def start_chat(vlm_dir: Path, *options: str, **pipes: Any) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sparse_vlm.cli", "chat", "--model", str(vlm_dir), *options]
+    command = [sys.executable, "-m", "sparse_vlm", "chat", "--model", str(vlm_dir), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, **pipes)
 
 

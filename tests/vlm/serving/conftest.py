@@ -38,7 +38,7 @@ class Server:
     """`sparse-vlm serve` on a free port; `root` is its address."""
 
     def __init__(self, directory: Path, log: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "sparse_vlm.cli", "serve", "--port", "0", str(directory), "--device", "cpu"]
+        command = [sys.executable, "-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu"]
         self.log = log.open("w")
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
         assert self.process.stdout is not None

@@ -1,0 +1,54 @@
+"""Answer one question in the terminal; without a question, hold a conversation.
+
+Examples:
+    sparse-vlm chat --model runs/quickstart/model --image IMAGE.png "what color is the shape?"
+    sparse-vlm chat --model runs/quickstart/model
+"""
+
+import argparse
+
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.device_arguments import add_device_arguments
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `run`."""
+    parser.add_argument("question", nargs="?", help="without it, questions are read from the terminal")
+    parser.add_argument("--model", required=True, help="a model directory")
+    parser.add_argument(
+        "--image", action="append", default=[], help="an image file for the (first) question; may be repeated"
+    )
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy decoding; more: sampling")
+    parser.add_argument("--top_p", type=float, default=1.0, help="top-p of sampling (default: 1)")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the language model's weights (bitsandbytes)")
+    add_device_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the answer as it is generated, or start the conversation."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from sparse_vlm.devices import choose_device, choose_dtype
+    from sparse_vlm.image_files import open_image
+    from sparse_vlm.vlm.conversation import Conversation
+    from sparse_vlm.vlm.decoding import Decoding
+    from sparse_vlm.vlm.language.quantization import quantization
+    from sparse_vlm.vlm.loading import load_vlm
+    from sparse_vlm.vlm.terminal import converse
+
+    disable_progress_bar()
+    device = choose_device(arguments.device)
+    dtype = choose_dtype(arguments.dtype, device)
+    decoding = Decoding(arguments.temperature, arguments.top_p)
+    images = [open_image(file) for file in arguments.image]
+    settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
+    conversation = Conversation(*load_vlm(arguments.model, dtype, quantization=settings, device=device), decoding)
+    for image in images:
+        conversation.show(image)
+    if arguments.question is None:
+        converse(conversation, arguments.max_new_tokens)
+        return
+    for piece in conversation.ask(arguments.question, arguments.max_new_tokens):
+        print(piece, end="", flush=True)
+    print()
