@@ -5,8 +5,8 @@ import warnings
 
 from PIL import Image
 
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import decode_image
 
 
 def open_upload(data: bytes, name: str, max_megapixels: float) -> Image.Image:

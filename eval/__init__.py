@@ -1,1 +1,1 @@
-"""Where a checkpoint's quality is measured: `python -m eval.generate`, then `python -m eval.score`."""
+"""Measure the quality of a model: `python -m eval.generate`, then `python -m eval.score`."""

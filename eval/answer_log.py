@@ -1,9 +1,9 @@
-"""An answers file that one or several processes write, each of which may be killed at any time.
+"""An answers file written by one or several processes, each of which may be killed at any time.
 
-The questions are divided into parts. A process claims one, answers what the file does not answer yet, and appends it.
-Claims and appends are locks of the operating system on the file `.NAME.locks` beside it, one byte for each, so they end
-with their process. A line is in the file whole or it is cut off where its writer died; the next process drops such a
-rest. Who finds everything answered sorts the lines into the order of the questions.
+The questions are divided into parts. A process claims a part, answers its unanswered questions and appends them. Claims
+and appends are operating-system locks on the file `.NAME.locks` beside the answers file, one byte each, so they end
+with their process. If a process dies while writing, the next one drops the incomplete last line. The process that finds
+all questions answered sorts the lines into the order of the questions.
 """
 
 import fcntl
@@ -24,12 +24,12 @@ from sparse_vlm.files import write_text, writing
 
 
 class AnswerLog:
-    """The answers file of a run. `done` holds the indices of the questions that it answers, by whichever process.
+    """The answers file of a run. `done` holds the indices of the answered questions, whichever process answered them.
 
     Args:
-        path: the file, .jsonl; its folder is made.
-        questions: of the benchmark.
-        model_id, metadata: of all its lines.
+        path: the .jsonl file; missing folders are created.
+        questions: the benchmark's questions.
+        model_id, metadata: the same for every line.
 
     Raises:
         UserError: a malformed, duplicate or unknown line; answers of another model or under other conditions.
@@ -52,27 +52,27 @@ class AnswerLog:
             raise
 
     def _begin(self) -> None:
-        """Nothing of the file is read."""
+        """Forget what was read of the file."""
         self._answers: list[Answer] = []
-        self._order: list[int] = []  # the question of each answer
+        self._order: list[int] = []  # index of each answer's question
         self._seen: Counter[Key] = Counter()
         self._lines, self._read_bytes = 0, 0
         self.done: set[int] = set()
 
     def close(self) -> None:
-        """Gives up all claims."""
+        """Release all claims."""
         self._locks.close()
 
     @contextmanager
     def claim(self, number: int, part: Sequence[int]) -> Iterator[list[int]]:
-        """Claims a part of the questions until the end of the block.
+        """Claim a part of the questions until the end of the block.
 
         Args:
-            number: of the part, the same in all processes.
+            number: number of the part, the same in all processes.
             part: indices of its questions.
 
         Yields:
-            those that are not answered yet; none if another process has claimed the part.
+            the unanswered ones; none if another process has claimed the part.
         """
         byte = number + 1  # byte 0 is for appending
         try:
@@ -88,7 +88,7 @@ class AnswerLog:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
 
     def append(self, texts: Sequence[tuple[int, str]]) -> None:
-        """Adds (index of the question, answer) pairs and hands them to the system: they survive this process."""
+        """Append (index of the question, answer) pairs. They survive a crash of this process."""
         answers = [self._answer(index, text) for index, text in texts]
         lines = "".join(_line(answer) for answer in answers).encode()
         with self._appending(), writing(self.path):
@@ -99,9 +99,10 @@ class AnswerLog:
             self._add(answers)
 
     def sort(self, asked: Collection[int] | None = None) -> None:
-        """Puts the lines into the questions' order, as official scorers want them, once these are answered; None: all.
+        """Sort the lines into the order of the questions, which some official scorers require.
 
-        The file of locks goes when all are answered: before that, other processes may be asking more.
+        Does nothing until the questions `asked` (None: all) are answered. The lock file is deleted once all questions
+        are answered; until then other processes may answer more.
         """
         with self._appending():
             if not self.done.issuperset(range(len(self._questions)) if asked is None else asked):
@@ -118,7 +119,7 @@ class AnswerLog:
 
     @contextmanager
     def _appending(self) -> Iterator[None]:
-        """Alone with the file, which has been read to its end and ends with a whole line."""
+        """Lock the file for this process, and read it to its end, which is a complete line."""
         fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, 0)
         try:
             self._read_on()
@@ -136,7 +137,7 @@ class AnswerLog:
             content = file.read()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
-                print(f"{self.path}: the last line was cut off and is dropped; its question is asked again.")
+                print(f"{self.path}: dropping the last line, which was cut off; its question is asked again.")
                 file.truncate(self._read_bytes + whole)
         text = _text(content[:whole], self.path)
         lines = [(self._lines + number, line) for number, line in numbered_lines(text)]
@@ -156,14 +157,14 @@ class AnswerLog:
     def _check(self, answer: Answer) -> None:
         if (answer.model_id, answer.metadata) != (self.model_id, self.metadata):
             raise UserError(
-                f"{self.path} holds answers of {answer.model_id} {answer.metadata}, now asked is {self.model_id} "
+                f"{self.path} holds answers of {answer.model_id} {answer.metadata}, but this run is {self.model_id} "
                 f"{self.metadata}. Delete the file to start afresh, or choose another one."
             )
 
 
 def _text(content: bytes, path: Path) -> str:
     try:
-        return content.decode("utf-8-sig")  # a byte order mark can only be where the file begins
+        return content.decode("utf-8-sig")  # a byte order mark occurs only at the start of the file
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}).") from None
 
@@ -180,8 +181,7 @@ def open_log(
     metadata: dict[str, Any],
     asked: Collection[int] | None = None,
 ) -> Iterator[AnswerLog]:
-    """An `AnswerLog` that is sorted, once the questions that are asked (None: all) are answered, and closed at the end
-    of the block."""
+    """Open an `AnswerLog` for a block. At its end the log is sorted, see `AnswerLog.sort`, and closed."""
     log = AnswerLog(path, questions, model_id, metadata)
     try:
         yield log

@@ -1,4 +1,4 @@
-"""Answers in LLaVA's format: one JSON object a line with at least "question_id" and "text"."""
+"""Answers in LLaVA's format: one JSON object per line with at least "question_id" and "text"."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from eval.scoring.protocol import Question, QuestionId
 from eval.scoring.records import Record, numbered_lines, parse_line, read_text
 from sparse_vlm.errors import UserError
 
-Key = tuple[str, str]  # what tells questions apart: see Places
+Key = tuple[str, str]  # identifies a question, see Places
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One line: what `model_id` answered to `prompt`. `metadata` says under which conditions."""
+    """One line: the answer of `model_id` to `prompt`, under the conditions in `metadata`."""
 
     question_id: QuestionId
     prompt: str
@@ -25,7 +25,7 @@ class Answer:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Reads an answers file of any model. "prompt", "model_id" and "metadata" may be absent.
+    """Read an answers file of any model. "prompt", "model_id" and "metadata" may be absent.
 
     Raises:
         UserError: no such file, or a malformed line (its number is named).
@@ -34,16 +34,16 @@ def read_answers(path: Path) -> list[Answer]:
 
 
 def parse_answer(line: str, place: str) -> Answer:
-    """One line of an answers file; `place` says where it stands.
+    """Parse one line of an answers file. Errors name its `place`.
 
     Raises:
-        UserError: it is malformed.
+        UserError: malformed line.
     """
     return _answer(parse_line(line, place), place)
 
 
 def read_judgements(path: Path) -> list[Answer]:
-    """A judge's replies, as `read_answers`, or LLaVA's reviews, which have the reply as "content".
+    """Read a judge's replies: an answers file, or LLaVA's reviews, whose replies are their "content".
 
     Raises:
         UserError: no such file, or a malformed line (its number is named).
@@ -68,11 +68,11 @@ def _answer(record: Record, place: str) -> Answer:
 
 
 class Places:
-    """Which question an answer is to.
+    """Find the question that an answer belongs to.
 
-    By its id, whether written as number or string. Where several questions have one id (TextVQA's and MME's are those
-    of the picture) also by the first line of its prompt: behind it follow hints and instructions. Of equal questions
-    about the same picture the first answer is to the first one, and so on.
+    The id decides, written as a number or a string. If several questions share an id (those of TextVQA and MME are the
+    image's), the first line of the prompt decides too; the lines after it are hints and instructions. Equal questions
+    about the same image take their answers in order.
     """
 
     def __init__(self, questions: Sequence[Question]) -> None:
@@ -87,15 +87,15 @@ class Places:
         return str(id_), words.split("\n")[0].strip()
 
     def find(self, answers: Sequence[Answer], path: Path, seen: Counter[Key] | None = None) -> list[int]:
-        """The index of each answer's question, all different.
+        """Return the index of each answer's question, all different.
 
         Args:
-            answers: of a file, or its next ones.
+            answers: the answers of a file, or the next ones.
             path: the file, for errors.
-            seen: how many of the file's answers before these have which key; is added to.
+            seen: number of the file's previous answers per key; updated in place.
 
         Raises:
-            UserError: unknown or duplicate answers; the sentence names the first and says how many.
+            UserError: unknown or duplicate answers; the message names the first and their number.
         """
         seen = Counter() if seen is None else seen
         if not seen and self._in_order(answers):
@@ -104,7 +104,7 @@ class Places:
         unknown = [answer for answer, key in zip(answers, keys, strict=True) if key not in self._places]
         if unknown and str(unknown[0].question_id) in self._shared:
             raise UserError(
-                f"{path}: question id {unknown[0].question_id!r} is several questions', and the prompt "
+                f"{path}: several questions have the id {unknown[0].question_id!r}, and the prompt "
                 f"{unknown[0].prompt!r:.120} is none of them ({len(unknown)} such answers in all)."
             )
         _reject("is not among the benchmark's questions", [answer.question_id for answer in unknown], path)
@@ -119,7 +119,7 @@ class Places:
         return indices
 
     def _in_order(self, answers: Sequence[Answer]) -> bool:
-        """Answers without prompts to questions with shared ids: told apart if complete and in the questions' order."""
+        """Return whether answers without prompts to questions that share ids are complete and in order."""
         return (
             bool(self._shared)
             and not any(answer.prompt for answer in answers)
@@ -128,10 +128,10 @@ class Places:
 
 
 def answers_by_place(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> dict[int, str]:
-    """Index of a question -> its answer, of those that are answered.
+    """Return the answer to each answered question, by the question's index.
 
     Raises:
-        UserError: duplicate or unknown question ids; the sentence names the first and says how many.
+        UserError: duplicate or unknown question ids; the message names the first and their number.
     """
     return dict(zip(Places(questions).find(answers, path), [answer.text for answer in answers], strict=True))
 
@@ -140,7 +140,7 @@ def require_answers(texts: Mapping[int, str], places: Sequence[int], questions: 
     """Check that all questions at `places` are answered.
 
     Raises:
-        UserError: some are not; the sentence names the first and says how many.
+        UserError: some are not; the message names the first and their number.
     """
     missing = [questions[place].id for place in places if place not in texts]
     if missing and len(missing) < len(places):
@@ -152,10 +152,10 @@ def require_answers(texts: Mapping[int, str], places: Sequence[int], questions: 
 
 
 def match_answers(answers: Sequence[Answer], questions: Sequence[Question], path: Path) -> list[str]:
-    """The answered text to each question, if there is exactly one answer to every question.
+    """Return the answer to each question, provided that every question has exactly one.
 
     Raises:
-        UserError: duplicate, unknown or missing question ids; the sentence names the first and says how many.
+        UserError: duplicate, unknown or missing question ids; the message names the first and their number.
     """
     texts = answers_by_place(answers, questions, path)
     require_answers(texts, range(len(questions)), questions, path)

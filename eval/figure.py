@@ -1,7 +1,9 @@
-"""`python -m eval.figure report.json … --output figure.png`: accuracy against visual tokens.
+"""Draw accuracy against visual tokens.
 
-A panel for each benchmark of the reports that has published scores: those as dots, ours as a star, the score without
-any picture as a dashed line.
+    python -m eval.figure runs/gqa.json runs/pope.json --output figure.png
+
+The figure has a panel for each benchmark of the reports. Published scores are dots, ours are stars, and scores without
+any image are dashed lines.
 """
 
 import argparse
@@ -13,43 +15,31 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.scoring.records import field, read_json
-from sparse_vlm.errors import UserError, exit_with_sentence
+from eval.published import our_score, read_report
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.figures import check_figure, save_figure
 
 LABELLED = 40  # letters of a method's name that fit
 
 
 def token_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
-    """Published scores and ours against the visual tokens of a picture, on a logarithmic axis.
+    """Draw published scores and ours against the visual tokens of an image, on a logarithmic axis.
 
     Args:
-        reports: contents of report.json of benchmarks that are in eval/published.csv, each with "visual_tokens".
+        reports: contents of report.json files; their benchmarks must be in eval/published.csv.
 
     Raises:
-        UserError: a report without either.
+        UserError: a report without published scores beside it or without "visual_tokens".
     """
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for report in reports:
-        panels.setdefault(_column(report), []).append(report)
+        panels.setdefault(our_score(report)[0], []).append(report)
     figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
     for axes, (column, members) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw(axes, members)
         axes.set(title=f"{column}\n{members[0]['published']['note']}", xlabel="visual tokens", ylabel=column)
         axes.title.set_fontsize(9)
     return figure
-
-
-def _column(report: Mapping[str, Any]) -> str:
-    published = report.get("published")
-    if published is None or published["ours"] is None:
-        raise UserError(f"There are no published scores beside this report of {report.get('benchmark')!r}.")
-    if report.get("image") and report.get("visual_tokens") is None:
-        raise UserError(
-            f"The report of {report.get('model_id')!r} on {report.get('benchmark')!r} does not say how many visual "
-            "tokens a picture has: its answers are not of `python -m eval.generate`."
-        )
-    return str(published["column"])
 
 
 def _draw(axes: Axes, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -69,26 +59,17 @@ def _draw(axes: Axes, reports: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xscale("log", base=2)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.figure`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.figure", description="Accuracy against visual tokens.")
-    parser.add_argument("reports", type=Path, nargs="+", help="report.json files of eval.score")
-    parser.add_argument("--output", type=Path, required=True, help="figure to write: .png, .svg or .pdf")
-    return parser
-
-
 def _run(arguments: argparse.Namespace) -> None:
     check_figure("--output", arguments.output, arguments.reports)
-    reports = [read_json(path) for path in arguments.reports]
-    for path, report in zip(arguments.reports, reports, strict=True):
-        field(report, "benchmark", str, str(path))
-    save_figure(token_figure(reports), arguments.output)
+    save_figure(token_figure([read_report(path) for path in arguments.reports]), arguments.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-    return exit_with_sentence(lambda: _run(arguments))
+    """Run the command and return its exit status."""
+    parser = CommandParser.of_module("eval.figure", __doc__)
+    parser.add_argument("reports", type=Path, nargs="+", help="report.json files of eval.score")
+    parser.add_argument("--output", type=Path, required=True, help="figure to write: .png, .svg or .pdf")
+    return parser.run(_run, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""`python -m eval.generate BENCHMARK --model DIR --answers out.jsonl`: a model's answers to one or several benchmarks.
+"""Generate a model's answers to one or several benchmarks.
 
-Every question is answered until the model ends its turn, greedily unless told otherwise. The answers file is in LLaVA's
-format; a run that was killed goes on where it was when started again. Several processes, on several devices, share the
-work when the same command is started several times: they claim parts of the questions and write one file.
+    python -m eval.generate pope --model DIR --questions llava_pope_test.jsonl --images val2014 --answers pope.jsonl
+    python -m eval.generate easy_vqa --model DIR --answers easy_vqa.jsonl --no_image
+
+Every question is answered until the model ends its turn, greedily by default. The answers file is in LLaVA's format. A
+killed run resumes when the same command is started again. Started several times, on one or several devices, the command
+shares the work: the processes claim parts of the questions and write one file.
 """
 
 import argparse
@@ -17,21 +20,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.generate_arguments import Task, build_parser, read_tasks
+from eval.generate_arguments import Task, add_arguments, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
-from sparse_vlm.data.images.decode import decode_image, open_image
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import decode_image, open_image
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
-IMAGES_PER_PART = 48  # whose prefixes are held in memory together
-TEXTS_PER_PART = 480  # different questions about no picture
-Part = dict[Path | EncodedImage | None, list[int]]  # picture -> indices of the questions about it
+IMAGES_PER_PART = 48  # images whose prefixes are held in memory together
+TEXTS_PER_PART = 480  # different questions without an image
+Part = dict[Path | EncodedImage | None, list[int]]  # image -> indices of the questions about it
 
 
 def generate_answers(
@@ -44,22 +48,22 @@ def generate_answers(
     places: Sequence[int] | None = None,
     seed: int = 0,
 ) -> None:
-    """Answers questions into an answers file, or those of them that the file does not answer yet.
+    """Answer the questions that an answers file does not answer yet, and append the answers to it.
 
-    Equal questions about the same picture are asked once and the answer counts for each. Several processes may do this
-    with the same file at the same time.
+    Equal questions about the same image are asked once, and the answer counts for each. Several processes may write the
+    same file at the same time.
 
     Args:
-        questions: of the benchmark.
-        answers: the file, .jsonl.
+        questions: the benchmark's questions.
+        answers: the .jsonl file.
         answerer: the model.
         model_id: name of the model, written into every line.
         with_images: False asks without the images (the no-image floor).
         places: indices of the questions to answer; None: all.
-        seed: of what is sampled, for each part of the questions.
+        seed: seed of sampling; the number of the part is added to it.
 
     Raises:
-        UserError: an image is missing or damaged, or the file holds answers that do not belong here (`open_log`).
+        UserError: an image is missing or damaged, or the file holds other answers (`open_log`).
     """
     tokens = answerer.model.config.image_seq_length if with_images else 0
     model = answerer.model
@@ -67,28 +71,28 @@ def generate_answers(
     metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
     metadata |= _generation(answerer, seed)
     asked = set(range(len(questions)) if places is None else places)
-    parts = list(_parts(questions, with_images))  # of all, so that every process numbers them alike
+    parts = list(_parts(questions, with_images))  # parts of all questions, so that every process numbers them alike
     with (
         open_log(answers, questions, model_id, metadata, asked) as log,
         tqdm(total=len(asked), initial=len(log.done & asked), desc=answers.stem, unit="question") as progress,
     ):
-        went_on = True
-        while went_on:  # then once more, for parts that another process had claimed and left
-            went_on = False
+        progressed = True
+        while progressed:  # ends after a round without progress: parts left by other processes are claimed, too
+            progressed = False
             for number, part in enumerate(parts):
                 wanted = {image: [index for index in members if index in asked] for image, members in part.items()}
                 if answerer.decoding.temperature:
                     torch.manual_seed(seed + number)
                 for batch in _answer_part(number, wanted, questions, answerer, log):
-                    went_on = True
+                    progressed = True
                     log.append(batch)
                     progress.update(len(log.done & asked) - progress.n)
         if asked - log.done:
-            print(f"{answers}: other processes are answering the last {len(asked - log.done)} questions.")
+            print(f"{answers}: other processes are answering the remaining {len(asked - log.done)} questions.")
 
 
 def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
-    """What is not as usual, for the answers' metadata."""
+    """Return the generation settings that differ from the defaults, for the answers' metadata."""
     decoding = answerer.decoding
     settings: dict[str, Any] = {}
     if decoding.temperature:
@@ -101,7 +105,7 @@ def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
 
 
 def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
-    """The questions by picture, some pictures at a time; of those about no picture equal ones are together."""
+    """Divide the questions by image, a few images per part; equal questions without an image are in the same part."""
     by_image: Part = {}
     by_text: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
@@ -119,18 +123,20 @@ def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
 def _answer_part(
     number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog
 ) -> Iterator[list[tuple[int, str]]]:
-    """(index of the question, answer) pairs of what is pending in a part, batch by batch; nothing where another process
-    is at it."""
+    """Yield batches of (index of the question, answer) pairs for the unanswered questions of a part.
+
+    Yields nothing if another process has claimed the part.
+    """
     with log.claim(number, [index for members in part.values() for index in members]) as pending:
         waiting = set(pending)
         left = [(image, [index for index in members if index in waiting]) for image, members in part.items()]
         left = [(image, members) for image, members in left if members]
-        for start in range(0, len(left), answerer.batch_rows):  # whose keys and values are held in memory together
+        for start in range(0, len(left), answerer.batch_rows):  # keys and values of these are in memory together
             yield from _answer_batches(dict(left[start : start + answerer.batch_rows]), questions, answerer)
 
 
 def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
-    """(index of the question, answer) pairs, batch by batch."""
+    """Yield batches of (index of the question, answer) pairs."""
     images = None if None in part else (_open(image) for image in part if image is not None)
     same: dict[tuple[int, str], list[int]] = {}
     for place, members in enumerate(part.values()):
@@ -146,7 +152,7 @@ def _open(image: Path | EncodedImage) -> Image.Image:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that change with training: a hash of 64 values of every weight."""
+    """Return 16 hexadecimal digits that change with training: a hash of about 64 values of every weight."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         values = weight.flatten()
@@ -168,10 +174,10 @@ def _run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be 1 or more, got {arguments.max_new_tokens}.")
+        raise UserError(f"--max_new_tokens must be 1 or more, got {arguments.max_new_tokens}.")
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
-    model.to(device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
+    model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` accepts no device
     if arguments.cuda_graphs:
         use_cuda_graphs(model)
     answerers = [
@@ -179,7 +185,7 @@ def _run(arguments: argparse.Namespace) -> None:
             model,
             processor,
             arguments.max_new_tokens or task.benchmark.max_new_tokens,
-            arguments.batch_rows,
+            arguments.batch_size,
             decoding=decoding,
             system=arguments.system,
         )
@@ -200,9 +206,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-    return exit_with_sentence(lambda: _run(arguments))
+    """Run the command and return its exit status."""
+    parser = CommandParser.of_module("eval.generate", __doc__)
+    add_arguments(parser)
+    return parser.run(_run, argv)
 
 
 if __name__ == "__main__":

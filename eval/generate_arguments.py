@@ -1,4 +1,4 @@
-"""The arguments of `python -m eval.generate`, and the questions that they mean, checked before the model is opened."""
+"""Arguments of `python -m eval.generate` and the questions that they select, checked before the model is loaded."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,37 +14,31 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.generate`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.generate", description="A model's answers to a benchmark.")
-    add_benchmarks(parser)
-    parser.add_argument("--model", type=Path, required=True, help="model directory")
-    add_path(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m eval.generate`."""
+    add_benchmarks(
         parser,
-        "--answers",
-        "the .jsonl file to write or to go on with; of several benchmarks: a folder",
-        required=True,
+        answers=".jsonl file to write or to continue; for several benchmarks: a folder",
+        limit="answer only the first questions, this many",
     )
-    add_path(parser, "--questions", f"the benchmark's official question file{NAMED}")
-    add_path(parser, "--images", f"folder of its images{NAMED}")
-    parser.add_argument("--limit", type=int, help="answer the first questions alone, as many as this")
-    parser.add_argument("--no-image", action="store_true", help="ask without the images: the no-image floor")
-    parser.add_argument("--batch-rows", type=int, default=96, help="questions generated for together")
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    add_path(parser, "--images", f"folder of the benchmark's images{NAMED}")
+    parser.add_argument("--no_image", action="store_true", help="ask without the images: the no-image floor")
+    parser.add_argument("--batch_size", type=int, default=96, help="questions generated for together (default: 96)")
     add_device_arguments(parser)
-    parser.add_argument("--cuda-graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
+    parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")
     how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
-    how.add_argument("--top-p", "--top_p", type=float, default=1.0, help="of sampling (default: 1)")
-    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
-    how.add_argument("--num-beams", "--num_beams", type=int, default=1, help="of beam search (default: 1, none)")
-    how.add_argument("--max-new-tokens", "--max_new_tokens", type=int, help="of an answer (default: the benchmark's)")
+    how.add_argument("--top_p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
+    how.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    how.add_argument("--num_beams", type=int, default=1, help="beams of beam search (default: 1, no beam search)")
+    how.add_argument("--max_new_tokens", type=int, help="maximum length of an answer (default: the benchmark's)")
     how.add_argument("--system", help="system prompt (default: the chat template's own)")
-    return parser
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of one benchmark."""
+    """The questions to answer of one benchmark."""
 
     benchmark: Benchmark
     questions: list[Question]
@@ -59,7 +53,9 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
     assert answers is not None  # required
     check_output_files({"--answers": answers}, [file])
     if answers.exists() and not answers.is_file():
-        raise UserError(f"--answers {answers} is not a file, and answers are read again to go on with. Choose another.")
+        raise UserError(
+            f"--answers {answers} is not a regular file, so a run could not resume from it. Choose another."
+        )
     questions = benchmark.load_questions(file, path_of("--images", arguments.images, name, names))
     places = first_questions(benchmark, questions, arguments.limit)
     if not arguments.no_image:
@@ -68,20 +64,20 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
 
 
 def read_tasks(arguments: argparse.Namespace) -> list[Task]:
-    """The questions of every benchmark of the command.
+    """Read the questions of every chosen benchmark.
 
     Raises:
-        UserError: an unknown benchmark, a damaged question file, a missing image, or answers that cannot be written.
+        UserError: unknown benchmark, damaged question file, missing image, or answers file that cannot be written.
     """
     names = benchmark_names(arguments.benchmarks)
     return [_task(arguments, name, names) for name in names]
 
 
 def check_images(questions: Sequence[Question], places: Sequence[int]) -> None:
-    """Check that the image files of the questions at `places` are there.
+    """Check that the image files of the questions at `places` exist.
 
     Raises:
-        UserError: some are not; the sentence names the first ones and says how many.
+        UserError: some do not; the message names the first ones and their number.
     """
     files = dict.fromkeys(questions[place].image for place in places)
     paths = [file for file in files if isinstance(file, Path)]

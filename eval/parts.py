@@ -1,4 +1,4 @@
-"""The files of a score, and the part of a benchmark that it is of: all questions, the first ones, or the answered ones.
+"""The input files of a score, and the scored part of a benchmark: all questions, the first or the answered ones.
 
 Questions that are scored together (MME's pairs, MMBench's rotations) stay together.
 """
@@ -15,16 +15,16 @@ from sparse_vlm.errors import UserError
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a score is made from.
+    """The input files of a score, and which questions to score.
 
     Attributes:
-        answers: LLaVA's format, complete, of any model.
-        questions: the official file; None: the benchmark's default, where it has one.
-        annotations: the official file or folder; None: the questions' file, where it has the answers.
-        no_image_answers: the same model's answers of `generate --no-image`.
-        judgements: a judge's replies, where the benchmark has a judge, in the format of answers.
-        limit: score the first questions alone (`first_questions`); None: all.
-        part: score the answered questions alone, which may be a part of them.
+        answers: complete answers of any model in LLaVA's format.
+        questions: the official file; None: the benchmark's default, if it has one.
+        annotations: the official file or folder; None: the question file, if it has the answers.
+        no_image_answers: the same model's answers of `generate --no_image`.
+        judgements: a judge's replies in the format of answers, if the benchmark has a judge.
+        limit: score only the first questions (`first_questions`); None: all.
+        part: score only the answered questions.
     """
 
     answers: Path
@@ -37,13 +37,13 @@ class Inputs:
 
 
 class Part(NamedTuple):
-    """What is scored of a benchmark.
+    """The questions to score of a benchmark, with their answers.
 
     Attributes:
-        questions: all of the benchmark.
-        places: indices of those to score.
-        texts: index -> answer, of these at least.
-        lines: of the answers file.
+        questions: all questions of the benchmark.
+        places: indices of the questions to score.
+        texts: index -> answer, at least for the questions to score.
+        lines: the lines of the answers file.
     """
 
     questions: list[Question]
@@ -53,10 +53,10 @@ class Part(NamedTuple):
 
 
 def read_part(benchmark: Benchmark, inputs: Inputs) -> Part:
-    """The questions and their answers.
+    """Read the questions and their answers.
 
     Raises:
-        UserError: the answers do not fit the questions, or one of those to score has none.
+        UserError: the answers do not belong to the questions, or a question to score has none.
     """
     asked = benchmark.load_questions(inputs.questions, None)
     lines = read_answers(inputs.answers)
@@ -69,8 +69,7 @@ def read_part(benchmark: Benchmark, inputs: Inputs) -> Part:
 
 
 def first_questions(benchmark: Benchmark, questions: Sequence[Question], limit: int | None) -> list[int]:
-    """Indices of the first `limit` questions, and of those that are scored together with one of them (MME's pairs,
-    MMBench's rotations); None: of all.
+    """Return the indices of the first `limit` questions (None: all) and of those scored together with one of them.
 
     Raises:
         UserError: `limit` is less than 1.
@@ -88,10 +87,10 @@ def first_questions(benchmark: Benchmark, questions: Sequence[Question], limit: 
 def answered_questions(
     benchmark: Benchmark, questions: Sequence[Question], places: Sequence[int], answered: Collection[int], path: Path
 ) -> list[int]:
-    """Those of `places` that are answered.
+    """Return those of `places` that are answered.
 
     Raises:
-        UserError: none is, or one is answered and another that is scored together with it is not.
+        UserError: no question is answered, or only some of those that are scored together.
     """
     part = [place for place in places if place in answered]
     if not part:
@@ -102,6 +101,6 @@ def answered_questions(
             if place not in answered and benchmark.unit(questions[place]) in units:
                 raise UserError(
                     f"{path} has no answer to question id {questions[place].id!r}, {questions[place].text!r:.80}, "
-                    "but one to a question that is scored together with it. Answer both or neither."
+                    "but has one to a question that is scored together with it. Answer both or neither."
                 )
     return part

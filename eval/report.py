@@ -1,4 +1,4 @@
-"""A benchmark's report: scores with confidence intervals, floors and published scores beside them."""
+"""The report of a benchmark: scores with confidence intervals, floors and published scores."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from sparse_vlm.errors import UserError
 
 
 class Scored(NamedTuple):
-    """The content of report.json, and every answer as it was read."""
+    """The content of report.json, and every answer as the scorer read it."""
 
     report: dict[str, Any]
     marks: list[Mark]
@@ -37,31 +37,25 @@ def make_report(
     no_image_answers: Path | None = None,
     judgements: Path | None = None,
 ) -> dict[str, Any]:
-    """The report on answers to a whole benchmark; see `Inputs` and `score_answers`."""
+    """Report on answers to a whole benchmark; see `Inputs` and `score_answers`."""
     inputs = Inputs(answers, questions, annotations, no_image_answers, judgements)
     return score_answers(find_benchmark(benchmark_name), benchmark_name, inputs).report
 
 
 def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
-    """Scores an answers file.
+    """Score an answers file.
 
     Args:
-        benchmark: which.
+        benchmark: the benchmark.
         name: its name in eval/benchmarks/__init__.py.
-        inputs: the files.
+        inputs: the files, and which questions to score.
 
     Returns:
-        the content of report.json: "benchmark", "protocol", "model_id", "image" (False: answered without the images),
-        "visual_tokens" (of an image; None: not recorded), "generation" (settings; None: not recorded), "questions"
-        (how many were scored),
-        "questions_in_benchmark", "unreadable" (answers that the scorer could not read, see `Benchmark.unreadable`),
-        "judged" (how many answers a judge read; None: no judge), "scale" ("share" or "points"),
-        "points" (names of scores on a scale of their own all the same), "scores" (nested names), and with the same
-        names inside "counts" (questions behind a score), "confidence_95" ([low, high]) and each of "floors";
-        "published" (see `_published`). And the marks behind it.
+        the content of report.json and the marks behind it. docs/evaluation.md explains the report's keys. "scores",
+        "counts", "confidence_95" and each of "floors" nest the same names.
 
     Raises:
-        UserError: unknown benchmark, answers that do not fit its questions, annotations that do not fit.
+        UserError: unknown benchmark, or answers or annotations that do not belong to its questions.
     """
     annotations = inputs.annotations
     if annotations is None and benchmark.annotated:
@@ -71,12 +65,6 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
     texts, judged = _judged(benchmark, part, annotations, inputs)
     marks = [benchmark.mark(part.questions[place], texts[place], known[place]) for place in part.places]
     scores = benchmark.aggregate(marks)
-    floors: dict[str, Mapping[int, str]] = {
-        floor: dict(enumerate(predictions))
-        for floor, predictions in benchmark.floors(part.questions, annotations).items()
-    }
-    if inputs.no_image_answers is not None:
-        floors["no_image"] = _blind(part, inputs.no_image_answers)
     report = {
         "benchmark": name,
         "protocol": "; ".join(
@@ -92,19 +80,14 @@ def score_answers(benchmark: Benchmark, name: str, inputs: Inputs) -> Scored:
         "scores": _values(scores),
         "counts": _nest({path: score.count for path, score in scores.items()}),
         "confidence_95": _nest({path: list(score.interval) for path, score in scores.items()}),
-        "floors": {
-            floor: _values(
-                benchmark.aggregate([benchmark.mark(part.questions[i], said[i], known[i]) for i in part.places])
-            )
-            for floor, said in floors.items()
-        },
+        "floors": _floors(benchmark, part, known, inputs.no_image_answers),
         "published": _published(benchmark, scores if len(marks) == len(part.questions) else None),
     }
     return Scored(report, marks)
 
 
 def judge_prompts(benchmark: Benchmark, part: Part, annotations: Path | None) -> list[tuple[int, str]]:
-    """(index of the question, prompt) for each answer that a judge is to read.
+    """Return (index of the question, prompt) for each answer that a judge must read.
 
     Raises:
         UserError: the benchmark has no judge.
@@ -117,7 +100,7 @@ def judge_prompts(benchmark: Benchmark, part: Part, annotations: Path | None) ->
 
 
 def result_lines(marks: Sequence[Mark]) -> list[dict[str, Any]]:
-    """Every question with its answer, how that was read, and its credit, 1 where it is right: a line each."""
+    """Return a line for each question: its answer, how the scorer read it, and its credit (1: right)."""
     return [
         {
             "question_id": mark.question.id,
@@ -137,7 +120,7 @@ def _unreadable(marks: Sequence[Mark]) -> int:
 
 
 def _generation(answers: Sequence[Answer], path: Path) -> dict[str, Any] | None:
-    """The settings that `eval.generate` recorded; None: the answers are of another program."""
+    """Return the settings that `eval.generate` recorded; None: another program wrote the answers."""
     recorded = [answer.metadata.get("generation") for answer in answers]
     settings = [json.dumps(each, sort_keys=True) if isinstance(each, dict) else "null" for each in recorded]
     found: dict[str, Any] | None = json.loads(_one_value("generation", settings, path))
@@ -155,7 +138,7 @@ def _how_generated(settings: Mapping[str, Any] | None) -> str:
 
 
 def _notes(benchmark: Benchmark, part: Part, marks: Sequence[Mark], path: Path) -> list[str]:
-    """What the protocol line says of these answers."""
+    """Return what the protocol line says about these answers."""
     how = _how_generated(_generation(part.lines, path))
     read = f"{_unreadable(marks):,} of {len(marks):,} answers could not be read and count as {benchmark.unreadable}"
     if len(marks) == len(part.questions):
@@ -166,20 +149,18 @@ def _notes(benchmark: Benchmark, part: Part, marks: Sequence[Mark], path: Path) 
 def _judged(
     benchmark: Benchmark, part: Part, annotations: Path | None, inputs: Inputs
 ) -> tuple[Mapping[int, str], int | None]:
-    """The answers, with the judge's replies in the places that it was asked about, and how many those are."""
+    """Return the answers, with the judge's replies in place of those it was asked about, and the number of these."""
     needed = benchmark.judge_inputs is not None and benchmark.judge == "needed"
     if inputs.judgements is None and not needed:
         return part.texts, None
     if inputs.no_image_answers is not None:
-        raise UserError(
-            "Answers without images need a judge of their own: score them alone, without --no-image-answers."
-        )
+        raise UserError("Answers without images need their own judge: score them alone, without --no_image_answers.")
     if inputs.judgements is None:
         raise UserError(
-            "This benchmark needs a judge: write its inputs with --judge-inputs FILE, and give its replies, lines of "
+            "This benchmark needs a judge: write its inputs with --judge_inputs FILE, and give its replies, lines of "
             '{"question_id", "text"}, with --judgements FILE.'
         )
-    # where a judge reads every answer, the prompts may need files that the scores do not
+    # if a judge reads every answer, building the prompts may need files that scoring does not
     places = part.places if needed else [place for place, _ in judge_prompts(benchmark, part, annotations)]
     asked = [part.questions[place] for place in places]
     replies = match_answers(read_judgements(inputs.judgements), asked, inputs.judgements)
@@ -187,21 +168,34 @@ def _judged(
     return {**part.texts, **dict(zip(places, read, strict=True))}, len(places)
 
 
-def _blind(part: Part, path: Path) -> dict[int, str]:
+def _floors(benchmark: Benchmark, part: Part, known: Sequence[Any], no_image_answers: Path | None) -> dict[str, Any]:
+    """Return the scores of each floor."""
+    floors: dict[str, Mapping[int, str]] = {
+        name: dict(enumerate(predictions)) for name, predictions in benchmark.floors(part.questions, known).items()
+    }
+    if no_image_answers is not None:
+        floors["no_image"] = _no_image_answers(part, no_image_answers)
+    return {
+        name: _values(benchmark.aggregate([benchmark.mark(part.questions[i], texts[i], known[i]) for i in part.places]))
+        for name, texts in floors.items()
+    }
+
+
+def _no_image_answers(part: Part, path: Path) -> dict[int, str]:
     answers = read_answers(path)
     if any(answer.metadata.get("image") is not False for answer in answers):
-        raise UserError(f"{path} was not made by `python -m eval.generate --no-image`.")
+        raise UserError(f"{path} was not made by `python -m eval.generate --no_image`.")
     texts = answers_by_place(answers, part.questions, path)
     require_answers(texts, part.places, part.questions, path)
     return texts
 
 
 def _conditions(answers: Sequence[Answer], path: Path) -> dict[str, Any]:
-    """Which model answered, and how."""
+    """Return which model answered, and under which conditions."""
     return {
         "generation": _generation(answers, path),
         "model_id": _one_value("model_id", [answer.model_id for answer in answers], path),
-        # other programs may write anything under these names
+        # other programs may write anything under these keys
         "image": _one_value("image", [answer.metadata.get("image") is not False for answer in answers], path),
         "visual_tokens": _one_value("visual_tokens", [_tokens(answer) for answer in answers], path),
     }
@@ -213,7 +207,7 @@ def _tokens(answer: Answer) -> int | None:
 
 
 def _one_value(name: str, values: Sequence[Any], path: Path) -> Any:
-    """What all lines of an answers file have in common."""
+    """Return the value that all lines of an answers file share."""
     different = list(dict.fromkeys(values))
     if len(different) > 1:
         raise UserError(f'{path} holds answers with different "{name}": {", ".join(map(str, different))}.')
@@ -221,7 +215,7 @@ def _one_value(name: str, values: Sequence[Any], path: Path) -> Any:
 
 
 def _published(benchmark: Benchmark, scores: Scores | None) -> dict[str, Any] | None:
-    """The published column with our number in it: "column", "note", "ours" (None: not all of it was asked), "rows"."""
+    """Return the published scores and ours: "column", "note", "ours" (None: only a part was asked), "rows"."""
     if benchmark.published is None:
         return None
     column, ours = benchmark.published

@@ -1,7 +1,11 @@
-"""`python -m eval.score BENCHMARK --answers out.jsonl`: scores of any model's answers in LLaVA's format.
+"""Score any model's answers to one or several benchmarks.
 
-Every question must be answered exactly once, or `--part` says that a part is meant; otherwise the exit status is 2 and
-one sentence says what is wrong. Everything is written before it is printed.
+    python -m eval.score pope --questions llava_pope_test.jsonl --annotations coco --answers a.jsonl --output pope.json
+    python -m eval.score mm_vet --questions mm-vet.json --annotations mm-vet.json --answers a.jsonl --judge_inputs FILE
+    python -m eval.score vizwiz --questions test.json --answers vizwiz.jsonl --submission vizwiz_upload.json
+
+Every question must be answered exactly once, unless `--part` or `--limit` selects a part. All files are written before
+anything is printed.
 """
 
 import argparse
@@ -20,49 +24,46 @@ from eval.scoring.protocol import Benchmark
 from eval.scoring.records import write_lines
 from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
 from eval.tables import as_markdown, as_tables
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files, write_json, write_text
 
 TABLE, RESULTS = ".md", ".results.jsonl"  # beside the report
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.score`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.score", description="Scores of a benchmark's answers.")
-    add_benchmarks(parser)
-    add_path(
+def build_parser() -> CommandParser:
+    """Build the parser of `python -m eval.score`."""
+    parser = CommandParser.of_module("eval.score", __doc__)
+    add_benchmarks(
         parser,
-        "--answers",
-        "answers of any model, LLaVA's .jsonl; of several benchmarks: the folder of NAME.jsonl",
-        required=True,
+        answers="answers of any model, LLaVA's .jsonl; for several benchmarks: the folder of NAME.jsonl",
+        limit="score only the first questions, this many",
     )
-    add_path(parser, "--questions", f"the benchmark's official question file{NAMED}")
     add_path(parser, "--annotations", f"the benchmark's official annotations, file or folder{NAMED}")
-    add_path(parser, "--no-image-answers", f"answers of `eval.generate --no-image`, as a floor{NAMED}")
+    add_path(parser, "--no_image_answers", f"answers of `eval.generate --no_image`, as a floor{NAMED}")
     add_path(
         parser,
         "--output",
-        "report.json to write; report.md and report.results.jsonl, right or wrong for each question, are written "
-        "beside it; of several benchmarks: a folder",
+        "report.json to write; report.md and report.results.jsonl (right or wrong for each question) are written "
+        "beside it; for several benchmarks: a folder",
     )
-    parser.add_argument("--limit", type=int, help="score the first questions alone, as many as this")
-    parser.add_argument("--part", action="store_true", help="score the answered questions alone; the report says so")
-    server = parser.add_argument_group("instead of a score, or besides it with --annotations")
+    parser.add_argument("--part", action="store_true", help="score only the answered questions; the report says so")
+    server = parser.add_argument_group("instead of a score, or in addition to it with --annotations")
     add_path(server, "--submission", f"file to write for the benchmark's server{NAMED}")
     add_path(
         server,
-        "--submission-questions",
+        "--submission_questions",
         "question file of the whole split, if only a part was asked: the rest is submitted as empty answers",
     )
     judge = parser.add_argument_group("benchmarks with a judge")
-    add_path(judge, "--judge-inputs", f"instead of a score: the judge's prompts, .jsonl to write{NAMED}")
-    add_path(judge, "--judgements", f"the judge's replies to them, .jsonl as --answers{NAMED}")
+    add_path(judge, "--judge_inputs", f"instead of a score: the judge's prompts, .jsonl to write{NAMED}")
+    add_path(judge, "--judgements", f"the judge's replies to them, .jsonl like --answers{NAMED}")
     return parser
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is done for one benchmark."""
+    """The inputs and outputs of one benchmark."""
 
     name: str
     benchmark: Benchmark
@@ -73,25 +74,25 @@ class _Task:
     judge_inputs: Path | None
 
     def beside(self, ending: str) -> Path | None:
-        """The file beside the report with another ending; None where the report is a device, as /dev/stdout is."""
+        """Return the report's path with another ending; None if the report is a device such as /dev/stdout."""
         if self.report is None or (self.report.exists() and not self.report.is_file()):
             return None
         return self.report.with_suffix(ending)
 
     def outputs(self, prefix: str) -> dict[str, Path | None]:
-        """What each file to write is called -> where it lies."""
+        """Return the path of each output, by a name for errors."""
         return {
             f"{prefix}--output": self.report,
             f"{prefix}the table beside --output": self.beside(TABLE),
             f"{prefix}the results beside --output": self.beside(RESULTS),
             f"{prefix}--submission": self.submission,
-            f"{prefix}--judge-inputs": self.judge_inputs,
+            f"{prefix}--judge_inputs": self.judge_inputs,
         }
 
 
 def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> _Task:
     def path(option: str) -> Path | None:
-        return path_of(option, getattr(arguments, option[2:].replace("-", "_")), name, names)
+        return path_of(option, getattr(arguments, option[2:]), name, names)
 
     answers = file_of("--answers", arguments.answers, name, names, ".jsonl")
     assert answers is not None  # required
@@ -99,7 +100,7 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> _Ta
         answers,
         path("--questions"),
         path("--annotations"),
-        path("--no-image-answers"),
+        path("--no_image_answers"),
         path("--judgements"),
         arguments.limit,
         arguments.part,
@@ -110,8 +111,8 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> _Ta
         inputs,
         file_of("--output", arguments.output, name, names, ".json"),
         path("--submission"),
-        path("--submission-questions"),
-        path("--judge-inputs"),
+        path("--submission_questions"),
+        path("--judge_inputs"),
     )
 
 
@@ -129,13 +130,13 @@ def _run(arguments: argparse.Namespace) -> None:
         },
         [path for path in read if isinstance(path, Path)],
     )
-    printed = [thing for task in tasks for thing in _do(task)]
+    printed = [thing for task in tasks for thing in _write_files(task)]
     for thing in printed:
         Console().print(thing)
 
 
-def _do(task: _Task) -> list[Any]:
-    """Writes a benchmark's files; returns what there is to print."""
+def _write_files(task: _Task) -> list[Any]:
+    """Write a benchmark's files and return what to print."""
     if task.judge_inputs is not None:
         return [_write_judge_inputs(task, task.judge_inputs)]
     printed: list[Any] = []
@@ -154,14 +155,14 @@ def _do(task: _Task) -> list[Any]:
 
 
 def _check_options(task: _Task) -> None:
-    """Refuses what the benchmark has not, before anything is read."""
+    """Refuse options that the benchmark does not support, before anything is read."""
     for option, part, given, available in (
-        ("--judge-inputs", "judge", task.judge_inputs, task.benchmark.judge_inputs),
+        ("--judge_inputs", "judge", task.judge_inputs, task.benchmark.judge_inputs),
         ("--judgements", "judge", task.inputs.judgements, task.benchmark.judge_inputs),
         ("--submission", "server", task.submission, task.benchmark.write_submission),
     ):
         if given is not None and available is None:
-            raise UserError(f"{task.name} has no {part}; leave out {option}.")
+            raise UserError(f"{task.name} has no {part}. Leave out {option}.")
 
 
 def _write_judge_inputs(task: _Task, output: Path) -> str:
@@ -180,24 +181,23 @@ def _write_submission(task: _Task, output: Path) -> str:
     if len(questions) < len(part.questions) and task.submission_questions is None:
         raise UserError(
             f"The server takes answers to all {len(part.questions)} questions, but --limit or --part leaves "
-            f"{len(questions)}. Leave it out, or submit the rest as empty answers with --submission-questions."
+            f"{len(questions)}. Leave out the option, or submit empty answers for the rest with --submission_questions."
         )
     if task.submission_questions is not None:
         file = task.submission_questions
         given = {str(question.id): text for question, text in zip(questions, texts, strict=True)}
         questions = task.benchmark.load_questions(file, None)
-        strangers = given.keys() - {str(question.id) for question in questions}
-        if strangers:
-            raise UserError(f"{file} lacks {len(strangers)} of the questions that were asked, e.g. {min(strangers)!r}.")
+        unknown = given.keys() - {str(question.id) for question in questions}
+        if unknown:
+            raise UserError(f"{file} lacks {len(unknown)} of the questions that were asked, e.g. {min(unknown)!r}.")
         texts = [given.get(str(question.id), "") for question in questions]
     task.benchmark.write_submission(file, questions, texts, output)
     return f"{len(texts)} answers for the server: {output}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-    return exit_with_sentence(lambda: _run(arguments))
+    """Run the command and return its exit status."""
+    return build_parser().run(_run, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A report as tables: for a terminal, and as Markdown."""
+"""Reports as tables, in Markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table  # tables in Markdown do without it
+    from rich.table import Table  # Markdown tables do not need rich
 
 
 def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The report as rows of text, the first one the heading: score, questions, value, interval, each floor."""
+    """Return the report as rows of text, the heading first: score, questions, value, interval, each floor."""
     counts, intervals = _flatten(report["counts"]), _flatten(report["confidence_95"])
     floors = {name: _flatten(values) for name, values in report["floors"].items()}
     heading = ["score", "questions", "model" if report["image"] else "model without images", "95% interval"]
@@ -25,7 +25,7 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def published_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Published scores and ours among them, by visual tokens, as rows of text; empty where there are none."""
+    """Return our score and the published ones as rows of text, the heading first; empty if there are none."""
     published = report["published"]
     if published is None or published["ours"] is None:
         return []
@@ -51,12 +51,12 @@ def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: float, scale: str) -> str:
-    """Shares as percentages; scores on a scale of their own as they are."""
+    """Format shares as percentages, and scores on their own scale as they are."""
     return f"{value:.2%}" if scale == "share" else f"{value:.2f}"
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """The report as Markdown tables under its protocol line."""
+    """Return the report as Markdown tables under its protocol line."""
     parts = [f"{report['protocol']}.\n", markdown_table(table_rows(report))]
     published = published_rows(report)
     if published:
@@ -68,14 +68,14 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the first one the heading, as a table in Markdown; all columns but the first stand to the right."""
+    """Return rows of text, the heading first, as a Markdown table. All columns but the first are right-aligned."""
     heading, *body = rows
     ruler = ["---", *["---:"] * (len(heading) - 1)]
     return "".join("| " + " | ".join(row) + " |\n" for row in (heading, ruler, *body))
 
 
 def as_tables(report: Mapping[str, Any]) -> list[Table]:
-    """The report for a terminal."""
+    """Return the report as tables for the terminal."""
     title = f"{report['benchmark']}: {report['model_id']}"
     tables = [rich_table(table_rows(report), title, report["protocol"])]
     published = published_rows(report)
@@ -86,7 +86,7 @@ def as_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def rich_table(rows: Sequence[Sequence[str]], title: str, caption: str) -> Table:
-    """The same rows for a terminal."""
+    """Return rows of text, the heading first, as a table for the terminal."""
     from rich.table import Table
 
     heading, *body = rows

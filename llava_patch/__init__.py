@@ -1,6 +1,6 @@
-"""SparseFormer vision towers for haotian-liu/LLaVA, which stays unmodified: `--vision_tower sparseformer-clip-l`.
+"""SparseFormer vision towers for an unmodified haotian-liu/LLaVA: `--vision_tower sparseformer-clip-l`.
 
-This module needs the standard library only: a `.pth` file imports it when Python starts (`sparse-vlm llava enable`).
+This module only needs the standard library: a `.pth` file imports it when Python starts (`sparse-vlm llava enable`).
 """
 
 import sys
@@ -12,10 +12,10 @@ __all__ = ["install", "install_before_llava", "uninstall"]
 
 
 def install() -> None:
-    """Teaches LLaVA the names `sparseformer-…` and `sparseformer:…`, and runs it on today's transformers.
+    """Make LLaVA accept the towers `sparseformer-…` and `sparseformer:…`, and run on recent versions of transformers.
 
-    What is imported already is patched at once, the rest right after its import; other towers stay LLaVA's own.
-    Calling it again does nothing.
+    Modules that are imported already are patched immediately, others right after their import. LLaVA's own towers are
+    not affected. Idempotent.
     """
     from llava_patch.patches import install
 
@@ -23,7 +23,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Takes back what `install` did; towers that exist already go on working."""
+    """Undo `install`. Existing towers continue to work."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _BeforeLlava)]
     if "llava_patch.patches" in sys.modules:
         from llava_patch.patches import uninstall
@@ -32,7 +32,7 @@ def uninstall() -> None:
 
 
 def install_before_llava() -> None:
-    """Calls `install` as soon as somebody imports llava: a Python that never does pays nothing for it."""
+    """Call `install` when llava is imported. A program that does not import it is not slowed down."""
     if "llava" in sys.modules:
         install()
     elif not any(isinstance(finder, _BeforeLlava) for finder in sys.meta_path):
@@ -40,7 +40,7 @@ def install_before_llava() -> None:
 
 
 class _BeforeLlava(MetaPathFinder):
-    """Finds nothing; sees that llava is asked for."""
+    """A finder that finds nothing, but notices the import of llava."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         if fullname == "llava":

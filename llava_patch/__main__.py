@@ -1,6 +1,9 @@
-"""`python -m llava_patch [--cpu] MODULE ARGS…`: runs a module of LLaVA as a script, with our towers.
+"""Run a module of LLaVA as a script, with SparseFormer towers: `python -m llava_patch [--cpu] MODULE ARGS…`.
 
-Also behind a launcher: `deepspeed --module llava_patch llava.train.train_mem ARGS…`, `torchrun -m llava_patch …`.
+It also works with a launcher:
+
+    deepspeed --module llava_patch llava.train.train_mem ARGS…
+    torchrun -m llava_patch llava.train.train ARGS…
 """
 
 import runpy
@@ -15,27 +18,22 @@ USAGE = "python -m llava_patch [--cpu] MODULE ARGS…, e.g. python -m llava_patc
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[bool, str, list[str]]:
-    """(whether --cpu is given, MODULE, its arguments). deepspeed puts --local_rank=N before MODULE: it goes behind it.
+    """Split the command line into --cpu (True if given), MODULE and its arguments.
 
-    Raises:
-        UserError: there is no MODULE.
+    deepspeed inserts --local_rank=N before MODULE; it is passed on to MODULE.
     """
     place = next((i for i, argument in enumerate(arguments) if not argument.startswith("-")), None)
     if place is None:
-        raise UserError(f"No module is named. Usage: {USAGE}")
+        raise UserError(f"MODULE is missing. Usage: {USAGE}")
     before, module, after = arguments[:place], arguments[place], arguments[place + 1 :]
     return "--cpu" in before, module, [argument for argument in before if argument != "--cpu"] + list(after)
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs MODULE as `__main__`, patched.
-
-    Raises:
-        UserError: no MODULE, or LLaVA is not installed.
-    """
+    """Run MODULE as `__main__` after patching LLaVA."""
     cpu, module, rest = split_arguments(arguments)
     if find_spec("llava") is None:
-        raise UserError("LLaVA is not installed here: pip install --no-deps llava-torch==1.2.2.post1")
+        raise UserError("LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1")
     llava_patch.install()
     if cpu:
         from llava_patch.cpu import cuda_is_cpu

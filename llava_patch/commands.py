@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
 
 def _enable(arguments: argparse.Namespace) -> None:
     print(f"Enabled: {startup.enable()}")
-    print(f"Off for one run: {startup.OFF_SWITCH}=0 in the environment; for good: sparse-vlm llava disable")
+    print(f"To switch it off, set {startup.OFF_SWITCH}=0 for one run, or run sparse-vlm llava disable.")
 
 
 def _disable(arguments: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def describe() -> str:
-    """The text of `sparse-vlm llava status`; imports LLaVA, if there is one, to see what it needs."""
+    """Describe the installation. If LLaVA is installed, it is imported to find out which shims are in effect."""
     enabled = startup.startup_file().exists()
     switch = f" (switched off by {startup.OFF_SWITCH}=0)" if os.environ.get(startup.OFF_SWITCH) == "0" else ""
     lines = [
@@ -60,7 +60,7 @@ def describe() -> str:
     ]
     llava = find_spec("llava")
     if llava is None:
-        return "\n".join([*lines, "LLaVA is not installed here: pip install --no-deps llava-torch==" + TESTED])
+        return "\n".join([*lines, "LLaVA is not installed: pip install --no-deps llava-torch==" + TESTED])
     assert llava.origin is not None
     folder = Path(llava.origin).parent
     lines += [f"llava         {_llava_version(folder)} (tested: {TESTED})", f"imported from {folder}"]
@@ -76,7 +76,7 @@ def describe() -> str:
 
 
 def _llava_version(folder: Path) -> str:
-    """The version of the LLaVA in `folder`: a clone on PYTHONPATH comes before what is installed."""
+    """Version of the LLaVA in `folder`: a clone on PYTHONPATH precedes an installed package."""
     for name in ("llava-torch", "llava"):
         with suppress(importlib.metadata.PackageNotFoundError):
             installed = importlib.metadata.distribution(name)
@@ -93,9 +93,9 @@ def _version(package: str) -> str:
 
 
 def _import(module: str) -> str:
-    """Imports a module of LLaVA; the sentence about it if that fails, else nothing."""
+    """Import a module of LLaVA; return an error message if that fails, otherwise ""."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever LLaVA's own imports raise is what the user wants to read
+    except Exception as error:  # any error of LLaVA's imports is worth reporting
         return f"cannot import {module}: {type(error).__name__}: {error}"
     return ""

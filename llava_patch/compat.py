@@ -1,6 +1,6 @@
-"""Shims with which LLaVA 1.2.2, written for transformers 4.36, runs on the versions that came after it.
+"""Shims that let LLaVA 1.2.2, written for transformers 4.36, run on later versions.
 
-Each replaces one attribute of a module right after that module's import, and only where it is needed.
+Each shim replaces one attribute of a module right after the module's import, and only if it is needed.
 """
 
 import functools
@@ -9,21 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MISSING = object()  # what stands for an attribute that a module no longer has
+MISSING = object()  # stands for an attribute that a module no longer has
 Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of a module, replaced.
+    """Replacement of one attribute of a module.
 
     Attributes:
-        module: dotted name; the patch is made right after its import.
-        attribute: what is replaced, dotted below the module, e.g. "LLaVATrainer.__init__".
-        replace: the original (or MISSING) -> the replacement.
-        needed: the original (or MISSING) -> whether to replace it here.
-        serves: for which versions, for people.
-        purpose: what goes wrong without it, for people.
+        module: dotted name of the module; the patch is applied right after its import.
+        attribute: replaced attribute, dotted below the module, e.g. "LLaVATrainer.__init__".
+        replace: function original (or MISSING) -> replacement.
+        needed: function original (or MISSING) -> True if it must be replaced.
+        serves: versions that need the patch, for display.
+        purpose: problem that the patch solves, for display.
     """
 
     module: str
@@ -34,7 +34,7 @@ class Patch:
     purpose: str
 
 
-# Arguments that generate() hands to forward() in later versions; LLaVA's forward takes none it does not know.
+# Arguments that generate() passes to forward() in later versions, and that LLaVA's forward does not accept.
 GENERATION_ARGUMENTS = ("cache_position", "logits_to_keep", "num_logits_to_keep")
 
 
@@ -120,8 +120,8 @@ def _allowing_numpys_state(load_rng_state: Function) -> Function:
         import numpy as np
         import torch
 
-        # what numpy's random state is pickled from, and nothing else
-        reconstruct: Any = np.zeros(0).__reduce__()[0]  # its module's name differs between versions of numpy
+        # only the types in a pickle of numpy's random state
+        reconstruct: Any = np.zeros(0).__reduce__()[0]  # the name of its module depends on the version of numpy
         harmless: list[Any] = [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
         with torch.serialization.safe_globals(harmless):
             load_rng_state(self, checkpoint)
@@ -135,12 +135,12 @@ def _torch_refuses_numpys_state(load_rng_state: Function) -> bool:
     return hasattr(torch.serialization, "safe_globals") and "safe_globals" not in inspect.getsource(load_rng_state)
 
 
-# What LLaVA's models keep in full precision, as its own training does the projector.
+# Modules of LLaVA that are not quantised; its own training excludes the projector too.
 WHOLE = ["(.*\\.)?vision_tower", "(.*\\.)?mm_projector", "lm_head"]
 
 
 def _with_bits_as_settings(from_pretrained: Any) -> Any:
-    inherited = from_pretrained.__func__  # of a classmethod
+    inherited = from_pretrained.__func__  # it is a classmethod
 
     @functools.wraps(inherited)
     def opening(cls: type, *args: Any, load_in_4bit: bool = False, load_in_8bit: bool = False, **kwargs: Any) -> Any:
@@ -167,67 +167,51 @@ def _bits_are_no_arguments(from_pretrained: Any) -> bool:
     return "load_in_4bit" not in inspect.getsource(from_pretrained.__func__)
 
 
+def _in_both_families(
+    method: str, replace: Callable[[Any], Any], needed: Callable[[Any], bool], serves: str, purpose: str
+) -> list[Patch]:
+    """Patches of a method in LLaVA's Llama and Mistral."""
+    return [
+        Patch(
+            f"llava.model.language_model.llava_{family.lower()}",
+            f"Llava{family}ForCausalLM.{method}",
+            replace,
+            needed,
+            serves,
+            purpose,
+        )
+        for family in ("Llama", "Mistral")
+    ]
+
+
+TRAINER = "llava.train.llava_trainer"
 SHIMS = [
-    *(
-        Patch(
-            module=f"llava.model.language_model.llava_{family.lower()}",
-            attribute=f"Llava{family}ForCausalLM.from_pretrained",
-            replace=_with_bits_as_settings,
-            needed=_bits_are_no_arguments,
-            serves="transformers >= 5.0",
-            purpose="load_in_4bit and load_in_8bit are no arguments of from_pretrained any more",
-        )
-        for family in ("Llama", "Mistral")
+    *_in_both_families(
+        "from_pretrained", _with_bits_as_settings, _bits_are_no_arguments, "transformers >= 5.0",
+        "load_in_4bit and load_in_8bit are no longer arguments of from_pretrained",
     ),
-    *(
-        Patch(
-            module=f"llava.model.language_model.llava_{family.lower()}",
-            attribute=f"Llava{family}ForCausalLM.forward",
-            replace=_dropping_generation_arguments,
-            needed=_generation_passes_more,
-            serves="transformers >= 4.38",
-            purpose="generate() passes arguments that LLaVA's forward does not take",
-        )
-        for family in ("Llama", "Mistral")
+    *_in_both_families(
+        "forward", _dropping_generation_arguments, _generation_passes_more, "transformers >= 4.38",
+        "generate() passes arguments that LLaVA's forward does not accept",
     ),
     Patch(
-        module="transformers.trainer",
-        attribute="ALL_LAYERNORM_LAYERS",
-        replace=_layer_norms,
-        needed=lambda original: original is MISSING,
-        serves="transformers >= 4.54",
-        purpose="llava.train.llava_trainer imports a name that is gone",
+        "transformers.trainer", "ALL_LAYERNORM_LAYERS", _layer_norms, lambda original: original is MISSING,
+        "transformers >= 4.54", "llava.train.llava_trainer imports a name that was removed",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer._get_train_sampler",
-        replace=_taking_a_dataset,
-        needed=_trainer_passes_a_dataset,
-        serves="transformers >= 4.52",
-        purpose="the Trainer passes the dataset to a method that takes none",
+        TRAINER, "LLaVATrainer._get_train_sampler", _taking_a_dataset, _trainer_passes_a_dataset,
+        "transformers >= 4.52", "the Trainer passes the dataset to a method that does not accept it",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer.__init__",
-        replace=_with_processing_class,
-        needed=_trainer_takes_no_tokenizer,
-        serves="transformers >= 5.0",
-        purpose="the Trainer's argument tokenizer is called processing_class",
+        TRAINER, "LLaVATrainer.__init__", _with_processing_class, _trainer_takes_no_tokenizer,
+        "transformers >= 5.0", "the Trainer's argument tokenizer was renamed to processing_class",
     ),
     Patch(
-        module="llava.train.llava_trainer",
-        attribute="LLaVATrainer._save_checkpoint",
-        replace=_saving_without_metrics,
-        needed=_trainer_saves_without_metrics,
-        serves="transformers >= 4.46",
-        purpose="the Trainer's method takes no metrics",
+        TRAINER, "LLaVATrainer._save_checkpoint", _saving_without_metrics, _trainer_saves_without_metrics,
+        "transformers >= 4.46", "the Trainer's method no longer accepts metrics",
     ),
     Patch(
-        module="transformers.trainer",
-        attribute="Trainer._load_rng_state",
-        replace=_allowing_numpys_state,
-        needed=_torch_refuses_numpys_state,
-        serves="transformers < 4.48 with torch >= 2.6",
-        purpose="resuming stops: torch does not unpickle numpy's random state",
+        "transformers.trainer", "Trainer._load_rng_state", _allowing_numpys_state, _torch_refuses_numpys_state,
+        "transformers < 4.48 with torch >= 2.6", "resuming fails, as torch refuses to unpickle numpy's random state",
     ),
-]
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`--cpu`: for LLaVA's scripts that have 'cuda' written in their code, on a machine without it."""
+"""`--cpu`: run LLaVA's scripts, which hard-code 'cuda', on a machine without CUDA."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CudaIsCpu(TorchFunctionMode):
-    """While it is entered, a device 'cuda' in a call of torch means the CPU."""
+    """Context in which the device 'cuda' in a call of torch means the CPU."""
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -26,6 +26,6 @@ def _here(value: Any) -> Any:
 
 
 def cuda_is_cpu() -> None:
-    """Enters `CudaIsCpu` for the rest of the process, and makes torch.cuda.synchronize do nothing."""
+    """Enter `CudaIsCpu` for the rest of the process, and make torch.cuda.synchronize do nothing."""
     CudaIsCpu().__enter__()
-    torch.cuda.synchronize = lambda device=None: None  # a CPU has nothing to wait for
+    torch.cuda.synchronize = lambda device=None: None  # nothing to synchronise on a CPU

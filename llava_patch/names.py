@@ -1,8 +1,8 @@
-"""What stands behind `--vision_tower`: a name, and options that LLaVA keeps with it in a checkpoint's config.json."""
+"""Parsing of `--vision_tower`: a name with options, which LLaVA saves together in the config.json of a checkpoint."""
 
 from dataclasses import dataclass
 
-from sparse_vlm.encoder.canvas import ASPECTS
+from sparse_vlm.encoder.preprocessing import ASPECTS
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError, unknown_choice
 
@@ -11,7 +11,7 @@ OPTIONS = ("image_size", "weights", "aspect")
 
 
 def is_ours(name: object) -> bool:
-    """Whether a value of `--vision_tower` is for us; all others are LLaVA's own."""
+    """Check if a value of `--vision_tower` names a SparseFormer; all others are left to LLaVA."""
     return isinstance(name, str) and name.startswith((VARIANT_PREFIX, ENCODER_PREFIX))
 
 
@@ -20,12 +20,12 @@ class TowerName:
     """A parsed `--vision_tower`.
 
     Attributes:
-        variant: a row of the table of variants, or None for an encoder of one's own.
-        encoder: directory or hub id of that encoder, or None for a variant.
-        image_size: side of the picture in pixels; None: the crop that the encoder was made for.
-        weights: of a variant: a released file, an encoder directory, a hub id, or "random" (seeded); None: the
-            authors' released file.
-        aspect: "crop": the middle square; "native": the whole picture in its own aspect ratio.
+        variant: name of a variant, or None for your own encoder.
+        encoder: directory or hub id of your own encoder, or None for a variant.
+        image_size: side of the image in pixels; None for the crop of the encoder's preprocessing.
+        weights: weights of a variant: a released file, an encoder directory, a hub id, or "random" (seeded); None for
+            the authors' released file.
+        aspect: "crop" for the central square; "native" for the whole image in its own aspect ratio.
     """
 
     variant: str | None
@@ -36,15 +36,10 @@ class TowerName:
 
 
 def parse_tower_name(name: str) -> TowerName:
-    """E.g. "sparseformer-clip-l?image_size=336&weights=PATH" or "sparseformer:PATH_OR_ID?aspect=native".
-
-    Raises:
-        UserError: unknown variant or option (the nearest are named), an option given twice or without a value, or a
-            value out of range.
-    """
+    """Parse e.g. "sparseformer-clip-l?image_size=336&weights=PATH" or "sparseformer:PATH_OR_ID?aspect=native"."""
     source, mark, query = name.partition("?")
     if mark and not query:
-        raise UserError(f"The vision tower {name!r} names options behind '?', but there are none.")
+        raise UserError(f"The vision tower {name!r} has no options after the '?'.")
     options = _options(name, query)
     image_size = _image_size(name, options["image_size"]) if "image_size" in options else None
     aspect = options.get("aspect", "crop")
@@ -53,9 +48,11 @@ def parse_tower_name(name: str) -> TowerName:
     if source.startswith(ENCODER_PREFIX):
         encoder = source.removeprefix(ENCODER_PREFIX)
         if not encoder:
-            raise UserError(f"The vision tower {name!r} names no encoder: write sparseformer:DIRECTORY or :HUB_ID.")
+            raise UserError(
+                f"The vision tower {name!r} does not name an encoder: write sparseformer:DIRECTORY or :HUB_ID."
+            )
         if "weights" in options:
-            raise UserError(f"The vision tower {name!r} has its weights in {encoder}; weights= belongs to a variant.")
+            raise UserError(f"The vision tower {name!r} has its weights in {encoder}: weights= is only for variants.")
         return TowerName(None, encoder, image_size, None, aspect)
     if source not in VARIANTS:
         raise unknown_choice("vision tower", source, VARIANTS)
@@ -69,14 +66,14 @@ def _options(name: str, query: str) -> dict[str, str]:
         if key not in OPTIONS:
             raise unknown_choice(f"option of the vision tower {name!r}:", key, OPTIONS)
         if key in options:
-            raise UserError(f"The vision tower {name!r} has {key} twice.")
+            raise UserError(f"The vision tower {name!r} has the option {key} twice.")
         if not value:
-            raise UserError(f"The vision tower {name!r} has {key} without a value: write {key}=VALUE.")
+            raise UserError(f"The vision tower {name!r} has the option {key} without a value: write {key}=VALUE.")
         options[key] = value
     return options
 
 
 def _image_size(name: str, text: str) -> int:
     if not text.isdecimal() or not 16 <= int(text) <= 8192:
-        raise UserError(f"The vision tower {name!r} has image_size={text}: a whole number from 16 to 8192 is needed.")
+        raise UserError(f"The vision tower {name!r} has image_size={text}: it must be a whole number from 16 to 8192.")
     return int(text)

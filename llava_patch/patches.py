@@ -1,4 +1,4 @@
-"""What is changed in LLaVA, when, and how it is taken back."""
+"""Patches of LLaVA: towers and shims, how they are applied after imports, and how they are undone."""
 
 import functools
 import inspect
@@ -46,25 +46,25 @@ def _always(original: object) -> bool:
 
 
 TOWERS = [
-    Patch(BUILDER, "build_vision_tower", _with_our_towers, _always, "all", "builds our towers, and LLaVA's own"),
-    Patch(ARCH, "build_vision_tower", _with_our_towers, _always, "all", "the same function, held by name"),
+    Patch(BUILDER, "build_vision_tower", _with_our_towers, _always, "all", "builds SparseFormer towers too"),
+    Patch(ARCH, "build_vision_tower", _with_our_towers, _always, "all", "the same function, imported by name"),
     Patch(
         ARCH,
         "LlavaMetaModel.initialize_vision_modules",
         _recording_the_encoder,
         _always,
         "all",
-        "writes the encoder's numbers into the checkpoint's config.json",
+        "writes the encoder's configuration into the checkpoint's config.json",
     ),
 ]
 
-# State of the process, as what is patched is: what gives up waiting; the original and the replacement of each patch.
+# State of the process, like the patched modules: functions that cancel waiting; original and replacement of each patch.
 _waiting: list[Callable[[], None]] = []
 _made: dict[Patch, tuple[Any, Any]] = {}
 
 
 def install() -> None:
-    """See `llava_patch.install`. Modules of other packages are left alone until LLaVA is imported."""
+    """See `llava_patch.install`. Modules of other packages are not patched until LLaVA is imported."""
     if _waiting:
         return
     for patch in (*TOWERS, *SHIMS):
@@ -93,14 +93,14 @@ def uninstall() -> None:
 
 
 def is_made(patch: Patch) -> bool:
-    """Whether a patch is in effect in this process."""
+    """Check if a patch is in effect in this process."""
     return patch in _made
 
 
 def _make(patch: Patch) -> None:
     owner, name = _owner(patch)
-    found = inspect.getattr_static(owner, name, MISSING)  # a classmethod as such, not bound
-    # llava_arch imports the builder's function by name, mostly after it has been replaced.
+    found = inspect.getattr_static(owner, name, MISSING)  # a classmethod itself, not bound
+    # llava_arch imports the builder's function by name, usually after it has been replaced.
     original = next((original for original, replacement in _made.values() if replacement is found), found)
     if patch not in _made and patch.needed(original):
         replacement = patch.replace(original)
@@ -109,6 +109,6 @@ def _make(patch: Patch) -> None:
 
 
 def _owner(patch: Patch) -> tuple[Any, str]:
-    """The object that has the attribute, and the attribute's own name."""
+    """Object that owns the attribute, and the last part of the attribute's name."""
     *path, name = patch.attribute.split(".")
     return functools.reduce(getattr, path, sys.modules[patch.module]), name

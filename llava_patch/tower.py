@@ -1,4 +1,4 @@
-"""The vision tower: a SparseFormer behind the interface of LLaVA's CLIPVisionTower."""
+"""A SparseFormer with the interface of LLaVA's CLIPVisionTower."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +12,19 @@ from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.devices import choose_device
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import hidden_states
+from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
-RECORD = "mm_sparseformer"  # field of LLaVA's config.json: the encoder's numbers, written when training starts
+RECORD = "mm_sparseformer"  # field of LLaVA's config.json with the encoder's configuration
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """What LLaVA reads of a tower's configuration.
+    """Configuration of a tower, as LLaVA reads it.
 
     Attributes:
-        image_size: side of the pictures in pixels.
+        image_size: side of the images in pixels.
         hidden_size: channels C of a visual token.
     """
 
@@ -33,18 +33,18 @@ class TowerConfig:
 
 
 class SparseFormerTower(nn.Module):
-    """Pictures -> visual tokens float[B, n, C] of the encoder's hidden state `mm_vision_select_layer`.
+    """Images -> visual tokens float[B, n, C], the encoder's hidden state `mm_vision_select_layer`.
 
-    Weights are never loaded here when LLaVA builds a model from a checkpoint (it does so on the meta device, where they
-    would be lost), but by `load_model`: the checkpoint's own, possibly tuned, or else what the name stands for.
+    When LLaVA builds a model from a checkpoint, it does so on the meta device, where loaded weights would be lost.
+    `load_model` loads them later: the checkpoint's own, possibly tuned, or else those that the name stands for.
 
     Args:
         name: see `parse_tower_name`.
-        args: LLaVA's model configuration (reload) or its model arguments (training).
-        delay_load: whether `load_model` is called later anyway.
+        args: LLaVA's model configuration (reload) or model arguments (training).
+        delay_load: True if `load_model` is called later.
 
     Raises:
-        UserError: a name, layer, feature or way of merging that does not exist for a SparseFormer.
+        UserError: the name, layer, feature or merge type does not exist for a SparseFormer.
     """
 
     def __init__(self, name: str, args: Any, delay_load: bool = False) -> None:
@@ -70,7 +70,7 @@ class SparseFormerTower(nn.Module):
         if not -depth - 1 <= self.select_layer <= depth:
             raise UserError(
                 f"mm_vision_select_layer is {self.select_layer}, but {self.vision_tower_name} has {depth} inherited "
-                f"blocks, so {-depth - 1} to {depth}: -1 is what leaves the last block, -2 what enters it."
+                f"blocks: use {-depth - 1} to {depth}. -1 is the output of the last block, -2 its input."
             )
         if self.select_feature not in SELECT_FEATURES:
             raise unknown_choice("mm_vision_select_feature", self.select_feature, SELECT_FEATURES)
@@ -80,18 +80,18 @@ class SparseFormerTower(nn.Module):
         width = getattr(args, "mm_hidden_size", self.hidden_size)
         if isinstance(args, PretrainedConfig) and width != self.hidden_size:
             raise UserError(
-                f"The checkpoint's projector takes tokens of {width} channels (mm_hidden_size), "
-                f"{self.vision_tower_name} gives {self.hidden_size}: it was trained with another tower."
+                f"The checkpoint's projector expects tokens with {width} channels (mm_hidden_size), but "
+                f"{self.vision_tower_name} has {self.hidden_size}: it was trained with another tower."
             )
 
     def load_model(self, device_map: Any = None) -> None:
-        """Loads the weights, once; frozen, as LLaVA's towers are.
+        """Load the weights, once, and freeze them, like LLaVA's own towers.
 
         Args:
-            device_map: None: the CPU; "auto": the accelerator where there is one; a device; or {"": device}.
+            device_map: None for the CPU, "auto" for an accelerator if available, a device, or {"": device}.
 
         Raises:
-            UserError: weights that are not there, cannot be fetched, or do not fit.
+            UserError: the weights are missing, cannot be downloaded, or do not match the configuration.
         """
         if self.is_loaded:
             return
@@ -108,7 +108,7 @@ class SparseFormerTower(nn.Module):
         self.is_loaded = True
 
     def _check_numbers(self, config: SparseFormerConfig) -> None:
-        """A checkpoint's projector and language model know the tokens that they were trained with."""
+        """Raise a UserError if the encoder differs from the one that the checkpoint was trained with."""
         found, expected = config.to_dict(), self.encoder_config.to_dict()
         differences = [
             f"{part}.{name} was {value}, is {found[part][name]}"
@@ -118,20 +118,21 @@ class SparseFormerTower(nn.Module):
         ]
         if differences:
             raise UserError(
-                f"The checkpoint was trained with another encoder than {self.vision_tower_name} is now "
-                f"({', '.join(differences)}). Put the old encoder back, or train again."
+                f"The checkpoint was trained with another encoder than the current {self.vision_tower_name} "
+                f"({', '.join(differences)}). Restore the old encoder, or train again."
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # LLaVA's LoRA reload loads what was trained beside the adapters, a tuned tower included, before load_model.
+        # LLaVA's LoRA reload loads everything that was trained next to the adapters, including a tuned tower, before
+        # load_model.
         if not self.is_loaded and any(key.startswith(f"{prefix}vision_tower.") for key in state_dict):
             self.load_model(device_map="auto")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """float[B, 3, H, W] -> float[B, n, C]; a list of float[3, H, W] -> a list of float[1, n, C]; dtypes stay.
+        """Images float[B, 3, H, W] -> float[B, n, C]; a list of float[3, H, W] -> a list of float[1, n, C].
 
-        Gradients flow where the tower's parameters require them.
+        The output has the dtype of the images. Gradients are computed if parameters of the tower require them.
         """
         if isinstance(images, list):
             return [self._encode(image[None]) for image in images]
@@ -145,7 +146,7 @@ class SparseFormerTower(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         encoder: SparseFormer = self.vision_tower
-        (tokens,) = hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
+        (tokens,) = select_hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
         latent, prefix = tokens[:, encoder.num_prefix_tokens :], encoder.num_prefix_tokens - encoder.num_register_tokens
         return latent if self.select_feature == "patch" else torch.cat([tokens[:, :prefix], latent], dim=1)
 
@@ -156,17 +157,17 @@ class SparseFormerTower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the pictures inside; coordinates are float32 whatever it is."""
+        """Dtype of the weights, except those that compute coordinates, which are float32."""
         return self.vision_tower.stem.conv.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.vision_tower.stem.conv.weight.device
 
     @property
     def config(self) -> TowerConfig:
-        """Readable before the weights are loaded."""
+        """Configuration of the tower, available before the weights are loaded."""
         return TowerConfig(self.image_processor.crop_size["height"], self.hidden_size)
 
     @property
@@ -176,20 +177,16 @@ class SparseFormerTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Latent tokens n, whatever the picture's size."""
+        """Number of latent tokens n, for any image size."""
         return self.encoder_config.focus.tokens
 
     @property
     def num_patches_per_side(self) -> int:
-        """There is none.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"num_patches_per_side was asked for: {self._no_grid()}")
+        """Raise a UserError: latent tokens have no grid."""
+        raise UserError(f"num_patches_per_side does not exist: {self._no_grid()}")
 
     def _no_grid(self) -> str:
         return (
-            f"the {self.num_patches} tokens of {self.vision_tower_name} lie on no grid, so they cannot be merged "
-            "spatially; use --mm_patch_merge_type flat (and a larger image_size instead of anyres tiles)."
+            f"the {self.num_patches} tokens of {self.vision_tower_name} have no grid and cannot be merged spatially. "
+            "Use --mm_patch_merge_type flat, and a larger image_size instead of anyres tiles."
         )

@@ -1,4 +1,4 @@
-"""Where a tower's numbers and weights come from: a checkpoint of LLaVA, a directory, the hub, a release, a seed."""
+"""Configuration and weights of a tower: from a checkpoint of LLaVA, a directory, the hub, a release, or a seed."""
 
 import json
 import re
@@ -13,22 +13,17 @@ from torch import Tensor
 from llava_patch.names import TowerName
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
 from sparse_vlm.encoder.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_config, load_strictly
-from sparse_vlm.encoder.released import fetch_released
-from sparse_vlm.encoder.variants import variant_config
+from sparse_vlm.encoder.variants import fetch_released, variant_config
 from sparse_vlm.errors import UserError, one_line
 
 SEED = 0
-# model.vision_tower is the tower, and its vision_tower the encoder, as in LLaVA's own CLIP tower.
+# model.vision_tower is the tower, and its vision_tower is the encoder, as in LLaVA's own CLIP tower.
 TOWER_KEY = re.compile(r"(?:^|\.)vision_tower\.vision_tower\.(.+)$")
 CHECKPOINT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def encoder_config(name: TowerName) -> SparseFormerConfig:
-    """The numbers of a tower's encoder, without its weights.
-
-    Raises:
-        UserError: there is no such encoder, or it cannot be fetched.
-    """
+    """Return the configuration of a tower's encoder."""
     if name.variant is not None:
         return variant_config(name.variant)
     assert name.encoder is not None
@@ -36,10 +31,10 @@ def encoder_config(name: TowerName) -> SparseFormerConfig:
 
 
 def open_encoder(name: TowerName) -> SparseFormer:
-    """The encoder that a tower's name stands for.
+    """Open the encoder that a tower's name stands for.
 
     Raises:
-        UserError: weights that are not there, cannot be fetched, or are of another variant.
+        UserError: the weights are missing, cannot be downloaded, or belong to another variant.
     """
     if name.variant is None:
         assert name.encoder is not None
@@ -58,14 +53,11 @@ def open_encoder(name: TowerName) -> SparseFormer:
 
 
 def encoder_from_checkpoint(checkpoint: str, config: SparseFormerConfig) -> SparseFormer | None:
-    """The tower's weights as a checkpoint of LLaVA holds them, tuned or not; None where it holds none.
+    """Open the encoder with the weights in a checkpoint of LLaVA, tuned or not; None if it does not contain any.
 
     Args:
-        checkpoint: directory, or hub id that has been fetched already: LLaVA opens its own part first.
-        config: the encoder's numbers.
-
-    Raises:
-        UserError: the checkpoint holds a tower of other numbers.
+        checkpoint: directory, or hub id that has been downloaded already, because LLaVA opens its own part first.
+        config: configuration of the encoder.
     """
     weights = _tower_weights(checkpoint)
     if not weights:
@@ -81,11 +73,11 @@ def _directory(source: str, files: list[str]) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=files))
     except HFValidationError as error:
-        raise UserError(f"There is no directory {source}, and no repository of the hub has such a name.") from error
+        raise UserError(f"{source} is neither a directory nor a valid name of a repository on the hub.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{source} is no directory here, and it cannot be fetched from the hub ({one_line(error)}). "
-            "Without a network name a directory of `SparseFormer.save_pretrained`."
+            f"{source} is not a directory, and cannot be downloaded from the hub ({one_line(error)}). "
+            "Without a network, name a directory written by `SparseFormer.save_pretrained`."
         ) from error
 
 
@@ -95,8 +87,8 @@ def _check_variant(config: SparseFormerConfig, name: TowerName) -> None:
     for part in ("stem", "focus", "cortex"):
         if getattr(config, part) != getattr(wanted, part):
             raise UserError(
-                f"{name.weights} holds another encoder than {name.variant} (its {part} differs): "
-                f"name it sparseformer:{name.weights}."
+                f"{name.weights} is not a {name.variant}, because its {part} differs: write "
+                f"sparseformer:{name.weights}."
             )
 
 
@@ -106,7 +98,7 @@ def _tower_weights(checkpoint: str) -> dict[str, Tensor]:
         try:
             directory = Path(snapshot_download(checkpoint, local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
-            return {}  # no checkpoint of LLaVA's has been opened: a configuration alone
+            return {}  # only a configuration, not a checkpoint of LLaVA
     weights: dict[str, Tensor] = {}
     for file in _weight_files(directory):
         weights |= _read_tower(file)

@@ -5,21 +5,22 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Bad input. Its message is a full sentence; entry points print it without a traceback."""
+    """Bad input. The message is a full sentence, which commands print without a traceback."""
 
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | None = None) -> UserError:
-    """The error for a name that is not among `choices`: names the nearest ones, and all unless they are many.
+    """Return the error for a name that is not among `choices`. It lists the nearest names, and all if they are few.
 
     Args:
         kind: what the name stands for, e.g. "encoder variant".
         name: the offending value.
-        choices: every valid value.
-        meant: the one that `name` means, where spelling does not tell; ignored if it is not among them.
+        choices: all valid values.
+        meant: the choice to suggest where spelling does not tell. Ignored if it is not a choice.
     """
     known = sorted(choices)
     near = [meant] if meant in known else difflib.get_close_matches(name, known, n=3, cutoff=0.4)
@@ -30,17 +31,47 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | No
     return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
 
 
+def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
+    """Check that `name` is among `choices`; see `unknown_choice` for the arguments and the error."""
+    known = list(choices)
+    if name not in known:
+        raise unknown_choice(kind, name, known)
+
+
+@contextmanager
+def error_context(place: str) -> Iterator[None]:
+    """Prefix the UserErrors of a block with the place where they occurred, e.g. "Sample 7"."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+@contextmanager
+def optional_import(feature: str, extra: str) -> Iterator[None]:
+    """Turn a failed import into an error that says which extra to install.
+
+    Args:
+        feature: what needs the package, as the subject of a sentence, e.g. "ONNX export".
+        extra: the extra of sparse-vlm that installs the package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{feature} needs {error.name}: pip install 'sparse-vlm[{extra}]'.") from error
+
+
 def some_of(names: Iterable[str]) -> str:
-    """Names for a sentence, at most 10 of them, and how many more there are; "(none)" of none."""
+    """Join at most 10 names for a sentence and say how many more there are; "(none)" if there are none."""
     known = list(names)
     rest = f" and {len(known) - 10} more" if len(known) > 10 else ""
     return f"{', '.join(known[:10])}{rest}" if known else "(none)"
 
 
 def one_line(error: Exception) -> str:
-    """The message of another library's error on one line, cut where it goes on and on.
+    """Return the message of another library's error on one line, cut after 500 characters.
 
-    A message of one word, as a KeyError's, says nothing without the error's kind.
+    A message of a single word, such as a KeyError's, is preceded by the error's type.
     """
     kind, text = type(error).__name__, " ".join(str(error).split())
     if " " not in text:
@@ -49,15 +80,15 @@ def one_line(error: Exception) -> str:
 
 
 def exit_with_sentence(main: Callable[[], int | None]) -> int:
-    """Run an entry point and return its exit status.
+    """Run a command and return its exit status.
 
-    A UserError, or an OSError that names a file, prints one line to stderr and gives 2. Ctrl-C gives 130 and a closed
-    pipe 141, as in a shell, both without a word. Standard output on a full disk gives a line and 2.
+    A UserError, or an OSError that names a file, prints one line to stderr and returns 2; so does standard output on a
+    full disk. Ctrl-C returns 130 and a closed pipe 141, as in a shell, and neither prints anything.
     """
     try:
         status = main() or 0
         if sys.stdout is not None:
-            sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+            sys.stdout.flush()  # detect a closed pipe here, not while the interpreter shuts down
         return status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -65,8 +96,8 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
         _silence()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.filename is not None:  # pathlib raises these where one merely asks whether a file exists
-            print(f"error: {one_line(error)}. Check the path, and who may read or write there.", file=sys.stderr)
+        if error.filename is not None:  # pathlib raises these even from Path.exists()
+            print(f"error: {one_line(error)}. Check the path and its permissions.", file=sys.stderr)
             return 2
         if error.errno != errno.ENOSPC:
             raise
@@ -74,12 +105,12 @@ def exit_with_sentence(main: Callable[[], int | None]) -> int:
         print(f"error: Cannot print: {error.strerror}.", file=sys.stderr)
         return 2
     except UserError as error:
-        # that of a data loader's worker process comes with torch's words and the worker's traceback before its own
+        # torch puts the traceback of a data loader's worker process before the message
         sentence = str(error).rpartition(f"{UserError.__name__}: ")[2].strip()
         print(f"error: {sentence}", file=sys.stderr)
         return 2
 
 
 def _silence() -> None:
-    """Close standard output for good: the interpreter flushes it once more at its end."""
+    """Redirect standard output to nowhere, because the interpreter flushes it once more when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Atomic outputs: a file or directory is there whole or not at all."""
+"""Read and write files. Outputs are atomic: a file or directory appears complete or not at all."""
 
 import ctypes
 import errno
@@ -17,18 +17,14 @@ from sparse_vlm.errors import UserError, one_line
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path`, atomically.
-
-    Raises:
-        UserError: `path` cannot be written, e.g. because the disk is full.
-    """
+    """Write `text` to `path` in UTF-8, atomically."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """For a block that writes: an OSError becomes a UserError that says what could not be written, and why."""
+    """Turn an OSError of the block into a UserError that says why `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -37,12 +33,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yields the name of a temporary sibling of `path`, which takes its place when the block succeeds.
+    """Yield a temporary path beside `path`, which replaces it when the block succeeds.
 
-    Symbolic links are followed. A device or pipe such as /dev/stdout cannot be replaced; it is written in place.
-
-    Raises:
-        UserError: the file cannot be written, e.g. because the disk is full.
+    Symbolic links are followed. A device or pipe, such as /dev/stdout, cannot be replaced and is written in place.
     """
     with writing(path):
         target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
@@ -50,7 +43,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
             yield target
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")  # the ending chooses the format of a figure
+        temporary = target.with_name(f".{os.getpid()}.{target.name}")  # matplotlib infers the format from the suffix
         try:
             yield temporary
             _follow_umask(temporary)
@@ -60,31 +53,29 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically.
-
-    Raises:
-        UserError: it holds NaN or an infinite number, which JSON has not.
-    """
+    """Write `value` as indented JSON, atomically. NaN and infinity are errors; see `to_json`."""
     write_text(path, to_json(value, path, indent=2) + "\n")
 
 
 def to_json(value: Any, name: str | Path, indent: int | None = None) -> str:
-    """`value` as JSON in UTF-8; `name` stands for it in the error.
+    """Serialize `value` as JSON. NaN and infinity, which JSON cannot represent, are errors.
 
-    Raises:
-        UserError: it holds NaN or an infinite number, which JSON has not.
+    Args:
+        value: any JSON value.
+        name: names the value in the error.
+        indent: spaces per level; None: everything on one line.
     """
     try:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         place = ".".join(_not_finite(value) or [])
         raise UserError(
-            f"{name} is not written: {place or one_line(error)} is not a finite number, and JSON has no other."
+            f"{name} is not written: {place or one_line(error)} is not a finite number, which JSON requires."
         ) from error
 
 
 def _not_finite(value: Any) -> list[str] | None:
-    """The keys that lead to the first number that is NaN or infinite; None: there is none."""
+    """Return the keys that lead to the first number that is NaN or infinite, or None."""
     if isinstance(value, float):
         return None if math.isfinite(value) else []
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
@@ -94,32 +85,31 @@ def _not_finite(value: Any) -> list[str] | None:
     return None
 
 
-def read_object(file: str | Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: the file cannot be read, is no JSON, or holds another JSON value.
-    """
+def read_json(file: str | Path) -> Any:
+    """Read a JSON file, with or without a byte order mark."""
     try:
-        value = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}.") from error
+
+
+def read_object(file: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object."""
+    value = read_json(file)
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds no JSON object but a {type(value).__name__}.")
+        raise UserError(f"{file} must hold a JSON object, not a {type(value).__name__}.")
     return value
 
 
 def check_output(path: str | Path, *inputs: str | Path) -> None:
-    """Whether a directory may be written to `path`; for what takes long, before it begins.
+    """Check that the directory `path` can be written and does not replace an input. Call this before long work.
 
     Args:
-        path: of the directory.
-        inputs: what it is made from; one that does not exist is no file's name (e.g. a model's on the hub).
-
-    Raises:
-        UserError: `path` or a part of it is a file, it is an input or a directory above one, or cannot be created.
+        path: the output directory.
+        inputs: what the output is made from. Names that do not exist as files, such as a model's on the hub, are
+            ignored.
     """
     target = Path(path).resolve()
     for part in (target, *target.parents):
@@ -133,15 +123,12 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
 
 
 def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
-    """Check that files can be written, before long work: each can be created, and none replaces another or an input.
+    """Check that files can be created and replace neither each other nor an input. Call this before long work.
 
     Args:
-        outputs: what a file is called, e.g. "--output" -> its path; None: it is not wanted.
-        inputs: files and folders that are read; None or one that does not exist is not a file. An existing file inside
-            an input folder is taken for an input.
-
-    Raises:
-        UserError: one cannot be written, or would replace another output or an input.
+        outputs: option, e.g. "--output" -> path; None: not requested.
+        inputs: files and folders to read. None and paths that do not exist are ignored. An existing file inside an
+            input folder counts as an input.
     """
     sources = [Path(source).resolve() for source in inputs if source is not None and Path(source).exists()]
     names: dict[Path, str] = {}
@@ -162,9 +149,9 @@ def check_output_files(outputs: Mapping[str, str | Path | None], inputs: Iterabl
 
 def _check_creatable(target: Path, name: str) -> None:
     if target.is_dir():
-        raise UserError(f"Cannot write {name}: it is a directory. Add the name of a file.")
+        raise UserError(f"Cannot write {name}: it is a directory. Add a file name.")
     if target.exists() and not target.is_file():
-        return  # a device or pipe
+        return  # a device or a pipe
     folder = next(part for part in target.parents if part.exists())
     if not folder.is_dir():
         raise UserError(f"Cannot write {name}: {folder} is a file. Choose another name.")
@@ -172,21 +159,19 @@ def _check_creatable(target: Path, name: str) -> None:
 
 
 def _create_something(folder: Path) -> None:
-    """Raises OSError where nothing can be created in a folder, or, where there is none, in the next one above it."""
+    """Raise OSError if nothing can be created in `folder`, or in the nearest parent that exists."""
     with tempfile.NamedTemporaryFile(dir=next(part for part in (folder, *folder.parents) if part.exists())):
         pass
 
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary sibling of `path`, which takes its place when the block succeeds.
+    """Yield an empty temporary directory beside `path`, which replaces it when the block succeeds.
 
-    An existing directory of which each file is written anew is replaced as a whole. In another one the files take
-    their places one by one, config.json last, and what else is there stays. When the block raises, `path` is left as it
-    was. Of a symbolic link the directory behind it is meant.
-
-    Raises:
-        UserError: `path` is a file; or it holds weights that would be taken for a part of the result.
+    If the block writes every file of an existing `path` again, the directory is replaced as a whole. Otherwise the new
+    files are moved into it one by one, config.json last, and its other files stay. Weights among those are an error,
+    because they would be loaded as part of the result. If the block raises, `path` is unchanged. Symbolic links are
+    followed.
     """
     check_output(path)
     target = Path(path).resolve()
@@ -216,13 +201,13 @@ def _follow_umask(path: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> None:
-    """Exchange two directories of one file system in one step, so that both names always exist.
+    """Exchange two directories of one file system atomically.
 
-    Where the system or the file system cannot do that (other than Linux, NFS), it takes three renames, and for a
-    moment `second` does not exist.
+    Without support by the system (only Linux has it) or the file system (NFS has not), this takes three renames,
+    between which `second` briefly does not exist.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_working_directory, rename_exchange = -100, 2  # of fcntl.h and linux/fs.h
+    at_working_directory, rename_exchange = -100, 2  # from fcntl.h and linux/fs.h
     if renameat2 is not None:
         names = os.fsencode(first), os.fsencode(second)
         if not renameat2(at_working_directory, names[0], at_working_directory, names[1], rename_exchange):
@@ -239,7 +224,7 @@ def _take_places(new: Path, old: Path) -> None:
     names, there = ({file.relative_to(folder) for file in folder.rglob("*") if file.is_file()} for folder in (new, old))
     for name in sorted(there - names):
         if name.match("*.safetensors") and name.parent == Path():
-            raise UserError(f"{old} holds {name}: it would be taken for a part of the result. Choose another output.")
+            raise UserError(f"{old} holds {name}: it would be loaded as part of the result. Choose another output.")
     if there <= names and not Path.cwd().is_relative_to(old):
         exchange(new, old)
         shutil.rmtree(new)

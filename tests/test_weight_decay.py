@@ -22,7 +22,7 @@ def test_only_the_matrices_of_linear_layers_and_convolutions_decay(tiny_encoder:
     assert {"encoder.stem.conv.weight", "block.attn.qkv.weight", "encoder.cortex.trunk.head.weight"} < decayed
     assert all(name.endswith(".weight") and "norm" not in name for name in decayed)
     assert {"focus.initial_rois.weight", "focus.initial_embedding", "cortex.cls_embedding", "words.weight"} < left
-    assert {"block.ls1.gamma", "focus.repeated_unit.stage_embedding", "focus.last_unit.glance.points.base"} < left
+    assert {"block.ls1.gamma", "focus.repeated_unit.stage_embedding", "focus.last_unit.sampling.points.base"} < left
 
 
 def test_other_linear_layers_can_be_named() -> None:

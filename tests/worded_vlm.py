@@ -1,4 +1,4 @@
-"""A tiny real VLM whose answers differ between pictures, between questions and in length."""
+"""A tiny random VLM whose answers differ between images and questions, and in length."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +21,21 @@ TEMPLATE = (
 def build_worded_vlm(
     encoder_dir: Path, folder: Path, texts: Sequence[str] | None = None, template: str = TEMPLATE, width: int = 48
 ) -> Path:
-    """A directory of `build_vlm` in `folder`: a random Llama of that width, and a tokenizer made from the texts, or
-    (None) from easy-VQA's questions."""
+    """Build a VLM in `folder` and return its directory.
+
+    Args:
+        encoder_dir: directory of the encoder.
+        folder: an empty folder.
+        texts: corpus of the tokenizer; None: questions of easy-VQA.
+        template: chat template.
+        width: hidden size of the random Llama.
+    """
     texts = texts or [question.text for question in easy_vqa.load_questions("train")[:2000]]
     tokenizer = _tokenizer(texts, template)
     tokenizer.save_pretrained(folder / "llm")
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, hidden_size=width, **ends)
-    with torch.no_grad():  # so that about every third answer ends by itself
+    with torch.no_grad():  # so that about a third of the answers end before the limit
         llama.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     llama.save_pretrained(folder / "llm")
     build_vlm(encoder_dir, folder / "llm", folder / "tiny-vlm", chat_template=template)

@@ -25,7 +25,7 @@ from transformers import default_data_collator
 
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
 from sparse_vlm.bootstrap.inherit import FROZEN, NEW
-from sparse_vlm.data.images.sources import augmentation
+from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice

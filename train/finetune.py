@@ -24,9 +24,9 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.data.images.labels import LabelledImages, Labels, read_class_folders, read_label_table
 from sparse_vlm.data.images.sets import HeldOutImages
-from sparse_vlm.data.images.sources import augmentation
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence, some_of
 from sparse_vlm.files import new_directory, write_json
@@ -118,7 +118,7 @@ class FinetuneTrainer(ImageTrainer):
         return None, logits, (labels, readable)
 
     def variant(self) -> dict[str, Any]:
-        labels = {"classes": self.labels.classes, "several_per_image": self.labels.several}
+        labels = {"classes": self.labels.classes, "several_per_image": self.labels.multi_label}
         return super().variant() | labels | {"encoder": self.task.model.config.to_dict()}
 
 
@@ -178,7 +178,7 @@ def make_mixup(arguments: FinetuneArguments, labels: Labels, args: StageArgument
     """
     if arguments.mixup == 0 and arguments.cutmix == 0:
         return None
-    if labels.several:
+    if labels.multi_label:
         raise UserError("--mixup and --cutmix are for one class per image. Leave them out with --label_file.")
     if args.train_batch_size % 2 or not args.dataloader_drop_last:
         raise UserError(
@@ -204,7 +204,7 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
     mixup = make_mixup(arguments, labels, args)
     model = create_from_directory(arguments.encoder, drop_rate=arguments.drop, drop_path_rate=arguments.drop_path)
     model.reset_classifier(len(labels.classes))
-    task = FinetuneTask(model, several=labels.several, smoothing=arguments.smoothing, mixup=mixup)
+    task = FinetuneTask(model, several=labels.multi_label, smoothing=arguments.smoothing, mixup=mixup)
     parts = parts_of(model, args.learning_rate, arguments.layer_decay)
     say_what_trains(task, parts, args)
     preprocessing = model.config.preprocessing
@@ -225,7 +225,7 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
         images=LabelledImages(labels, transform, seed=args.order_seed, on_bad_image=bad),
         held_out=measured,
         data_collator=default_data_collator,
-        compute_metrics=of_readable(auroc_of(labels.classes) if labels.several else top_1, task.loss),
+        compute_metrics=of_readable(auroc_of(labels.classes) if labels.multi_label else top_1, task.loss),
     )
 
 
@@ -242,7 +242,7 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
     saved = Path(args.output_dir) / ".finished"
     with new_directory(saved) as directory:
         trainer.task.model.save_pretrained(directory)
-        write_json(directory / CLASSES_FILE, {"classes": labels.classes, "several_per_image": labels.several})
+        write_json(directory / CLASSES_FILE, {"classes": labels.classes, "several_per_image": labels.multi_label})
         if metrics is not None:
             measured = {name.removeprefix("eval_"): value for name, value in metrics.items()}
             chosen = [name for name in measured if name.startswith(("auroc", "top1"))] + ["images", "unreadable"]

@@ -9,7 +9,7 @@ answers in fluent text, but needs `python -m train.align` and `python -m train.i
 import argparse
 from collections.abc import Sequence
 
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 from sparse_vlm.info import describe
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.conversation import Conversation

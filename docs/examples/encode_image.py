@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from sparse_vlm import SparseFormer, create_encoder
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,9 +8,9 @@ The model is an encoder directory or a model directory. `sparse-vlm rois` draws 
 import argparse
 from collections.abc import Sequence
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.figures import save_figure
+from sparse_vlm.image_files import open_image
 from sparse_vlm.model_directory import open_encoder
 from sparse_vlm.sampling_steps import covered_share, record_sampling_steps
 

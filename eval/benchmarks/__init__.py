@@ -35,7 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """Return the benchmark of this name.
 
     Raises:
         UserError: unknown name (the nearest ones are named).

@@ -1,7 +1,7 @@
-"""GQA: compositional questions about Visual Genome pictures, one answer each; usually testdev_balanced.
+"""GQA: compositional questions about Visual Genome images, one answer each; usually testdev_balanced.
 
-Beside accuracy the official scorer has validity and plausibility (they need its choices.json; testdev has none),
-consistency (it needs answers to the entailed questions too, so all of val) and the distance of the distributions.
+Besides accuracy, the official scorer computes validity and plausibility (they need its choices.json; testdev has none),
+consistency (it needs answers to the entailed questions, that is all of val) and the distance of the distributions.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,24 +10,24 @@ from pathlib import Path
 
 from eval.benchmarks.gqa_distribution import distribution_score
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_answer_floor
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import gqa_form, most_frequent
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = "GQA, asked for a single word or phrase; the answer to the letter, small letters"
+PROTOCOL = "GQA, asked for a single word or phrase; exact match in lower case"
 WHAT = (
     "the official testdev_balanced_questions.json, which has the answers, or its folder, for *_choices.json beside it"
 )
-NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as steps of reasoning
-COMMON = ("color", "material", "shape")  # what can be the answer to "what do both have in common?"
+NO_STEPS = ("exist", "query: name", "choose name")  # operations that the scorer does not count as reasoning steps
+COMMON = ("color", "material", "shape")  # the possible answers to "what do both have in common?"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A question's official record, and its choices where there is a *_choices.json."""
+    """A question's official record, and its choices if there is a *_choices.json."""
 
     record: Record
     choices: Record | None
@@ -35,21 +35,21 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Answered:
-    """A question with its official record, what was answered, and the image."""
+    """A question with its official record, the normalized answer, and the image."""
 
     id: str
     record: Record
     choices: Record | None
-    said: str
+    given: str
     image: str
 
     @property
     def right(self) -> bool:
-        return bool(self.said == self.record["answer"])
+        return bool(self.given == self.record["answer"])
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_gqa_testdev_balanced.jsonl, or an official *_questions.json."""
+    """Load LLaVA's llava_gqa_testdev_balanced.jsonl or an official *_questions.json."""
     path = require(file, "--questions", "testdev_balanced_questions.json or LLaVA's .jsonl")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -72,7 +72,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
         place = f"{path}, {question.id}"
         if question.text.split("\n")[0].strip() != field(record, "question", str, place).strip():
             raise UserError(
-                f"{path} has another question under id {question.id!r}: {record['question']!r}, asked was "
+                f"{path} has another question under id {question.id!r}: {record['question']!r} instead of "
                 f"{question.text!r:.120}."
             )
         field(record, "answer", str, place)
@@ -81,7 +81,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
-    """The official record of each question, and its choices where they lie beside the annotations."""
+    """Return the official record of each question, and its choices if the annotations' folder has them."""
     records = _read(annotations, questions)
     if annotations is None or not annotations.is_dir() or not any(annotations.glob("*_choices.json")):
         return [_Known(record, None) for record in records]
@@ -97,19 +97,26 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
     return known
 
 
+def normalize(prediction: str) -> str:
+    """Return an answer as LLaVA passes it to GQA's scorer, which compares exactly: lower case, no final full stops."""
+    return prediction.rstrip(".").lower()
+
+
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """Right is the answer to the letter, in small letters; empty answers are unreadable."""
-    said, answer = gqa_form(text), known.record["answer"]
-    return Mark(question, known, text, said if said.strip() else None, float(said == answer), answer)
+    """Mark an answer by exact match of the normalized answer. Empty answers are unreadable."""
+    given, answer = normalize(text), known.record["answer"]
+    return Mark(question, known, text, given if given.strip() else None, float(given == answer), answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all balanced questions, of the open and the binary ones, by structure, meaning, steps and words;
-    and the official scorer's other numbers, as far as the files have what they need."""
-    answered = [_answered(row.question, row.known, gqa_form(row.text)) for row in marks]
+    """Compute the accuracy over balanced questions, in all and by form, structure, meaning, steps and words.
+
+    The official scorer's other numbers are added if the files have what they need.
+    """
+    answered = [_answered(row.question, row.known, normalize(row.text)) for row in marks]
     balanced = [row for row in answered if row.record.get("isBalanced", True)]
     if not balanced:
-        raise UserError("None of the questions is a balanced one, and GQA's accuracy is over those.")
+        raise UserError("GQA's accuracy counts balanced questions only, and none of these is balanced.")
     values, images = [float(row.right) for row in balanced], [row.image for row in balanced]
     scores: Scores = {("accuracy",): mean_score(values, images)}
     for name, kind in _KINDS.items():
@@ -119,8 +126,8 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     return scores | _plausibility(balanced) | _consistency(answered, balanced) | _distribution(balanced)
 
 
-def _answered(question: Question, known: _Known, said: str) -> _Answered:
-    return _Answered(str(question.id), known.record, known.choices, said, question.image_name)
+def _answered(question: Question, known: _Known, given: str) -> _Answered:
+    return _Answered(str(question.id), known.record, known.choices, given, question.image_name)
 
 
 def _form(record: Record) -> str:
@@ -128,7 +135,7 @@ def _form(record: Record) -> str:
 
 
 def _steps(record: Record) -> str | None:
-    """How many steps of reasoning the question takes; None: the record does not say."""
+    """Return the number of reasoning steps of a question; None: the record does not say."""
     if "semantic" not in record:
         return None
     steps = field(record, "semantic", list, "GQA's questions")
@@ -146,18 +153,18 @@ _KINDS: dict[str, Callable[[Record], str | None]] = {
 
 
 def _plausibility(balanced: Sequence[_Answered]) -> Scores:
-    """Whether the answer is one to such a question, and a plausible one; nothing without a *_choices.json."""
+    """Compute validity and plausibility of the answers; empty without a *_choices.json."""
     images = [row.image for row in balanced]
     scores: Scores = {}
     for name, key in (("validity", "valid"), ("plausibility", "plausible")):
-        values = [float(row.said in row.choices[key]) for row in balanced if row.choices is not None]
+        values = [float(row.given in row.choices[key]) for row in balanced if row.choices is not None]
         if values:
             scores[name,] = mean_score(values, images)
     return scores
 
 
 def _consistency(answered: Sequence[_Answered], balanced: Sequence[_Answered]) -> Scores:
-    """Accuracy over the questions that a rightly answered one entails; nothing if not all of them were asked."""
+    """Compute the accuracy over questions entailed by rightly answered ones; empty unless all of them were asked."""
     by_id = {row.id: row for row in answered}
     entailed = {row.id: _entailed(row) for row in balanced}
     if not any(entailed.values()) or any(id_ not in by_id for ids in entailed.values() for id_ in ids):
@@ -175,33 +182,31 @@ def _entailed(row: _Answered) -> list[str]:
 
 
 def _distribution(balanced: Sequence[_Answered]) -> Scores:
-    """The distance between the frequencies of given and of right answers, on a scale of its own, lower is better."""
+    """Compute the distance between the frequencies of given and right answers, on its own scale; lower is better."""
     if not all("groups" in row.record for row in balanced):
         return {}
     rows = [(row, field(row.record, "groups", dict, f"question {row.id}").get("global")) for row in balanced]
     grouped = [(row, str(group)) for row, group in rows if group is not None]
     if not grouped:
         return {}
-    said, right = [row.said for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
+    given, right = [row.given for row, _ in grouped], [str(row.record["answer"]) for row, _ in grouped]
     images = [row.image for row, _ in grouped]
-    return {("distribution",): distribution_score([group for _, group in grouped], said, right, images)}
+    return {("distribution",): distribution_score([group for _, group in grouped], given, right, images)}
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer that is right most often in these very questions."""
-    answer = most_frequent(record["answer"] for record in _read(annotations, questions))
-    return {"most frequent answer": [answer] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right answer of these questions."""
+    return most_frequent_answer_floor((row.record["answer"] for row in known), questions)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """The official scorer's file of predictions: a list of {"questionId", "prediction"}."""
+    """Write the official scorer's file of predictions: a list of {"questionId", "prediction"}."""
     answers = zip(questions, predictions, strict=True)
-    write_json(output, [{"questionId": str(question.id), "prediction": gqa_form(text)} for question, text in answers])
+    write_json(output, [{"questionId": str(question.id), "prediction": normalize(text)} for question, text in answers])
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -211,4 +216,3 @@ BENCHMARK = Benchmark(
     write_submission=write_submission,
     published=("GQA", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

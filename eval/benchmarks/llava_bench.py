@@ -1,6 +1,6 @@
-"""LLaVA-Bench (in the wild): open questions about 24 pictures; a judge grades our answer beside GPT-4's.
+"""LLaVA-Bench (in the wild): open questions about 24 images; a judge grades our answer beside GPT-4's.
 
-The score is the mean of our grades over the mean of GPT-4's. Published numbers are of gpt-4-0314 as the judge.
+The score is the mean of our grades divided by the mean of GPT-4's. The judge of published numbers is gpt-4-0314.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from eval.scoring.records import Record, align, field, read_json, read_lines, re
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "LLaVA-Bench (in the wild), the plain question; mean grade that the judge of --judgements gave "
-    "the answer over the mean grade of GPT-4's"
+    "LLaVA-Bench (in the wild), the plain question; mean grade of the answers, given by the judge of --judgements, "
+    "divided by the mean grade of GPT-4's answers"
 )
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """The official questions.jsonl, with the categories conv, detail and complex."""
+    """Load the official questions.jsonl, with the categories conv, detail and complex."""
     return read_llava_questions(require(file, "--questions", "the official questions.jsonl"), images)
 
 
 def judge_inputs(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> list[str]:
-    """LLaVA's prompt: captions of the picture, question, GPT-4's answer, ours, and the category's rule.
+    """Build LLaVA's prompts: captions of the image, question, GPT-4's answer, ours, and the category's rule.
 
-    `annotations` is a folder of context.jsonl, answers_gpt4.jsonl (both of the benchmark) and rule.json (of LLaVA,
-    llava/eval/table).
+    `annotations` is a folder with the benchmark's context.jsonl and answers_gpt4.jsonl, and LLaVA's rule.json
+    (llava/eval/table).
     """
     what = "the folder of context.jsonl, answers_gpt4.jsonl and LLaVA's rule.json"
     folder = require(annotations, "--annotations", what)
@@ -50,7 +50,7 @@ def judge_inputs(questions: Sequence[Question], predictions: Predictions, annota
 
 
 def _captions(path: Path) -> dict[str, str]:
-    """Picture -> its captions, a line each."""
+    """Read the captions of each image, a line each."""
     captions = {}
     for _, record in read_lines(path):
         caption = record.get("caption")
@@ -72,12 +72,12 @@ def _prompt(question: Question, captions: str, reference: str, text: str, rule: 
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[None]:
-    """Nothing: what the judge compares with is in its prompts."""
+    """Return no annotations: the judge's prompts contain what it compares with."""
     return [None] * len(questions)
 
 
 def mark(question: Question, text: str, known: None) -> Mark:
-    """GPT-4's grade and ours from the judge's reply; ours is of ten.
+    """Read GPT-4's grade and ours, both of ten, from the judge's reply.
 
     Raises:
         UserError: the reply does not begin with two grades.
@@ -92,7 +92,7 @@ def mark(question: Question, text: str, known: None) -> Mark:
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Our mean grade over GPT-4's, of all questions and by category."""
+    """Compute our mean grade divided by GPT-4's, over all questions and by category."""
     grades, questions = [row.known for row in marks], [row.question for row in marks]
     scores: Scores = {("relative",): _relative(grades, questions)}
     for category in sorted({question.category for question in questions}):
@@ -106,7 +106,7 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
 def _relative(grades: Sequence[tuple[float, float]], questions: Sequence[Question]) -> Score:
     reference, ours = np.asarray(grades).sum(axis=0)
     if reference <= 0:
-        raise UserError("The judge gave GPT-4's answers no points at all, so there is no relative score.")
+        raise UserError("The judge gave GPT-4's answers no points at all, so the relative score is undefined.")
     draws = bootstrap_sums(grades, [question.image_name for question in questions])
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = draws[:, 1] / draws[:, 0]
@@ -122,4 +122,3 @@ BENCHMARK = Benchmark(
     aggregate=aggregate,
     judge_inputs=judge_inputs,
 )
-score = BENCHMARK.score

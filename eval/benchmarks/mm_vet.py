@@ -1,6 +1,6 @@
 """MM-Vet: open questions that need several abilities at once; a judge grades each answer from 0.0 to 1.0.
 
-Published numbers are of GPT-4 as the judge (gpt-4-0613, temperature 0, mean of five runs); another judge gives others.
+The judge of published numbers is GPT-4 (gpt-4-0613, temperature 0, mean of five runs). Grades of other judges differ.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from eval.scoring.records import Record, align, field, official_file, read_json_
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
-PROTOCOL = "MM-Vet, the plain question; mean of the grades, 0 to 1, that the judge of --judgements gave"
+PROTOCOL = "MM-Vet, the plain question; mean grade, 0 to 1, given by the judge of --judgements"
 MEME = (
     "This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite "
     "its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. "
     "The meme is saying that the person has trust issues because the names of these countries do not accurately "
     "represent their landscapes."
 )
-# The benchmark's own instruction and examples (github.com/yuweihao/MM-Vet, Apache-2.0): the grade depends on them.
+# The benchmark's own instruction and examples (github.com/yuweihao/MM-Vet, Apache-2.0); grades depend on them.
 JUDGE_PROMPT = f"""\
 Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in the \
 ground truth means it is totally right only when all elements in the ground truth are present in the prediction, and \
@@ -48,7 +48,7 @@ countries and their actual physical characteristics. | 1.0
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava-mm-vet.jsonl, or the official mm-vet.json."""
+    """Load LLaVA's llava-mm-vet.jsonl or the official mm-vet.json."""
     path = require(file, "--questions", "LLaVA's llava-mm-vet.jsonl or the official mm-vet.json")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -64,7 +64,7 @@ def _read_official(path: Path) -> list[tuple[str, Record, str]]:
 
 
 def _official_id(question: Question) -> str:
-    """LLaVA's file has 0 for the official "v1_0"."""
+    """Return the official id, e.g. "v1_0" for LLaVA's 0."""
     return f"v1_{question.id}" if isinstance(question.id, int) else question.id
 
 
@@ -75,7 +75,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Recor
 
 
 def judge_inputs(questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> list[str]:
-    """The official prompt with question, ground truth and prediction as the row to complete."""
+    """Build the official prompt with question, ground truth and prediction as the row to complete."""
     prompts = []
     for text, record in zip(predictions, _read(annotations, questions), strict=True):
         truth = field(record, "answer", str, str(annotations)).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
@@ -93,7 +93,7 @@ class _Known:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
-    """What mm-vet.json says of each question."""
+    """Return the answer and abilities of each question."""
     place = str(annotations)
     return [
         _Known(field(record, "answer", str, place), frozenset(map(str, field(record, "capability", list, place))))
@@ -102,22 +102,22 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
 
 
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """The grade in the judge's reply.
+    """Read the grade in the judge's reply.
 
     Raises:
-        UserError: there is none.
+        UserError: no grade.
     """
     grade = read_grade(text)
     if grade is None:
         raise UserError(
-            f"The judge's reply to question id {question.id!r} begins with no number from 0 to 1: {text!r:.80}. "
+            f"The judge's reply to question id {question.id!r} has no clear grade from 0 to 1: {text!r:.80}. "
             "Ask the judge again."
         )
     return Mark(question, known, text, f"{grade:g}", grade, known.answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Mean grade over all questions, and over those that need an ability."""
+    """Compute the mean grade over all questions, and over those that need each ability."""
     grades, needs = [row.credit for row in marks], [row.known.abilities for row in marks]
     images = [row.question.image_name for row in marks]
     scores: Scores = {("total",): mean_score(grades, images)}
@@ -129,7 +129,7 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """The official evaluator's file: {"v1_0": answer, ...}."""
+    """Write the official evaluator's file: {"v1_0": answer, ...}."""
     answers = zip(questions, predictions, strict=True)
     write_json(output, {_official_id(question): text for question, text in answers})
 
@@ -144,4 +144,3 @@ BENCHMARK = Benchmark(
     write_submission=write_submission,
     judge_inputs=judge_inputs,
 )
-score = BENCHMARK.score

@@ -1,7 +1,7 @@
-"""MME: 14 tasks, two yes/no questions about each picture, one to be answered with yes and one with no.
+"""MME: 14 tasks with two yes/no questions about each image; the right answer is yes to one and no to the other.
 
-A task's score is percent of questions plus percent of pictures with both right, at most 200; perception is the sum of
-ten tasks, cognition of four. Published "MME" is mostly perception, sometimes the sum of both.
+The score of a task is the percentage of right answers plus the percentage of images with both right, at most 200.
+Perception is the sum over ten tasks, cognition over four. Published "MME" is usually perception, sometimes the sum.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.intervals import bootstrap_sums, middle_95
+from eval.scoring.floors import constant_floor
+from eval.scoring.labels import Key, match_labels, missing_label_file, read_by_category
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import mme_reads, mme_score
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import numbered_lines, read_text, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
-    "MME, asked for a single word or phrase; percent of questions plus percent of pictures with "
-    "both questions right, summed over the tasks; the published column is perception"
+    "MME, asked for a single word or phrase; percent of right answers plus percent of images with both answers right, "
+    "summed over the tasks; the published column is perception"
 )
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"
@@ -29,7 +30,7 @@ TEMPLATE_ENDING = "Please answer yes or no."
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_mme.jsonl, or the folder of official templates, asked with LLaVA's instruction."""
+    """Load LLaVA's llava_mme.jsonl or the folder of official templates, with LLaVA's instruction."""
     path = require(file, "--questions", "LLaVA's llava_mme.jsonl or the folder of the official per-task templates")
     if path.is_dir():
         return [
@@ -50,10 +51,10 @@ def _tasks(folder: Path) -> list[str]:
 
 
 def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
-    """(picture, question's words, whether yes is right) of a task.
+    """Return (image, question's words, whether yes is right) for each question of a task.
 
-    Its template TASK.txt has tab-separated lines, of which results are ignored. MME_Benchmark, the folder with the
-    pictures, has a file for each picture instead: TASK/PICTURE.txt or TASK/questions_answers_YN/PICTURE.txt.
+    The template TASK.txt has tab-separated lines; results in it are ignored. MME_Benchmark, the folder with the images,
+    has a file for each image instead: TASK/IMAGE.txt or TASK/questions_answers_YN/IMAGE.txt.
     """
     template = folder / f"{task}.txt"
     if template.is_file() or not (folder / task).is_dir():
@@ -64,87 +65,85 @@ def _read_task(folder: Path, task: str) -> list[tuple[str, str, bool]]:
 
 
 def _cells(path: Path, count: int) -> list[list[str]]:
-    """The cells of each line, `count` and at most a result behind them; the last of them is the right answer."""
+    """Return the cells of each line: `count` cells ending with the right answer, and at most a result after them."""
     rows = []
     for number, line in numbered_lines(read_text(path)):
         cells = line.rstrip("\r").split("\t")
         if len(cells) not in (count, count + 1) or cells[count - 1].strip() not in ("Yes", "No"):
-            what = "picture, question and Yes or No" if count == 3 else "question and Yes or No"
+            what = "image, question and Yes or No" if count == 3 else "question and Yes or No"
             raise UserError(f"{path}, line {number} must be {what}, separated by tabs.")
         rows.append([cell.strip() for cell in cells])
     return rows
 
 
 def _words(prompt: str) -> str:
-    """The question alone, without LLaVA's or the template's instruction."""
+    """Return the question without LLaVA's or the template's instruction."""
     return prompt.replace(SHORT_ANSWER, "").strip().removesuffix(TEMPLATE_ENDING).strip()
 
 
-def _is_yes(questions: Sequence[Question], task: str, folder: Path) -> list[bool]:
-    """Whether yes is the right answer to each question of a task.
+def _labels(questions: Sequence[Question], folder: Path, task: str) -> list[bool]:
+    """Return whether yes is the right answer to each question of a task.
 
     Raises:
         UserError: no template, or one with other questions.
     """
     path = folder / f"{task}.txt"
     if not path.is_file() and not (folder / task).is_dir():
-        raise UserError(f"{folder} has no {path.name}, which the {len(questions)} questions of {task!r} need.")
-    rows = _read_task(folder, task)
-    known = {(Path(picture).stem, words): yes for picture, words, yes in rows}
-    asked = [_picture_and_words(question) for question in questions]
-    strangers = [key for key in asked if key not in known]
-    if strangers or len(asked) != len(rows) or len(set(asked)) != len(known):
-        example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
-        raise UserError(
-            f"{path} ({len(rows)} questions) does not belong to the {len(asked)} questions of {task!r}: "
-            f"{len(strangers)} of them are not in it{example}."
-        )
-    return [known[key] for key in asked]
+        raise missing_label_file(path.name, folder, questions, task)
+    labelled = [((Path(image).stem, words), yes) for image, words, yes in _read_task(folder, task)]
+    return match_labels([_image_and_words(question) for question in questions], labelled, path, task)
 
 
-def _picture_and_words(question: Question) -> tuple[str, str]:
+def _image_and_words(question: Question) -> Key:
     return Path(question.image_name).stem, _words(question.text)
 
 
 def _pairs(questions: Sequence[Question], right: Sequence[bool], task: str) -> list[tuple[bool, bool]]:
-    """By picture, whether its two questions are answered right."""
-    by_picture: dict[str, list[bool]] = {}
+    """Return for each image whether its two questions are answered right."""
+    by_image: dict[str, list[bool]] = {}
     for question, hit in zip(questions, right, strict=True):
-        by_picture.setdefault(_picture_and_words(question)[0], []).append(hit)
+        by_image.setdefault(_image_and_words(question)[0], []).append(hit)
     pairs = []
-    for picture, hits in by_picture.items():
+    for image, hits in by_image.items():
         if len(hits) != 2:
-            raise UserError(f"MME asks two questions about each picture, but {len(hits)} about {picture!r} of {task}.")
+            raise UserError(
+                f"MME asks two questions about each image, but there are {len(hits)} about {image!r} of {task}."
+            )
         pairs.append((hits[0], hits[1]))
     return pairs
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
-    """Whether yes is the right answer to each question."""
+    """Return whether yes is the right answer to each question."""
     folder = require(annotations, "--annotations", "the folder of the official per-task templates")
     unknown = {question.category for question in questions} - {*PERCEPTION, *COGNITION}
     if unknown:
-        raise UserError(f"{sorted(unknown)[0]!r} is none of MME's tasks; LLaVA's file has them as \"category\".")
-    known: dict[int, bool] = {}
-    for task in dict.fromkeys(question.category for question in questions):
-        members = [index for index, question in enumerate(questions) if question.category == task]
-        known |= zip(members, _is_yes([questions[index] for index in members], task, folder), strict=True)
-    return [known[index] for index in range(len(questions))]
+        raise UserError(f'{sorted(unknown)[0]!r} is not a task of MME. In LLaVA\'s file the task is the "category".')
+    tasks = list(dict.fromkeys(question.category for question in questions))
+    return read_by_category(questions, tasks, lambda members, task: _labels(members, folder, task))
+
+
+def read_answer(text: str) -> str:
+    """Read an answer as MME does: "yes" or "no" if its first four letters contain that word, otherwise "other"."""
+    start = text.lower()
+    if start not in ("yes", "no"):
+        start = start[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def mark(question: Question, text: str, known: bool) -> Mark:
-    """Whether the answer begins with yes or no, and with the right one."""
-    said, right = mme_reads(text), "yes" if known else "no"
-    return Mark(question, known, text, None if said == "other" else said, float(said == right), right)
+    """Mark an answer by the yes or no at its start."""
+    given, right = read_answer(text), "yes" if known else "no"
+    return Mark(question, known, text, None if given == "other" else given, float(given == right), right)
 
 
-def _picture(question: Question) -> tuple[str, str]:
-    """What the two questions about an image have in common."""
-    return question.category, _picture_and_words(question)[0]
+def _task_and_image(question: Question) -> tuple[str, str]:
+    """Return the key that the two questions about an image share."""
+    return question.category, _image_and_words(question)[0]
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Perception and cognition, each if all its tasks were asked, and every task."""
+    """Compute the score of every task, and of perception and cognition if all their tasks were asked."""
     tasks: dict[str, list[tuple[bool, bool]]] = {}
     for task in (*PERCEPTION, *COGNITION):
         rows = [row for row in marks if row.question.category == task]
@@ -154,36 +153,45 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     scores: Scores = {}
     for name, parts in (("perception", PERCEPTION), ("cognition", COGNITION)):
         if all(task in tasks for task in parts):
-            value = sum(mme_score(tasks[task]) for task in parts)
+            value = sum(task_score(tasks[task]) for task in parts)
             count = 2 * sum(len(tasks[task]) for task in parts)
             scores[name,] = Score(value, count, middle_95(sum(draws[task] for task in parts)))
     for task, pairs in tasks.items():
-        scores["tasks", task] = Score(mme_score(pairs), 2 * len(pairs), middle_95(draws[task]))
+        scores["tasks", task] = Score(task_score(pairs), 2 * len(pairs), middle_95(draws[task]))
     return scores
 
 
+def task_score(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Compute the score of one task, 0 to 200: percent of right answers plus percent of images with both right.
+
+    Args:
+        pairs: for each image, whether its two questions are answered right.
+    """
+    questions = sum(map(sum, pairs)) / (2 * len(pairs))
+    images = sum(map(all, pairs)) / len(pairs)
+    return questions * 100 + images * 100
+
+
 def _draws(pairs: Sequence[tuple[bool, bool]], seed: int) -> NDArray[np.float64]:
-    """A task's score in random draws of its pictures; tasks are drawn independently of each other."""
+    """Compute a task's score in random draws of its images; each task has its own `seed`."""
     columns = [(first + second, first and second) for first, second in pairs]
     sums = bootstrap_sums(columns, range(len(pairs)), seed)
     return 100 * (sums[:, 0] / 2 + sums[:, 1]) / len(pairs)
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """One answer to everything: half of the questions, no picture."""
-    return {"always yes": ["Yes"] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[bool]) -> dict[str, Predictions]:
+    """Return the floor that always answers "Yes": half of the questions, but no image with both right."""
+    return constant_floor("always yes", "Yes", questions)
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
     aggregate=aggregate,
-    unit=_picture,
+    unit=_task_and_image,
     floors=floors,
     scale="points",
     published=("MME", lambda scores: scores["perception",].value if ("perception",) in scores else None),
 )
-score = BENCHMARK.score

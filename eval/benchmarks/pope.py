@@ -1,19 +1,20 @@
-"""POPE: is an object in the COCO picture? Absent objects are drawn at random, among popular, or adversarial ones.
+"""POPE: is an object in the COCO image? Absent objects are random, popular or adversarial ones.
 
-There are two editions of the random file, 2910 and 3000 questions; LLaVA's question file goes with the first. Its
-scorer pairs answers and labels by their place and would score the wrong edition without a word, so here every question
-must be found in its category's label file.
+The random file has two editions, of 2910 and 3000 questions; LLaVA's question file belongs to the first. The official
+scorer pairs answers and labels by position and would silently score the wrong edition, so here every question must be
+in its category's label file.
 """
 
-from collections import defaultdict
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from eval.intervals import bootstrap_sums, middle_95
+from eval.scoring.floors import constant_floor
+from eval.scoring.labels import Key, match_labels, missing_label_file, read_by_category
 from eval.scoring.llava_format import SHORT_ANSWER, image_file
-from eval.scoring.metrics import binary_scores, pope_is_plain, pope_says_yes
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import Record, field, question_id, read_lines, require
 from sparse_vlm.errors import UserError
@@ -24,10 +25,11 @@ PROTOCOL = (
 )
 FILE_NAME = "coco_pope_{}.json"
 CATEGORIES = ("random", "popular", "adversarial")
+EDITION = "LLaVA's question file needs the edition with 2910 random questions."
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_pope_test.jsonl, or one of the official coco_pope_*.json, whose name tells the category."""
+    """Load LLaVA's llava_pope_test.jsonl or one of the official coco_pope_*.json, whose name contains the category."""
     path = require(file, "--questions", "LLaVA's llava_pope_test.jsonl or an official coco_pope_*.json")
     questions = []
     for place, record in read_lines(path):
@@ -43,31 +45,20 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _labels(questions: Sequence[Question], annotations: Path, category: str) -> list[bool]:
-    """Whether the answer to each question of a category is yes.
+    """Return whether yes is the right answer to each question of a category.
 
     Raises:
-        UserError: the category's file is missing, or is of other questions.
+        UserError: the category's label file is missing or belongs to other questions.
     """
     path = annotations / FILE_NAME.format(category) if annotations.is_dir() else annotations
     if not path.is_file():
-        raise UserError(f"{annotations} has no {path.name}, which the {len(questions)} questions of {category!r} need.")
-    records = [record for _, record in read_lines(path)]
-    labels: dict[tuple[str, str], list[bool]] = defaultdict(list)  # a file may ask the same twice
-    for record in records:
-        labels[_key(record, path)].append(_label(record, path))
+        raise missing_label_file(path.name, annotations, questions, category)
+    labelled = [(_key(record, path), _label(record, path)) for _, record in read_lines(path)]
     asked = [(Path(question.image_name).name, question.text.split("\n")[0].strip()) for question in questions]
-    strangers = [key for key in asked if key not in labels]
-    if strangers or sorted(asked) != sorted(_key(record, path) for record in records):
-        example = f", e.g. {strangers[0][1]!r} about {strangers[0][0]}" if strangers else ""
-        raise UserError(
-            f"{path} ({len(records)} questions) does not belong to the {len(asked)} questions of {category!r}: "
-            f"{len(strangers)} of them are not in it{example}. LLaVA's question file needs the edition with "
-            "2910 random questions."
-        )
-    return [labels[key].pop(0) for key in asked]
+    return match_labels(asked, labelled, path, category, EDITION)
 
 
-def _key(record: Record, path: Path) -> tuple[str, str]:
+def _key(record: Record, path: Path) -> Key:
     return field(record, "image", str, str(path)), field(record, "text", str, str(path)).strip()
 
 
@@ -79,25 +70,31 @@ def _label(record: Record, path: Path) -> bool:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[bool]:
-    """Whether the answer to each question is yes."""
+    """Return whether yes is the right answer to each question."""
     path = require(annotations, "--annotations", "the folder with the official coco_pope_*.json")
-    known: dict[int, bool] = {}
-    for category in CATEGORIES:
-        members = [index for index, question in enumerate(questions) if question.category == category]
-        if members:
-            known |= zip(members, _labels([questions[index] for index in members], path, category), strict=True)
-    return [known[index] for index in range(len(questions))]
+    return read_by_category(questions, CATEGORIES, lambda members, category: _labels(members, path, category))
+
+
+def says_yes(text: str) -> bool:
+    """Read an answer as POPE does: no if its first sentence has the word "No", "no" or "not", otherwise yes."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
+
+
+def is_readable(text: str) -> bool:
+    """Return whether an answer says yes or no at all, in any spelling; POPE's scorer reads others as yes."""
+    return bool(re.search(r"\b(yes|no|not)\b", text, re.IGNORECASE))
 
 
 def mark(question: Question, text: str, known: bool) -> Mark:
-    """What the official scorer takes the answer for; unreadable is one that says neither yes nor no."""
-    yes = pope_says_yes(text)
-    read = None if yes and not pope_is_plain(text) else "yes" if yes else "no"
+    """Mark an answer as the official scorer reads it. One that says neither yes nor no is unreadable."""
+    yes = says_yes(text)
+    read = None if yes and not is_readable(text) else "yes" if yes else "no"
     return Mark(question, known, text, read, float(yes == known), "yes" if known else "no")
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy, precision, recall, F1 and share of yes for each category that was asked."""
+    """Compute accuracy, precision, recall, F1 and the share of yes for each category that was asked."""
     scores: Scores = {}
     for category in CATEGORIES:
         rows = [row for row in marks if row.question.category == category]
@@ -115,20 +112,40 @@ def _scores(marks: Sequence[Mark]) -> dict[str, Score]:
     return {name: Score(value, len(marks), middle_95([draw[name] for draw in draws])) for name, value in values.items()}
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """One answer to everything."""
-    return {"always yes": ["Yes"] * len(questions)}
+def binary_scores(true_yes: float, false_yes: float, false_no: float, true_no: float) -> dict[str, float]:
+    """Compute POPE's five numbers from the four counts.
+
+    Precision and recall are those of "yes". A ratio whose denominator is 0 is 0.
+    """
+    total = true_yes + false_yes + false_no + true_no
+    precision = _ratio(true_yes, true_yes + false_yes)
+    recall = _ratio(true_yes, true_yes + false_no)
+    return {
+        "accuracy": _ratio(true_yes + true_no, total),
+        "precision": precision,
+        "recall": recall,
+        "f1": _ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": _ratio(true_yes + false_yes, total),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def floors(questions: Sequence[Question], known: Sequence[bool]) -> dict[str, Predictions]:
+    """Return the floor that answers "Yes" to every question."""
+    return constant_floor("always yes", "Yes", questions)
 
 
 def _mean_f1(scores: Scores) -> float | None:
-    """F1 averaged over the three categories, in percent, if all were asked."""
+    """Return the F1 averaged over the three categories, in percent; None unless all were asked."""
     values = [score.value for path, score in scores.items() if path[1] == "f1"]
     return 100 * sum(values) / len(values) if len(values) == len(CATEGORIES) else None
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -137,4 +154,3 @@ BENCHMARK = Benchmark(
     floors=floors,
     published=("POPE", _mean_f1),
 )
-score = BENCHMARK.score

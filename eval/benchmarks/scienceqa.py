@@ -1,30 +1,31 @@
-"""ScienceQA: school questions with two to five options, half of them with a picture.
+"""ScienceQA: school questions with two to five options, half of them with an image.
 
-LLaVA's question file, llava_test_CQM-A.json, is questions and answers in one. Published numbers are of the questions
-with a picture ("SQA-I"); they hardly measure vision: without any picture 63.5% are answered (see the published rows).
+LLaVA's question file, llava_test_CQM-A.json, holds both questions and answers. Published numbers are those of questions
+with an image ("SQA-I"). They hardly measure vision: without images, 63.5% are answered right (see the published rows).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.llava_format import OPTION_LETTER, image_file
-from eval.scoring.metrics import most_frequent, scienceqa_letter
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import Record, align, field, read_json, read_json_as, require
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
     "ScienceQA test in LLaVA's format (context, question, options), asked for the option's letter; "
-    "the letter as LLaVA's scorer reads it, unreadable answers are wrong"
+    "the letter as LLaVA's scorer reads it; unreadable answers are wrong"
 )
 LLAVA_FILE = "llava_test_CQM-A.json"
 LETTERS = "ABCDE"
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """The questions of llava_test_CQM-A.json."""
+    """Load the questions of llava_test_CQM-A.json."""
     path = require(file, "--questions", f"LLaVA's {LLAVA_FILE}")
     questions = []
     for index, record in enumerate(_read_llava(path)):
@@ -48,15 +49,15 @@ def _turn(record: Record, index: int, place: str) -> str:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a question: the right letter, and from problems.json its subject and grades."""
+    """The right letter of a question, and its subject and grades if problems.json was read."""
 
     letter: str
     subject: str | None = None
     grades: str | None = None
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[_Known]:
-    """From LLaVA's file, the official problems.json, or the folder of either."""
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
+    """Read LLaVA's file, the official problems.json, or the folder of either."""
     what = f"the folder of problems.json or {LLAVA_FILE}, or one of these files"
     path = require(annotations, "--annotations", what)
     if path.is_dir():
@@ -79,7 +80,7 @@ def _from_llava(path: Path) -> dict[str, _Known]:
 
 
 def _from_problems(content: dict[str, Record], path: Path) -> dict[str, _Known]:
-    """problems.json has all splits; the test questions are wanted."""
+    """Read the test questions of problems.json, which has all splits."""
     known = {}
     for id_, record in content.items():
         place = f"{path}, {id_}"
@@ -90,21 +91,34 @@ def _from_problems(content: dict[str, Record], path: Path) -> dict[str, _Known]:
 
 
 def _grades(grade: object) -> str | None:
-    """The official two halves of "grade1" to "grade12"."""
+    """Return the official half of "grade1" to "grade12"."""
     number = str(grade).removeprefix("grade")
     return ("1-6" if int(number) <= 6 else "7-12") if number.isdigit() else None
 
 
+def read_letter(text: str) -> str | None:
+    """Read the option as LLaVA's scorer does; None: unreadable.
+
+    An answer is "B", "B. words", or contains "The answer is B." exactly once.
+    """
+    if text in ("A", "B", "C", "D", "E"):
+        return text
+    if re.match(r"[A-E]\. ", text):
+        return text[0]
+    stated = re.findall(r"The answer is ([A-Z]).", text)
+    return stated[0] if len(stated) == 1 else None
+
+
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """The option's letter as LLaVA's scorer reads it."""
-    letter = scienceqa_letter(text)
+    """Mark an answer by the letter that LLaVA's scorer reads."""
+    letter = read_letter(text)
     return Mark(question, known, text, letter, float(letter == known.letter), known.letter)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions, over those with and those without a picture, and by subject and grades."""
+    """Compute the accuracy over all questions, those with and without an image, and by subject and grades."""
     right, known, questions = zip(*((row.credit, row.known, row.question) for row in marks), strict=True)
-    # questions without a picture have nothing in common
+    # each question without an image is its own group
     groups = [question.image_name or str(question.id) for question in questions]
     with_image = [index for index, question in enumerate(questions) if question.image is not None]
     without = [index for index, question in enumerate(questions) if question.image is None]
@@ -119,10 +133,9 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     return scores
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The letter that is right most often in these very questions."""
-    letter = most_frequent(row.letter for row in _read(annotations, questions))
-    return {f"always {letter}": [letter] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right letter of these questions."""
+    return most_frequent_letter_floor((row.letter for row in known), questions)
 
 
 def _with_image(scores: Scores) -> float | None:
@@ -131,13 +144,11 @@ def _with_image(scores: Scores) -> float | None:
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
-    known=lambda questions, annotations: _read(annotations, questions),
+    known=read_known,
     mark=mark,
     aggregate=aggregate,
     floors=floors,
     annotated=True,
     published=("SQA-I", _with_image),
 )
-score = BENCHMARK.score

@@ -1,6 +1,6 @@
-"""SEED-Bench: four options to questions about pictures and video frames, nine and three kinds.
+"""SEED-Bench: questions with four options, nine kinds about images and three about videos.
 
-LLaVA asks about a video's middle frame, which its question file names.
+Of a video, LLaVA shows the middle frame, which its question file names.
 """
 
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
+from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import most_frequent
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import (
     Record,
@@ -23,14 +23,14 @@ from eval.scoring.records import (
 )
 
 PROTOCOL = (
-    "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter "
-    "alone, nothing behind it"
+    "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter alone, with nothing "
+    "after it"
 )
 LETTERS = ("A", "B", "C", "D")
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava-seed-bench.jsonl, or the questions about pictures of the official SEED-Bench.json."""
+    """Load LLaVA's llava-seed-bench.jsonl, or the questions about images of the official SEED-Bench.json."""
     path = require(file, "--questions", "LLaVA's llava-seed-bench.jsonl or the official SEED-Bench.json")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -45,13 +45,13 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _read_official(path: Path) -> dict[str, Record]:
-    """The official records by their ids, which LLaVA's file has as numbers where they are some."""
+    """Read the official records by id. LLaVA's file has some of the ids as numbers."""
     records = field(read_json(path), "questions", list, str(path))
     return {str(question_id(record, f"{path}, question {place}")): record for place, record in enumerate(records)}
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> tuple[list[Record], Path]:
-    """The official record of each question; all questions about pictures, about videos, or both must be there."""
+    """Return the official record of each question. All questions about images, about videos, or both must be asked."""
     path = official_file(annotations, "the official SEED-Bench.json", "SEED-Bench.json")
     records = _read_official(path)
     keys = [str(question.id) for question in questions]
@@ -62,7 +62,7 @@ def _read(annotations: Path | None, questions: Sequence[Question]) -> tuple[list
 
 @dataclass(frozen=True)
 class _Known:
-    """The right letter, "image" or "video", the kind of question, and the file it is about."""
+    """The right letter, "image" or "video", the kind of question, and the image or video that it is about."""
 
     answer: str
     medium: str
@@ -71,7 +71,7 @@ class _Known:
 
 
 def read_known(questions: Sequence[Question], annotations: Path | None) -> list[_Known]:
-    """What SEED-Bench.json says of each question."""
+    """Return the annotation of each question."""
     known, path = _read(annotations, questions)
     place = str(path)
     names = {str(id_): name for name, id_ in field(read_json(path), "question_type", dict, place).items()}
@@ -88,14 +88,14 @@ def read_known(questions: Sequence[Question], annotations: Path | None) -> list[
 
 
 def mark(question: Question, text: str, known: _Known) -> Mark:
-    """Right is the letter alone, as in LLaVA's scorer; unreadable is what is not a letter alone."""
+    """Mark an answer as LLaVA's scorer does. Anything but a single letter is unreadable."""
     return Mark(question, known, text, text if text in LETTERS else None, float(text == known.answer), known.answer)
 
 
 def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions, over those about pictures and about videos, and by kind."""
+    """Compute the accuracy over all questions, over those about images and about videos, and by kind."""
     right = [row.credit for row in marks]
-    # one image has several questions under different folders of frames; the source's name is common to them
+    # questions about the same source may name different folders of frames, so the source is the group
     groups = [row.known.source for row in marks]
     media, kinds = [row.known.medium for row in marks], [row.known.kind for row in marks]
     return (
@@ -105,21 +105,19 @@ def aggregate(marks: Sequence[Mark]) -> Scores:
     )
 
 
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The letter that is right most often in these very questions."""
-    letter = most_frequent(str(record.get("answer")) for record in _read(annotations, questions)[0])
-    return {f"always {letter}": [letter] * len(questions)}
+def floors(questions: Sequence[Question], known: Sequence[_Known]) -> dict[str, Predictions]:
+    """Return the floor that always gives the most frequent right letter of these questions."""
+    return most_frequent_letter_floor((row.answer for row in known), questions)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """The leaderboard's JSON lines of {"question_id", "prediction"}."""
+    """Write the leaderboard's JSON lines of {"question_id", "prediction"}."""
     answers = zip(questions, predictions, strict=True)
     write_lines(output, [{"question_id": str(question.id), "prediction": text} for question, text in answers])
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
     mark=mark,
@@ -127,4 +125,3 @@ BENCHMARK = Benchmark(
     floors=floors,
     write_submission=write_submission,
 )
-score = BENCHMARK.score

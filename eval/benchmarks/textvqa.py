@@ -1,16 +1,15 @@
-"""TextVQA: questions about text in pictures, ten answers each; with or without LLaVA's OCR hints in the prompt.
+"""TextVQA: questions about text in images, ten answers each; with or without LLaVA's OCR hints in the prompt.
 
-With LLaVA's question file the prompts have "Reference OCR token: …", read from the picture by an OCR system; with the
-official one they do not. The two protocols differ by points, so the report says which one it is.
+Prompts from LLaVA's question file contain "Reference OCR token: …", read from the image by an OCR system; those from
+the official file do not. The two protocols differ by points, so the report names the one that was used.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.scoring.human_answers import TenAnswers, mark_by, most_frequent_floor, scores_by_type, write_evalai
+from eval.scoring.human_answers import TenAnswers, evalai_accuracy, floors, mark_by, mean_accuracies, write_evalai
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import textvqa_accuracy
-from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
+from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json, require
 from sparse_vlm.errors import UserError
 
@@ -18,14 +17,14 @@ OCR_HINT = "Reference OCR token:"
 
 
 def protocol(questions: Sequence[Question]) -> str:
-    """Says with or without OCR hints."""
+    """Return the protocol line, which counts the prompts with OCR hints."""
     hints = sum(OCR_HINT in question.text for question in questions)
     how = "without OCR hints" if not hints else f"OCR hints in {hints} of {len(questions)} prompts"
     return f"TextVQA, {how}, asked for a single word or phrase; EvalAI's accuracy, ten answers each"
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_textvqa_val_v051_ocr.jsonl, or the official TextVQA_0.5.1_val.json (without hints)."""
+    """Load LLaVA's llava_textvqa_val_v051_ocr.jsonl or the official TextVQA_0.5.1_val.json (without hints)."""
     path = require(file, "--questions", "LLaVA's llava_textvqa_val_v051_ocr.jsonl or TextVQA_0.5.1_*.json")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -39,14 +38,17 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
 
 
 def _words(prompt: str) -> str:
-    """The question in a prompt of either kind, as it is compared: hints and instruction stand on their own lines."""
+    """Return the question in a prompt, without hints and instruction, which are on their own lines, in lower case."""
     lines = (line for line in prompt.split("\n") if not line.startswith(OCR_HINT))
     return next(lines, "").lower()
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[list[str]]:
-    """The ten answers to each question: found by the official file's ids, which are numbers, or as LLaVA's scorer does
-    by picture and words; of two questions with the same words about one picture that takes the last one's for both."""
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """Return the ten answers to each question.
+
+    Questions are found by the official file's ids, which are numbers, or by image and words, as LLaVA's scorer does. If
+    two questions about one image have the same words, LLaVA's scorer uses the last one's answers for both.
+    """
     path = official_file(annotations, "the official TextVQA_0.5.1_val.json", "TextVQA_*_val.json")
     records = field(read_json(path), "data", list, str(path))
     if all(isinstance(question.id, int) for question in questions):
@@ -63,48 +65,31 @@ def _annotation_key(record: Record, path: Path) -> tuple[str, str]:
     return field(record, "image_id", str, str(path)), field(record, "question", str, str(path)).lower()
 
 
-def _ten_answers(record: Record, place: str) -> list[str]:
+def _ten_answers(record: Record, place: str) -> TenAnswers:
     answers = field(record, "answers", list, place)
     if len(answers) != 10 or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{place} has {len(answers)} answers, not ten texts.")
-    return answers
-
-
-def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
-    """The answers to each question."""
-    return [TenAnswers(answers) for answers in _read(annotations, questions)]
-
-
-def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions."""
-    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
-
-
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer given most often to these very questions."""
-    return most_frequent_floor(_read(annotations, questions))
+    return TenAnswers(answers)
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """EvalAI's result file: a list of {"question_id", "answer"}.
+    """Write EvalAI's result file: a list of {"question_id", "answer"}.
 
     Raises:
-        UserError: LLaVA's question file, whose ids are those of the pictures.
+        UserError: LLaVA's question file, whose ids are those of the images.
     """
     if not all(isinstance(question.id, int) for question in questions):
-        raise UserError(f"{file} has no question ids, only those of pictures; the server needs the official file's.")
+        raise UserError(f"{file} has no question ids, only those of images. The server needs the official file's.")
     write_evalai("question_id", [question.id for question in questions], predictions, output)
 
 
 BENCHMARK = Benchmark(
     protocol=protocol,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
-    mark=mark_by(textvqa_accuracy),
-    aggregate=aggregate,
+    mark=mark_by(evalai_accuracy),
+    aggregate=mean_accuracies(accuracy=evalai_accuracy),
     floors=floors,
     write_submission=write_submission,
     published=("TextVQA", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

@@ -1,6 +1,6 @@
-"""VizWiz: questions of blind people about their own photographs, ten answers each, many unanswerable.
+"""VizWiz: questions of blind people about their own photographs, ten answers each, many of them unanswerable.
 
-Scored here on val, by the server on test; published numbers are the server's.
+The val split is scored here, test by the server; published numbers are the server's.
 """
 
 from collections.abc import Sequence
@@ -8,16 +8,15 @@ from pathlib import Path
 
 from eval.scoring.human_answers import (
     TenAnswers,
-    answers_of,
+    evalai_accuracy,
+    floors,
     mark_by,
-    most_frequent_floor,
+    mean_accuracies,
     read_ten_answers,
-    scores_by_type,
     write_evalai,
 )
 from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
-from eval.scoring.metrics import textvqa_accuracy
-from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
+from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
 
 PROTOCOL = "VizWiz, asked for a single word or phrase or 'Unanswerable'; EvalAI's accuracy, ten answers each"
@@ -25,7 +24,7 @@ INSTRUCTION = f"When the provided information is insufficient, respond with 'Una
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """LLaVA's llava_test.jsonl, or the official val.json or test.json; there a question's id is its picture's name."""
+    """Load LLaVA's llava_test.jsonl, or the official val.json or test.json, whose ids are the images' names."""
     path = require(file, "--questions", "val.json, test.json or LLaVA's llava_test.jsonl")
     if is_llava_file(path):
         return read_llava_questions(path, images)
@@ -41,41 +40,26 @@ def _read_official(path: Path) -> list[Record]:
     return read_json_as(path, list, "a list of questions, as VizWiz's official files are")
 
 
-def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Record]:
+def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
+    """Return the answers to each question and their type."""
     path = official_file(annotations, "the official val.json (test has no answers)", "val.json")
     by_image = {field(record, "image", str, str(path)): record for record in _read_official(path)}
-    return align(questions, [Path(question.image_name).name for question in questions], by_image, path)
-
-
-def read_known(questions: Sequence[Question], annotations: Path | None) -> list[TenAnswers]:
-    """The answers to each question and their type."""
-    return read_ten_answers(_read(annotations, questions), str(annotations))
-
-
-def aggregate(marks: Sequence[Mark]) -> Scores:
-    """Accuracy over all questions and by the type of the answer, "unanswerable" among them."""
-    return scores_by_type({"accuracy": textvqa_accuracy}, marks)
-
-
-def floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """The answer given most often to these very questions: "unanswerable"."""
-    return most_frequent_floor([answers_of(record, str(annotations)) for record in _read(annotations, questions)])
+    known = align(questions, [Path(question.image_name).name for question in questions], by_image, path)
+    return read_ten_answers(known, str(annotations))
 
 
 def write_submission(file: Path | None, questions: Sequence[Question], predictions: Predictions, output: Path) -> None:
-    """EvalAI's result file: a list of {"image", "answer"}."""
+    """Write EvalAI's result file: a list of {"image", "answer"}."""
     write_evalai("image", [Path(question.image_name).name for question in questions], predictions, output)
 
 
 BENCHMARK = Benchmark(
     protocol=lambda questions: PROTOCOL,
-    max_new_tokens=128,
     load_questions=load_questions,
     known=read_known,
-    mark=mark_by(textvqa_accuracy),
-    aggregate=aggregate,
+    mark=mark_by(evalai_accuracy),
+    aggregate=mean_accuracies(accuracy=evalai_accuracy),
     floors=floors,
     write_submission=write_submission,
     published=("VizWiz", lambda scores: 100 * scores["accuracy",].value),
 )
-score = BENCHMARK.score

@@ -22,12 +22,12 @@ from rich.table import Column, Table
 from transformers import BatchFeature
 
 from eval.benchmarks import easy_vqa
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import machine, require_positive
 from sparse_vlm.vlm.chat import encode_prompt
 from sparse_vlm.vlm.loading import load_vlm

@@ -28,8 +28,7 @@ from sparse_vlm.devices import synchronize
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.cortex import Cortex
-from sparse_vlm.encoder.focusing import FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix
-from sparse_vlm.encoder.mixing import AdaptiveMixing
+from sparse_vlm.encoder.focusing import AdaptiveMixing, FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.measure.timing import machine, matmul, require_positive, take_turns

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from eval.encoders.embeddings import embed_images
-from eval.scoring.metrics import wilson_interval
+from eval.intervals import wilson_interval
 from sparse_vlm.data.images.labels import LabelledImages, read_class_folders
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, synchronize
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.figures import check_figure, save_figure
+from sparse_vlm.image_files import open_image
 from sparse_vlm.sampling_steps import record_sampling_steps
 
 

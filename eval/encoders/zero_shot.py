@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eval.encoders.embeddings import embed_images
-from eval.scoring.metrics import wilson_interval
+from eval.intervals import wilson_interval
 from eval.scoring.protocol import Score
 from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits

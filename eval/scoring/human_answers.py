@@ -1,11 +1,11 @@
-"""What VQAv2, TextVQA and VizWiz share: the answers of ten people to each question, and EvalAI's result files."""
+"""Ten human answers to each question (VQAv2, TextVQA, VizWiz): accuracies, scores, and EvalAI's result files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
-from eval.scoring.metrics import most_frequent
+from eval.scoring.floors import most_frequent_answer_floor
 from eval.scoring.protocol import Mark, Predictions, Question, QuestionId, Scores
 from eval.scoring.records import Record, field
 from eval.scoring.vqa_text import simplify_evalai
@@ -15,35 +15,48 @@ from sparse_vlm.files import write_json
 
 @dataclass(frozen=True)
 class TenAnswers:
-    """What people answered to a question, and of what type that is, e.g. "yes/no"; None: the files do not say."""
+    """People's answers to a question, and their type, e.g. "yes/no" (None: the files have no types)."""
 
     answers: Sequence[str]
     kind: str | None = None
 
 
 def read_ten_answers(records: Sequence[Record], place: str) -> list[TenAnswers]:
-    """Records of VQAv2's or VizWiz's annotations; `place` says which file they are from.
+    """Read the answers in records of VQAv2's or VizWiz's annotations.
+
+    Args:
+        records: the record of each question.
+        place: the file, for errors.
 
     Raises:
-        UserError: one is damaged.
+        UserError: damaged record.
     """
-    return [TenAnswers(answers_of(record, place), field(record, "answer_type", str, place)) for record in records]
+    return [TenAnswers(_answers(record, place), field(record, "answer_type", str, place)) for record in records]
 
 
-def answers_of(record: Record, place: str) -> list[str]:
-    """The answers in a record of VQAv2's or VizWiz's annotations; `place` says which file it is from.
-
-    Raises:
-        UserError: there are none.
-    """
+def _answers(record: Record, place: str) -> list[str]:
     answers = [field(answer, "answer", str, place) for answer in field(record, "answers", list, place)]
     if not answers:
         raise UserError(f"{place} has a question without answers: {str(record)[:120]}.")
     return answers
 
 
+def agreement(prediction: str, answers: Sequence[str]) -> float:
+    """Compute the VQA challenge's accuracy of an answer, 0 to 1, comparing letter by letter.
+
+    An answer counts a third for each annotator who gave it, at most 1, averaged over leaving one annotator out.
+    """
+    given = list(answers).count(prediction)
+    return sum(min(3, given - (answer == prediction)) for answer in answers) / (3 * len(answers))
+
+
+def evalai_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Compute the accuracy of EvalAI's scorer (TextVQA; VizWiz in lmms-eval): `agreement` in EvalAI's form."""
+    return agreement(simplify_evalai(prediction), [simplify_evalai(answer) for answer in answers])
+
+
 def mark_by(accuracy: Callable[[str, Sequence[str]], float]) -> Callable[[Question, str, TenAnswers], Mark]:
-    """How `Benchmark.mark` reads an answer: worth what `accuracy` says; unreadable where nothing is left of it."""
+    """Build `Benchmark.mark` from an accuracy; an answer is unreadable if nothing is left of it in EvalAI's form."""
 
     def mark(question: Question, text: str, known: TenAnswers) -> Mark:
         read = simplify_evalai(text).strip() or None
@@ -52,31 +65,33 @@ def mark_by(accuracy: Callable[[str, Sequence[str]], float]) -> Callable[[Questi
     return mark
 
 
-def scores_by_type(accuracies: Mapping[str, Callable[[str, Sequence[str]], float]], marks: Sequence[Mark]) -> Scores:
-    """Mean accuracies over all questions, and by the type of the answer where the annotations have it.
+def mean_accuracies(**accuracies: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Mark]], Scores]:
+    """Build `Benchmark.aggregate`: mean accuracies over all questions, and by type where the annotations have types.
 
     Args:
-        accuracies: name of the score, e.g. "accuracy" (by type: "accuracy_by_type") -> (prediction, answers) -> 0–1.
-        marks: whose `known` are `TenAnswers`.
+        accuracies: name of the score, e.g. "accuracy" (by type: "accuracy_by_type") = (prediction, answers) -> 0 to 1.
     """
-    kinds = [row.known.kind for row in marks]
-    images = [row.question.image_name for row in marks]
-    scores: Scores = {}
-    for name, accuracy in accuracies.items():
-        values = [accuracy(row.text, row.known.answers) for row in marks]
-        scores[name,] = mean_score(values, images)
-        if None not in kinds:
-            scores |= mean_scores_by(f"{name}_by_type", kinds, values, images)
-    return scores
+
+    def aggregate(marks: Sequence[Mark]) -> Scores:
+        kinds = [row.known.kind for row in marks]
+        images = [row.question.image_name for row in marks]
+        scores: Scores = {}
+        for name, accuracy in accuracies.items():
+            values = [accuracy(row.text, row.known.answers) for row in marks]
+            scores[name,] = mean_score(values, images)
+            if None not in kinds:
+                scores |= mean_scores_by(f"{name}_by_type", kinds, values, images)
+        return scores
+
+    return aggregate
 
 
-def most_frequent_floor(answers: Sequence[Sequence[str]]) -> dict[str, Predictions]:
-    """What is answered most often to these very questions, as the answer to each of them."""
-    answer = most_frequent(text for ten in answers for text in ten)
-    return {"most frequent answer": [answer] * len(answers)}
+def floors(questions: Sequence[Question], known: Sequence[TenAnswers]) -> dict[str, Predictions]:
+    """Return the floor that always gives the answer that people gave most often to these questions."""
+    return most_frequent_answer_floor((answer for row in known for answer in row.answers), questions)
 
 
 def write_evalai(key: str, ids: Sequence[QuestionId], predictions: Predictions, output: Path) -> None:
-    """EvalAI's result file: a list of {`key`: id, "answer"}, the answers in the form that LLaVA submits."""
+    """Write EvalAI's result file: a list of {`key`: id, "answer"}, with the answers in the form that LLaVA submits."""
     answers = zip(ids, predictions, strict=True)
     write_json(output, [{key: id_, "answer": simplify_evalai(text)} for id_, text in answers])

@@ -1,4 +1,4 @@
-"""Grades and letters in a judge's reply, however it puts them: "0.5", "**0.5**", "Correctness: 0.5", "Letter: B"."""
+"""Read grades and letters in a judge's reply, in any form: "0.5", "**0.5**", "Correctness: 0.5", "Letter: B"."""
 
 import re
 
@@ -10,10 +10,9 @@ ROLE = re.compile(r"^(?:assistant|ai)\s*\d\s*:", re.IGNORECASE | re.MULTILINE)
 
 
 def read_grade(reply: str) -> float | None:
-    """The one grade from 0 to 1 in a reply; None: there is none, or it cannot be told which number is the grade.
+    """Read the grade from 0 to 1 in a reply; None: no grade, or several candidates.
 
-    It is the number that the reply begins with, or one behind a word like "Correctness:", or the only number of the
-    reply.
+    The grade is the number at the start of the reply, or one after a word like "Correctness:", or the only number.
     """
     text = _plain(reply)
     number = NUMBER.format(scale="1")
@@ -28,8 +27,10 @@ def read_grade(reply: str) -> float | None:
 
 
 def read_two_grades(reply: str) -> tuple[float, float] | None:
-    """Two grades from the reply's first line, e.g. "8 6", "Scores: 8, 6", "8/10 6/10", or from a line for each
-    assistant, e.g. "Assistant 1: 8"; None: there are not two."""
+    """Read two grades from the reply's first line, or from one line per assistant; None: there are not two.
+
+    Examples: "8 6", "Scores: 8, 6", "8/10 6/10", "Assistant 1: 8".
+    """
     text = _plain(reply)
     lines = [ROLE.sub("", line) for line in text.split("\n") if ROLE.match(line)] or text.split("\n")[:1]
     words = " ".join(lines).replace(",", " ")
@@ -42,11 +43,11 @@ def read_two_grades(reply: str) -> tuple[float, float] | None:
 
 
 def read_letter(reply: str) -> str:
-    """The capital letter that is the reply's first line, whatever explanation follows; the reply itself without one."""
+    """Read the capital letter on the reply's first line, ignoring what follows; without one, return the reply."""
     first = LETTER.fullmatch(_plain(reply).split("\n")[0])
     return first[1] if first else reply
 
 
 def _plain(reply: str) -> str:
-    """Without Markdown's marks and quotes."""
+    """Remove Markdown's marks and quotes."""
     return re.sub(r"[*_`\"#$]", "", reply).strip()

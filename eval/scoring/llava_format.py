@@ -5,13 +5,13 @@ from pathlib import Path
 from eval.scoring.protocol import Question
 from eval.scoring.records import Record, field, numbered_lines, question_id, read_lines, read_text
 
-# what LLaVA-1.5 was instructed with, behind the question on a line of its own
+# LLaVA-1.5's instructions, on their own line after the question
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 
 
 def is_llava_file(path: Path) -> bool:
-    """Whether the first line is one of LLaVA's, so that the rest can be expected to be as well.
+    """Return whether the first line of a file is in LLaVA's format.
 
     Raises:
         UserError: no such file.
@@ -21,7 +21,7 @@ def is_llava_file(path: Path) -> bool:
 
 
 def read_llava_questions(path: Path, images: Path | None) -> list[Question]:
-    """The questions of a file in LLaVA's format; those without "image" are about no picture.
+    """Read the questions of a file in LLaVA's format. Lines without "image" are questions without an image.
 
     Raises:
         UserError: no such file, or a malformed line.
@@ -40,5 +40,5 @@ def _question(record: Record, images: Path | None, place: str) -> Question:
 
 
 def image_file(folder: Path | None, name: str) -> Path:
-    """An image's file; without a folder (scoring) its name alone."""
+    """Return the path of an image in a folder, or its name if there is no folder, as in scoring."""
     return folder / name if folder is not None else Path(name)

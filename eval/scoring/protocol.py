@@ -1,4 +1,4 @@
-"""What a benchmark is: a module of eval/ with a `Benchmark`, listed in eval/benchmarks/__init__.py."""
+"""The interface of a benchmark: each module of eval/benchmarks defines a `Benchmark`, listed in its __init__.py."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ QuestionId = int | str
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture that lies inside a benchmark's file: the bytes of an image file, and a name for messages."""
+    """An image inside a benchmark's file: the bytes of an image file, and a name for messages."""
 
     name: str
     data: bytes
@@ -21,9 +21,9 @@ class Question:
     """One question of a benchmark, ready to be asked.
 
     Attributes:
-        id: as in its official file. TextVQA's and MME's are those of the picture and do not tell questions apart.
-        text: the whole prompt of the user's turn, without the image placeholder.
-        image: the picture, or None for a question about no picture.
+        id: the official id. Those of TextVQA and MME are the image's, so several questions share one.
+        text: the complete prompt of the user's turn, without the image placeholder.
+        image: the image; None for a question without an image.
         category: the benchmark's own kind of question.
     """
 
@@ -34,7 +34,7 @@ class Question:
 
     @property
     def image_name(self) -> str:
-        """What questions about the same picture have in common; "" without a picture."""
+        """A name that questions about the same image share; "" without an image."""
         if isinstance(self.image, EncodedImage):
             return self.image.name
         return str(self.image or "")
@@ -45,10 +45,10 @@ class Mark:
     """One answer as the benchmark's scorer reads it.
 
     Attributes:
-        question: what was asked.
-        known: its annotation, of `Benchmark.known`.
+        question: the question.
+        known: its annotation, from `Benchmark.known`.
         text: the answer, or the judge's reply in its place.
-        read: what the scorer makes of the text, e.g. an option's letter; None: nothing that it understands.
+        read: what the scorer reads in the text, e.g. an option's letter; None: unreadable.
         credit: 0 (wrong) to 1 (right).
         right: the right answer or answers, for the file of results; None: there are none.
     """
@@ -63,11 +63,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Score:
-    """A number of the report.
+    """One number of the report.
 
     Attributes:
         value: the score, 0 to 1 or on the benchmark's own scale.
-        count: the questions behind it.
+        count: number of questions behind it.
         interval: 95% confidence limits, low and high.
     """
 
@@ -78,12 +78,12 @@ class Score:
 
 # path of names in report.json's "scores", e.g. ("accuracy_by_type", "shape"), -> number
 Scores = dict[tuple[str, ...], Score]
-# what was answered to each question, in the order of the questions
+# the answer to each question, in the order of the questions
 Predictions = Sequence[str]
 
 
-def no_floors(questions: Sequence[Question], annotations: Path | None) -> dict[str, Predictions]:
-    """For benchmarks that nothing answers without a model."""
+def no_floors(questions: Sequence[Question], known: Sequence[Any]) -> dict[str, Predictions]:
+    """Return no floors: nothing answers the benchmark without a model."""
     return {}
 
 
@@ -92,38 +92,38 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        protocol: the line of the report that says what is asked how, and how an answer counts.
-        max_new_tokens: where an answer that does not end by itself is cut.
-        load_questions: (file, folder of pictures) -> the questions of the official or LLaVA's file. The file may be
-            None where the benchmark has a default; scoring gives no folder.
-        known: (questions, annotations) -> the annotation of each question. The questions are all of the file; what does
-            not fit them is an error.
-        mark: (question, answer, its annotation) -> how the answer is read and what it is worth. Where a judge is
-            needed, the answer is its reply.
+        protocol: questions -> the report's line about how they are asked and how answers are scored.
+        load_questions: (file, folder of images) -> the questions of the official or LLaVA's file. The file may be None
+            if the benchmark has a default; scoring passes no folder.
+        known: (questions, annotations) -> the annotation of each question. The questions are all those of the file;
+            annotations that do not belong to them are an error.
+        mark: (question, answer, its annotation) -> how the answer is read and its credit. If a judge is needed, the
+            answer is the judge's reply.
         aggregate: marks -> scores.
-        unreadable: how an answer counts that the scorer cannot read, as its source has it.
-        unit: what questions that are scored together have in common; None: each question stands alone.
-        floors: (questions, annotations) -> what answers without any model: name of the floor -> its predictions.
-        annotated: whether the question file has the answers too, so that it is the default of the annotations.
-        scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own.
-        points: names of scores on a scale of their own among shares.
-        write_submission: (question file, questions, predictions, output) writes what the official server takes.
-        judge_inputs: (questions, predictions, annotations) -> what a judge is asked about each prediction; None: it
-            is clear without. The judge's replies take the place of the predictions that it was asked about.
-        read_reply: a judge's reply -> what takes the place of the prediction.
-        judge: "needed": nothing can be scored without the replies. "optional": what is unclear counts as it stands.
-        published: column of eval/published.csv and our number in it; None where its part was not asked.
+        max_new_tokens: the length at which an answer is cut.
+        unreadable: how the scorer counts an answer that it cannot read.
+        unit: question -> a key shared by questions that are scored together; None: each question stands alone.
+        floors: (questions, their annotations) -> name of each floor -> its predictions, which need no model.
+        annotated: the question file also has the answers, so it is the default of the annotations.
+        scale: "share" is 0 to 1 and printed in percent, "points" is the benchmark's own scale.
+        points: names of scores on their own scale, among shares.
+        write_submission: writes the official server's file, given (question file, questions, predictions, output).
+        judge_inputs: (questions, predictions, annotations) -> the judge's prompt for each prediction; None: no judge is
+            needed for this one. The judge's replies replace the predictions that it was asked about.
+        read_reply: a judge's reply -> the text that replaces the prediction.
+        judge: "needed": nothing can be scored without the replies. "optional": predictions may stay as they are.
+        published: column of eval/published.csv, and scores -> our number in it (None: its part was not asked).
     """
 
     protocol: Callable[[Sequence[Question]], str]
-    max_new_tokens: int
     load_questions: Callable[[Path | None, Path | None], list[Question]]
     known: Callable[[Sequence[Question], Path | None], Sequence[Any]]
     mark: Callable[[Question, str, Any], Mark]
     aggregate: Callable[[Sequence[Mark]], Scores]
+    max_new_tokens: int = 128
     unreadable: str = "wrong"
     unit: Callable[[Question], Hashable] | None = None
-    floors: Callable[[Sequence[Question], Path | None], dict[str, Predictions]] = no_floors
+    floors: Callable[[Sequence[Question], Sequence[Any]], dict[str, Predictions]] = no_floors
     annotated: bool = False
     scale: Literal["share", "points"] = "share"
     points: tuple[str, ...] = ()
@@ -134,6 +134,6 @@ class Benchmark:
     published: tuple[str, Callable[[Scores], float | None]] | None = None
 
     def score(self, questions: Sequence[Question], predictions: Predictions, annotations: Path | None) -> Scores:
-        """The scores of answers to all questions; where a judge is needed, `predictions` are its replies."""
+        """Score answers to all questions. If a judge is needed, `predictions` are its replies."""
         known = self.known(questions, annotations)
         return self.aggregate([self.mark(*answered) for answered in zip(questions, predictions, known, strict=True)])

@@ -1,4 +1,4 @@
-"""Official files, JSON and JSON lines, read with errors that name the place."""
+"""Read official files, JSON and JSON lines, with errors that name the place."""
 
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Raises:
         UserError: no such file, or not UTF-8.
@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Raises:
         UserError: no such file, or not JSON.
@@ -41,10 +41,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_as(path: Path, kind: type[T], what: str) -> T:
-    """A JSON file of one kind, list or dict, with something in it.
+    """Read a JSON file that must contain a non-empty list or dict.
+
+    Args:
+        path: the file.
+        kind: list or dict.
+        what: the expected file, for errors.
 
     Raises:
-        UserError: no such file, not JSON, of another kind, or empty; `what` says which file is expected.
+        UserError: no such file, not JSON, of another kind, or empty.
     """
     content = read_json(path)
     if not isinstance(content, kind) or not content:
@@ -53,18 +58,18 @@ def read_json_as(path: Path, kind: type[T], what: str) -> T:
 
 
 def numbered_lines(content: str) -> list[tuple[int, str]]:
-    """(number from 1, line) of every line that is not blank.
+    """Return (number from 1, line) for every line that is not blank.
 
-    Lines end at line feeds alone: `splitlines` would cut at U+2028 and others, which answers may contain.
+    Only line feeds end a line: `splitlines` would also split at U+2028 and others, which answers may contain.
     """
     return [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
 
 
 def parse_line(line: str, place: str) -> Record:
-    """One line of a JSON-lines file, an object.
+    """Parse one line of a JSON-lines file, an object. Errors name its `place`.
 
     Raises:
-        UserError: not JSON, or no object; `place` says where.
+        UserError: not JSON, or not an object.
     """
     try:
         record = json.loads(line)
@@ -76,7 +81,7 @@ def parse_line(line: str, place: str) -> Record:
 
 
 def read_lines(path: Path) -> list[tuple[str, Record]]:
-    """A JSON-lines file of objects, each with its place ("FILE, line 3") for errors.
+    """Read a JSON-lines file of objects, each with its place ("FILE, line 3") for errors.
 
     Raises:
         UserError: no such file, empty, or a malformed line (its number is named).
@@ -89,15 +94,15 @@ def read_lines(path: Path) -> list[tuple[str, Record]]:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a JSON-lines file, atomically."""
+    """Write a JSON-lines file atomically."""
     write_text(path, "".join(to_json(record, path) + "\n" for record in records))
 
 
 def field(record: Any, name: str, kind: type[T], place: str) -> T:
-    """The value of a record's field.
+    """Return the value of a record's field. Errors name the `place` of the record.
 
     Raises:
-        UserError: no record, no such field, or of another type than `kind`; `place` says where.
+        UserError: not a record, no such field, or a value of another type than `kind`.
     """
     if not isinstance(record, Mapping) or name not in record:
         raise UserError(f'{place}: "{name}" is missing. Is this the benchmark\'s official file?')
@@ -108,10 +113,10 @@ def field(record: Any, name: str, kind: type[T], place: str) -> T:
 
 
 def question_id(record: Any, place: str) -> QuestionId:
-    """A record's "question_id", a number or a string.
+    """Return a record's "question_id", a number or a string. Errors name the `place` of the record.
 
     Raises:
-        UserError: it is neither, or missing; `place` says where.
+        UserError: missing, or of another type.
     """
     value = record.get("question_id") if isinstance(record, Mapping) else None
     if not isinstance(value, int | str) or isinstance(value, bool):
@@ -120,10 +125,15 @@ def question_id(record: Any, place: str) -> QuestionId:
 
 
 def require(path: Path | None, option: str, what: str) -> Path:
-    """The path of an option that a benchmark cannot do without.
+    """Return the path of an option that the benchmark needs.
+
+    Args:
+        path: the option's value.
+        option: its name.
+        what: the official file that it takes, for the error.
 
     Raises:
-        UserError: it was not given; `what` says which official file it takes.
+        UserError: the option is missing.
     """
     if path is None:
         raise UserError(f"This benchmark needs {option}: {what}.")
@@ -131,10 +141,15 @@ def require(path: Path | None, option: str, what: str) -> Path:
 
 
 def official_file(annotations: Path | None, what: str, pattern: str) -> Path:
-    """The file that --annotations names, or in the folder that it names the one file of that `pattern`.
+    """Return the file that --annotations names, or the only file matching `pattern` in the folder that it names.
+
+    Args:
+        annotations: the option's value.
+        what: the official file that it takes, for errors.
+        pattern: glob pattern.
 
     Raises:
-        UserError: it was not given (`what` says which official file it takes), or the folder has none or several.
+        UserError: the option is missing, or the folder has no or several such files.
     """
     path = require(annotations, "--annotations", what)
     if not path.is_dir():
@@ -147,17 +162,17 @@ def official_file(annotations: Path | None, what: str, pattern: str) -> Path:
 
 
 def align(questions: Sequence[Question], keys: Iterable[K], annotations: Mapping[K, T], source: Path) -> list[T]:
-    """The annotation of each question.
+    """Return the annotation of each question.
 
     Args:
-        questions: what was asked.
-        keys: of each question, in `annotations`.
-        annotations: by key, all of the file.
-        source: the annotations' file, for messages.
+        questions: the questions.
+        keys: the key of each question in `annotations`.
+        annotations: all annotations of the file, by key.
+        source: the annotations' file, for errors.
 
     Raises:
-        UserError: a question without annotation, or annotations of questions that were not asked: a score over a part
-            would pass for the benchmark's.
+        UserError: a question without an annotation, or annotations of other questions: the score of a part would pass
+            for the benchmark's.
     """
     keys = list(keys)
     missing = [question for question, key in zip(questions, keys, strict=True) if key not in annotations]

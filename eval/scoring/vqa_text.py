@@ -1,13 +1,13 @@
-"""How the official scorers simplify answers before they compare them.
+"""Simplify answers as the official scorers do before they compare them.
 
-Tables and rules are those of the scorers, their slips included, because a score agrees with published ones only with
-the same slips. Sources: the VQA challenge's vqaEval.py; EvalAIAnswerProcessor of MMF, which LLaVA and lmms-eval use.
+The tables and rules include the scorers' mistakes; without them, scores would not agree with published ones. Sources:
+the VQA challenge's vqaEval.py; EvalAIAnswerProcessor of MMF, which LLaVA and lmms-eval use.
 """
 
 import re
 from functools import lru_cache
 
-# The official tables list every misspelling; each is one of these words without one of its apostrophes ...
+# The official table lists misspellings: each is one of these words without one of its apostrophes ...
 _WITH_APOSTROPHES = """
     'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've
@@ -23,27 +23,27 @@ CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # ... but this one, which the scorers have the wrong way round
+CONTRACTIONS["somebody'd"] = "somebodyd"  # ... except this one, which the scorers have reversed
 _COUNT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_COUNT)}
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_FULL_STOPS_REMOVED = 32  # the scorers give re.UNICODE, which is 32, where re.sub takes the number of replacements
+_FULL_STOPS_REMOVED = 32  # the scorers pass re.UNICODE, which is 32, as re.sub's number of replacements
 
 
 def on_one_line(answer: str) -> str:
-    """Line breaks and tabs become spaces, surrounding white space goes."""
+    """Replace line breaks and tabs by spaces, and strip surrounding white space."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(1 << 16)  # annotators mostly give the same answers
+@lru_cache(1 << 16)  # many annotators give the same answer
 def simplify(answer: str) -> str:
-    """The VQA challenge's form of an answer: without punctuation and articles, numbers as digits, small letters.
+    """Return the VQA challenge's form of an answer: lower case, no punctuation, no articles, numbers as digits.
 
-    A punctuation mark vanishes if it stands beside a space anywhere in the answer, or if there is a comma between
-    digits; otherwise it becomes a space. Full stops vanish unless a digit follows.
+    A punctuation mark is removed if it occurs next to a space anywhere in the answer, or if the answer has a comma
+    between digits; otherwise it becomes a space. Full stops are removed unless a digit follows.
     """
     text = answer
     in_number = _COMMA_IN_NUMBER.search(answer) is not None
@@ -56,6 +56,6 @@ def simplify(answer: str) -> str:
 
 
 def simplify_evalai(answer: str) -> str:
-    """EvalAI's form of an answer: `simplify`, after commas and question marks are dropped and "'s" is set apart."""
+    """Return EvalAI's form of an answer: `simplify` after removing commas and question marks and separating "'s"."""
     words = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return simplify(on_one_line(words))

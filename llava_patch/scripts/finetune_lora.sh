@@ -1,5 +1,5 @@
 #!/bin/bash
-# LLaVA-1.5's second stage with LoRA: finetune.sh with LLaVA's own numbers for it.
+# LLaVA-1.5's second stage with LoRA: finetune.sh with the hyperparameters of LLaVA's own LoRA script.
 set -euo pipefail
 
 export OUT="${OUT:-./checkpoints/llava-v1.5-7b-sparseformer-lora}"

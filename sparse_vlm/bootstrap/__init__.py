@@ -1,10 +1,9 @@
-"""Bootstrapping: any pre-trained ViT → a SparseFormer, without labels."""
+"""Bootstrapping: a pre-trained ViT → a SparseFormer, without labels."""
 
 from sparse_vlm.bootstrap.inherit import InheritanceReport, bootstrap_from
 from sparse_vlm.bootstrap.matching import TokenMatch, match_tokens
 from sparse_vlm.bootstrap.objective import BootstrapTask
-from sparse_vlm.bootstrap.teachers import open_teacher
-from sparse_vlm.bootstrap.teachers.teacher import Teacher
+from sparse_vlm.bootstrap.teachers import Teacher, open_teacher
 
 __all__ = [
     "BootstrapTask",

@@ -1,4 +1,4 @@
-"""A SparseFormer back in the CLIP that it was bootstrapped from: an open_clip model whose `visual` it is."""
+"""A CLIP whose image encoder is replaced by a SparseFormer that was bootstrapped from it, as an open_clip model."""
 
 import json
 import logging
@@ -25,20 +25,20 @@ from sparse_vlm.integrations.timm import timm_name
 logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's own names
 ENCODER_FILE = "sparseformer.json"
-HF_NAME = "hf_model_name"  # open_clip's, of a model of transformers as the text side
-TEXT_FOLDER = "text"  # configuration of a text side that is a model of transformers
+HF_NAME = "hf_model_name"  # open_clip's key for a text encoder from transformers
+TEXT_FOLDER = "text"  # configuration of a text encoder from transformers
 
 
 @dataclass(frozen=True)
 class SparseClip:
-    """An open_clip model whose image side is a SparseFormer, with what belongs to it.
+    """An open_clip model whose image encoder is a SparseFormer, with its tokenizer and configuration.
 
     Attributes:
-        model: `open_clip.CLIP` or `CustomTextCLIP`, as the teacher's, in eval mode; `visual` is open_clip's own adapter
-            of timm models, `visual.trunk` the SparseFormer.
+        model: `open_clip.CLIP` or `CustomTextCLIP`, like the teacher, in evaluation mode. `visual` is open_clip's
+            adapter for timm models, `visual.trunk` is the SparseFormer.
         tokenizer: captions -> int64[B, context].
-        encoder_config: of the SparseFormer.
-        model_config: what open_clip calls model_cfg, as JSON values.
+        encoder_config: configuration of the SparseFormer.
+        model_config: open_clip's model_cfg, as JSON values.
     """
 
     model: Any
@@ -48,40 +48,40 @@ class SparseClip:
 
     @property
     def transform(self) -> Transform:
-        """PIL image -> float32[3, crop, crop]: the SparseFormer's own preprocessing."""
+        """Preprocessing of the SparseFormer: image -> float32[3, crop, crop]."""
         return Transform(self.encoder_config.preprocessing)
 
     @classmethod
     def from_teacher(cls, source: str, student: SparseFormer) -> "SparseClip":
-        """The teacher's text side and temperature, with the student in the place of the image side.
+        """Replace the teacher's image encoder by the student. Text encoder and temperature are the teacher's.
 
         Args:
-            source: the teacher as in `open_teacher`: "open_clip:NAME/TAG", "open_clip:NAME/TAG@WEIGHTS_FILE",
-                or a directory of open_clip.
-            student: bootstrapped from it; its weights are copied.
+            source: specification of the teacher for `open_teacher`: "open_clip:NAME/TAG",
+                "open_clip:NAME/TAG@WEIGHTS_FILE", or an open_clip directory.
+            student: SparseFormer bootstrapped from this teacher; its weights are copied.
 
         Raises:
-            UserError: the teacher is not open_clip's or cannot be opened, or its embeddings have another width.
+            UserError: the teacher is not an open_clip model, cannot be opened, or its embeddings have another width.
         """
         teacher = open_teacher(source) if parse_spec(source).library == "open_clip" else None
         if teacher is None or teacher.text is None:
             raise UserError(
-                f"{source!r} has no text side: write open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or a directory "
-                "of open_clip."
+                f"{source!r} has no text encoder: write open_clip:NAME/TAG, open_clip:NAME/TAG@FILE, or the path of an "
+                "open_clip directory."
             )
         text = teacher.text
-        model, config = text.clip.requires_grad_(), text.config  # a teacher is frozen, a model of the user's is not
+        model, config = text.clip.requires_grad_(), text.config  # a teacher is frozen, but this model need not be
         cortex = student.config.cortex
         width = cortex.head_dim or cortex.width
         if width != config["embed_dim"]:
             raise UserError(
-                f"The embeddings of {source} have {config['embed_dim']} channels, those of the SparseFormer {width}: "
-                "it was not bootstrapped from this teacher."
+                f"The embeddings of {source} have {config['embed_dim']} channels, but those of the SparseFormer have "
+                f"{width}: it was not bootstrapped from this teacher."
             )
         if student.config.teacher not in ("", teacher.name):
             logger.warning(
-                "The SparseFormer was bootstrapped from %s, the text side is that of %s: unless both are the same "
-                "weights, its embeddings say nothing to this text side.",
+                "The SparseFormer was bootstrapped from %s, but the text encoder is that of %s: unless both are the "
+                "same weights, their embeddings do not match.",
                 student.config.teacher,
                 teacher.name,
             )
@@ -90,15 +90,16 @@ class SparseClip:
         open_clip.model.set_model_preprocess_cfg(model, _preprocess_config(student.config))
         tokenizer = text.tokenizer
         if not isinstance(tokenizer, SimpleTokenizer | HFTokenizer):
-            raise UserError(f"The tokenizer of {source}, a {type(tokenizer).__name__}, cannot be saved by open_clip.")
+            raise UserError(f"open_clip cannot save the tokenizer of {source}, a {type(tokenizer).__name__}.")
         return cls(model.eval(), tokenizer, student.config, config)
 
     def save(self, directory: str | Path) -> None:
-        """Writes an open_clip directory, atomically: configuration, weights, tokenizer where it has files.
+        """Write an open_clip directory, atomically: configuration, weights, and the tokenizer if it has files.
 
-        `open_clip.create_model("local-dir:DIRECTORY")` opens it too, once `import sparse_vlm` has registered a
-        released architecture, or `SparseClip.load` another one. Of a text side that is a model of transformers the
-        directory holds the configuration; open_clip itself finds it where it was saved, `SparseClip.load` anywhere.
+        `open_clip.create_model("local-dir:DIRECTORY")` opens it too, after the architecture is registered:
+        `import sparse_vlm` registers the released ones, `SparseClip.load` any other. If the text encoder comes from
+        transformers, the directory contains its configuration: open_clip itself only finds it if the directory has not
+        been moved, `SparseClip.load` always.
         """
         config = self.model_config
         if HF_NAME in config["text_cfg"]:
@@ -116,21 +117,21 @@ class SparseClip:
 
     @classmethod
     def load(cls, directory: str | Path) -> "SparseClip":
-        """Opens a directory of `save`, strictly.
+        """Load a directory written by `save`, strictly.
 
         Raises:
-            UserError: it is none, or a file of it is missing or damaged.
+            UserError: a file is missing or damaged.
         """
         directory = Path(directory)
         for file in (CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE):
             if not (directory / file).is_file():
-                raise UserError(f"{directory} is no directory of a CLIP with a SparseFormer: it has no {file}.")
+                raise UserError(f"{directory} is not a directory of SparseClip.save: it has no {file}.")
         encoder_config = SparseFormerConfig.from_dict(_read_json(directory / ENCODER_FILE))
         config = _read_json(directory / CONFIG_FILE).get("model_cfg", {})
         text = config.get("text_cfg", {})
         if HF_NAME in text and (directory / TEXT_FOLDER).is_dir():
             text |= {HF_NAME: str(directory.resolve() / TEXT_FOLDER), "hf_model_pretrained": False}
-        timm_name(encoder_config)  # registers it: open_clip asks timm for the architecture by name
+        timm_name(encoder_config)  # registers the architecture, which open_clip asks timm for by name
         name = f"local-dir:{directory}"
         model = create_clip(str(directory), name, require_pretrained=True, text_cfg=text)
         return cls(model.eval(), open_tokenizer(str(directory), name), encoder_config, config)
@@ -140,11 +141,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file} is no valid JSON: {error}.") from error
+        raise UserError(f"{file} is not valid JSON: {error}.") from error
 
 
 def _vision_config(student: SparseFormer) -> dict[str, Any]:
-    """open_clip's CLIPVisionCfg of an image side that is a timm model with its own pooling and projection."""
+    """open_clip's CLIPVisionCfg for a timm model with its own pooling and projection."""
     return {
         "timm_model_name": timm_name(student.config),
         "timm_model_pretrained": False,
@@ -167,12 +168,12 @@ def _visual(student: SparseFormer, embed_dim: int, config: dict[str, Any]) -> nn
 
 
 def _preprocess_config(config: SparseFormerConfig) -> dict[str, Any]:
-    """open_clip's PreprocessCfg, which knows one size only."""
+    """open_clip's PreprocessCfg, which has a single size."""
     data = config.preprocessing
     if data.resize != data.crop:
         logger.warning(
-            "open_clip's own transform resizes to %d pixels, where this SparseFormer's resizes to %d and crops %d: "
-            "SparseClip.transform is the exact one.",
+            "open_clip's own transform resizes to %d pixels, but this SparseFormer's resizes to %d and crops to %d: "
+            "use SparseClip.transform.",
             data.crop,
             data.resize,
             data.crop,

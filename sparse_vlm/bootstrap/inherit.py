@@ -1,4 +1,4 @@
-"""What a SparseFormer inherits: which blocks are dropped, tuned, frozen. Every weight is accounted for."""
+"""Inheritance: which blocks of a teacher a SparseFormer drops, tunes and freezes, with a report on every weight."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_vlm.bootstrap.teachers.teacher import Teacher
+from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.errors import UserError
 
@@ -16,13 +16,13 @@ FROZEN, TUNED, NEW, DROPPED = "copied and frozen", "copied and tuned", "new", "d
 
 @dataclass(frozen=True)
 class WeightFate:
-    """What became of one weight of the teacher, or where one of the student comes from.
+    """Correspondence of a weight in teacher and student.
 
     Attributes:
-        student: its name in the student, "" where it was dropped.
-        teacher: its name in the teacher, "" where it is new.
+        student: name in the student, "" if it was dropped.
+        teacher: name in the teacher, "" if it is new.
         fate: one of "copied and frozen", "copied and tuned", "new", "dropped".
-        numbers: how many numbers it has.
+        numbers: number of elements.
     """
 
     student: str
@@ -33,18 +33,18 @@ class WeightFate:
 
 @dataclass(frozen=True)
 class InheritanceReport:
-    """Accounts for every weight of teacher and student; `str(report)` is the table by part.
+    """Report on every weight of teacher and student. `str(report)` is a table by module.
 
     Attributes:
-        teacher: the teacher's name.
-        fates: one entry a weight.
+        teacher: name of the teacher.
+        fates: one entry per weight.
     """
 
     teacher: str
     fates: tuple[WeightFate, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Convert the report to JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -76,24 +76,25 @@ def bootstrap_from(
     initial_rois: Tensor | None = None,
     inherit: bool = True,
 ) -> tuple[SparseFormer, InheritanceReport]:
-    """A SparseFormer with the teacher's last blocks, norm and head inside; the rest is new (arXiv 2312.01987).
+    """Create a SparseFormer with the teacher's last blocks, norm and head; the rest is new (arXiv 2312.01987).
 
-    Blocks 0…drop−1 are dropped, the next `tune` are copied and tuned, the last `freeze`, the final norm, the pooling
-    and the head are copied and frozen: `requires_grad` of the student says so. The text side stays with the teacher.
+    Blocks 0…drop−1 are dropped, and the next `tune` blocks are copied and tuned. The last `freeze` blocks, the final
+    norm, the pooling and the head are copied and frozen: `requires_grad` of their parameters is False. The text encoder
+    is not copied.
 
     Args:
         teacher: from `open_teacher`.
-        tokens: latent tokens, without CLS and registers.
-        drop, tune, freeze: numbers of blocks, together the teacher's N. By default a third each; two that are given
-            decide on the other one, and one that is given leaves less or more to `freeze`, or else to `tune`.
-        focus_width: width of the focusing transformer, a multiple of 64; by default half the teacher's (its heads
-            have 64 channels).
+        tokens: number of latent tokens, without CLS and registers.
+        drop, tune, freeze: numbers of blocks, which must add up to the teacher's N. By default a third each. If two are
+            given, they determine the third; if one is given, `freeze`, or else `tune`, takes the remaining blocks.
+        focus_width: width of the focusing transformer, a multiple of 64 (the channels of its heads); by default half
+            the teacher's width.
         points, repeats, stem_channels: see `FocusConfig` and `StemConfig`.
-        initial_rois: float[tokens, 4], (x1, y1, x2, y2) in [0, 1], where the tokens look first; by default tiles.
-        inherit: False: the same student with nothing copied, all new: the baseline that shows what inheriting is worth.
+        initial_rois: float[tokens, 4], (x1, y1, x2, y2) in [0, 1], initial RoIs; by default tiles that cover the image.
+        inherit: False to copy nothing: a student of the same shape with new weights, as a baseline.
 
     Raises:
-        UserError: the numbers do not fit the teacher.
+        UserError: the arguments do not match the teacher.
     """
     drop, tune = _split(teacher, drop, tune, freeze)
     width = max(64, teacher.cortex.width // 2 // 64 * 64) if focus_width is None else focus_width
@@ -118,7 +119,7 @@ def _set_rois(student: SparseFormer, rois: Tensor) -> None:
     weight = student.focus.initial_rois.weight
     if rois.shape != weight.shape:
         raise UserError(
-            f"The initial RoIs must be {list(weight.shape)} numbers (x1, y1, x2, y2), got {list(rois.shape)}."
+            f"The initial RoIs must have the shape {list(weight.shape)} (x1, y1, x2, y2), got {list(rois.shape)}."
         )
     weight.copy_(rois)
 
@@ -130,7 +131,7 @@ def _copy_nothing(teacher: Teacher, student: SparseFormer) -> InheritanceReport:
 
 
 def _split(teacher: Teacher, drop: int | None, tune: int | None, freeze: int | None) -> tuple[int, int]:
-    """The numbers of blocks to drop and to tune, defaults filled in and checked."""
+    """Numbers of blocks to drop and to tune, after filling in defaults and checking them."""
     blocks = teacher.cortex.depth
     third = round(blocks / 3)
     if drop is None:
@@ -141,7 +142,7 @@ def _split(teacher: Teacher, drop: int | None, tune: int | None, freeze: int | N
     if min(drop, tune, freeze) < 0 or drop == blocks or drop + tune + freeze != blocks:
         raise UserError(
             f"Cannot drop {drop} and tune {tune} of the {blocks} blocks of {teacher.name} and freeze {freeze}: "
-            f"none may be negative, together they must be {blocks}, and at least one block must stay."
+            f"none may be negative, they must add up to {blocks}, and at least one block must remain."
         )
     return drop, tune
 

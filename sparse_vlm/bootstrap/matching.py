@@ -1,4 +1,4 @@
-"""The start of a bootstrap: latent tokens of the magnitude that the inherited blocks are used to."""
+"""Matching of statistics before training: latent tokens get the magnitude that the inherited blocks expect."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_vlm.bootstrap.teachers.teacher import Teacher
+from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.focusing import BootstrappedLastUnit
 from sparse_vlm.errors import UserError
@@ -17,8 +17,8 @@ class TokenMatch:
     """Root mean squares of the tokens that enter the first inherited block.
 
     Attributes:
-        teacher: of the teacher's patch tokens.
-        before, after: of the student's latent tokens, before and after the match.
+        teacher: root mean square of the teacher's patch tokens.
+        before, after: root mean square of the student's latent tokens, before and after matching.
     """
 
     teacher: float
@@ -34,17 +34,18 @@ class TokenMatch:
 
 @torch.no_grad()
 def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> TokenMatch:
-    """Gives a new student's latent tokens the teacher's mean and standard deviation, channel by channel, where they
-    enter the first inherited block; CLS and registers become the teacher's mean there. In place.
+    """Match the statistics of a new student's latent tokens to the teacher's, in place.
 
-    Ours. A block adds to its tokens what it is used to add to the teacher's. DINOv2-S's enter block 4 with a root mean
-    square of 0.05; beside latent tokens of 1, as they are initialised, what eight blocks add is lost, and nothing
-    that was inherited has an effect until training has found the magnitude.
+    Where they enter the first inherited block, the latent tokens get the teacher's mean and standard deviation in each
+    channel, and CLS and registers are set to the teacher's mean. This is not part of the paper. The update that a block
+    adds has the magnitude of the teacher's tokens. In DINOv2-S, tokens enter block 4 with a root mean square of 0.05.
+    Latent tokens are initialised with 1, next to which the updates of eight blocks are negligible: nothing inherited
+    would have an effect until training has found the magnitude.
 
     Args:
-        student: of `bootstrap_from` and untrained: its mixing matrices do not depend on its tokens yet, which is why
-            scaling three Linear layers scales the tokens exactly.
-        teacher: the one it inherits from.
+        student: from `bootstrap_from`, untrained: its mixing matrices do not depend on its tokens yet, so scaling three
+            Linear layers scales the tokens exactly.
+        teacher: the student's teacher.
         images: float[B, 3, S, S] at the teacher's input size.
 
     Raises:
@@ -53,7 +54,7 @@ def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> Tok
     dropped = teacher.cortex.depth - student.config.cortex.depth
     unit = student.focus.last_unit
     if dropped < 0 or not isinstance(unit, BootstrappedLastUnit):
-        raise UserError(f"The tokens to match are those of a student bootstrapped from {teacher.name}; this is none.")
+        raise UserError(f"Cannot match token statistics: the student was not bootstrapped from {teacher.name}.")
     prefix = student.num_prefix_tokens
     with teacher.tokens_entering(dropped) as entering:
         teacher(images.to(next(teacher.trunk.parameters()).dtype))
@@ -63,7 +64,7 @@ def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> Tok
     old_mean, old_std = _statistics(latent)
     scale = std / old_std
     transition: Any = student.focus.transition[0]
-    linears: list[Any] = [transition, unit.glance.mixing.out_proj, unit.encoding.linear]
+    linears: list[Any] = [transition, unit.sampling.mixing.out_proj, unit.encoding.linear]
     for linear in linears:
         linear.weight.mul_(scale[:, None])
         linear.bias.mul_(scale)
@@ -78,13 +79,13 @@ def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> Tok
 
 
 def _latent_tokens(student: SparseFormer, images: Tensor) -> Tensor:
-    """float[B, 3, H, W] -> float32[B, n, C], as they enter the cortex."""
+    """Images float[B, 3, H, W] -> latent tokens float32[B, n, C] that enter the cortex."""
     tokens, _ = student.focus(student.stem(images))
     return tokens.float()
 
 
 def _statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """float32[B, n, C] -> mean and standard deviation of each channel, float32[C] each."""
+    """Tokens float32[B, n, C] -> mean and standard deviation of each channel, float32[C] each."""
     rows = tokens.flatten(0, 1)
     return rows.mean(0), rows.std(0, correction=0).clamp_min(1e-6)
 

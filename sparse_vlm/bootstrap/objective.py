@@ -1,4 +1,4 @@
-"""The bootstrapping task: student and frozen teacher in one module, images in, losses out."""
+"""The bootstrapping task: student and frozen teacher in one module, images -> losses."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,15 +19,15 @@ from sparse_vlm.recompute import recompute_blocks
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each term of the loss weighs. A term of weight 0 is not computed.
+    """Weights of the terms of the loss. A term with weight 0 is not computed.
 
     Attributes:
-        alignment: 1 − cosine of the final representations (arXiv 2312.01987 for what is aligned).
-        token: 1 − cosine of each final latent token and the teacher's patch tokens under its RoI's centre (ours).
-        feature: smooth L1 of the final representations, which a cosine leaves free in length (ours).
-        view: 1 − cosine of the final representation and the teacher's of a second view (ours).
-        entry: as `token`, but of the tokens that enter the first inherited block, in both models (ours): the new parts
-            learn what to hand to the inherited ones without a gradient through them.
+        alignment: 1 − cosine of the final representations (arXiv 2312.01987 says which). The other terms are ours.
+        token: 1 − cosine of each final latent token and the teacher's patch tokens at the centre of its RoI.
+        feature: smooth L1 of the final representations, which constrains their length too.
+        view: 1 − cosine of the final representation and the teacher's representation of a second view.
+        entry: like `token`, for the tokens that enter the first inherited block in both models. It trains the new parts
+            without a gradient through the inherited ones.
     """
 
     alignment: float = 1.0
@@ -40,23 +40,24 @@ class LossWeights:
         values = asdict(self)
         if not all(0 <= value < math.inf for value in values.values()) or not any(values.values()):
             raise UserError(
-                f"The weights of the loss must be finite, must not be negative, nor all zero, got {values}."
+                "The weights of the loss must be finite and not negative, and at least one must be positive, got "
+                f"{values}."
             )
 
 
 class BootstrapTask(nn.Module):
-    """Aligns the student with the teacher on unlabelled images.
+    """Alignment of a student with its teacher on unlabelled images.
 
     Args:
-        student: what is trained and saved.
-        teacher: runs without gradients; not a submodule, so that it is neither saved, nor wrapped by DeepSpeed.
-        weights: of the terms of the loss.
-        second_view: the same teacher opened at another image size, which sees the same crops at that size; needed if
-            `weights.view` is positive.
-        teacher_dtype: what the teachers' trunks are converted to, and compute in, whatever the autocast.
+        student: trained and saved.
+        teacher: runs without gradients. It is not a submodule, so it is neither saved nor wrapped by DeepSpeed.
+        weights: weights of the terms of the loss.
+        second_view: the same teacher opened at another image size, which is given the same crops at that size; needed
+            if `weights.view` is positive.
+        teacher_dtype: dtype that the teachers' trunks are converted to and compute in, regardless of autocast.
 
     Raises:
-        UserError: a weight for the second view, but no second view; or the reverse.
+        UserError: the weight `view` is positive without a second view, or the reverse.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class BootstrapTask(nn.Module):
         self.weights = weights or LossWeights()
         if (second_view is not None) != (self.weights.view > 0):
             raise UserError(
-                f"A second view of the teacher needs an image size and a positive weight, the weight is "
+                f"A second view of the teacher needs an image size and a positive weight, but the weight is "
                 f"{self.weights.view:g} and there is {'no' if second_view is None else 'a'} second view."
             )
         self.teacher_dtype = teacher_dtype
         teachers = [teacher] if second_view is None else [teacher, second_view]
         for opened in teachers:
-            opened.trunk.to(teacher_dtype)  # the text side, where there is one, keeps its own
+            opened.trunk.to(teacher_dtype)  # the text encoder, if any, keeps its dtype
         self._unregistered = tuple(teachers)
         self.center: Tensor | None
         self.register_buffer("center", None, persistent=False)
@@ -90,22 +91,22 @@ class BootstrapTask(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """The side in pixels of the crops that training needs: the larger of the views'."""
+        """Side of the training crops in pixels: the larger one of the views."""
         return max(teacher.preprocessing.crop for teacher in self._unregistered)
 
     def center_on(self, images: Tensor) -> None:
-        """From now on the cosines of the loss are those of deviations from the teacher's mean representation (ours).
+        """Subtract the teacher's mean representation before computing the cosines of the loss (ours).
 
-        Where all representations lie near their mean, as DINOv2's do, a student that always gives the mean has a small
-        loss already, and the plain cosine tells it little more.
+        If all representations are close to their mean, as in DINOv2, a student that always returns the mean has a small
+        loss already, and the plain cosine provides little further signal.
 
         Args:
-            images: typical ones, float[B, 3, S, S], over which the mean is taken.
+            images: typical images float[B, 3, S, S], over which the mean is taken.
         """
         self.center = self.target(images).mean(0)
 
     def target(self, images: Tensor) -> Tensor:
-        """What the student is to give: the teacher's final representation, float32[B, D] of float[B, 3, H, W]."""
+        """Target of the student for images float[B, 3, H, W]: the teacher's final representation, float32[B, D]."""
         return self._run(self.teacher, self.teacher, images).float()
 
     def activation_checkpointing_enable(
@@ -114,26 +115,26 @@ class BootstrapTask(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """What transformers' Trainer calls, see `recompute_blocks`."""
+        """Called by transformers' Trainer; see `recompute_blocks`."""
         recompute_blocks(self.student.cortex, activation_checkpointing_kwargs, every_n_layers, offload)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
             pixel_values: float[B, 3, S, S] with S = `image_size`; each view is resized from it.
 
         Returns:
-            "loss", the weighted sum; each term by its name ("alignment_loss", …); "cosine", float32[B]. All but the
-            loss are without gradients.
+            "loss", the weighted sum; each term by its name ("alignment_loss", …); "cosine", float32[B]. Only the loss
+            has gradients.
         """
         images = _resized(pixel_values, self.teacher.preprocessing.crop)
         output = self.student(images)
         pooled, tokens = output.pooled.float(), None
         first = self.teacher.cortex.depth - self.student.config.cortex.depth
-        watched: AbstractContextManager[list[Tensor]]
-        watched = self.teacher.tokens_entering(first) if self.weights.entry else nullcontext([])
-        with watched as entering:
+        recorded: AbstractContextManager[list[Tensor]]
+        recorded = self.teacher.tokens_entering(first) if self.weights.entry else nullcontext([])
+        with recorded as entering:
             if self.weights.token:
                 target, tokens = self._with_tokens(images)
             else:
@@ -157,7 +158,7 @@ class BootstrapTask(nn.Module):
         return {"loss": loss, **named, "cosine": F.cosine_similarity(pooled.detach(), target, dim=-1)}
 
     def _distance(self, pooled: Tensor, target: Tensor) -> Tensor:
-        """Mean of 1 − cosine, of deviations from the center where there is one."""
+        """Mean of 1 − cosine, of deviations from the center if there is one."""
         if self.center is not None:
             pooled, target = pooled - self.center, target - self.center
         return (1 - F.cosine_similarity(pooled, target, dim=-1)).mean()
@@ -165,12 +166,12 @@ class BootstrapTask(nn.Module):
     def _token_loss(self, latent: Tensor, rois: Tensor, tokens: Tensor) -> Tensor:
         """Mean of 1 − cosine over all latent tokens.
 
-        The RoIs get no gradient: they would move to where the teacher is easy to imitate.
+        No gradient reaches the RoIs, which would otherwise move to places where the teacher is easy to imitate.
 
         Args:
-            latent: the student's, float[B, n, C].
+            latent: the student's latent tokens float[B, n, C].
             rois: float32[B, n, 4].
-            tokens: the teacher's, float32[B, prefix + rows · columns, C].
+            tokens: the teacher's tokens float32[B, prefix + rows · columns, C].
         """
         rows, columns = self.teacher.grid
         patches = tokens[:, -rows * columns :].transpose(1, 2).unflatten(-1, (rows, columns))
@@ -179,14 +180,14 @@ class BootstrapTask(nn.Module):
         return (1 - F.cosine_similarity(latent.float(), wanted, dim=-1)).mean()
 
     def _with_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's final representation float32[B, D], and its tokens before the final norm, in one pass."""
+        """Return the teacher's final representation float32[B, D] and its tokens before the final norm, in one pass."""
         tokens = self._run(self.teacher, self.teacher.tokens, images)
         trunk = self.teacher.trunk
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return trunk.forward_head(trunk.norm(tokens)).float(), tokens.float()
 
     def _run(self, teacher: Teacher, output: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """An output of a teacher at its own input size, in `teacher_dtype`, without gradients."""
+        """Run a teacher at its own input size, in `teacher_dtype`, without gradients."""
         if next(teacher.trunk.parameters()).device != images.device:
             teacher.trunk.to(images.device)
         images = _resized(images, teacher.preprocessing.crop).to(self.teacher_dtype)
@@ -195,7 +196,7 @@ class BootstrapTask(nn.Module):
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """float[B, 3, H, W] -> float[B, 3, size, size], bicubic and antialiased; unchanged if it has that size."""
+    """Resize float[B, 3, H, W] to float[B, 3, size, size], bicubic and antialiased."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)

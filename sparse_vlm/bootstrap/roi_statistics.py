@@ -1,4 +1,4 @@
-"""Whether the tokens still look at different places of the image, in three numbers."""
+"""Statistics of RoIs that show a collapse: all tokens at one place, or outside the image."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse_vlm.encoder.rois import to_center_size
 
-# Tiles that cover the image once have a spread of about 0.41 and no area outside; n of them are 1/√n wide.
+# n tiles that cover the image once have a spread of about 0.41, a size of 1/√n and no area outside.
 SMALLEST_SPREAD = 0.05
 SMALLEST_SIZE, LARGEST_SIZE = 0.02, 2.0
 LARGEST_OUTSIDE = 0.5
@@ -15,12 +15,12 @@ LARGEST_OUTSIDE = 0.5
 
 @dataclass(frozen=True)
 class RoIStatistics:
-    """Means over images, in image coordinates ([0, 1] from edge to edge). Source: ours.
+    """Means over images, in image coordinates ([0, 1] from edge to edge).
 
     Attributes:
         size: √(width · height) of a RoI, mean over tokens.
         spread: root mean square distance of the tokens' RoI centres from their mean.
-        outside: share of a RoI's area that lies outside the image, mean over tokens.
+        outside: fraction of a RoI's area outside the image, mean over tokens.
     """
 
     size: float
@@ -28,24 +28,23 @@ class RoIStatistics:
     outside: float
 
     def collapse(self) -> str | None:
-        """A sentence on what has collapsed, or None.
+        """Describe a collapse in one sentence, or return None.
 
-        The criterion: all centres at one place (spread below 0.05), RoIs of a point or of far more than the image (size
-        below 0.02, about one cell of the feature map at 224 px, or above 2), or most of their area outside (above 0.5).
+        RoIs have collapsed if all centres are at one place (spread below 0.05), if they are as small as a point (size
+        below 0.02, about one cell of the feature map at 224 px) or much larger than the image (size above 2), or if
+        most of their area is outside the image (above 0.5).
         """
         if self.spread < SMALLEST_SPREAD:
-            return f"all tokens look at one place (spread of the RoI centres {self.spread:.3f} < {SMALLEST_SPREAD})."
+            return f"all tokens sample one place (spread of the RoI centres {self.spread:.3f} < {SMALLEST_SPREAD})."
         if not SMALLEST_SIZE <= self.size <= LARGEST_SIZE:
-            return (
-                f"the RoIs' mean size is {self.size:.3f}, outside {SMALLEST_SIZE}…{LARGEST_SIZE} of the image's side."
-            )
+            return f"the mean size of the RoIs is {self.size:.3f}, outside {SMALLEST_SIZE}…{LARGEST_SIZE} image sides."
         if self.outside > LARGEST_OUTSIDE:
-            return f"{self.outside:.0%} of the RoIs' area lies outside the image (more than {LARGEST_OUTSIDE:.0%})."
+            return f"{self.outside:.0%} of the RoIs' area is outside the image (more than {LARGEST_OUTSIDE:.0%})."
         return None
 
 
 def roi_numbers(rois: Tensor) -> Tensor:
-    """The statistics of each image.
+    """Compute the statistics of each image.
 
     Args:
         rois: float32[B, n, 4], e.g. `EncoderOutput.rois[-1]`.
@@ -63,5 +62,5 @@ def roi_numbers(rois: Tensor) -> Tensor:
 
 
 def roi_statistics(numbers: Tensor) -> RoIStatistics:
-    """The mean of `roi_numbers` over images, float32[N, 3]."""
+    """Average the output float32[N, 3] of `roi_numbers` over images."""
     return RoIStatistics(*numbers.mean(dim=0).tolist())

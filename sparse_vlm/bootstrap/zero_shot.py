@@ -1,4 +1,4 @@
-"""Zero-shot classification: which class's text embedding is nearest to the picture's."""
+"""Zero-shot classification by the nearest text embedding of a class."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_vlm.bootstrap.teachers import TextSide
+from sparse_vlm.bootstrap.teachers import TextEncoder
 from sparse_vlm.errors import UserError, one_line
 
 
 def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str], Sequence[Callable[[str], str]]]:
-    """Class names and templates: open_clip's of ImageNet-1k, in the order of its sorted folders.
+    """Return open_clip's class names and templates for ImageNet-1k, in the order of its sorted class folders.
 
     Args:
-        names: other classes, for the same templates.
+        names: other class names for the same templates.
     """
     import open_clip  # its import is slow and only these tables need it
 
@@ -23,35 +23,31 @@ def imagenet_prompts(names: Sequence[str] | None = None) -> tuple[Sequence[str],
 
 
 def read_class_names(file: str | Path) -> list[str]:
-    """The lines of a text file, one class name each. Names may repeat: two of ImageNet's do.
-
-    Raises:
-        UserError: the file is missing, empty or not UTF-8, or a line is empty.
-    """
+    """Read class names from a text file, one per line. Names may repeat, as two names of ImageNet do."""
     if not Path(file).is_file():
         raise UserError(f"There is no file of class names {file}.")
     try:
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(
-            f"The class names {file} are no text in UTF-8: {one_line(error)}. Save them as such."
+            f"The class names {file} are not UTF-8 text: {one_line(error)}. Save the file as UTF-8."
         ) from error
     if not names:
-        raise UserError(f"The file of class names {file} is empty: write a name per line, one for each class folder.")
+        raise UserError(f"The file of class names {file} is empty: write one name per line, for each class folder.")
     if "" in names:
         raise UserError(f"Line {names.index('') + 1} of the class names {file} is empty.")
     return names
 
 
 def class_embeddings(
-    text: TextSide, names: Sequence[str], templates: Sequence[Callable[[str], str]] = (str,)
+    text: TextEncoder, names: Sequence[str], templates: Sequence[Callable[[str], str]] = (str,)
 ) -> Tensor:
-    """One unit embedding per class: the mean of its templates' unit embeddings, as in open_clip's own evaluation.
+    """Compute one unit embedding per class: the mean over its captions' unit embeddings, as in open_clip's evaluation.
 
     Args:
-        text: of a teacher.
+        text: text encoder of a teacher.
         names: K class names.
-        templates: class name -> caption; by default the name is the caption.
+        templates: functions class name -> caption; by default the name is the caption.
 
     Returns:
         float32[K, D]
@@ -61,19 +57,16 @@ def class_embeddings(
 
 
 def hits(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
-    """Whether the nearest class embedding is the label's, bool[N].
+    """Check for each image if the nearest class embedding is that of its label: bool[N].
 
     Args:
         images: embeddings float[N, D] of any length.
         classes: unit embeddings float[K, D].
         labels: int64[N].
-
-    Raises:
-        UserError: image and text embeddings have different widths.
     """
     if images.shape[-1] != classes.shape[-1]:
         raise UserError(
-            f"Image embeddings have {images.shape[-1]} channels, text embeddings {classes.shape[-1]}: "
-            "this text side does not belong to this image encoder."
+            f"Image embeddings have {images.shape[-1]} channels, but text embeddings have {classes.shape[-1]}: this "
+            "text encoder does not belong to this image encoder."
         )
     return (images.float() @ classes.T).argmax(dim=-1) == labels

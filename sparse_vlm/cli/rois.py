@@ -30,15 +30,16 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: matplotlib is missing, or an argument is invalid.
     """
-    from sparse_vlm.data.images.decode import open_image
     from sparse_vlm.devices import choose_device, choose_dtype
+    from sparse_vlm.image_files import open_image
     from sparse_vlm.model_directory import open_encoder, read_config
 
     if arguments.max_tokens < 1:
         raise UserError(f"--max_tokens must be 1 or more, got {arguments.max_tokens}.")
     if find_spec("matplotlib") is None:
         raise UserError("Drawing needs matplotlib: pip install matplotlib.")
-    from sparse_vlm.visualize import check_figure, roi_figure, save_figure
+    from sparse_vlm.draw import roi_figure
+    from sparse_vlm.figures import check_figure, save_figure
 
     check_figure("--output", arguments.output, [*arguments.images, arguments.model])
     images = [open_image(file) for file in arguments.images]

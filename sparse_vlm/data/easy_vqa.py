@@ -1,12 +1,11 @@
-"""easy-VQA: 64-pixel pictures of one coloured shape and questions about them, from the PyPI package `easy-vqa`.
+"""easy-VQA: 64-pixel images of one coloured shape with questions, from the PyPI package `easy-vqa`.
 
-Official format, read as it is: `questions.json` is a list of [question, answer, image id], the images lie beside it as
-`images/<image id>.png`. A question's id is its place in that list. 4,000 training and 1,000 test images, 38,575 and
-9,673 questions, 13 answers. Source: github.com/vzhou842/easy-VQA.
+The official format is read unchanged: `questions.json` is a list of [question, answer, image id], and the images are
+`images/<image id>.png` beside it. There are 4,000 training and 1,000 test images, 38,575 and 9,673 questions, and 13
+answers. Source: github.com/vzhou842/easy-VQA.
 """
 
 import importlib.util
-import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import read_json
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -25,7 +25,14 @@ Kind = Literal["yes/no", "colour", "shape"]
 
 @dataclass(frozen=True)
 class VqaQuestion:
-    """One question of a split; `id` is its place in the official file."""
+    """A question of a split.
+
+    Attributes:
+        id: position in the official file.
+        image_id: number of the image.
+        text: the question.
+        answer: the answer, a single word.
+    """
 
     id: int
     image_id: int
@@ -34,42 +41,38 @@ class VqaQuestion:
 
     @property
     def kind(self) -> Kind:
-        """What the answer is: "yes/no", a "colour" or a "shape". Follows from the question's words alone."""
+        """The kind of the answer, which depends only on the words of the question."""
         words = self.text.split()
         if words[0] != "what":
             return "yes/no"
         return "colour" if "color" in words else "shape"
 
     @property
-    def asks_for_what_is_shown(self) -> bool:
-        """Of a yes/no question: whether the picture shows what it names. "is there not a circle?" no -> True."""
+    def names_what_is_shown(self) -> bool:
+        """True if the image shows what this yes/no question names, as for "is there not a circle?" with answer "no"."""
         negated = bool(set(self.text.rstrip("?").split()) & {"no", "not"})
         return (self.answer == "yes") != negated
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a picture shows."""
+    """The shape of an image and its colour."""
 
     shape: str
     colour: str
 
     @property
     def caption(self) -> str:
-        """E.g. "a red circle"."""
+        """A caption such as "a red circle"."""
         return f"a {self.colour} {self.shape}"
 
 
-# the 24 classes of the zero-shot test
+# all 24 classes of zero-shot classification
 CLASSES = tuple(Attributes(shape, colour) for shape, colour in product(SHAPES, COLOURS))
 
 
 def split_folder(split: Literal["train", "test"]) -> Path:
-    """The installed package's folder of a split: questions.json and images/.
-
-    Raises:
-        UserError: the package is not installed.
-    """
+    """Return the folder of a split in the installed package, which holds questions.json and images/."""
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
         raise UserError("The easy-VQA dataset is not installed: pip install easy-vqa.")
@@ -77,44 +80,45 @@ def split_folder(split: Literal["train", "test"]) -> Path:
 
 
 def read_questions(path: str | Path) -> list[VqaQuestion]:
-    """Reads a questions.json in the official format.
-
-    Raises:
-        UserError: no such file, or an entry that is not [question, answer, image id].
-    """
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"Cannot read the easy-VQA questions {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Expected easy-VQA's questions.json.") from None
+    """Read a questions.json in the official format."""
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must hold a non-empty list of [question, answer, image id].")
     questions = []
     for index, entry in enumerate(entries):
         if not isinstance(entry, list) or [type(value) for value in entry] != [str, str, int] or not entry[0].strip():
-            raise UserError(f"{path}: entry {index} is {entry!r}, expected [question, answer, image id].")
+            raise UserError(f"{path}: entry {index} is {entry!r}; it must be [question, answer, image id].")
         questions.append(VqaQuestion(index, entry[2], entry[0], entry[1]))
     return questions
 
 
 def load_questions(split: Literal["train", "test"]) -> list[VqaQuestion]:
-    """All questions of a split of the installed package."""
+    """Read all questions of a split of the installed package."""
     return read_questions(split_folder(split) / "questions.json")
 
 
 def image_path(folder: str | Path, image_id: int) -> Path:
-    """An image's file; `folder` holds the images, e.g. `split_folder("train") / "images"`."""
+    """Return the file of an image.
+
+    Args:
+        folder: the folder of the images, e.g. `split_folder("train") / "images"`.
+        image_id: number of the image.
+    """
     return Path(folder) / f"{image_id}.png"
 
 
 def hold_out_images(
     questions: Sequence[VqaQuestion], images: int, seed: int = 0
 ) -> tuple[list[VqaQuestion], list[VqaQuestion]]:
-    """Splits by image, for choosing settings: (the rest, the questions about `images` randomly drawn images).
+    """Hold out the questions about some images, to choose settings with.
 
-    Raises:
-        UserError: fewer than 1 or not fewer than all images are asked for.
+    Args:
+        questions: all questions.
+        images: number of images to draw at random.
+        seed: of the draw.
+
+    Returns:
+        (the remaining questions, the held-out questions).
     """
     ids = sorted({question.image_id for question in questions})
     if not 0 < images < len(ids):
@@ -125,19 +129,19 @@ def hold_out_images(
 
 
 def prompt(question: str) -> str:
-    """How a question is put to the model, in training and evaluation alike: plainly, with no instruction."""
+    """Return the prompt of a question: the question itself, without an instruction, in training and evaluation."""
     return question
 
 
 def attributes_from_questions(questions: Iterable[VqaQuestion]) -> dict[int, Attributes]:
-    """Shape and colour of the images for which both follow from their questions and answers.
+    """Infer the shape and colour of images from their questions and answers.
 
-    An image starts with every shape and colour; each answered question narrows them: "what color is the circle?"
-    teal -> a teal circle; "is there a red shape?" no -> not red; an excluded value is as good as a stated one when only
-    one value remains. 3,578 of the 4,000 training and 888 of the 1,000 test images are settled that way.
+    All shapes and colours are possible at first, and each answer excludes some: "what color is the circle?" teal -> a
+    teal circle; "is there a red shape?" no -> not red. An image is settled when one shape and one colour remain, which
+    holds for 3,578 of the 4,000 training images and 888 of the 1,000 test images.
 
     Returns:
-        image id -> Attributes, in the order of the image ids.
+        image id -> Attributes of the settled images, sorted by image id.
     """
     candidates: dict[int, tuple[set[str], set[str]]] = {}
     for question in questions:
@@ -152,12 +156,12 @@ def attributes_from_questions(questions: Iterable[VqaQuestion]) -> dict[int, Att
 
 
 def _narrow(values: set[str], question: VqaQuestion) -> None:
-    """Removes from an image's possible shapes (or colours) what the answered question rules out."""
+    """Remove from the possible shapes (or colours) of an image those that an answered question excludes."""
     words = set(question.text.rstrip("?").split())
     if question.kind != "yes/no":
         stated = words | {question.answer}
         if stated & values:
             values &= stated
     elif words & values:
-        shown = question.asks_for_what_is_shown
+        shown = question.names_what_is_shown
         values.intersection_update(words) if shown else values.difference_update(words)

@@ -1,4 +1,4 @@
-"""Weights on disk: encoder directories, and the authors' released layouts (declarative key maps). Always strict."""
+"""Weights on disk: encoder directories, and the authors' released layouts as key maps. Loading is always strict."""
 
 import argparse
 import logging
@@ -22,17 +22,18 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
-# Where training programs keep the state dict in their checkpoints: the first of these that is there, over and over.
-# A moving average comes before the weights that it is of, as in timm; DINO's teacher is its student's average.
+# Where training programs keep the state dict in their checkpoints. The first of these that exists is opened,
+# repeatedly. A moving average is preferred to the weights that it averages, as in timm; DINO's teacher averages its
+# student.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher", "module")
-# What wrappers of modules (DataParallel, torch.compile, Lightning, DINO, this project's stages) put before every name.
+# Prefixes that wrappers (DataParallel, torch.compile, Lightning, DINO, this project's stages) add to every name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "student.", "teacher.", "backbone.")
-# Where names begin with the former, those of the latter are for DINO's training alone: student and losses beside the
-# teacher, heads beside the backbone.
+# If some names start with the key, those that match the value are only needed to train DINO: student and losses next to
+# the teacher, heads next to the backbone.
 TRAINING_ONLY = {"teacher.": r"(student|\w+_loss)\.", "backbone.": r"(dino|ibot)_head\."}
-HARMLESS: list[Any] = [argparse.Namespace]  # beside weights, the arguments of timm's and DINO's scripts
+HARMLESS: list[Any] = [argparse.Namespace]  # timm's and DINO's scripts save their arguments with the weights
 
-# Older layouts -> "v2" (the authors' present names). Every rule whose pattern matches is applied, in order.
+# Older layouts -> "v2" (the authors' current names). Every rule whose pattern matches is applied, in order.
 OLD_TO_V2: list[Rule] = [
     (r"^token_roi\.", "initial_roi."),
     (r"^token_embedding\.", "initial_embedding."),
@@ -47,7 +48,7 @@ OLD_TO_V2: list[Rule] = [
     (r"^(layers\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
     (r"\.tuo_proj\.", ".out_proj."),
 ]
-# Of the authors' layouts, but no weight of the model.
+# Keys of the authors' layouts that are not weights of the model.
 DROPPED = r"^global_roi(\.|$)"
 
 # "v2" -> ours. layers.0 is the repeated unit, layers.1 the transition, layers.2 the last unit, layers.3+ the cortex.
@@ -60,20 +61,20 @@ V2_TO_OURS: list[Rule] = [
     (r"^layers\.0\.", "focus.repeated_unit."),
     (r"^layers\.1\.", "focus.transition."),
     (r"^layers\.2\.", "focus.last_unit."),
-    (r"^(focus\.\w+)\.adaptive_mixing\.", r"\1.glance.mixing."),
+    (r"^(focus\.\w+)\.adaptive_mixing\.", r"\1.sampling.mixing."),
     (r"\.mixing\.parameter_generator\.0\.", ".mixing.norm."),
     (r"\.mixing\.parameter_generator\.1\.", ".mixing.squeeze."),
     (r"\.mixing\.parameter_generator\.2\.", ".mixing.generate."),
-    (r"^(focus\.\w+)\.roi_offset_module\.0\.", r"\1.glance.points.norm."),
-    (r"^(focus\.\w+)\.roi_offset_module\.1\.", r"\1.glance.points.linear."),
-    (r"^(focus\.\w+)\.roi_offset_bias$", r"\1.glance.points.base"),
+    (r"^(focus\.\w+)\.roi_offset_module\.0\.", r"\1.sampling.points.norm."),
+    (r"^(focus\.\w+)\.roi_offset_module\.1\.", r"\1.sampling.points.linear."),
+    (r"^(focus\.\w+)\.roi_offset_bias$", r"\1.sampling.points.base"),
     (r"^(focus\.\w+)\.pe_transition\.0\.", r"\1.encoding.norm."),
     (r"^(focus\.\w+)\.pe_transition\.1\.", r"\1.encoding.linear."),
     (r"^(focus\.\w+)\.stage_embedding\.weight$", r"\1.stage_embedding"),
     (r"^(focus\.\w+)\.(attn|mlp|norm1|norm2)\.", r"\1.block.\2."),
     (r"^blocks\.(\d+)\.", r"cortex.trunk.blocks.\1."),
 ]
-# The adjustment's last Linear is number 1 in v1 and number 3, behind a hidden one, in the bootstrapped models.
+# The last Linear of the adjustment has index 1 in v1, and index 3 in the bootstrapped models, after a hidden Linear.
 ADJUSTMENT_TO_OURS: dict[str, list[Rule]] = {
     "v1": [(r"\.roi_adjust_module\.0\.", ".adjustment.norm."), (r"\.roi_adjust_module\.1\.", ".adjustment.linear.")],
     "bootstrapped": [
@@ -85,21 +86,21 @@ ADJUSTMENT_TO_OURS: dict[str, list[Rule]] = {
 
 
 def convert_released(weights: Weights, config: SparseFormerConfig) -> dict[str, Tensor]:
-    """The authors' state dict, in any layout, under our names. Unknown keys stay, for a strict load to name them.
+    """Rename the authors' state dict, in any of their layouts, to our names.
+
+    Unknown keys are kept, so that a strict load reports them.
 
     Args:
-        weights: state dict as released, float of any dtype.
-        config: tells where the final norm lies (timm calls it fc_norm when pooling comes before it).
-
-    Raises:
-        UserError: two keys stand for the same weight; the tables of initial RoIs are none.
+        weights: state dict as released, any floating-point dtype.
+        config: configuration of the variant. It decides the name of the final norm (timm's `fc_norm` if pooling comes
+            first).
     """
     renamed = _rename_all({key: value for key, value in weights.items() if not re.search(DROPPED, key)}, OLD_TO_V2)
     center, size = "token_roi_cc.weight", "token_roi_wh.weight"
     if center in renamed and size in renamed and "initial_roi.weight" not in renamed:
         shapes = {tuple(renamed[key].shape) for key in (center, size)}
         if len(shapes) > 1 or {shape[1:] for shape in shapes} != {(2,)}:
-            raise UserError(f"{center} and {size} must be float[tokens, 2] both, got {[*map(list, shapes)]}.")
+            raise UserError(f"{center} and {size} must both be float[tokens, 2], got {[*map(list, shapes)]}.")
         renamed["initial_roi.weight"] = from_center_size(renamed.pop(center).float(), renamed.pop(size).float())
     pools_first = bool(config.cortex.options.get("fc_norm", False))
     final_norm: Rule = (r"^norm\.", "cortex.trunk.fc_norm." if pools_first else "cortex.trunk.norm.")
@@ -116,18 +117,18 @@ def _rename_all(weights: Weights, rules: Sequence[Rule]) -> dict[str, Tensor]:
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         if name in renamed:
-            raise UserError(f"The checkpoint holds one weight twice: {origins[name]} and {key} both stand for {name}.")
+            raise UserError(f"The checkpoint contains a weight twice: {origins[name]} and {key} both map to {name}.")
         renamed[name], origins[name] = value, key
     return renamed
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or .pth file (weights only: no code is run).
+    """Read the state dict of a .safetensors or .pth file. No code in the file is run (`weights_only`).
 
-    Unwrapped as training programs wrap it, by rule: see `WRAPPERS`, `PREFIXES` and `TRAINING_ONLY`.
+    The wrapping that training programs add is removed: see `WRAPPERS`, `PREFIXES` and `TRAINING_ONLY`.
 
     Raises:
-        UserError: missing, unreadable, or no state dict.
+        UserError: the file is missing, unreadable, or does not contain a state dict.
     """
     file = Path(file)
     if not file.is_file():
@@ -139,24 +140,24 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         else:
             with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(file, "cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch's unpickler raise nearly anything
+    except Exception as error:  # torch's unpickler can raise almost anything for a damaged file
         raise UserError(
-            f"{file} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or it holds more than "
-            "tensors. Fetch it again, or save its state dict alone."
+            f"{file} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or contains more than "
+            "tensors. Download it again, or save only its state dict."
         ) from error
     while isinstance(content, dict) and (names := [name for name in WRAPPERS if isinstance(content.get(name), dict)]):
         if len(names) > 1:
-            logger.warning("Of %s, which holds %s, %s is taken.", file, " and ".join(names), names[0])
+            logger.warning("%s contains %s: using %s.", file, " and ".join(names), names[0])
         content = content[names[0]]
     pairs = content.items() if isinstance(content, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in pairs):
         known = ", ".join(f'"{name}"' for name in WRAPPERS)
-        raise UserError(f"{file} holds no state dict (names with tensors, possibly under one of {known}).")
+        raise UserError(f"{file} does not contain a state dict (tensors by name, possibly under one of {known}).")
     return _without_prefixes(content)
 
 
 def _without_prefixes(weights: Weights) -> dict[str, Tensor]:
-    """Weights under the names that they have in their own model."""
+    """Remove wrapper prefixes and training-only weights from the names."""
     for prefix, beside in TRAINING_ONLY.items():
         if any(key.startswith(prefix) for key in weights):
             weights = {key: value for key, value in weights.items() if not re.match(beside, key)}
@@ -167,15 +168,15 @@ def _without_prefixes(weights: Weights) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:
-    """Loads `weights` into `module`; the module's dtypes win.
+    """Load `weights` into `module`, which keeps its dtypes.
 
     Args:
-        module: what to fill.
-        weights: state dict under the module's names.
-        source: where the weights come from, for the error.
+        module: module to load into.
+        weights: state dict with the module's names.
+        source: origin of the weights, for the error message.
 
     Raises:
-        UserError: keys are missing or unknown, or shapes differ; all are named.
+        UserError: keys are missing or unknown, or shapes differ. The message lists all of them.
     """
     own = module.state_dict()
     problems = []
@@ -196,7 +197,7 @@ def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:
 
 
 def save_directory(directory: str | Path, config: SparseFormerConfig, weights: Weights) -> None:
-    """Writes config.json and model.safetensors as a new directory, atomically."""
+    """Write config.json and model.safetensors to a new directory, atomically."""
     with new_directory(directory) as temporary:
         write_json(temporary / CONFIG_FILE, {"model_type": "sparseformer", **config.to_dict()})
         contiguous = {key: value.contiguous() for key, value in weights.items()}
@@ -208,30 +209,22 @@ def _require_files(directory: Path, *names: str) -> None:
         raise UserError(f"There is no encoder directory {directory}.")
     for name in names:
         if not (directory / name).is_file():
-            raise UserError(f"{directory} is no encoder directory: it has no {name}.")
+            raise UserError(f"{directory} is not an encoder directory: it has no {name}.")
 
 
 def load_config(directory: str | Path) -> SparseFormerConfig:
-    """Configuration of an encoder directory, whose weights are not looked at.
-
-    Raises:
-        UserError: no such directory, or its config.json is missing, unreadable or another model's.
-    """
+    """Read the configuration of an encoder directory. Its weights are not read."""
     directory = Path(directory)
     _require_files(directory, CONFIG_FILE)
     values = read_object(directory / CONFIG_FILE)
     kind = values.pop("model_type", None)
     if kind != "sparseformer":
-        raise UserError(f"{directory} holds a model of type {kind!r}, not a SparseFormer encoder.")
+        raise UserError(f"{directory} contains a model of type {kind!r}, not a SparseFormer encoder.")
     return SparseFormerConfig.from_dict(values)
 
 
 def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
-    """Configuration and weights of an encoder directory.
-
-    Raises:
-        UserError: no such directory, or a file of it is missing or unreadable.
-    """
+    """Read the configuration and the weights of an encoder directory."""
     directory = Path(directory)
     _require_files(directory, CONFIG_FILE, WEIGHTS_FILE)
     return load_config(directory), read_weights(directory / WEIGHTS_FILE)

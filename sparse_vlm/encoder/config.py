@@ -1,4 +1,4 @@
-"""The numbers of a SparseFormer: stem, focusing transformer, cortex, preprocessing. Checked at construction."""
+"""Configuration of a SparseFormer: stem, focusing transformer, cortex, preprocessing. Checked at construction."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,10 +18,10 @@ def _require(condition: bool, sentence: str) -> None:
 
 @dataclass(frozen=True)
 class StemConfig:
-    """The early convolution.
+    """Configuration of the stem, an early convolution.
 
     Attributes:
-        channels: feature channels C of the one feature map (96 in v1, 64 in the bootstrapped models).
+        channels: channels C of the feature map (96 in v1, 64 in the bootstrapped models).
     """
 
     channels: int = 64
@@ -32,20 +32,20 @@ class StemConfig:
 
 @dataclass(frozen=True)
 class FocusConfig:
-    """The focusing transformer: latent tokens and their RoIs.
+    """Configuration of the focusing transformer: latent tokens and their RoIs.
 
     Attributes:
         generation: "v1" (arXiv 2304.03768) or "bootstrapped" (arXiv 2312.01987); they differ in the order of
-            operations, the mixing's non-linearities, the RoI encoding and the padding of the sampling.
-        tokens: latent tokens n, without CLS.
+            operations, the non-linearities of the mixing, the RoI encoding and the padding of the sampling.
+        tokens: number of latent tokens n, without CLS.
         width: channels of the repeated unit.
-        points: sampling points P of a token.
-        repeats: how often the repeated unit runs, with shared weights.
         heads: attention heads of the repeated unit.
-        generator_width: inner width of the repeated unit's mixing-parameter generator.
-        last_heads: attention heads of v1's last unit (the bootstrapped one has no attention: 0).
-        last_generator_width: the same width in the last unit.
-        eps: epsilon of every LayerNorm here.
+        points: sampling points P per token.
+        repeats: number of times that the repeated unit runs, with shared weights.
+        generator_width: inner width of the generator of mixing parameters in the repeated unit.
+        last_heads: attention heads of the last unit in v1; 0 in the bootstrapped models, which have no attention there.
+        last_generator_width: inner width of the generator in the last unit.
+        eps: epsilon of every LayerNorm in the focusing transformer.
     """
 
     generation: Literal["v1", "bootstrapped"]
@@ -67,7 +67,7 @@ class FocusConfig:
             _require(value > 0, f"focus.{name} must be positive, got {value}.")
         _require(
             self.points >= 2,
-            f"focus.points must be at least 2 (their spread is normalised), got {self.points}.",
+            f"focus.points must be at least 2, because their spread is normalised, got {self.points}.",
         )
         _require(self.width % 8 == 0, f"focus.width must be a multiple of 8 (RoI encoding), got {self.width}.")
         _require(
@@ -77,23 +77,24 @@ class FocusConfig:
         needs_heads = self.generation == "v1"
         _require(
             needs_heads == (self.last_heads > 0),
-            f"focus.last_heads is {self.last_heads}: v1's last unit has attention, the bootstrapped one has none (0).",
+            f"focus.last_heads is {self.last_heads}: it must be positive in v1 and 0 in the bootstrapped models, "
+            "whose last unit has no attention.",
         )
 
 
 @dataclass(frozen=True)
 class CortexConfig:
-    """The inherited blocks, built by timm.
+    """Configuration of the cortex: inherited blocks, built by timm.
 
     Attributes:
-        architecture: timm name of the VisionTransformer that these blocks, norm, pooling and head belong to.
-        depth: number of blocks kept.
+        architecture: timm name of the VisionTransformer that provides the blocks, norm, pooling and head.
+        depth: number of blocks.
         width: channels C.
         heads: attention heads.
-        head_dim: outputs D of the head or projection; 0: none, the pooled embedding has C channels.
-        head_bias: whether that Linear has a bias.
+        head_dim: outputs D of the head or projection; 0 for no head, where the pooled embedding has C channels.
+        head_bias: True if the head has a bias.
         options: further keyword arguments of `timm.create_model` (JSON values), e.g. {"init_values": 1e-5}.
-        norm_eps: epsilon of the LayerNorms; None: the architecture's own.
+        norm_eps: epsilon of the LayerNorms; None for the default of the architecture.
     """
 
     architecture: str
@@ -120,12 +121,12 @@ class CortexConfig:
 
 @dataclass(frozen=True)
 class SparseFormerConfig:
-    """Everything that `SparseFormer(config)` needs; equal to config.json of an encoder directory.
+    """Complete configuration of a `SparseFormer`, stored in config.json of an encoder directory.
 
     Attributes:
-        stem, focus, cortex: the three parts.
-        preprocessing: how a picture becomes the tensor that the weights expect.
-        teacher: where the weights come from, for people (e.g. "timm:vit_small_patch14_dinov2"); "" if unknown.
+        stem, focus, cortex: configuration of the three parts.
+        preprocessing: preprocessing that the weights expect.
+        teacher: name of the teacher, for information only (e.g. "timm:vit_small_patch14_dinov2"); "" if unknown.
         licence: licence of the weights; "" if unknown.
     """
 
@@ -137,18 +138,18 @@ class SparseFormerConfig:
     licence: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
+        """Convert the configuration to JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SparseFormerConfig":
-        """The inverse of `to_dict`.
+        """Convert JSON values to a configuration; the inverse of `to_dict`.
 
         Raises:
-            UserError: a field is unknown (the nearest is named), missing or of another type.
+            UserError: a field is unknown, missing or has the wrong type.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"The configuration of an encoder must be a JSON object, got {values!r}.")
+            raise UserError(f"An encoder configuration must be a JSON object, got {values!r}.")
         nested = {
             "stem": StemConfig,
             "focus": FocusConfig,
@@ -178,7 +179,7 @@ def _construct(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part
 
 
 def _is_a(value: object, kind: Any) -> bool:
-    """Whether a JSON value, or a part made of one, is of a field's type; its value is checked at construction."""
+    """Check a JSON value, or a part made from one, against the type of a field."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return any(_is_a(value, each) for each in inner)
@@ -186,6 +187,6 @@ def _is_a(value: object, kind: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_is_a, value, inner))
     if origin is Literal:
         return isinstance(value, str)
-    if isinstance(value, bool):  # Python's are numbers
+    if isinstance(value, bool):  # bool is a subclass of int
         return kind is bool
     return isinstance(value, int | float if kind is float else origin or kind)

@@ -1,4 +1,4 @@
-"""The cortex: the last blocks of a timm VisionTransformer, with its own norm, pooling and head."""
+"""The cortex: the last blocks of a timm VisionTransformer, with its norm, pooling and head."""
 
 from functools import partial
 
@@ -14,14 +14,7 @@ from sparse_vlm.errors import UserError, unknown_choice
 
 
 def build_trunk(config: CortexConfig) -> VisionTransformer:
-    """The timm VisionTransformer that `config` describes, randomly initialised.
-
-    Args:
-        config: the numbers.
-
-    Raises:
-        UserError: the architecture is unknown to timm, refuses an option, or is no VisionTransformer.
-    """
+    """Build the timm VisionTransformer that `config` describes, with random weights."""
     options = dict(config.options)
     if config.norm_eps is not None:
         options["norm_layer"] = partial(LayerNorm, eps=config.norm_eps)
@@ -39,9 +32,9 @@ def build_trunk(config: CortexConfig) -> VisionTransformer:
         )
     except TypeError as error:
         raise UserError(f"timm cannot build {config.architecture} with {options}: {error}.") from error
-    if type(trunk) is not VisionTransformer:  # a subclass may treat its tokens in another way
+    if type(trunk) is not VisionTransformer:  # a subclass may treat its tokens differently
         raise UserError(
-            f"{config.architecture} is a {type(trunk).__name__}: a cortex holds blocks of a VisionTransformer only."
+            f"{config.architecture} is a {type(trunk).__name__}, but a cortex needs the blocks of a VisionTransformer."
         )
     if config.head_dim and not config.head_bias:
         trunk.head = nn.Linear(config.width, config.head_dim, bias=False)
@@ -49,17 +42,19 @@ def build_trunk(config: CortexConfig) -> VisionTransformer:
 
 
 class Cortex(nn.Module):
-    """CLS and register tokens are put before the latent tokens, as many as the architecture has; blocks, final norm,
-    pooling and head are timm's own code.
+    """Latent tokens -> hidden states, through the blocks of a timm VisionTransformer.
+
+    As many CLS and register tokens as the architecture has are prepended to the latent tokens. Blocks, final norm,
+    pooling and head are timm's code.
 
     Args:
-        config: the numbers.
+        config: configuration of the cortex.
     """
 
     def __init__(self, config: CortexConfig) -> None:
         super().__init__()
         self.trunk = build_trunk(config)
-        # The latent tokens take the place of everything before the blocks.
+        # The latent tokens replace everything before the blocks.
         self.trunk.patch_embed = nn.Identity()
         self.trunk.norm_pre = nn.Identity()
         self.trunk.pos_embed = None
@@ -72,17 +67,19 @@ class Cortex(nn.Module):
         self.register_embeddings = nn.Parameter(torch.zeros(registers, config.width)) if registers else None
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What leaves the last block, float[B, prefix + n, C] -> float[B, D]: normed, pooled and projected."""
+        """Output of the last block float[B, prefix + n, C] -> float[B, D], normalised, pooled and projected."""
         return self.trunk.forward_head(self.trunk.norm(tokens))
 
     def forward(self, tokens: Tensor, count: int | None = None) -> tuple[Tensor, ...]:
-        """Latent tokens float[B, n, C] -> the hidden states, without norm, pooling and head.
-
-        Hidden states are the input and what leaves each block, float[B, prefix + n, C] each: CLS, registers, latent.
+        """Run the blocks, without norm, pooling and head.
 
         Args:
-            tokens: of the focusing transformer.
-            count: of blocks, from the first; None: all.
+            tokens: latent tokens float[B, n, C] from the focusing transformer.
+            count: run only the first `count` blocks; None for all.
+
+        Returns:
+            The hidden states, float[B, prefix + n, C] each: the input of the first block, then the output of each
+            block. The order of tokens is CLS, registers, latent tokens.
         """
         for prefix in (self.register_embeddings, self.cls_embedding):
             if prefix is not None:

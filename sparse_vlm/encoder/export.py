@@ -1,4 +1,4 @@
-"""A SparseFormer as an ONNX file that ONNX Runtime was seen to compute correctly. Needs the extra `export`."""
+"""Export a SparseFormer to ONNX, and verify the file with ONNX Runtime. Needs the extra `export`."""
 
 import ast
 import json
@@ -14,16 +14,16 @@ from sparse_vlm.encoder.model import SparseFormer
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_file
 
-OPSET = 20  # the first with Gelu; GridSample is there since 16
+OPSET = 20  # the first opset with Gelu; GridSample exists since 16
 OUTPUTS = ("tokens", "pooled", "rois")
-TOLERANCE = 1e-4  # relative, of every output, against PyTorch
-TOLERANCE_INT8 = 0.2  # so much goes wrong only if more than rounding does
-SCOPES = "pkg.torch.onnx.name_scopes"  # where torch tells which modules an operation came from
-LARGEST = 2**31  # bytes of a protobuf file
+TOLERANCE = 1e-4  # relative difference from PyTorch, for every output
+TOLERANCE_INT8 = 0.2  # rounding alone stays below this
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata in which torch records the modules that an operation belongs to
+LARGEST = 2**31  # maximum size of a protobuf file, in bytes
 
 
 class _Outputs(nn.Module):
-    """The outputs that an ONNX file has: all but the hidden states."""
+    """An encoder that returns the outputs of the ONNX file: all but the hidden states."""
 
     def __init__(self, encoder: SparseFormer) -> None:
         super().__init__()
@@ -35,41 +35,35 @@ class _Outputs(nn.Module):
 
 
 def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) -> dict[str, float]:
-    """Writes `file` with the input "images" and the outputs "tokens", "pooled", "rois" (see EncoderOutput).
+    """Write an ONNX file with the input "images" and the outputs "tokens", "pooled" and "rois" (see `EncoderOutput`).
 
-    Batch, height and width are free. The configuration, with the preprocessing, is the metadata "config" (JSON).
-    The file gets its name only when ONNX Runtime computes with it what PyTorch computes, at another batch and image
-    size than it was traced with.
+    Batch size, height and width are dynamic. The configuration, including the preprocessing, is stored as JSON in the
+    metadata entry "config". The file is only written if the outputs of ONNX Runtime match those of PyTorch, at a batch
+    size and image size other than those used for tracing.
 
     Args:
-        encoder: float32, on the CPU; it is put into evaluation mode.
-        file: where to write; an existing file is replaced.
-        int8: Linears compute in int8, but those that make coordinates: weights are rounded by output channel (to 7
-            bits, so that CPUs without VNNI do not overflow), their inputs by the range that they have at run time.
+        encoder: float32, on the CPU; it is switched to evaluation mode.
+        file: output path; an existing file is replaced.
+        int8: compute Linears in int8, except those that produce coordinates. Weights are quantised per output channel
+            (to 7 bits, so that CPUs without VNNI do not overflow), inputs by their range at run time.
 
     Returns:
         The relative difference between ONNX Runtime and PyTorch for each output: |a − b| / |b| (2-norms).
 
     Raises:
-        UserError: the extra `export` is not installed, the encoder is not float32, or too large for one file (2 GB), or
-            its outputs are not finite.
-        RuntimeError: ONNX Runtime computes something else.
+        RuntimeError: the outputs of ONNX Runtime do not match.
     """
     _check(encoder)
     with new_file(file) as temporary:
         _write(encoder.eval(), temporary, int8=int8)
         differences = compare(encoder, temporary)
         if not all(difference < (TOLERANCE_INT8 if int8 else TOLERANCE) for difference in differences.values()):
-            raise RuntimeError(f"ONNX Runtime differs from PyTorch by {differences}: {file} was not written.")
+            raise RuntimeError(f"ONNX Runtime differs from PyTorch by {differences}. {file} was not written.")
     return differences
 
 
 def require_onnx() -> None:
-    """Checks that the extra `export` is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Check that the extra `export` is installed. Call this before long work."""
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
@@ -81,10 +75,10 @@ def _check(encoder: SparseFormer) -> None:
     require_onnx()
     dtype = encoder.stem.conv.weight.dtype
     if dtype != torch.float32:
-        raise UserError(f"Only float32 encoders are exported, this one is {dtype}: call encoder.float() first.")
+        raise UserError(f"Only float32 encoders can be exported, this one is {dtype}: call encoder.float() first.")
     if 4 * encoder.num_parameters >= LARGEST:
         raise UserError(
-            f"An encoder of {encoder.num_parameters / 1e6:.0f}M parameters does not fit into one ONNX file (2 GB)."
+            f"An encoder with {encoder.num_parameters / 1e6:.0f}M parameters does not fit into one ONNX file (2 GB)."
         )
 
 
@@ -111,15 +105,15 @@ def write_onnx(
     sizes: dict[int, Any] | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Any model of images as an ONNX file with the input "images".
+    """Write any image model to an ONNX file with the input "images".
 
     Args:
         model: in evaluation mode, float32, on the CPU.
-        images: float32[B, 3, H, W] to trace with.
-        file: where to write.
-        outputs: their names.
-        sizes: the free dimensions of `images`, as `torch.export.Dim`; None: all are as in `images`.
-        metadata: for the file.
+        images: float32[B, 3, H, W], example input for tracing.
+        file: output path.
+        outputs: names of the outputs.
+        sizes: dynamic dimensions of `images`, as `torch.export.Dim`; None for a fixed shape.
+        metadata: metadata entries of the file.
     """
     program = torch.onnx.export(
         model,
@@ -137,12 +131,12 @@ def write_onnx(
 
 
 def quantise(file: Path, model: nn.Module) -> None:
-    """Replaces the file by one whose Linears compute in int8 (ONNX Runtime's dynamic quantisation).
+    """Replace the file by one whose Linears compute in int8, by ONNX Runtime's dynamic quantisation.
 
     Args:
-        file: of `write_onnx`.
-        model: that was written. What lies in a Float32Module stays as it is, and so does a Linear of one row an image
-            (the head: another operation in ONNX).
+        file: written by `write_onnx`.
+        model: the exported model. Linears inside a Float32Module keep float32, and so does the head, which has one row
+            per image and is another operation in ONNX.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -151,9 +145,10 @@ def quantise(file: Path, model: nn.Module) -> None:
     graph = onnx.load(file)
     linears = _quantisable(model)
     nodes = [node.name for node in graph.graph.node if node.op_type == "MatMul" and linears & _modules_of(node)]
-    graph.graph.ClearField("value_info")  # torch notes shapes of before its own optimisations; they are inferred again
+    graph.graph.ClearField("value_info")  # shapes from before torch's own optimisations; inferred again below
     onnx.save(graph, file)
-    # Turns weights over once and for all: those that are used in several places are not seen to be constant otherwise.
+    # Folds transposed weights into constants: otherwise a weight that is used in several places is not recognised as
+    # one.
     quant_pre_process(file, file, skip_symbolic_shape=True)
     quantize_dynamic(
         file, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
@@ -161,24 +156,20 @@ def quantise(file: Path, model: nn.Module) -> None:
 
 
 def _quantisable(model: nn.Module) -> set[str]:
-    """Names of the Linears that do not make coordinates."""
+    """Names of the Linears that do not produce coordinates."""
     float32 = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Float32Module))
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {name for name in linears if not name.startswith(float32)}
 
 
 def _modules_of(node: Any) -> set[str]:
-    """Names of the modules, outer and inner, that an ONNX node came from."""
+    """Names of the modules, outer and inner, that an ONNX node belongs to."""
     return {name for entry in node.metadata_props if entry.key == SCOPES for name in ast.literal_eval(entry.value)}
 
 
 @torch.no_grad()
 def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
-    """The relative difference between ONNX Runtime and PyTorch for each output, on noise of a size of its own.
-
-    Raises:
-        UserError: PyTorch's outputs are not finite.
-    """
+    """Relative difference between ONNX Runtime and PyTorch for each output, measured on noise."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -188,9 +179,7 @@ def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     expected = _Outputs(encoder)(images)
     for name, ours in zip(OUTPUTS, expected, strict=True):
         if not ours.isfinite().all():
-            raise UserError(
-                f"The encoder's {name} are not finite numbers: its weights are those of a diverged training."
-            )
+            raise UserError(f"The encoder's {name} are not finite: its weights come from a training run that diverged.")
     return {
         name: ((torch.from_numpy(theirs) - ours).norm() / ours.norm()).item()
         for name, theirs, ours in zip(OUTPUTS, found, expected, strict=True)

@@ -1,4 +1,4 @@
-"""Modules that stay float32 islands in a model of any dtype."""
+"""Modules that keep float32 parameters in a model of any dtype."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class Float32Module(nn.Module):
-    """Keeps its parameters in float32 under `.to(dtype)`, `.half()` and `.bfloat16()`, and where they are replaced by
-    parameters of another dtype; devices change as usual.
+    """A module whose parameters stay float32.
 
-    RoIs and everything that makes them (offsets, adjustment, encoding) live in such modules. Their forward turns
-    autocast off through `float32_region`.
+    They do so under `.to(dtype)`, `.half()` and `.bfloat16()`, and when they are replaced. Devices change as usual.
+    RoIs and everything that computes them (offsets, adjustment, encoding) are such modules. Their forward pass disables
+    autocast with `float32_region`.
     """
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As `nn.Module`, which also calls it for `module.name = parameter`; vLLM makes every parameter anew."""
+        """Convert `param` to float32. `module.name = parameter` calls this too, and vLLM replaces every parameter."""
         if param is not None and param.is_floating_point() and param.dtype != torch.float32:
             param = nn.Parameter(param.detach().float(), requires_grad=param.requires_grad)
         super().register_parameter(name, param)
@@ -34,10 +34,10 @@ class Float32Module(nn.Module):
 
 
 class Float32Linear(Float32Module):
-    """x·Wᵀ + b in float32: an `nn.Linear` in its arguments, parameters and initialisation, but not in its type.
+    """x·Wᵀ + b in float32, with the arguments, parameters and initialisation of `nn.Linear`, but not its type.
 
     Libraries search a model for `nn.Linear` to quantise, cast, replace or adapt it, or to communicate it in bf16
-    (bitsandbytes, open_clip, vLLM, peft, DeepSpeed). They must not find the layers that make coordinates.
+    (bitsandbytes, open_clip, vLLM, peft, DeepSpeed). They must not find the layers that compute coordinates.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
@@ -52,11 +52,11 @@ class Float32Linear(Float32Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """float32[…, in] -> float32[…, out]"""
-        # .float() does nothing, unless somebody has cast a parameter's `data`: rounded, but still computed in float32
+        # .float() only matters if a parameter's `data` was cast: its values are rounded then, but computed in float32
         return F.linear(inputs, self.weight.float(), None if self.bias is None else self.bias.float())
 
     def extra_repr(self) -> str:
-        """As `nn.Linear` describes itself."""
+        """Same text as `nn.Linear`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
@@ -71,11 +71,11 @@ class Float32LayerNorm(Float32Module, nn.LayerNorm):
         return F.layer_norm(inputs, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
-LINEAR = (nn.Linear, Float32Linear)  # for `isinstance`, where every linear layer is meant
+LINEAR = (nn.Linear, Float32Linear)  # for `isinstance` checks that mean every linear layer
 
 
 def float32_region(tensor: Tensor) -> AbstractContextManager[object]:
-    """Context in which autocast is off on the tensor's device."""
-    if tensor.is_meta:  # no numbers, no autocast
+    """Context that disables autocast on the device of `tensor`."""
+    if tensor.is_meta:  # autocast does not support the meta device
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""The focusing transformer: latent tokens that sample the stem's features inside RoIs which they move themselves."""
+"""The focusing transformer: latent tokens that sample the stem's features inside their RoIs, and adjust these RoIs."""
 
 from functools import partial
 from typing import Any
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from sparse_vlm.encoder.config import FocusConfig, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32LayerNorm, Float32Linear, Float32Module, float32_region
-from sparse_vlm.encoder.mixing import AdaptiveMixing
 from sparse_vlm.encoder.rois import adjust_rois, encode_rois, lay_out_rois, place_points, sample_features
 
 
 class InitialRoIs(Float32Module):
-    """The learnt RoIs that every image starts with: float32[n, 4]."""
+    """Learnt initial RoIs float32[n, 4], the same for every image."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
@@ -25,13 +24,14 @@ class InitialRoIs(Float32Module):
     def forward(self, batch: int) -> Tensor:
         """Return float32[batch, n, 4].
 
-        Ask by a call, never by `weight`: accelerate brings an offloaded weight only where its module is called.
+        Call the module instead of reading `weight`: accelerate only loads an offloaded weight when its module is
+        called.
         """
         return self.weight.float().expand(batch, -1, -1)
 
 
 class SamplingPoints(Float32Module):
-    """Where a token looks: offset = Linear(LN(token)) (no bias) + learnt base offsets, laid into the token's RoI."""
+    """Sampling points of a token: Linear(LN(token)), without bias, plus learnt base offsets, relative to the RoI."""
 
     def __init__(self, width: int, points: int, eps: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SamplingPoints(Float32Module):
 
 
 class RoIAdjustment(Float32Module):
-    """Tokens move their RoIs. v1: Linear(LN(x)); bootstrapped: Linear(GELU(Linear(LN(x)))); no bias at the end."""
+    """RoI adjustment by tokens. v1: Linear(LN(x)); bootstrapped: Linear(GELU(Linear(LN(x)))); no bias at the end."""
 
     def __init__(self, width: int, eps: float, hidden: bool) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class RoIAdjustment(Float32Module):
 
 
 class RoIEncoding(Float32Module):
-    """Tells a token where its RoI lies: Linear(LN(sinusoids)), to be added to the token."""
+    """Encoding of a RoI, to be added to its token: Linear(LN(sinusoids))."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -79,8 +79,48 @@ class RoIEncoding(Float32Module):
             return self.linear(self.norm(encode_rois(rois, self.width)))
 
 
+class AdaptiveMixing(nn.Module):
+    """Mixing of sampled features over channels and points, by matrices that the token generates.
+
+    M [C, C] acts on channels, S [P_out, P] on points, P_out = max(P, 32).
+    Bootstrapped: y = GELU(S·(X·M)). v1: y = GELU(S·GELU(X·M + m_beta) + s_beta). The result is Linear(flatten(y)).
+
+    Args:
+        width: channels of the tokens.
+        channels: channels C of the sampled features.
+        points: sampling points P.
+        generator_width: inner width of the generator Linear(Linear(LN(token))).
+        eps: epsilon of the LayerNorm.
+        biased: True for v1, with m_beta and s_beta.
+    """
+
+    def __init__(self, width: int, channels: int, points: int, generator_width: int, eps: float, biased: bool) -> None:
+        super().__init__()
+        self.channels, self.points, self.points_out = channels, points, max(points, 32)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.squeeze = nn.Linear(width, generator_width)
+        self.generate = nn.Linear(generator_width, channels * channels + self.points_out * points)
+        self.m_beta = nn.Parameter(torch.zeros(channels)) if biased else None
+        self.s_beta = nn.Parameter(torch.zeros(self.points_out)) if biased else None
+        self.out_proj = nn.Linear(self.points_out * channels, width)
+
+    def forward(self, tokens: Tensor, samples: Tensor) -> Tensor:
+        """float[B, n, width], float[B, n, P, C] -> float[B, n, width], to be added to the tokens."""
+        parameters = self.generate(self.squeeze(self.norm(tokens)))
+        split = self.channels * self.channels
+        channel_mix = parameters[..., :split].unflatten(-1, (self.channels, self.channels))
+        point_mix = parameters[..., split:].unflatten(-1, (self.points_out, self.points))
+        mixed = samples @ channel_mix
+        if self.m_beta is not None:
+            mixed = F.gelu(mixed + self.m_beta.to(mixed.dtype))
+        mixed = point_mix @ mixed
+        if self.s_beta is not None:
+            mixed = mixed + self.s_beta.to(mixed.dtype).unsqueeze(-1)
+        return self.out_proj(F.gelu(mixed).flatten(-2))
+
+
 class SampleAndMix(nn.Module):
-    """A token's glance: sample its RoI, mix the samples adaptively, add the result to the token."""
+    """Sampling step: sample features in the RoI of each token, mix them adaptively, add the result to the token."""
 
     def __init__(self, config: FocusConfig, channels: int, width: int, generator_width: int) -> None:
         super().__init__()
@@ -96,66 +136,66 @@ class SampleAndMix(nn.Module):
 
 
 def _attention_block(width: int, heads: int, eps: float) -> Block:
-    """A pre-norm ViT block with exact GELU: MLP ratio 4, biased qkv."""
+    """Pre-norm ViT block with exact GELU, MLP ratio 4 and qkv bias."""
     return Block(width, heads, qkv_bias=True, norm_layer=partial(LayerNorm, eps=eps))  # type: ignore[arg-type]
 
 
 class V1Unit(nn.Module):
-    """Attention, RoI adjustment, sampling + mixing, MLP (arXiv 2304.03768)."""
+    """Unit of v1: attention, RoI adjustment, sampling step, MLP (arXiv 2304.03768)."""
 
     def __init__(self, config: FocusConfig, channels: int, width: int, heads: int, generator_width: int) -> None:
         super().__init__()
-        self.glance = SampleAndMix(config, channels, width, generator_width)
+        self.sampling = SampleAndMix(config, channels, width, generator_width)
         self.block = _attention_block(width, heads, config.eps)
         self.adjustment = RoIAdjustment(width, config.eps, hidden=False)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens and RoIs in, tokens and adjusted RoIs out. `step` (the repetition) plays no part in v1."""
+        """Return updated tokens and adjusted RoIs. `step` (the repetition) is not used in v1."""
         tokens = tokens + self.block.attn(self.block.norm1(tokens))
         rois = self.adjustment(tokens, rois)
-        tokens = self.glance(tokens, rois, features)
+        tokens = self.sampling(tokens, rois, features)
         return tokens + self.block.mlp(self.block.norm2(tokens)), rois
 
 
 class BootstrappedUnit(nn.Module):
-    """Stage embedding, sampling + mixing, RoI encoding, attention, MLP, RoI adjustment (arXiv 2312.01987)."""
+    """Unit (arXiv 2312.01987): stage embedding, sampling step, RoI encoding, attention, MLP, RoI adjustment."""
 
     def __init__(self, config: FocusConfig, channels: int) -> None:
         super().__init__()
         width = config.width
         self.stage_embedding = nn.Parameter(torch.zeros(config.repeats, width))
-        self.glance = SampleAndMix(config, channels, width, config.generator_width)
+        self.sampling = SampleAndMix(config, channels, width, config.generator_width)
         self.encoding = RoIEncoding(width, config.eps)
         self.block = _attention_block(width, config.heads, config.eps)
         self.adjustment = RoIAdjustment(width, config.eps, hidden=True)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens and RoIs of repetition `step` in, tokens and adjusted RoIs out."""
+        """Return updated tokens and adjusted RoIs for repetition `step`."""
         tokens = tokens + self.stage_embedding[step].to(tokens.dtype)
-        tokens = self.glance(tokens, rois, features)
+        tokens = self.sampling(tokens, rois, features)
         tokens = self.block(tokens + self.encoding(rois).to(tokens.dtype))
         return tokens, self.adjustment(tokens, rois)
 
 
 class BootstrappedLastUnit(nn.Module):
-    """Sampling + mixing and RoI encoding at the cortex's width; the RoIs stay."""
+    """Sampling step and RoI encoding at the width of the cortex; the RoIs are unchanged."""
 
     def __init__(self, config: FocusConfig, channels: int, width: int) -> None:
         super().__init__()
-        self.glance = SampleAndMix(config, channels, width, config.last_generator_width)
+        self.sampling = SampleAndMix(config, channels, width, config.last_generator_width)
         self.encoding = RoIEncoding(width, config.eps)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens and RoIs in, tokens and the same RoIs out."""
-        tokens = self.glance(tokens, rois, features)
+        """Return updated tokens and the same RoIs."""
+        tokens = self.sampling(tokens, rois, features)
         return tokens + self.encoding(rois).to(tokens.dtype), rois
 
 
 class FocusingTransformer(nn.Module):
-    """Features of an image -> n latent tokens at the cortex's width and the RoIs after each repetition.
+    """Image features -> n latent tokens at the width of the cortex, and the RoIs after each adjustment.
 
-    The repeated unit runs `repeats` times with shared weights; a Linear (v1: and a LayerNorm) leads to the cortex's
-    width; the last unit samples once more. v1's last unit adjusts the RoIs once more as well.
+    The repeated unit runs `repeats` times with shared weights. A Linear (in v1, followed by a LayerNorm) projects the
+    tokens to the width of the cortex. The last unit samples once more; in v1 it also adjusts the RoIs once more.
     """
 
     def __init__(self, config: SparseFormerConfig) -> None:
@@ -164,7 +204,7 @@ class FocusingTransformer(nn.Module):
         v1 = focus.generation == "v1"
         self.repeats = focus.repeats
         self.initial_rois = InitialRoIs(focus.tokens)
-        # bootstrapped: one embedding shared by all tokens; only their RoIs tell them apart
+        # bootstrapped: all tokens share one embedding and differ only in their RoIs
         self.initial_embedding = nn.Parameter(torch.zeros(focus.tokens if v1 else 1, focus.width))
         self.repeated_unit: V1Unit | BootstrappedUnit
         self.last_unit: V1Unit | BootstrappedLastUnit
@@ -180,13 +220,13 @@ class FocusingTransformer(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features float32[B, C, H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 4].
 
-        RoIs are those after each adjustment, in order; the last ones are where the last unit samples.
+        RoIs are in the order of the adjustments; the last unit of a bootstrapped model samples inside the last ones.
         """
         batch = features.shape[0]
         rois = self.initial_rois(batch)
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
-        # (bootstrapped: and for all tokens) and is computed once.
-        # In the dtype of what multiplies them: open_clip's low precision casts Linears and leaves embeddings float32.
+        # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
+        # open_clip's low precision casts Linears but leaves embeddings in float32.
         transition: Any = self.transition[0]
         tokens = self.initial_embedding.to(transition.weight.dtype).unsqueeze(0)
         steps = []

@@ -1,4 +1,4 @@
-"""Images as people have them, PIL's of any mode or arrays, as upright 8-bit RGB."""
+"""Conversion of PIL images of any mode, arrays and tensors to upright 8-bit RGB."""
 
 import warnings
 from contextlib import suppress
@@ -20,50 +20,50 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-WHITE = 0xFFFF  # of 16-bit grey
-ORIENTED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where PIL's `info` holds an orientation
+WHITE = 0xFFFF  # in 16-bit greyscale images
+ORIENTED = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # entries of PIL's `info`
 LAYOUTS = (None, "channels_first", "channels_last")
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def to_rgb(image: AnyImage, white: int | None = None, layout: str | None = None) -> Image.Image:
-    """Convert an image to RGB of 8 bits: turned as its EXIF or XMP orientation says, transparency composited on white.
+    """Convert an image to 8-bit RGB, upright according to its EXIF or XMP orientation, with transparency on white.
 
-    - 16-bit grey is divided by 256; so is a PGM file of any MAXVAL above 255, which PIL scales to 16 bits. A TIFF file
-      of 12 bits is scaled by 12 bits.
-    - A 32-bit grey PIL image without a file format (mode "I") has the range of 8 bits if no value is above 255, and of
-      16 bits otherwise.
+    - 16-bit greyscale is divided by 256. So is a PGM file with any MAXVAL above 255, which PIL scales to 16 bits. A
+      12-bit TIFF file is scaled from 12 bits.
+    - A 32-bit greyscale PIL image without a file format (mode "I") has a range of 8 bits if no value exceeds 255, and
+      of 16 bits otherwise.
     - Integer arrays other than uint16 must lie in 0…255, floating-point arrays in 0…1.
 
     Args:
         image: a PIL image of any mode and size, or an array or tensor: [H, W], [H, W, C] or [C, H, W] with 1 to 4
-            channels (grey, grey and alpha, RGB, RGBA). Where both layouts fit, an array is [H, W, C] and a tensor
-            [C, H, W].
-        white: the value of white in a grey image of more than 8 bits, e.g. 4095 for 12 bits in a 16-bit PNG file.
-            None: as above, with a warning where no value is above 4095.
-        layout: "channels_first" or "channels_last"; None: see `image`.
+            channels (grey, grey and alpha, RGB, RGBA). If both layouts are possible, an array is read as [H, W, C] and
+            a tensor as [C, H, W].
+        white: value of white in a greyscale image with more than 8 bits, e.g. 4095 for 12 bits in a 16-bit PNG file.
+            None applies the rules above, with a warning if no value exceeds 4095.
+        layout: "channels_first" or "channels_last"; None applies the rule above.
 
     Raises:
-        UserError: it is no image or has no pixels, or the range of its values or the meaning of its axes is not known.
+        UserError: `image` is not an image, has no pixels, or its value range or axis order is ambiguous.
     """
     if layout not in LAYOUTS:
         raise unknown_choice("layout of an image", str(layout), filter(None, LAYOUTS))
     if not isinstance(image, Image.Image):
         image = _from_array(image, white, layout)
     if 0 in image.size:
-        raise UserError(f"An image of {image.width}×{image.height} pixels has nothing to see.")
+        raise UserError(f"The image has no pixels: its size is {image.width}×{image.height}.")
     image.load()
     turn = UPRIGHT.get(_orientation(image))
     rgb = _on_white(_of_8_bits(image, white))
     if turn is not None:
         rgb = rgb.transpose(turn)
-    for key in ORIENTED:  # the result is upright; nobody may turn it again
+    for key in ORIENTED:  # the result is upright and must not be rotated again
         rgb.info.pop(key, None)
     return rgb
 
 
 def _orientation(image: Image.Image) -> Any:
-    with suppress(Exception):  # PIL raises nearly anything at damaged EXIF data, and the pixels are there
+    with suppress(Exception):  # PIL can raise almost anything for damaged EXIF data; the pixels are still valid
         return image.getexif().get(ExifTags.Base.Orientation)
     return None
 
@@ -73,11 +73,9 @@ def _on_white(image: Image.Image) -> Image.Image:
         try:
             return image.convert("RGB")
         except ValueError as error:  # LAB
-            raise UserError(
-                f"An image of mode {image.mode} cannot be converted to RGB here: convert it first."
-            ) from error
+            raise UserError(f"Cannot convert an image of mode {image.mode} to RGB: convert it first.") from error
     transparency = image.info.get("transparency")
-    if isinstance(transparency, tuple) and max(transparency) > 0xFF:  # PIL keeps a 16-bit PNG's, but not its pixels
+    if isinstance(transparency, tuple) and max(transparency) > 0xFF:  # a 16-bit PNG, whose pixels PIL converts
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if image.mode == "La":  # premultiplied
@@ -89,20 +87,20 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _of_8_bits(image: Image.Image, white: int | None) -> Image.Image:
-    """A grey image of mode "I;16…", "I" or "F" as "L" (or "LA", where one value is transparent); others as they are."""
+    """Convert mode "I;16…", "I" or "F" to "L", or "LA" if one value is transparent. Other modes are unchanged."""
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     values = np.asarray(image)
     if image.mode == "F":
-        grey = _clip_free(values, "A floating-point grey image", 0xFF)
+        grey = _clip_free(values, "A floating-point greyscale image", 0xFF)
         if 0 < values.max() <= 1:
             raise UserError(
-                f"A floating-point grey image with values from {values.min():g} to {values.max():g}: convert it to 8 "
-                "bits first, since white may be 1 or 255."
+                f"A floating-point greyscale image with values from {values.min():g} to {values.max():g}: convert it "
+                "to 8 bits first, because white could be 1 or 255."
             )
     else:
         grey = _wide_grey(values, _white_of(image, values) if white is None else white)
-    if _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is 0: PIL inverts 8 bits only
+    if _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is 0; PIL only inverts 8-bit images
         grey = 0xFF - grey
     result = Image.fromarray(grey)
     transparent = image.info.get("transparency")
@@ -112,15 +110,15 @@ def _of_8_bits(image: Image.Image, white: int | None) -> Image.Image:
 
 
 def _tags(image: Image.Image) -> Any:
-    """A TIFF file's tags."""
+    """Tags of a TIFF file; empty for other formats."""
     return getattr(image, "tag_v2", {})
 
 
 def _white_of(image: Image.Image, values: np.ndarray) -> int:
-    """The value of white in an integer grey image, by its file's format."""
+    """Value of white in an integer greyscale image, according to its file format."""
     bits = _tags(image).get(ExifTags.Base.BitsPerSample, (16,))[0]
     if image.mode == "I" and bits > 16:
-        raise UserError(f"A grey image of {bits} bits: its white is not known. Convert it to 8 bits first.")
+        raise UserError(f"White is unknown in a greyscale image with {bits} bits: convert it to 8 bits first.")
     if bits < 16:
         return (1 << bits) - 1
     if image.mode == "I" and image.format is None and values.max() <= 0xFF:
@@ -129,11 +127,11 @@ def _white_of(image: Image.Image, values: np.ndarray) -> int:
 
 
 def _white_of_16_bits(values: np.ndarray) -> int:
-    """65535, with a warning where it looks as if white were another value."""
+    """65535, with a warning if the values suggest another white."""
     if 0 < values.max() <= 0xFFF:
         warnings.warn(
-            "A 16-bit image has no value above 4095, so it becomes nearly black. If it holds 12 bits, use "
-            "sparse_vlm.encoder.images.to_rgb(image, white=4095), or save it with white as 65535.",
+            "A 16-bit image has no value above 4095 and becomes nearly black. If it contains 12 bits, use "
+            "sparse_vlm.encoder.images.to_rgb(image, white=4095), or save it with 65535 as white.",
             stacklevel=2,
         )
     return WHITE
@@ -142,12 +140,12 @@ def _white_of_16_bits(values: np.ndarray) -> int:
 def _wide_grey(values: np.ndarray, white: int) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > white:
-        raise UserError(f"A grey image with values from {low} to {high}: convert it to 8 bits first.")
+        raise UserError(f"A greyscale image with values from {low} to {high}: convert it to 8 bits first.")
     return (values.astype(np.uint32) * 256 // (white + 1)).astype(np.uint8)
 
 
 def _clip_free(values: np.ndarray, what: str, white: float) -> np.ndarray:
-    """Floating-point values in 0…white as uint8, refused where one would have to be clipped."""
+    """Convert floating-point values in 0…white to uint8; raise an error instead of clipping."""
     scaled = np.rint(values * (0xFF / white))
     if not (scaled.min() >= 0 and scaled.max() <= 0xFF):  # NaN as well
         raise UserError(
@@ -160,7 +158,7 @@ def _clip_free(values: np.ndarray, what: str, white: float) -> np.ndarray:
 def _from_array(array: np.ndarray | Tensor, white: int | None, layout: str | None) -> Image.Image:
     if not hasattr(array, "__array__"):
         raise UserError(
-            f"An image must be a PIL image, an array or a tensor, not {type(array).__name__}: open a file with "
+            f"An image must be a PIL image, an array or a tensor, not {type(array).__name__}. Open files with "
             "PIL.Image.open."
         )
     first = isinstance(array, Tensor)
@@ -176,7 +174,7 @@ def _from_array(array: np.ndarray | Tensor, white: int | None, layout: str | Non
 
 
 def _channels_last(array: np.ndarray, first: bool, fixed: bool) -> np.ndarray:
-    """[H, W, C] of an image in either layout; `first` says which is tried first, `fixed` that no other is."""
+    """Convert to [H, W, C]. `first`: try [C, H, W] first; `fixed`: do not try the other layout."""
     if array.ndim == 2 and array.size:
         return array[..., None]
     if array.ndim == 3 and array.size:
@@ -201,10 +199,10 @@ def _array_of_8_bits(array: np.ndarray, white: int | None) -> np.ndarray:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 0xFF:
             raise UserError(
-                f"An array of {array.dtype} with values from {low} to {high}: the values of an image lie in 0…255, or "
-                "in 0…65535 as uint16."
+                f"An array of {array.dtype} with values from {low} to {high}: image values must lie in 0…255, or in "
+                "0…65535 for uint16."
             )
         return array.astype(np.uint8)
     if kind == "f":
         return _clip_free(array, f"An array of {array.dtype}", 1)
-    raise UserError(f"An array of {array.dtype} is not an image: its values must be numbers.")
+    raise UserError(f"An array of {array.dtype} is not an image: values must be numbers.")

@@ -1,4 +1,4 @@
-"""All initialisation of the new parts in one place (the cortex's blocks are initialised by timm)."""
+"""Initialisation of all new parts. timm initialises the blocks of the cortex."""
 
 import math
 
@@ -8,19 +8,19 @@ from torch import nn
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.float32 import LINEAR, Float32Linear
 from sparse_vlm.encoder.focusing import (
+    AdaptiveMixing,
     BootstrappedUnit,
     FocusingTransformer,
     RoIAdjustment,
     SamplingPoints,
 )
-from sparse_vlm.encoder.mixing import AdaptiveMixing
 from sparse_vlm.encoder.stem import Stem
 
 
 def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None:
-    """Initialises the new parts in place. Source: the authors' library, as measured (spec), but for the RoIs (rois.py).
+    """Initialise the new parts in place, as the authors' library does, except for the RoIs (see rois.py).
 
-    | what                                                    | how                                             |
+    | parameter                                               | initialisation                                  |
     |---------------------------------------------------------|-------------------------------------------------|
     | Linear                                                  | trunc-normal 0.02, bias 0                       |
     | LayerNorm                                               | 1 / 0                                           |

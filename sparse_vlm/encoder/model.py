@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
@@ -12,21 +13,22 @@ from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import FocusingTransformer
 from sparse_vlm.encoder.init import init_weights
-from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.encoder.preprocessing import Transform, canvas_sizes
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder makes of B images, with n latent tokens of C channels.
+    """Output of an encoder for B images, with n latent tokens of C channels.
 
     Attributes:
-        tokens: float[B, prefix + n, C] leaving the last block, before the final norm: CLS and register tokens, where
-            the teacher has such, then the latent tokens.
-        pooled: float[B, D], normed, pooled and projected: the teacher's embedding or the class logits.
+        tokens: float[B, prefix + n, C], output of the last block before the final norm: CLS and register tokens, if the
+            teacher has any, then the latent tokens.
+        pooled: float[B, D], normalised, pooled and projected: the teacher's embedding or class logits.
         rois: float32[steps, B, n, 4], (x1, y1, x2, y2) in image coordinates after each RoI adjustment.
-        hidden_states: the cortex's input and what leaves each block, float[B, prefix + n, C] each; [-1] is `tokens`.
+        hidden_states: input of the first block and output of each block, float[B, prefix + n, C] each; [-1] is
+            `tokens`.
     """
 
     tokens: Tensor
@@ -35,17 +37,17 @@ class EncoderOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...]
 
 
-# Without a name of its own there, torch.export.save does not know what to call it in a file.
+# torch.export.save needs a name for the type in its files.
 _register_namedtuple(EncoderOutput, serialized_type_name=f"{EncoderOutput.__module__}.EncoderOutput")
 
 
 class SparseFormer(nn.Module):
-    """An image encoder with a constant number of latent tokens that look only where their RoIs point.
+    """Image encoder with a constant number of latent tokens, which sample the image only inside their RoIs.
 
     Sources: arXiv 2304.03768 (v1), arXiv 2312.01987 (bootstrapped).
 
     Args:
-        config: the numbers; `create_encoder(name)` takes them from the table of variants. Weights are random.
+        config: configuration; `create_encoder(name)` takes it from the table of variants. Weights are random.
     """
 
     def __init__(self, config: SparseFormerConfig) -> None:
@@ -57,75 +59,68 @@ class SparseFormer(nn.Module):
         init_weights(self.stem, self.focus, self.cortex)
 
     def forward(self, images: Tensor) -> EncoderOutput:
-        """float[B, 3, H, W], any H and W, normalised as `transform` does -> EncoderOutput.
-
-        Raises:
-            UserError: `images` is not a non-empty floating-point batch of RGB images.
-        """
-        tokens, rois = self._look(images)
+        """Encode images float[B, 3, H, W] of any H and W, normalised by `transform`."""
+        tokens, rois = self._focus(images)
         states = self.cortex(tokens)
         return EncoderOutput(states[-1], self.cortex.pool(states[-1]), rois, states)
 
     def hidden_states(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
-        """Some of `EncoderOutput.hidden_states`; the blocks behind the last of them are not computed.
+        """Compute some of `EncoderOutput.hidden_states`, without the blocks after the last of them.
 
         Args:
-            images: as `forward` takes them.
-            layers: which of them; negative ones count from the end.
-
-        Raises:
-            UserError: as of `forward`, or there is no such layer.
+            images: input of `forward`.
+            layers: indices of hidden states; negative ones count from the end.
         """
         depth = self.config.cortex.depth
         for layer in layers:
             if not -depth - 1 <= layer <= depth:
                 raise UserError(
-                    f"There is no hidden state {layer}: this encoder has 0 to {depth}, or -1 to {-depth - 1}."
+                    f"Hidden state {layer} does not exist: this encoder has 0 to {depth}, or -1 to {-depth - 1}."
                 )
         places = [layer % (depth + 1) for layer in layers]
-        tokens, _ = self._look(images)
+        tokens, _ = self._focus(images)
         states = self.cortex(tokens, max(places, default=0))
         return tuple(states[place] for place in places)
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the focusing transformer makes of the images: latent tokens and RoIs."""
+    def _focus(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent tokens and RoIs from the focusing transformer."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
             raise UserError(
-                "SparseFormer takes a non-empty batch of RGB images, float[B, 3, H, W], "
+                "SparseFormer expects a non-empty batch of RGB images, float[B, 3, H, W], "
                 f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
             )
         return self.focus(self.stem(images.to(self.stem.conv.weight.dtype)))
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the latent ones in `tokens` and `hidden_states`: CLS, where there is one, and the registers."""
+        """Number of tokens before the latent tokens in `tokens` and `hidden_states`: CLS, if any, and registers."""
         return self.cortex.num_prefix_tokens
 
     @property
     def num_register_tokens(self) -> int:
-        """The last of the prefix tokens: room to compute in, without meaning of their own (arXiv 2309.16588)."""
+        """Number of register tokens (arXiv 2309.16588), which are the last of the prefix tokens."""
         return self.cortex.num_register_tokens
 
     @property
     def num_parameters(self) -> int:
-        """All weights, trained or not."""
+        """Number of all parameters, trainable or not."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def transform(self) -> Transform:
-        """The preprocessing that belongs to the weights: PIL image -> float32[3, crop, crop]."""
+        """Preprocessing that the weights expect: image -> float32[3, crop, crop]."""
         return Transform(self.config.preprocessing)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config.json and model.safetensors as a new directory, atomically."""
+        """Write config.json and model.safetensors to a new directory, atomically."""
         checkpoints.save_directory(directory, self.config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "SparseFormer":
-        """Opens a directory of `save_pretrained`, strictly.
+        """Load a directory written by `save_pretrained`, strictly, in evaluation mode.
 
         Raises:
-            UserError: no such directory, or its weights do not fit its configuration.
+            UserError: the directory is missing or incomplete, or its weights do not match its configuration.
         """
         config, weights = checkpoints.load_directory(directory)
         encoder = cls(config)
@@ -134,14 +129,14 @@ class SparseFormer(nn.Module):
 
     @classmethod
     def from_released(cls, file: str | Path, variant: str | SparseFormerConfig) -> "SparseFormer":
-        """Opens a checkpoint file of the authors, in any of their layouts (v2, older v1, older bootstrapped).
+        """Load a checkpoint file of the authors, in any of their layouts (v2, older v1, older bootstrapped).
 
         Args:
             file: .pth (read with weights_only) or .safetensors.
-            variant: name of the variant, or a configuration of one's own.
+            variant: name of a variant, or a configuration.
 
         Raises:
-            UserError: the file is unreadable, or has keys or shapes that the variant does not account for.
+            UserError: the file is unreadable, or its keys or shapes do not match the variant.
         """
         config = variant_config(variant) if isinstance(variant, str) else variant
         weights = checkpoints.convert_released(checkpoints.read_weights(file), config)
@@ -152,12 +147,51 @@ class SparseFormer(nn.Module):
 
 
 def create_encoder(name: str) -> SparseFormer:
-    """A randomly initialised encoder of the table of variants.
+    """Create an encoder with random weights.
 
     Args:
-        name: e.g. "sparseformer-clip-l"; `list_encoders()` has all.
-
-    Raises:
-        UserError: unknown name (the nearest ones are named).
+        name: a variant, e.g. "sparseformer-clip-l"; `list_encoders()` returns all of them.
     """
     return SparseFormer(variant_config(name))
+
+
+def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
+    """Encode images of different sizes, each without its canvas; images of equal size are batched together.
+
+    Args:
+        encoder: any SparseFormer.
+        canvases: float[B, 3, S, S] from `place_on_canvas`.
+
+    Returns:
+        The output for the whole batch. RoIs are in the coordinates of each image, not of its canvas.
+    """
+    batches, place = _group_by_size(canvases)
+    outputs = [encoder(batch) for batch in batches]
+    states = zip(*(output.hidden_states for output in outputs), strict=True)
+    return EncoderOutput(
+        torch.cat([output.tokens for output in outputs])[place],
+        torch.cat([output.pooled for output in outputs])[place],
+        torch.cat([output.rois for output in outputs], dim=1)[:, place],
+        tuple(torch.cat(state)[place] for state in states),
+    )
+
+
+def select_hidden_states(
+    encoder: SparseFormer, images: Tensor, layers: Sequence[int], aspect: str
+) -> tuple[Tensor, ...]:
+    """`SparseFormer.hidden_states` for images float[B, 3, S, S] from `make_transform` with the same aspect."""
+    if aspect != "native":
+        return encoder.hidden_states(images, layers)
+    batches, place = _group_by_size(images)
+    states = zip(*(encoder.hidden_states(batch, layers) for batch in batches), strict=True)
+    return tuple(torch.cat(state)[place] for state in states)
+
+
+def _group_by_size(canvases: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Batches of equally large images, and int64[B]: the index of each image in their concatenation."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, size in enumerate(canvas_sizes(canvases)):
+        groups.setdefault(tuple(size), []).append(index)
+    batches = [canvases[members, :, :height, :width] for (height, width), members in groups.items()]
+    order = torch.tensor([index for members in groups.values() for index in members])
+    return batches, order.argsort().to(canvases.device)

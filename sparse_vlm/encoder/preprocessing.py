@@ -1,9 +1,17 @@
-"""From a picture to the tensor that an encoder's weights expect. It travels with the weights."""
+"""Image → the tensor that an encoder's weights expect. The preprocessing is saved with the weights.
 
+A transform either crops the central square ("crop") or keeps the whole image in its own aspect ratio ("native").
+A batch stacks tensors of one shape, so the latter puts each image in the upper left corner of a square *canvas* and
+fills the rest with NaN; `encode_canvases` and `select_hidden_states` (model.py) remove it before the encoder runs.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
 from sparse_vlm.encoder.images import AnyImage, to_rgb
@@ -13,20 +21,22 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+ASPECTS = ("crop", "native")
 RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize, crop the centre, scale to [0,1], normalise.
+    """Resizing, centre crop, scaling to [0, 1] and normalisation.
 
     Attributes:
-        resize: side after resizing, in pixels: see `resize_mode`.
+        resize: side after resizing, in pixels; see `resize_mode`.
         crop: side of the central square, in pixels.
-        mean, std: per channel (RGB), of values in [0,1].
+        mean, std: per channel (RGB), for values in [0, 1].
         interpolation: "bicubic" or "bilinear", antialiased.
-        resize_mode: "shortest": `resize` is the short side, the aspect ratio stays; "squash": it is both sides.
+        resize_mode: "shortest" resizes the shorter side to `resize` and keeps the aspect ratio; "squash" resizes both
+            sides to `resize`.
     """
 
     resize: int = 256
@@ -45,11 +55,11 @@ class Preprocessing:
             raise UserError(f"preprocessing.crop must lie in 1…resize ({self.resize}), got {self.crop}.")
         if min(self.std) <= 0:
             raise UserError(f"preprocessing.std must be positive, got {self.std}.")
-        object.__setattr__(self, "mean", tuple(self.mean))  # JSON brings lists
+        object.__setattr__(self, "mean", tuple(self.mean))  # lists, if read from JSON
         object.__setattr__(self, "std", tuple(self.std))
 
 
-# A side beyond this many times the other is cut before resizing: a 1×4000 image would become 256×1,024,000 pixels.
+# An image whose sides have a larger ratio is cropped before resizing: 1×4000 would become 256×1,024,000 pixels.
 LONGEST_SIDE = 16
 
 
@@ -64,8 +74,8 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 class Transform:
     """Image -> float32[3, crop, crop], normalised.
 
-    Takes PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. Pickles, so it
-    works in data workers.
+    Accepts PIL images of any mode and size, arrays and tensors; see `sparse_vlm.encoder.images.to_rgb`. It can be
+    pickled, so it works in data loader workers.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -85,6 +95,50 @@ class Transform:
             ]
         )
 
-    def __call__(self, image: AnyImage) -> torch.Tensor:
+    def __call__(self, image: AnyImage) -> Tensor:
         rgb = to_rgb(image)
         return self._steps(_cut_long_side(rgb) if self.preprocessing.resize_mode == "shortest" else rgb)
+
+
+def make_transform(preprocessing: Preprocessing, aspect: str) -> Callable[[AnyImage], Tensor]:
+    """Return a function image -> float32[3, crop, crop].
+
+    Args:
+        preprocessing: that of the encoder's weights.
+        aspect: "crop" for the central square, "native" for the whole image on a canvas.
+    """
+    return partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else Transform(preprocessing)
+
+
+def place_on_canvas(image: AnyImage, preprocessing: Preprocessing) -> Tensor:
+    """Resize a whole image so that its longer side is `crop` pixels, and put it on a canvas.
+
+    Args:
+        image: any image that `to_rgb` accepts.
+        preprocessing: gives crop, mean, std and interpolation; its resize and resize mode are ignored.
+
+    Returns:
+        float32[3, crop, crop], normalised, NaN outside the image.
+    """
+    rgb = to_rgb(image)
+    side = preprocessing.crop
+    scale = side / max(rgb.size)
+    width, height = (max(1, round(length * scale)) for length in rgb.size)
+    interpolation = INTERPOLATIONS[preprocessing.interpolation]
+    resized = v2.functional.resize(rgb, [height, width], interpolation, antialias=True)
+    pixels = v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True)
+    canvas = torch.full((3, side, side), torch.nan)
+    canvas[:, :height, :width] = v2.functional.normalize(pixels, list(preprocessing.mean), list(preprocessing.std))
+    return canvas
+
+
+def remove_canvas(canvas: Tensor) -> Tensor:
+    """float[3, S, S], NaN outside the image -> the image float[3, H, W]. Without any NaN, it is returned unchanged."""
+    ((height, width),) = canvas_sizes(canvas[None])
+    return canvas[:, :height, :width]
+
+
+def canvas_sizes(canvases: Tensor) -> list[list[int]]:
+    """[height, width] of each image on canvases float[B, 3, S, S]. Synchronises with a GPU once for the whole batch."""
+    is_image = ~canvases[:, 0].isnan()
+    return torch.stack([is_image[:, :, 0].sum(-1), is_image[:, 0].sum(-1)], dim=-1).tolist()

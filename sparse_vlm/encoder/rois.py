@@ -1,11 +1,11 @@
-"""RoI geometry: pure functions on float32 tensors.
+"""Geometry of RoIs: pure functions on float32 tensors.
 
 Convention: a RoI is (x1, y1, x2, y2) in image coordinates, x to the right, y down, [0, 1] spanning the image from
 edge to edge. RoIs may leave [0, 1] and are never clamped; x2 < x1 is allowed (a signed size mirrors the sampling).
 Everything is float32 whatever the model's dtype: in bfloat16 a sampling point moves by up to half a feature cell.
 
-RoIs and points of a model that diverges are NaN or infinite. They stay so, for those who watch a training run; only the
-sampling takes them for places (`sample_features`).
+RoIs and points of a model that diverges are NaN or infinite, and stay so, which makes the divergence visible. Only
+`sample_features` replaces them by finite places.
 """
 
 import math
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FARTHEST = 1e4  # in image coordinates; all that lies outside the image gives the same samples
+FARTHEST = 1e4  # in image coordinates; everything this far outside the image gives the same samples
 
 
 def lay_out_rois(count: int) -> Tensor:
-    """`count` tiles that cover the image once: about √count rows, the tiles of a row equally wide.
+    """Tile the image with `count` RoIs: about √count rows, with tiles of equal width in each row.
 
-    All tiles differ for any count, and a square count gives the authors' √N × √N grid. (Ours: the authors give
-    every token beyond floor(√N)² the whole image, and tokens with one RoI and one embedding stay identical for ever.)
+    All tiles differ for any count, and a square count gives the authors' √N × √N grid. This differs from the authors,
+    who give every token beyond floor(√N)² the whole image: tokens with the same RoI and embedding stay identical for
+    ever.
 
     Returns:
         float32[count, 4]
@@ -42,12 +43,12 @@ def to_center_size(rois: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_center_size(center: Tensor, size: Tensor) -> Tensor:
-    """The inverse of `to_center_size`."""
+    """Inverse of `to_center_size`."""
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def adjust_rois(rois: Tensor, logits: Tensor) -> Tensor:
-    """Moves and scales RoIs: centre += dxy·|wh| (the old size), wh = |wh|·exp(dwh).
+    """Move and scale RoIs: centre += dxy·|wh| (the old size), wh = |wh|·exp(dwh).
 
     Args:
         rois: float32[B, n, 4].
@@ -59,13 +60,13 @@ def adjust_rois(rois: Tensor, logits: Tensor) -> Tensor:
 
 
 def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
-    """Sampling points: offsets normalised over a token's points, then laid into its RoI.
+    """Compute sampling points from offsets, normalised over the points of a token and scaled to its RoI.
 
     Per coordinate o' = (o − mean) / (3·(std + 1e-5)) with the unbiased std; point = centre + o'·(signed size).
 
     Args:
         rois: float32[B, n, 4].
-        offsets: float32[B, n, P, 2], raw.
+        offsets: float32[B, n, P, 2], not normalised.
 
     Returns:
         float32[B, n, P, 2], (x, y) in image coordinates.
@@ -77,15 +78,15 @@ def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
 
 
 def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
-    """Bilinear samples of the feature map (align_corners False: coordinate 0 is the edge of the first cell).
+    """Sample the feature map bilinearly (align_corners False: coordinate 0 is the edge of the first cell).
 
-    A coordinate that is not finite or too large for torch lies far outside, NaN on the first edge: the backward pass of
-    torch's grid_sample on a CPU reads memory that is not its own otherwise. What finite points give is unchanged.
+    Coordinates that are infinite or too large for torch are moved to a place far outside the image, NaN to 0: otherwise
+    the backward pass of torch's grid_sample on a CPU reads invalid memory. Other coordinates are unchanged.
 
     Args:
         features: float32[B, C, H, W].
         points: float32[B, n, P, 2] in image coordinates.
-        padding: what lies outside, "zeros" or "border".
+        padding: values outside the image, "zeros" or "border".
 
     Returns:
         float32[B, n, P, C]
@@ -96,10 +97,11 @@ def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
 
 
 def encode_rois(rois: Tensor, width: int) -> Tensor:
-    """Sinusoidal encoding of the four coordinates.
+    """Encode the four coordinates with sinusoids.
 
-    coordinate·π times width/4 frequencies exp(linspace(0, ln 128)); per coordinate the sines of the even-indexed
-    frequencies, then the cosines of the odd-indexed. No gradient reaches the RoIs, as in the authors' code.
+    Each coordinate times π is multiplied by width/4 frequencies exp(linspace(0, ln 128)). The encoding of a coordinate
+    is the sines of the even-indexed frequencies, then the cosines of the odd-indexed ones. No gradient reaches the
+    RoIs, as in the authors' code.
 
     Args:
         rois: float32[B, n, 4].

@@ -1,4 +1,4 @@
-"""The stem: one early convolution, the only dense computation over the image."""
+"""The stem: an early convolution, the only dense computation over the image."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class Stem(nn.Module):
-    """7×7 convolution of stride 2, ReLU, 3×3 max pooling of stride 2, normalisation of each pixel over its channels.
+    """7×7 convolution of stride 2, ReLU, 3×3 max pooling of stride 2, normalisation over the channels of each pixel.
 
-    float[B, 3, H, W] -> float32[B, C, ~H/4, ~W/4]. The normalisation uses the biased variance, eps 1e-5 inside the
-    root, no affine, and runs in float32, which the sampling needs anyway. ReLU follows the pooling: the same
-    numbers on a quarter of the pixels. The result's memory format is channels_last: a pixel's channels lie together,
-    for the normalisation, which is then one LayerNorm kernel, and for the sampling.
+    float[B, 3, H, W] -> float32[B, C, ~H/4, ~W/4]. The normalisation uses the biased variance, eps 1e-5 inside the root
+    and no affine parameters. It runs in float32, which sampling needs anyway. ReLU is applied after pooling, which
+    gives the same result on a quarter of the pixels. The memory format is channels_last: the channels of a pixel are
+    contiguous, so that the normalisation is a single LayerNorm kernel, and sampling is faster.
     """
 
     def __init__(self, channels: int) -> None:

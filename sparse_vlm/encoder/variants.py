@@ -1,4 +1,9 @@
-"""The released models as numbers: one literal table."""
+"""The released models as two literal tables: their configurations, and the files with the authors' weights."""
+
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
 
 from sparse_vlm.encoder.config import CortexConfig, FocusConfig, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.preprocessing import (
@@ -8,11 +13,11 @@ from sparse_vlm.encoder.preprocessing import (
     INCEPTION_STD,
     Preprocessing,
 )
-from sparse_vlm.errors import unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 
 
 def _v1(tokens: int, focus_width: int, width: int, depth: int) -> SparseFormerConfig:
-    """`depth` counts v1's units after the transition; the first of them samples and belongs to the focus."""
+    """`depth` is the number of units after the transition; the first of them belongs to the focusing transformer."""
     return SparseFormerConfig(
         stem=StemConfig(channels=96),
         focus=FocusConfig(
@@ -62,16 +67,50 @@ VARIANTS: dict[str, SparseFormerConfig] = {
 
 
 def list_encoders() -> list[str]:
-    """Names that `create_encoder` takes."""
+    """List the names that `create_encoder` accepts."""
     return list(VARIANTS)
 
 
 def variant_config(name: str) -> SparseFormerConfig:
-    """The configuration of a variant.
-
-    Raises:
-        UserError: unknown name (the nearest ones are named).
-    """
+    """Return the configuration of a variant."""
     if name not in VARIANTS:
         raise unknown_choice("encoder variant", name, VARIANTS)
     return VARIANTS[name]
+
+
+RELEASE = "https://github.com/showlab/sparseformer/releases/download/v2.0.0-refactor"
+# The authors publish no checksums. Files are opened with `weights_only` and loaded strictly.
+RELEASED_FILES = {
+    "sparseformer-v1-t": "sparseformer_v1_tiny_converted.pth",
+    "sparseformer-v1-s": "sparseformer_v1_small_converted.pth",
+    "sparseformer-v1-b": "sparseformer_v1_base_converted.pth",
+    "sparseformer-augreg-b": "sparseformer_btsp_augreg_base_converted.pth",
+    "sparseformer-augreg-l": "sparseformer_btsp_augreg_large_converted.pth",
+    "sparseformer-clip-b": "sparseformer_btsp_openai_clip_base_converted.pth",
+    "sparseformer-clip-l": "sparseformer_btsp_openai_clip_large_converted.pth",
+}
+
+
+def fetch_released(variant: str) -> Path:
+    """Return the path of a released checkpoint in `$TORCH_HOME/hub/checkpoints`, after downloading it if necessary.
+
+    Args:
+        variant: e.g. "sparseformer-clip-l".
+
+    Raises:
+        UserError: the variant is unknown, or the file can neither be found nor downloaded.
+    """
+    variant_config(variant)
+    address = f"{RELEASE}/{RELEASED_FILES[variant]}"
+    file = Path(torch.hub.get_dir()) / "checkpoints" / RELEASED_FILES[variant]
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(address, str(file))  # writes a temporary file, then renames it
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"Cannot download the released weights of {variant} from {address} ({error}). "
+            f"Without a network, save that file as {file}, or use your own weights."
+        ) from error
+    return file

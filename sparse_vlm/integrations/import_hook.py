@@ -1,4 +1,4 @@
-"""Run something right after a module has been imported, without importing it now."""
+"""Callbacks that run right after a module is imported, without importing it."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Hook(MetaPathFinder):
-    """Finds nothing by itself: asks the finders behind it, and puts its loader around theirs for one module."""
+    """Wraps the loader that the other finders return for one module."""
 
     def __init__(self, module: str, callback: Callable[[], object]) -> None:
         self.module, self.callback = module, callback
@@ -27,13 +27,13 @@ class _Hook(MetaPathFinder):
         return None
 
     def cancel(self) -> None:
-        """Waits no longer; nothing if it does not wait."""
+        """Stop waiting for the import. Idempotent."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
 
 class _HookedLoader(Loader):
-    """Does what `loader` does, then calls back. The module itself only ever sees `loader`."""
+    """Delegates to `loader`, then runs the callback. The module itself only sees `loader`."""
 
     def __init__(self, loader: Loader, hook: _Hook) -> None:
         self.loader, self.hook = loader, hook
@@ -49,18 +49,18 @@ class _HookedLoader(Loader):
         self.hook.callback()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)  # get_source, get_resource_reader … for who only asks for the spec
+        return getattr(self.loader, name)  # get_source, get_resource_reader …, for code that inspects the spec
 
 
 def after_import(module: str, callback: Callable[[], object]) -> Callable[[], None]:
-    """Calls `callback` once: at once if `module` is imported already, else right after its first import.
+    """Call `callback` once: immediately if `module` is imported already, otherwise right after its first import.
 
     Args:
-        module: dotted name.
-        callback: what to do. An exception in it makes the import fail.
+        module: dotted name of the module.
+        callback: function to call. An exception in it makes the import fail.
 
     Returns:
-        what gives up waiting for the import; it does nothing after it.
+        A function that cancels the callback; it does nothing after the import.
     """
     hook = _Hook(module, callback)
     if module in sys.modules:

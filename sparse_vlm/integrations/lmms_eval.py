@@ -22,26 +22,23 @@ from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
 from sparse_vlm.vlm.loading import load_vlm
 
-MAX_NEW_TOKENS = 1024  # of tasks that do not say
+MAX_NEW_TOKENS = 1024  # for tasks that do not set a limit
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval registers."""
+    """Return the manifest of the model, for lmms-eval's registry."""
     return ModelManifest(model_id="sparse_vlm", simple_class_path=f"{__name__}.SparseVLM")
 
 
 class SparseVLM(lmms):
-    """A model directory that answers greedily. `accelerate launch` spreads the work over several devices.
+    """A model directory that answers greedily. `accelerate launch` distributes the work over several devices.
 
     Args:
-        pretrained: the model directory.
-        batch_size: questions generated for together.
-        device: as `choose_device` takes it; None, or several processes: what accelerate finds.
-        dtype: as `choose_dtype` takes it.
-        max_batch_size: lmms-eval passes it to every model; ours does not search for a batch size.
-
-    Raises:
-        UserError: no such directory, device or dtype.
+        pretrained: model directory.
+        batch_size: number of questions per generation batch.
+        device: argument of `choose_device`; if None, or with several processes, accelerate chooses.
+        dtype: argument of `choose_dtype`.
+        max_batch_size: must be None; lmms-eval passes it to every model.
     """
 
     def __init__(
@@ -64,11 +61,7 @@ class SparseVLM(lmms):
         self._model.to(self.device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers to the requests, each cut before the first of its stop strings.
-
-        Raises:
-            UserError: a task wants sampling or beams, or asks about something else than pictures.
-        """
+        """Answer the requests. Each answer ends before the first of its stop strings."""
         by_limit: dict[int, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             by_limit[_max_new_tokens(request)].append(index)
@@ -83,50 +76,48 @@ class SparseVLM(lmms):
         return [answers[index] for index in range(len(requests))]
 
     def _answer(self, requests: Sequence[Instance], limit: int) -> list[str]:
-        """Answers to a batch: together those about one picture and those about none; about several one by one."""
+        """Answer a batch: requests with one image, or with none, together; requests with several images one by one."""
         prompts = [request.args[0].replace(IMAGE_TOKEN, "").strip() for request in requests]
-        pictures = [self._pictures(request) for request in requests]
+        images_of = [self._images(request) for request in requests]
         texts: dict[int, str] = {}
         for count in (0, 1):
-            rows = [row for row, images in enumerate(pictures) if len(images) == count]
+            rows = [row for row, images in enumerate(images_of) if len(images) == count]
             questions = [(place * count, prompts[row]) for place, row in enumerate(rows)]
-            images = [image for row in rows for image in pictures[row]]
+            images = [image for row in rows for image in images_of[row]]
             answerer = Answerer(self._model, self._processor, limit, self.batch_size)
             for batch in answerer.answer(images or None, questions) if rows else ():
                 texts |= {rows[place]: text for place, text in batch}
         for row in range(len(requests)):
             if row not in texts:
-                texts[row] = answer(self._model, self._processor, pictures[row], prompts[row], limit)
+                texts[row] = answer(self._model, self._processor, images_of[row], prompts[row], limit)
         return [texts[row] for row in range(len(requests))]
 
-    def _pictures(self, request: Instance) -> list[Image.Image]:
+    def _images(self, request: Instance) -> list[Image.Image]:
         _, _, doc_to_visual, doc_id, task, split = request.args
         visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
         if not all(isinstance(visual, Image.Image) for visual in visuals):
-            raise UserError(f"The task {task} asks about something else than pictures; sparse_vlm sees pictures only.")
+            raise UserError(f"The task {task} has inputs that are not images, but sparse_vlm only supports images.")
         return visuals
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not what this model does."""
-        raise NotImplementedError("sparse_vlm generates its answers; choose a task with output_type generate_until.")
+        """Not supported."""
+        raise NotImplementedError("sparse_vlm only generates answers: choose a task with output_type generate_until.")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not what this model does."""
-        raise NotImplementedError("sparse_vlm answers in one round; choose a task with output_type generate_until.")
+        """Not supported."""
+        raise NotImplementedError(
+            "sparse_vlm only answers in one round: choose a task with output_type generate_until."
+        )
 
 
 def _max_new_tokens(request: Instance) -> int:
-    """Where an answer is cut.
-
-    Raises:
-        UserError: the task's options are not those of greedy generation.
-    """
+    """Maximum length of an answer in tokens; raise a UserError unless the task's options mean greedy generation."""
     options: dict[str, Any] = request.args[1]
     sampled = options.get("do_sample", True) and float(options.get("temperature") or 0) > 0
     if sampled or int(options.get("num_beams") or 1) > 1:
         raise UserError(
-            f"The task {request.args[4]} wants {options}, but sparse_vlm answers greedily: "
-            "give --gen_kwargs temperature=0,num_beams=1."
+            f"The task {request.args[4]} sets {options}, but sparse_vlm answers greedily: "
+            "add --gen_kwargs temperature=0,num_beams=1."
         )
     return int(options.get("max_new_tokens", MAX_NEW_TOKENS))
 

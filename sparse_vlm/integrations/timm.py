@@ -1,6 +1,6 @@
-"""SparseFormers among timm's models: `import sparse_vlm; timm.create_model("sparseformer_clip_large", num_classes=10)`.
+"""SparseFormers as timm models: `import sparse_vlm; timm.create_model("sparseformer_clip_large", num_classes=10)`.
 
-Their weights have the names of `SparseFormer`, so that each opens the other's files.
+Their weights have the same names as those of `SparseFormer`, so that their files are interchangeable.
 """
 
 import hashlib
@@ -31,23 +31,20 @@ NAMES = {
     "sparseformer_clip_large": "sparseformer-clip-l",
 }
 HEAD = "cortex.trunk.head"
-default_cfgs: dict[str, Any] = {}  # timm's registry reads this name in the module of a model
+default_cfgs: dict[str, Any] = {}  # timm looks this name up in the module of a model
 
 
 class TimmSparseFormer(nn.Module):
-    """A SparseFormer with the interface of timm's models: float[B, 3, H, W], any H and W -> logits float[B, classes].
+    """SparseFormer with the interface of timm models: images float[B, 3, H, W] -> logits float[B, classes].
 
     Args:
-        config: the numbers.
-        num_classes: outputs of the head; 0: none. As many as `config` has: its own head, which for CLIP is the
-            projection; else a new Linear with bias.
-        in_chans: 3.
-        global_pool: the cortex's own pooling, or None.
+        config: configuration of the encoder.
+        num_classes: outputs of the head; 0 for no head. The same number as in `config`, or None, keeps its head, which
+            is the projection in CLIP; otherwise the head is a new Linear with bias.
+        in_chans: input channels, must be 3.
+        global_pool: pooling of the cortex, or None; other values are refused.
         drop_rate: dropout before the head.
-        drop_path_rate: of the last block of the cortex; it grows linearly from 0.
-
-    Raises:
-        UserError: other channels or another pooling.
+        drop_path_rate: drop path of the last block of the cortex, which increases linearly from 0 in the first block.
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class TimmSparseFormer(nn.Module):
     ) -> None:
         super().__init__()
         if in_chans != 3:
-            raise UserError(f"A SparseFormer takes RGB images: in_chans must be 3, got {in_chans}.")
+            raise UserError(f"A SparseFormer needs RGB images: in_chans must be 3, got {in_chans}.")
         self._config = _with_head(config, config.cortex.head_dim if num_classes is None else num_classes)
         options = {**config.cortex.options, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         encoder = SparseFormer(replace(self._config, cortex=replace(self._config.cortex, options=options)))
@@ -72,12 +69,12 @@ class TimmSparseFormer(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the head; 0: there is none."""
+        """Outputs of the head; 0 without a head."""
         return self._config.cortex.head_dim
 
     @property
     def config(self) -> SparseFormerConfig:
-        """The numbers with the present head, without dropout: what an encoder directory holds."""
+        """Configuration with the current head, without dropout, as saved in an encoder directory."""
         return self._config
 
     @config.setter
@@ -85,7 +82,7 @@ class TimmSparseFormer(nn.Module):
         self._config = _with_head(config, self.num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """float[B, 3, H, W] -> float[B, prefix + n, C] behind the final norm; the n latent tokens have no grid."""
+        """Images float[B, 3, H, W] -> tokens float[B, prefix + n, C] after the final norm."""
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
         return self.cortex.trunk.norm(self.cortex(tokens)[-1])
 
@@ -99,23 +96,20 @@ class TimmSparseFormer(nn.Module):
         output_fmt: str = "NLC",
         intermediates_only: bool = False,
     ) -> Any:
-        """What leaves blocks of the cortex, as timm's and open_clip's models offer it.
+        """Compute outputs of blocks of the cortex, with the interface of timm and open_clip.
 
         Args:
-            x: float[B, 3, H, W].
-            indices: of blocks, the last n of them, or None: all.
-            return_prefix_tokens: pairs of latent and prefix tokens instead of the latent ones alone.
-            norm: behind the final norm.
-            stop_early: leave out the blocks behind the last one asked for.
-            output_fmt: "NLC": the tokens have no grid.
-            intermediates_only: without the last block's tokens.
+            x: images float[B, 3, H, W].
+            indices: indices of blocks; an int n for the last n blocks; None for all.
+            return_prefix_tokens: return pairs of latent and prefix tokens instead of latent tokens.
+            norm: apply the final norm.
+            stop_early: skip the blocks after the last one requested.
+            output_fmt: must be "NLC", because the tokens have no grid.
+            intermediates_only: do not return the final tokens.
 
         Returns:
-            a list of float[B, n, C], or of pairs (float[B, n, C], float[B, prefix, C]); unless `intermediates_only`,
-            behind the final tokens float[B, prefix + n, C] of `forward_features`.
-
-        Raises:
-            UserError: another `output_fmt`.
+            A list of float[B, n, C], or of pairs (float[B, n, C], float[B, prefix, C]). Unless `intermediates_only`, it
+            is the second element of a tuple, after the final tokens float[B, prefix + n, C] of `forward_features`.
         """
         if output_fmt != "NLC":
             raise UserError(
@@ -123,49 +117,45 @@ class TimmSparseFormer(nn.Module):
                 "image_output_fmt='NLC')."
             )
         blocks, final_norm, prefix = self.cortex.trunk.blocks, self.cortex.trunk.norm, self.num_prefix_tokens
-        wanted, last = feature_take_indices(
+        selected, last = feature_take_indices(
             len(blocks), indices if indices is None or isinstance(indices, int) else [*indices]
         )
         tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
         states = self.cortex(tokens, last + 1 if stop_early else None)[1:]
-        taken = [final_norm(states[index]) if norm else states[index] for index in wanted]
+        taken = [final_norm(states[index]) if norm else states[index] for index in selected]
         found = [
             (state[:, prefix:], state[:, :prefix]) if return_prefix_tokens else state[:, prefix:] for state in taken
         ]
         return found if intermediates_only else (final_norm(states[-1]), found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """float[B, prefix + n, C] -> logits float[B, classes]; pooled float[B, C] with `pre_logits`."""
+        """Tokens float[B, prefix + n, C] -> logits float[B, classes], or pooled float[B, C] with `pre_logits`."""
         return self.cortex.trunk.forward_head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The head: a Linear, or an Identity without one."""
+        """Return the head: a Linear, or an Identity without a head."""
         return self.cortex.trunk.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new Linear in the place of the head, or none (0).
-
-        Raises:
-            UserError: another pooling than the cortex's own.
-        """
+        """Replace the head by a new Linear, or remove it if `num_classes` is 0. The pooling cannot be changed."""
         self._check_pool(global_pool)
         self.cortex.trunk.reset_classifier(num_classes)
         self._config = replace(self._config, cortex=replace(self._config.cortex, head_dim=num_classes, head_bias=True))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the cortex's blocks are computed again in the backward pass instead of kept."""
+        """Recompute the blocks of the cortex in the backward pass instead of storing their activations."""
         self.cortex.trunk.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """The names of all parameters but those of `decayed_weights`: RoIs, embeddings, norms, biases …"""
+        """Names of parameters without weight decay: RoIs, embeddings, norms, biases … See `decayed_weights`."""
         decayed = decayed_weights(self)
         return {name for name, parameter in self.named_parameters() if id(parameter) not in decayed}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise rates: convolution and repeated unit, last unit, each block, head.
+        """Group parameters for layer-wise learning rates: stem and repeated unit, last unit, each block, head.
 
         The final norm belongs to the last block, as in timm's ViTs.
         """
@@ -176,22 +166,22 @@ class TimmSparseFormer(nn.Module):
         }
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes an encoder directory (`SparseFormer.from_pretrained`), atomically."""
+        """Write an encoder directory, for `SparseFormer.from_pretrained`, atomically."""
         save_directory(directory, self.config, self.state_dict())
 
     def _check_pool(self, asked: str | None) -> None:
         own = self.cortex.trunk.global_pool
         if asked not in (None, own):
             raise UserError(
-                f"This SparseFormer pools by {own!r}, as its teacher does; global_pool {asked!r} is not there."
+                f"This SparseFormer has the pooling {own!r} of its teacher; global_pool {asked!r} is not available."
             )
 
 
 def timm_name(config: SparseFormerConfig) -> str:
-    """The name of an architecture among timm's models, which it is registered under if it is not yet.
+    """Return the name of an architecture in timm, after registering it if necessary.
 
     Returns:
-        a name of `NAMES` where the numbers are a released variant's, else "sparseformer_" with a digest of them.
+        A name from `NAMES` for the architecture of a released variant, otherwise "sparseformer_" and a digest.
     """
     architecture = _architecture(config)
     for name, variant in NAMES.items():
@@ -205,18 +195,18 @@ def timm_name(config: SparseFormerConfig) -> str:
 
 
 def create_from_directory(directory: str | Path, **options: Any) -> TimmSparseFormer:
-    """An encoder directory as a timm model, its weights and data configuration included.
+    """Load an encoder directory as a timm model, with its weights and data configuration.
 
     Args:
-        directory: of `SparseFormer.save_pretrained`.
-        **options: of `TimmSparseFormer`; with another `num_classes` than the directory has, the head is new.
+        directory: written by `SparseFormer.save_pretrained`.
+        **options: arguments of `TimmSparseFormer`. If `num_classes` differs from the directory's, the head is new.
 
     Raises:
-        UserError: no encoder directory, or the weights do not fit.
+        UserError: `directory` is not an encoder directory, or its weights do not match its configuration.
     """
     config, weights = load_directory(directory)
     model: Any = timm.create_model(timm_name(config), pretrained_cfg_overlay=_data_config(config), **options)
-    model.config = config  # the name stands for the numbers; who registered it may have had other pictures or weights
+    model.config = config  # the name only stands for the architecture: preprocessing, teacher and licence may differ
     if model.num_classes != config.cortex.head_dim:
         new_head = {name: value for name, value in model.state_dict().items() if name.startswith(f"{HEAD}.")}
         weights = {name: value for name, value in weights.items() if not name.startswith(f"{HEAD}.")} | new_head
@@ -235,7 +225,7 @@ def _architecture(config: SparseFormerConfig) -> dict[str, Any]:
 
 
 def _data_config(config: SparseFormerConfig) -> dict[str, Any]:
-    """What timm calls a pretrained configuration, of weights that lie nowhere on the hub."""
+    """timm's pretrained configuration, for weights that are not on the hub."""
     data = config.preprocessing
     return {
         "input_size": (3, data.crop, data.crop),
@@ -254,7 +244,7 @@ def _data_config(config: SparseFormerConfig) -> dict[str, Any]:
 def _register(name: str, config: SparseFormerConfig) -> None:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         if options.pop("features_only", False):
-            raise UserError(f"{name} has no feature maps (features_only): its tokens have no grid.")
+            raise UserError(f"{name} does not support features_only: its tokens have no grid.")
         return build_model_with_cfg(partial(TimmSparseFormer, config), name, pretrained, **options)
 
     create.__name__ = create.__qualname__ = name

@@ -12,11 +12,10 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from sparse_vlm.data.images.decode import decode_image
-from sparse_vlm.encoder.canvas import ASPECTS, preparation
 from sparse_vlm.encoder.images import AnyImage, to_rgb
-from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing
+from sparse_vlm.encoder.preprocessing import ASPECTS, CLIP_MEAN, CLIP_STD, Preprocessing, make_transform
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.image_files import decode_image
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 RESCALE = 1 / 255
@@ -29,8 +28,8 @@ class SparseFormerImageProcessor(PilBackend):
     Accepts what `sparse_vlm.encoder.images.to_rgb` accepts, files, http(s) addresses, data: URLs, and lists of these.
 
     Args:
-        aspect: "crop": the central square; "native": the whole image on a canvas (`sparse_vlm.encoder.canvas`), for a
-            vision model with the same aspect.
+        aspect: "crop": the central square; "native": the whole image on a canvas
+            (`sparse_vlm.encoder.preprocessing`), for a vision model with the same aspect.
         **settings: settings of CLIP's image processor.
     """
 
@@ -116,7 +115,7 @@ class SparseFormerImageProcessor(PilBackend):
             interpolations.get(resample, str(resample)),
             "shortest" if size.shortest_edge else "squash",
         )
-        prepare = preparation(preprocessing, self.aspect)
+        prepare = make_transform(preprocessing, self.aspect)
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
 
 

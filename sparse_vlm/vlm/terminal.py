@@ -5,8 +5,8 @@ import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.conversation import Conversation
 
 with suppress(ImportError):  # where available, it gives input() line editing and a history

@@ -15,8 +15,9 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.canvas import ASPECTS, encode_canvases, hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
+from sparse_vlm.encoder.preprocessing import ASPECTS
 from sparse_vlm.errors import unknown_choice
 
 
@@ -30,7 +31,7 @@ class SparseFormerVisionConfig(PreTrainedConfig):
         num_tokens: number n of latent tokens.
         num_prefix_tokens: 1 with CLS, else 0.
         aspect: "crop": images are squares; "native": images keep their aspect ratio and come on canvases
-            (`sparse_vlm.encoder.canvas`), which the image processor of the same aspect makes.
+            (`sparse_vlm.encoder.preprocessing`), which the image processor of the same aspect makes.
     """
 
     model_type = "sparseformer"
@@ -155,7 +156,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         selected = selected_hidden_states(output_hidden_states)
         if selected is not None:
             found: list[Any] = [None] * (self.encoder.config.cortex.depth + 1)
-            states = hidden_states(self.encoder, pixel_values, selected, self.config.aspect)
+            states = select_hidden_states(self.encoder, pixel_values, selected, self.config.aspect)
             for layer, state in zip(selected, states, strict=True):
                 found[layer] = self._without_registers(state)
             return BaseModelOutputWithPooling(last_hidden_state=found[-1], hidden_states=tuple(found))

@@ -1,4 +1,4 @@
-"""A SparseFormer in its teacher's CLIP: embeddings, zero-shot, open_clip's own factories, one directory."""
+"""A SparseFormer in its teacher's CLIP: embeddings, zero-shot classification, open_clip's factories, directories."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def saved(clip: SparseClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_images_go_through_the_student_and_captions_through_the_teacher(
+def test_images_are_encoded_by_the_student_and_captions_by_the_teacher(
     clip: SparseClip, clip_dir: Path, student: SparseFormer
 ) -> None:
     teacher = open_clip.create_model(f"local-dir:{clip_dir}").eval()
@@ -97,9 +97,7 @@ def test_open_clips_zero_shot_classifier(clip: SparseClip) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_open_clips_low_precision_leaves_the_coordinates_alone(
-    clip: SparseClip, saved: Path, dtype: torch.dtype
-) -> None:
+def test_open_clips_low_precision_keeps_coordinates_float32(clip: SparseClip, saved: Path, dtype: torch.dtype) -> None:
     model = SparseClip.load(saved).model
     islands = [part for part in model.modules() if isinstance(part, Float32Module)]
     before = [value.clone() for part in islands for value in part.state_dict().values()]
@@ -114,7 +112,7 @@ def test_open_clips_low_precision_leaves_the_coordinates_alone(
     assert F.cosine_similarity(low.float(), exact).min() > 0.999
 
 
-def test_one_directory_holds_it(clip: SparseClip, saved: Path) -> None:
+def test_saving_and_loading(clip: SparseClip, saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == [
         "open_clip_config.json",
         "open_clip_model.safetensors",
@@ -134,12 +132,12 @@ def test_open_clips_own_factory_opens_it(clip: SparseClip, saved: Path) -> None:
     model, train_transform, transform = open_clip.create_model_and_transforms(f"local-dir:{saved}")
     model.eval()
     assert torch.equal(model.encode_image(IMAGES), clip.model.encode_image(IMAGES))
-    picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
-    assert transform(picture).shape == train_transform(picture).shape == (3, 32, 32)
-    assert torch.allclose(transform(picture), clip.transform(picture), atol=0.05)
+    image = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
+    assert transform(image).shape == train_transform(image).shape == (3, 32, 32)
+    assert torch.allclose(transform(image), clip.transform(image), atol=0.05)
 
 
-def test_what_open_clips_training_asks_of_a_model(saved: Path) -> None:
+def test_the_interface_that_open_clips_training_needs(saved: Path) -> None:
     model = SparseClip.load(saved).model
     assert model.visual.image_size == (32, 32)
     assert model.visual.preprocess_cfg["mean"] == [0.4, 0.5, 0.6]
@@ -188,34 +186,34 @@ main(["--model", "local-dir:{saved}", "--dataset-type", "synthetic", "--train-da
     assert not torch.equal(trained["visual.trunk.stem.conv.weight"], before["visual.trunk.stem.conv.weight"])
 
 
-def test_another_size_of_resizing_is_reported(
+def test_a_different_resize_size_is_logged(
     clip_dir: Path, student: SparseFormer, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = replace(student.config, preprocessing=replace(student.config.preprocessing, resize=40))
     other = SparseFormer(config)
     SparseClip.from_teacher(str(clip_dir), other)
-    assert "resizes to 32 pixels, where this SparseFormer's resizes to 40" in caplog.text
+    assert "resizes to 32 pixels, but this SparseFormer's resizes to 40" in caplog.text
 
 
-def test_the_text_side_of_another_teacher_is_reported(
+def test_the_text_encoder_of_another_teacher_is_logged(
     clip_dir: Path, student: SparseFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     SparseClip.from_teacher(str(clip_dir), student)
     assert not caplog.text
     SparseClip.from_teacher(str(shutil.copytree(clip_dir, tmp_path / "another")), student)
-    assert f"was bootstrapped from {clip_dir.name}, the text side is that of another" in caplog.text
+    assert f"was bootstrapped from {clip_dir.name}, but the text encoder is that of another" in caplog.text
 
 
-def test_bad_input_is_one_sentence(
+def test_bad_input_is_a_one_sentence_error(
     clip_dir: Path, student: SparseFormer, tiny_encoder: SparseFormer, saved: Path, tmp_path: Path
 ) -> None:
     for source, encoder, sentence in (
-        (str(clip_dir), tiny_encoder, "have 24 channels, those of the SparseFormer 12"),
-        ("timm:vit_base_patch16_224", student, "'timm:vit_base_patch16_224' has no text side"),
+        (str(clip_dir), tiny_encoder, "have 24 channels, but those of the SparseFormer have 12"),
+        ("timm:vit_base_patch16_224", student, "'timm:vit_base_patch16_224' has no text encoder"),
         ("open_clip:ViT-B-61/openai", student, "Unknown open_clip model 'ViT-B-61'. Did you mean 'ViT-B-16'"),
         ("open_clip:ViT-B-16/open", student, "Unknown pretrained tag of open_clip's ViT-B-16 'open'"),
         (f"open_clip:ViT-B-16@{tmp_path}/none.pt", student, "There is no weights file"),
-        (str(tmp_path), student, "holds no teacher"),
+        (str(tmp_path), student, "does not contain a teacher"),
     ):
         with pytest.raises(UserError, match=sentence):
             SparseClip.from_teacher(source, encoder)
@@ -231,7 +229,7 @@ def test_bad_input_is_one_sentence(
 
 
 @torch.no_grad()
-def test_intermediates_as_open_clip_asks_for_them(clip: SparseClip, student: SparseFormer) -> None:
+def test_forward_intermediates_of_open_clip(clip: SparseClip, student: SparseFormer) -> None:
     states = student(IMAGES).hidden_states
     got = clip.model.forward_intermediates(IMAGES, image_indices=[0, 2], image_output_fmt="NLC")
     for found, state in zip(got["image_intermediates"], (states[1], states[3]), strict=True):
@@ -245,8 +243,8 @@ def test_intermediates_as_open_clip_asks_for_them(clip: SparseClip, student: Spa
         clip.model.forward_intermediates(IMAGES)
 
 
-def test_a_text_side_of_transformers_travels_along(clip_dir: Path, tmp_path: Path) -> None:
-    """Its configuration lay in a folder of this machine, which is gone; then the CLIP itself is moved."""
+def test_a_text_encoder_from_transformers_is_saved_too(clip_dir: Path, tmp_path: Path) -> None:
+    """The folder of its configuration is deleted, and then the CLIP itself is moved."""
     bert = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32)
     bert.save_pretrained(tmp_path / "bert")
     text = {"hf_model_name": str(tmp_path / "bert"), "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}

@@ -1,4 +1,4 @@
-"""Inheritance: the right blocks, every weight accounted for, the rest new."""
+"""Inheritance: the right blocks are copied, the rest is new, and the report lists every weight."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_thirds_are_dropped_tuned_and_frozen(teacher: Teacher) -> None:
     assert all(p.requires_grad for part in (student.stem, student.focus) for p in part.parameters())
 
 
-def test_the_report_accounts_for_every_weight(teacher: Teacher) -> None:
+def test_the_report_lists_every_weight(teacher: Teacher) -> None:
     student, report = bootstrap_from(teacher, tokens=9, stem_channels=8, drop=1, tune=3)
     of_teacher = [fate for fate in report.fates if fate.teacher]
     of_student = [fate for fate in report.fates if fate.student]
@@ -38,7 +38,7 @@ def test_the_report_accounts_for_every_weight(teacher: Teacher) -> None:
         assert line in str(report)
 
 
-def test_the_student_takes_the_teachers_images_and_gives_its_embedding(teacher: Teacher) -> None:
+def test_the_student_has_the_teachers_input_and_output_shapes(teacher: Teacher) -> None:
     student, _ = bootstrap_from(teacher, tokens=5, stem_channels=8)
     assert student.config.preprocessing == teacher.preprocessing
     assert student(torch.randn(2, 3, 32, 32)).pooled.shape == teacher(torch.randn(2, 3, 32, 32)).shape
@@ -67,7 +67,7 @@ def test_a_student_opens_without_its_teacher(teacher: Teacher, tmp_path: Path) -
         ({"drop": 3, "tune": 3, "freeze": 0}, 3, 3),
     ],
 )
-def test_numbers_of_blocks_that_are_not_given_follow(
+def test_missing_numbers_of_blocks_are_derived(
     teacher: Teacher, given: dict[str, int], dropped: int, tuned: int
 ) -> None:
     student, report = bootstrap_from(teacher, tokens=4, stem_channels=8, **given)
@@ -101,9 +101,9 @@ def test_from_scratch_copies_nothing(teacher: Teacher) -> None:
     assert not torch.equal(student.cortex.trunk.blocks[0].attn.qkv.weight, inherited)
 
 
-def test_initial_rois_may_be_given(teacher: Teacher) -> None:
+def test_given_initial_rois(teacher: Teacher) -> None:
     rois = torch.rand(5, 4)
     student, _ = bootstrap_from(teacher, tokens=5, stem_channels=8, initial_rois=rois)
     assert torch.equal(student.focus.initial_rois.weight, rois)
-    with pytest.raises(UserError, match=r"must be \[4, 4\] numbers .*, got \[5, 4\]"):
+    with pytest.raises(UserError, match=r"must have the shape \[4, 4\] .*, got \[5, 4\]"):
         bootstrap_from(teacher, tokens=4, stem_channels=8, initial_rois=rois)

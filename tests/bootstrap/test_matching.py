@@ -1,4 +1,4 @@
-"""Latent tokens start with the statistics of the teacher's tokens where the inherited blocks take them."""
+"""Matching gives the latent tokens that enter the inherited blocks the statistics of the teacher's tokens."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_every_channel_has_the_teachers_mean_and_deviation(family: str, drop: in
     assert f"{match.after:.3g}" in str(match)
 
 
-def test_what_enters_a_block_leaves_the_one_before(teacher: Teacher) -> None:
+def test_the_input_of_a_block_is_the_output_of_the_previous_one(teacher: Teacher) -> None:
     images = torch.randn(2, 3, 32, 32)
     last = teacher.cortex.depth - 1
     with teacher.tokens_entering(last) as entering:
@@ -43,7 +43,7 @@ def test_what_enters_a_block_leaves_the_one_before(teacher: Teacher) -> None:
     assert len(entering) == 1
 
 
-def test_tokens_stay_different_from_each_other_and_from_image_to_image(teacher: Teacher) -> None:
+def test_tokens_differ_from_each_other_and_between_images(teacher: Teacher) -> None:
     student, _ = bootstrap_from(teacher, tokens=9, stem_channels=8)
     images = torch.randn(4, 3, 32, 32)
     match_tokens(student, teacher, images)
@@ -52,5 +52,5 @@ def test_tokens_stay_different_from_each_other_and_from_image_to_image(teacher: 
 
 
 def test_another_encoder_is_refused(teacher: Teacher) -> None:
-    with pytest.raises(UserError, match="a student bootstrapped from"):
+    with pytest.raises(UserError, match="the student was not bootstrapped from"):
         match_tokens(create_encoder("sparseformer-v1-t"), teacher, torch.randn(2, 3, 32, 32))

@@ -1,5 +1,4 @@
-"""The task: what each term of the loss is, that the teacher is no part of what is trained or saved, and that training
-aligns."""
+"""The bootstrapping task: terms of the loss, a teacher that is neither trained nor saved, and training that aligns."""
 
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ def test_cosines_of_deviations_from_the_teachers_mean(clip_dir: Path) -> None:
     assert "center" not in task.state_dict()
 
 
-def test_the_entry_term_compares_what_enters_the_inherited_blocks(clip_dir: Path) -> None:
-    """As a token under each patch sees it, and without a gradient through the inherited blocks."""
+def test_the_entry_term_compares_inputs_of_the_inherited_blocks(clip_dir: Path) -> None:
+    """With one token per patch, and without a gradient through the inherited blocks."""
     task = _task(clip_dir, weights=LossWeights(alignment=0.0, entry=1.0)).eval()
     images = torch.randn(2, 3, 32, 32)
     out = task(images)
@@ -81,7 +80,7 @@ def test_the_entry_term_compares_what_enters_the_inherited_blocks(clip_dir: Path
 
 
 def _one_token_under_each_patch(teacher: Teacher) -> Tensor:
-    """float32[1, 16, 4]: a RoI around the centre of each patch of the 4 × 4 grid, row by row; sizes differ."""
+    """float32[1, 16, 4]: RoIs of different sizes around the centre of each patch of the 4 × 4 grid, row by row."""
     rows, columns = teacher.grid
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
     center = torch.stack([x, y], dim=-1).flatten(0, 1)
@@ -89,7 +88,7 @@ def _one_token_under_each_patch(teacher: Teacher) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)[None]
 
 
-def test_the_token_term_compares_with_the_patch_under_the_rois_centre(clip_dir: Path) -> None:
+def test_the_token_term_compares_with_the_patch_at_the_centre_of_the_roi(clip_dir: Path) -> None:
     task = _task(clip_dir, weights=LossWeights(token=1.0))
     tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))
     rois = _one_token_under_each_patch(task.teacher)
@@ -100,7 +99,7 @@ def test_the_token_term_compares_with_the_patch_under_the_rois_centre(clip_dir: 
     assert task._token_loss((tokens[:, 1:2] + tokens[:, 2:3]) / 2, middle, tokens) < 1e-5
 
 
-def test_the_token_term_moves_no_rois(clip_dir: Path) -> None:
+def test_the_token_term_gives_rois_no_gradient(clip_dir: Path) -> None:
     task = _task(clip_dir, weights=LossWeights(alignment=0.0, token=1.0))
     tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))
     rois = _one_token_under_each_patch(task.teacher).requires_grad_()
@@ -116,7 +115,7 @@ def test_one_pass_gives_tokens_and_target(clip_dir: Path) -> None:
     assert torch.equal(tokens, task.teacher.tokens(images))
 
 
-def test_the_teachers_dtype_is_its_own(clip_dir: Path) -> None:
+def test_the_teacher_computes_in_its_own_dtype(clip_dir: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
     expected = _task(clip_dir).target(images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,13 +150,13 @@ def test_checkpointing_gives_the_same_gradients(clip_dir: Path) -> None:
         for block in blocks:
             block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         task(images)["loss"].backward()
-        assert len(calls) == len(blocks) * (1 + enabled)  # computed again in the backward pass
+        assert len(calls) == len(blocks) * (1 + enabled)  # recomputed in the backward pass
         gradients.append({name: p.grad for name, p in task.student.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
-def test_the_crops_must_serve_the_larger_view(clip_dir: Path) -> None:
+def test_the_image_size_is_that_of_the_larger_view(clip_dir: Path) -> None:
     assert _task(clip_dir).image_size == 32
     for size, expected in ((48, 48), (24, 32)):
         second = open_teacher(str(clip_dir), image_size=size)
@@ -166,7 +165,7 @@ def test_the_crops_must_serve_the_larger_view(clip_dir: Path) -> None:
 
 def test_impossible_weights(clip_dir: Path) -> None:
     for values in ({"alignment": 0.0}, {"token": -1.0}):
-        with pytest.raises(UserError, match="must not be negative, nor all zero"):
+        with pytest.raises(UserError, match="finite and not negative, and at least one must be positive"):
             LossWeights(**values)
     with pytest.raises(UserError, match="there is no second view"):
         _task(clip_dir, weights=LossWeights(view=1.0))

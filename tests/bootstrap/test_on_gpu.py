@@ -1,4 +1,4 @@
-"""The bootstrapping task on a fake GPU: the teacher, which is no submodule, follows the images there."""
+"""The bootstrapping task on a fake GPU: the teacher, which is not a submodule, follows the images to the GPU."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ALL = LossWeights(alignment=1, token=1, feature=1, view=1, entry=1)
 
 @pytest.fixture
 def task(clip_dir: Path) -> BootstrapTask:
-    """With every term and two views."""
+    """A task with every term of the loss and two views."""
     teacher, second = open_teacher(str(clip_dir)), open_teacher(str(clip_dir), image_size=48)
     student, _ = bootstrap_from(teacher, tokens=4, stem_channels=8, repeats=2)
     return BootstrapTask(student, teacher, ALL, second, teacher_dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""RoI statistics on layouts whose numbers are known."""
+"""RoI statistics for layouts with known values."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_tiles_that_cover_the_image_once() -> None:
 
 
 def test_area_outside_the_image_and_signed_sizes() -> None:
-    """One RoI half outside, one all outside, one inside and mirrored, one without any area."""
+    """One RoI half outside, one completely outside, one inside and mirrored, one without area."""
     rois = torch.tensor([[[0.5, 0.0, 1.5, 1.0], [2.0, 2.0, 3.0, 4.0], [0.6, 0.2, 0.2, 0.4], [0.5, 0.5, 0.5, 0.9]]])
     size, _, outside = roi_numbers(rois)[0].tolist()
     assert outside == pytest.approx((0.5 + 1 + 0 + 0) / 4)
@@ -29,10 +29,10 @@ def test_area_outside_the_image_and_signed_sizes() -> None:
 @pytest.mark.parametrize(
     ("statistics", "sentence"),
     [
-        (RoIStatistics(0.2, 0.04, 0.0), "all tokens look at one place"),
-        (RoIStatistics(0.01, 0.4, 0.0), "mean size is 0.010"),
-        (RoIStatistics(2.5, 0.4, 0.1), "mean size is 2.500"),
-        (RoIStatistics(0.2, 0.4, 0.6), "60% of the RoIs' area lies outside"),
+        (RoIStatistics(0.2, 0.04, 0.0), "all tokens sample one place"),
+        (RoIStatistics(0.01, 0.4, 0.0), "mean size of the RoIs is 0.010"),
+        (RoIStatistics(2.5, 0.4, 0.1), "mean size of the RoIs is 2.500"),
+        (RoIStatistics(0.2, 0.4, 0.6), "60% of the RoIs' area is outside"),
     ],
 )
 def test_collapse_is_named(statistics: RoIStatistics, sentence: str) -> None:

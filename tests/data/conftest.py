@@ -1,4 +1,4 @@
-"""For the data tests: a chat format on SmolLM2's own tokenizer, and the same images in every kind of source."""
+"""Fixtures of the data tests: a chat format with SmolLM2's tokenizer, and the same images in every kind of source."""
 
 import copy
 import io
@@ -11,12 +11,12 @@ import webdataset
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from sparse_vlm.data.conversations.encoding import ChatFormat
+from sparse_vlm.vlm.language.turns import ChatFormat
 
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm2_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """SmolLM2's tokenizer with <image> as a special token, as `sparse-vlm build` makes it."""
+    """SmolLM2's tokenizer with the special token <image>, as `sparse-vlm build` adds it."""
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     return tokenizer
@@ -24,7 +24,7 @@ def tokenizer(smollm2_tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 @pytest.fixture(scope="session")
 def chat(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """SmolLM2's own template, five tokens per image."""
+    """SmolLM2's own template with five tokens per image."""
     return ChatFormat(tokenizer, tokenizer.chat_template, tokenizer.convert_tokens_to_ids("<image>"), 5)
 
 
@@ -45,7 +45,7 @@ def image_files() -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory, image_files: list[bytes]) -> Path:
-    """Them in two folders below one."""
+    """The same images in two subfolders of a folder."""
     folder = tmp_path_factory.mktemp("folder")
     for index, data in enumerate(image_files):
         (folder / str(index % 2)).mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory, image_files: list[byt
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory, image_files: list[bytes]) -> str:
-    """Them in three webdataset shards of 4, 3 and 3 samples, each with a text beside; as braces."""
+    """The same images in three webdataset shards of 4, 3 and 3 samples with texts; returns the spec with braces."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(3):
         with webdataset.TarWriter(str(folder / f"{shard}.tar")) as writer:
@@ -66,7 +66,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, image_files: list[bytes]) -
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory, image_files: list[bytes]) -> Path:
-    """Them as saved/ (`save_to_disk`), splits/ (of a DatasetDict), parquet/ (two files, with a column of numbers)."""
+    """The same images as saved/ (`save_to_disk`), splits/ (a DatasetDict) and parquet/ (two files), with numbers."""
     folder = tmp_path_factory.mktemp("tables")
     cells = [{"bytes": data, "path": None} for data in image_files]
     features = datasets.Features({"image": datasets.Image(), "number": datasets.Value("int64")})
@@ -81,6 +81,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory, image_files: list[bytes]) -
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` prepares stays out of the user's cache, and nothing asks the hub."""
+    """Keep the files of `datasets` out of the user's cache, and its requests away from the hub."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

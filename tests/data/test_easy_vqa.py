@@ -1,4 +1,4 @@
-"""The real easy-VQA dataset."""
+"""The real easy-VQA data set: counts, kinds of questions, inferred attributes."""
 
 import json
 from collections import Counter
@@ -9,8 +9,8 @@ import pytest
 
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.easy_vqa import Attributes, VqaQuestion
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,15 @@ def _yes_no(text: str, shown: Attributes) -> str:
 
 
 def test_attributes_agree_with_the_pixels(test: list[VqaQuestion]) -> None:
-    """The pictures of a colour class have their mean colour nearer to their own class's than to any other's."""
+    """The mean colour of an image is nearer to the mean of its own class than to that of any other."""
     attributes = easy_vqa.attributes_from_questions(test)
     folder = easy_vqa.split_folder("test") / "images"
     pixels: dict[str, list[np.ndarray]] = {colour: [] for colour in easy_vqa.COLOURS}
     for image_id, shown in list(attributes.items())[:200]:
-        picture = np.asarray(open_image(easy_vqa.image_path(folder, image_id)), dtype=float).reshape(-1, 3)
-        background = np.median(picture, axis=0)
-        distance = np.abs(picture - background).sum(axis=1)
-        pixels[shown.colour].append(picture[distance >= np.quantile(distance, 0.99)].mean(axis=0))
+        image = np.asarray(open_image(easy_vqa.image_path(folder, image_id)), dtype=float).reshape(-1, 3)
+        background = np.median(image, axis=0)
+        distance = np.abs(image - background).sum(axis=1)
+        pixels[shown.colour].append(image[distance >= np.quantile(distance, 0.99)].mean(axis=0))
     means = np.stack([np.mean(pixels[colour], axis=0) for colour in easy_vqa.COLOURS])
     right = [
         easy_vqa.COLOURS[np.argmin(np.square(means - pixel).sum(axis=1))] == colour
@@ -82,8 +82,8 @@ def test_attributes_agree_with_the_pixels(test: list[VqaQuestion]) -> None:
     assert np.mean(right) > 0.9
 
 
-def test_one_deduction_by_exclusion() -> None:
-    """Two shapes denied leave the third; "no red shape" answered with no means there is one."""
+def test_attributes_follow_by_exclusion() -> None:
+    """Two excluded shapes leave the third; the answer "no" to "is no red shape present?" means that there is one."""
     questions = [
         VqaQuestion(0, 7, "is there a circle?", "no"),
         VqaQuestion(1, 7, "is no triangle present?", "yes"),
@@ -108,7 +108,7 @@ def test_held_out_images_are_disjoint_and_complete(training: list[VqaQuestion]) 
 
 
 @pytest.mark.parametrize("images", [0, 4000])
-def test_held_out_images_need_a_sensible_number(training: list[VqaQuestion], images: int) -> None:
+def test_the_number_of_held_out_images_is_checked(training: list[VqaQuestion], images: int) -> None:
     with pytest.raises(UserError, match=f"hold out {images} of 4000"):
         easy_vqa.hold_out_images(training, images)
 
@@ -116,7 +116,7 @@ def test_held_out_images_need_a_sensible_number(training: list[VqaQuestion], ima
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[[", "not JSON"),
+        ("[[", "not valid JSON"),
         ("[]", "non-empty list"),
         ('[["q?", "a", 1], ["q?", "a"]]', "entry 1 is"),
         ('[["q?", "a", "1"]]', "entry 0 is"),
@@ -128,11 +128,11 @@ def test_malformed_questions_are_named(tmp_path: Path, content: str, sentence: s
     file.write_text(content)
     with pytest.raises(UserError, match=sentence):
         easy_vqa.read_questions(file)
-    with pytest.raises(UserError, match="Cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         easy_vqa.read_questions(tmp_path / "absent.json")
 
 
-def test_a_questions_file_of_ones_own(tmp_path: Path, training: list[VqaQuestion]) -> None:
+def test_a_custom_questions_file(tmp_path: Path, training: list[VqaQuestion]) -> None:
     file = tmp_path / "questions.json"
     file.write_text(json.dumps([[q.text, q.answer, q.image_id] for q in training[10:20]]))
     assert [q.text for q in easy_vqa.read_questions(file)] == [q.text for q in training[10:20]]

@@ -1,4 +1,4 @@
-"""Files and directories of weights: strict, and every refusal names what is wrong."""
+"""Files and directories of weights: loading is strict, and every error names the problem."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ NAME = "btsp_clip_tiny"
 
 
 def opening_fails(weights: dict[str, Tensor], directory: Path, name: str = NAME) -> str:
-    """The error of opening `weights` as an official tiny model."""
+    """Error message when `weights` are loaded as an official tiny model."""
     save_file(weights, directory / "file.safetensors")
     with pytest.raises(UserError) as caught:
         SparseFormer.from_released(directory / "file.safetensors", official_config(name))
@@ -62,7 +62,7 @@ def test_one_weight_under_two_names_is_an_error(copied: str, twin: str, tmp_path
     weights = load_file(weights_file(NAME))
     weights[twin] = weights[copied] + 1
     message = opening_fails(weights, tmp_path)
-    assert "one weight twice" in message
+    assert "contains a weight twice" in message
     assert twin.split(".")[-2] in message
 
 
@@ -81,7 +81,7 @@ def test_half_of_the_rois_is_an_error(tmp_path: Path) -> None:
 
 
 def test_further_old_names_and_global_roi(tmp_path: Path) -> None:
-    """Names that the official tiny files do not happen to hold: ln_post, cls_head; global_roi is dropped."""
+    """Names that the official tiny files do not contain: ln_post, cls_head and global_roi, which is dropped."""
     weights = load_file(weights_file(NAME, "oldkeys_btsp"))
     for old, new in (("ln_post", "norm"), ("cls_head", "proj")):
         for key in [key for key in weights if key.startswith(f"{new}.")]:
@@ -117,7 +117,7 @@ def test_cut_files_are_refused(layout: str, tmp_path: Path) -> None:
 )
 def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="does not contain a state dict"):
         read_weights(tmp_path / "file.pth")
 
 
@@ -125,7 +125,7 @@ def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path)
     ("wrap", "said"),
     [
         (lambda w: {"state_dict": w, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, ""),  # timm's train.py
-        (lambda w: {"state_dict": {k: -v for k, v in w.items()}, "state_dict_ema": w}, "state_dict_ema is taken"),
+        (lambda w: {"state_dict": {k: -v for k, v in w.items()}, "state_dict_ema": w}, "using state_dict_ema"),
         (lambda w: {"model": {f"module.{k}": v for k, v in w.items()}, "optimizer": {}}, ""),
         (lambda w: {"state_dict": {f"model._orig_mod.{k}": v for k, v in w.items()}}, ""),  # Lightning
         (lambda w: {f"module._orig_mod.{k}": v for k, v in w.items()}, ""),
@@ -142,7 +142,7 @@ def test_files_without_a_state_dict_are_refused(content: object, tmp_path: Path)
         ),
     ],
 )
-def test_state_dicts_as_programs_wrap_them(
+def test_wrapped_state_dicts_are_unwrapped(
     wrap: Callable[[dict[str, torch.Tensor]], object], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = {"stem.conv.weight": torch.randn(2), "cls_token": torch.randn(1)}
@@ -160,21 +160,21 @@ def _dino(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stray", ["decode_head.weight", "criterion.weight"])
-def test_what_no_rule_accounts_for_stays_for_the_strict_load_to_name(stray: str, tmp_path: Path) -> None:
+def test_unknown_weights_are_kept_for_the_strict_load(stray: str, tmp_path: Path) -> None:
     weights = {"backbone.cls_token": torch.zeros(1), stray: torch.zeros(1)}
     torch.save({"state_dict": weights}, tmp_path / "file.pth")
     assert read_weights(tmp_path / "file.pth").keys() == weights.keys()
 
 
 @pytest.mark.parametrize("size", [(4, 2), (3,), (3, 4)])
-def test_tables_of_initial_rois_that_are_none(size: tuple[int, ...], tmp_path: Path) -> None:
+def test_malformed_tables_of_initial_rois(size: tuple[int, ...], tmp_path: Path) -> None:
     center = torch.zeros(3, 2) if len(size) == 2 and size[1] == 2 else torch.zeros(size)
     torch.save({"token_roi_cc.weight": center, "token_roi_wh.weight": torch.zeros(size)}, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=r"token_roi_wh\.weight must be float\[tokens, 2\] both, got"):
+    with pytest.raises(UserError, match=r"token_roi_wh\.weight must both be float\[tokens, 2\], got"):
         SparseFormer.from_released(tmp_path / "file.pth", "sparseformer-v1-t")
 
 
-def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "file.pth")
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         read_weights(tmp_path / "file.pth")
@@ -194,7 +194,7 @@ def test_incomplete_directories_are_refused(tiny_encoder: SparseFormer, tmp_path
     for content, sentence in [
         (json.dumps(values | {"model_type": "bert"}), "of type 'bert'"),
         (json.dumps(values | {"stem": {"channels": 16}}), "shapes: "),
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
     ]:
         (directory / "config.json").write_text(content)
         with pytest.raises(UserError, match=sentence):
@@ -205,7 +205,7 @@ def test_incomplete_directories_are_refused(tiny_encoder: SparseFormer, tmp_path
             SparseFormer.from_pretrained(directory)
 
 
-def test_saving_leaves_what_is_there_and_never_replaces_a_file(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
+def test_saving_keeps_other_files_and_never_replaces_a_file(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes").touch()
     tiny_encoder.save_pretrained(tmp_path / "old")

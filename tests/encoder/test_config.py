@@ -1,4 +1,4 @@
-"""Configurations are checked when they are made, and survive JSON."""
+"""Configurations are checked at construction, and survive a JSON round trip."""
 
 import dataclasses
 import json

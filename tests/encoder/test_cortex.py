@@ -1,4 +1,4 @@
-"""The cortex is timm's own code: its blocks, norm, pooling and head, without what lies before the blocks."""
+"""The cortex equals timm's code from the blocks to the head."""
 
 import pytest
 import timm
@@ -21,7 +21,7 @@ from sparse_vlm.errors import UserError
 )
 @torch.no_grad()
 def test_the_cortex_computes_what_the_whole_vit_computes_after_its_embedding(architecture: str) -> None:
-    """The same tokens through timm's forward (blocks … head) and through ours, with the same weights."""
+    """Run the same tokens through timm's forward pass (blocks to head) and through ours, with the same weights."""
     torch.manual_seed(0)
     whole = timm.create_model(architecture, depth=2, embed_dim=64, num_heads=2, num_classes=5).eval()
     config = CortexConfig(architecture, depth=2, width=64, heads=2, head_dim=5)

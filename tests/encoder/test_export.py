@@ -1,4 +1,4 @@
-"""ONNX files: what ONNX Runtime computes with them, on photographs, of any batch and size."""
+"""Outputs of ONNX Runtime for exported files, on photographs of any batch and image size."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from sparse_vlm.errors import UserError
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"
 
 
-def pictures(encoder: SparseFormer, count: int) -> torch.Tensor:
+def photographs(encoder: SparseFormer, count: int) -> torch.Tensor:
     files = sorted(PHOTOGRAPHS.glob("*"))[:count]
     if not files:
         pytest.skip("../shared/data has no photographs")
@@ -40,11 +40,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Pat
     return file
 
 
-@pytest.mark.slow  # the first to ask for the exported file
+@pytest.mark.slow  # this test creates the exported file
 def test_onnx_runtime_computes_the_same_on_photographs(exported: Path, encoder_dir: Path) -> None:
     encoder = SparseFormer.from_pretrained(encoder_dir)
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    for images in (pictures(encoder, 4), pictures(encoder, 1)[..., 20:150, 7:]):
+    for images in (photographs(encoder, 4), photographs(encoder, 1)[..., 20:150, 7:]):
         found = session.run(["tokens", "pooled", "rois"], {"images": images.numpy()})
         with torch.no_grad():
             expected = encoder(images)
@@ -62,26 +62,28 @@ def test_the_file_describes_itself(exported: Path, tiny_config: SparseFormerConf
 
 
 @pytest.mark.slow
-def test_int8_rounds_all_but_the_coordinates(tiny_encoder: SparseFormer, encoder_dir: Path, tmp_path: Path) -> None:
+def test_int8_quantises_everything_except_coordinates(
+    tiny_encoder: SparseFormer, encoder_dir: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "int8.onnx"
     assert main(["export", str(encoder_dir), str(file), "--int8"]) == 0
     found = Counter(node.op_type for node in onnx.load(file).graph.node)["MatMulInteger"]
     focus, cortex = tiny_encoder.config.focus, tiny_encoder.config.cortex
-    # The mixing: two Linears make it, one ends it; the first step's is constant. Then blocks, and the transition.
+    # Mixing: two Linears in the generator (constant in the first step), one at the end. Then blocks and transition.
     assert found == 3 * (focus.repeats + 1) - 2 + 4 * focus.repeats + 4 * cortex.depth + 1
     differences = compare(SparseFormer.from_pretrained(encoder_dir), file)
     assert 1e-4 < differences["pooled"] < 0.1
     assert differences["rois"] < 0.02
 
 
-def test_another_encoder_is_seen_to_differ(exported: Path, tiny_encoder: SparseFormer) -> None:
+def test_another_encoder_differs(exported: Path, tiny_encoder: SparseFormer) -> None:
     assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
 
 
 @torch.no_grad()
 def test_an_encoder_that_has_diverged_is_refused(exported: Path, tiny_encoder: SparseFormer) -> None:
     tiny_encoder.focus.repeated_unit.adjustment.linear.weight.fill_(1e4)
-    with pytest.raises(UserError, match="The encoder's tokens are not finite numbers"):
+    with pytest.raises(UserError, match="The encoder's tokens are not finite"):
         compare(tiny_encoder, exported)
 
 

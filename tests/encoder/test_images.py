@@ -1,4 +1,4 @@
-"""Images as people have them become upright RGB of 8 bits, or are refused with one sentence."""
+"""Images of any kind become upright 8-bit RGB, or are refused with a one-sentence error."""
 
 import io
 import struct
@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sparse_vlm.encoder.canvas import on_canvas, place_on_canvas
 from sparse_vlm.encoder.images import to_rgb
-from sparse_vlm.encoder.preprocessing import Preprocessing, Transform
+from sparse_vlm.encoder.preprocessing import Preprocessing, Transform, place_on_canvas, remove_canvas
 from sparse_vlm.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -40,7 +39,7 @@ def pgm(maxval: int, values: Sequence[int]) -> Image.Image:
 
 
 def png(width: int, depth: int, kind: int, row: bytes, transparency: bytes) -> Image.Image:
-    """One row; PIL writes no 16-bit transparency."""
+    """One row; PIL cannot write 16-bit transparency."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -60,7 +59,7 @@ def tiff(bits: int, data: bytes, photometric: int = 1) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_as_the_camera_says_and_only_once(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_exactly_once(kind: str, orientation: int) -> None:
     corner = np.zeros((32, 48, 3), dtype=np.uint8)
     corner[:16, :16] = 255
     exif = Image.Exif()
@@ -75,7 +74,7 @@ def test_turned_as_the_camera_says_and_only_once(kind: str, orientation: int) ->
     assert np.array_equal(pixels(upright), np.asarray(upright))
 
 
-def test_the_transforms_turn_and_composite() -> None:
+def test_the_transforms_apply_orientation_and_transparency() -> None:
     tall = np.zeros((40, 20, 4), dtype=np.uint8)
     tall[:20, :, :] = (255, 0, 0, 255)
     exif = Image.Exif()
@@ -86,8 +85,8 @@ def test_the_transforms_turn_and_composite() -> None:
         transform = Transform(preprocessing)
         assert torch.equal(transform(image), transform(upright))
     canvas = place_on_canvas(image, Preprocessing(64, 64))
-    assert on_canvas(canvas).shape == (3, 32, 64)
-    assert torch.equal(on_canvas(canvas), on_canvas(place_on_canvas(upright, Preprocessing(64, 64))))
+    assert remove_canvas(canvas).shape == (3, 32, 64)
+    assert torch.equal(remove_canvas(canvas), remove_canvas(place_on_canvas(upright, Preprocessing(64, 64))))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
@@ -127,7 +126,7 @@ def test_one_transparent_colour() -> None:
 
 
 @pytest.mark.parametrize("maxval", [1000, 4095, 65_535])
-def test_a_pgm_is_scaled_by_its_maxval_whatever_it_shows(maxval: int) -> None:
+def test_a_pgm_is_scaled_by_its_maxval_whatever_its_content(maxval: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for values in ([0, 255], [0, 256], [0, maxval]):
@@ -135,19 +134,19 @@ def test_a_pgm_is_scaled_by_its_maxval_whatever_it_shows(maxval: int) -> None:
             assert abs(int(grey[1]) - values[1] * 255 / maxval) <= 1
 
 
-def test_tiff_says_how_many_bits_it_has_and_which_is_white() -> None:
+def test_tiff_tags_give_the_number_of_bits_and_the_value_of_white() -> None:
     packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF4, 0x00])  # 0, 2048, 4095, 1024
     assert pixels(tiff(12, packed))[0, :, 0].tolist() == [0, 128, 255, 64]
     values = struct.pack("<4H", 0, 2048, 65_535, 30_000)
     assert pixels(tiff(16, values))[0, :, 0].tolist() == [0, 8, 255, 117]
     assert pixels(tiff(16, values, photometric=0))[0, :, 0].tolist() == [255, 247, 0, 138]
-    with pytest.raises(UserError, match="of 32 bits: its white is not known"):
+    with pytest.raises(UserError, match="White is unknown in a greyscale image with 32 bits"):
         to_rgb(tiff(32, struct.pack("<4I", 0, 5, 200, 255)))
 
 
 def test_twelve_bits_in_sixteen_are_warned_about_and_can_be_scaled() -> None:
     xray = opened(Image.fromarray(np.array([[0, 1024, 4095]], dtype=np.uint16)), "PNG")
-    with pytest.warns(UserWarning, match="no value above 4095, so it becomes nearly black"):
+    with pytest.warns(UserWarning, match="no value above 4095 and becomes nearly black"):
         assert pixels(xray)[0, :, 0].tolist() == [0, 4, 15]
     assert pixels(xray, white=4095)[0, :, 0].tolist() == [0, 64, 255]
     with pytest.raises(UserError, match="values from 0 to 4095"):
@@ -155,11 +154,11 @@ def test_twelve_bits_in_sixteen_are_warned_about_and_can_be_scaled() -> None:
 
 
 @pytest.mark.parametrize("high", [255, 4095])
-def test_an_array_of_sixteen_bits_that_would_be_nearly_black_is_warned_about(high: int) -> None:
-    """As DICOM files hold their 12 bits, or 8 bits that were merely widened."""
+def test_a_16_bit_array_that_becomes_nearly_black_is_warned_about(high: int) -> None:
+    """DICOM files store 12 bits like this; others store 8 bits."""
     narrow = np.array([[0, high]], dtype=np.uint16)
     for form in (narrow, torch.from_numpy(narrow), opened(Image.fromarray(narrow), "PNG")):
-        with pytest.warns(UserWarning, match="no value above 4095, so it becomes nearly black"):
+        with pytest.warns(UserWarning, match="no value above 4095 and becomes nearly black"):
             to_rgb(form)
         assert pixels(form, white=high)[0, :, 0].tolist() == [0, 255]
     to_rgb(np.zeros((2, 2), dtype=np.uint16))
@@ -168,15 +167,15 @@ def test_an_array_of_sixteen_bits_that_would_be_nearly_black_is_warned_about(hig
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "I", "F"])
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 def test_an_image_without_pixels_is_refused(mode: str, size: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match=f"An image of {size[0]}×{size[1]} pixels has nothing to see"):
+    with pytest.raises(UserError, match=f"has no pixels: its size is {size[0]}×{size[1]}"):
         to_rgb(Image.new(mode, size))
     with pytest.raises(UserError, match="is not an image"):
         to_rgb(np.zeros(size, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("other", ["a.png", b"\x89PNG", None, 3])
-def test_what_is_no_image_is_named(other: Any) -> None:
-    with pytest.raises(UserError, match=f"not {type(other).__name__}: open a file with PIL"):
+def test_other_objects_are_named_in_the_error(other: Any) -> None:
+    with pytest.raises(UserError, match=f"not {type(other).__name__}. Open files with PIL"):
         to_rgb(other)
 
 
@@ -208,7 +207,7 @@ def test_arrays_and_tensors_in_either_layout() -> None:
         (COLOURS.astype(np.float32), "values from 0 to 255: convert it to 8 bits first, or scale it to 0…1"),
         (COLOURS.astype(np.float32) / 127.5 - 1, "values from -1 to 1: convert"),
         (np.array([[0.0, np.nan]]), "values from nan to nan"),
-        (COLOURS.astype(np.int64) * 3, r"int64 with values from 0 to 765: the values of an image lie in 0…255"),
+        (COLOURS.astype(np.int64) * 3, r"int64 with values from 0 to 765: image values must lie in 0…255"),
         (COLOURS[None], r"shape \[1, 6, 9, 3\] is not an image"),
         (np.zeros((5, 6, 7)), r"shape \[5, 6, 7\] is not an image"),
         (np.zeros((0, 3, 3)), r"shape \[0, 3, 3\] is not an image"),
@@ -221,7 +220,7 @@ def test_other_ranges_and_shapes_are_refused(array: np.ndarray, message: str) ->
             to_rgb(form)
 
 
-def test_the_callers_image_stays_as_it_is() -> None:
+def test_the_input_image_is_not_changed() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = opened(Image.fromarray(COLOURS), "PNG", exif=exif)

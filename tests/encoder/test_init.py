@@ -1,4 +1,4 @@
-"""A new model: which parameters learn from the first step, and that its tokens can tell themselves apart."""
+"""A new model: which parameters receive a gradient in the first step, and that no two tokens are identical."""
 
 import re
 
@@ -10,7 +10,7 @@ from sparse_vlm.encoder.focusing import BootstrappedUnit
 from sparse_vlm.encoder.init import _base_offsets
 from tests.encoder.parity.official import NAMES, official_config
 
-# Their last Linear starts at zero, so what lies before it gets a zero gradient (not none) in the first step.
+# Their last Linear starts at zero, so the modules before it have a zero gradient (not None) in the first step.
 BEHIND_A_ZERO = re.compile(r"\.(points\.norm|mixing\.(norm|squeeze)|adjustment\.(norm|hidden))\.")
 
 
@@ -56,13 +56,13 @@ def test_initial_values_follow_the_table(tiny_config: SparseFormerConfig) -> Non
     unit = encoder.focus.repeated_unit
     assert isinstance(unit, BootstrappedUnit)
     for head, last in [
-        (unit.glance.points.norm, unit.glance.points.linear),
-        (unit.glance.mixing.norm, unit.glance.mixing.generate),
+        (unit.sampling.points.norm, unit.sampling.points.linear),
+        (unit.sampling.mixing.norm, unit.sampling.mixing.generate),
         (unit.adjustment.norm, unit.adjustment.linear),
     ]:
         assert torch.equal(head.weight, torch.full((64,), 64**-0.5))
         assert not last.weight.any()
-    assert unit.glance.mixing.generate.bias.abs().max() <= (6 / 16) ** 0.5
+    assert unit.sampling.mixing.generate.bias.abs().max() <= (6 / 16) ** 0.5
     assert 0.017 < unit.block.mlp.fc1.weight.std() < 0.023
     assert 0.5 < encoder.focus.initial_embedding.std() < 1.5
     # conv: fan_out = 8·7·7
@@ -75,7 +75,7 @@ def test_base_offsets_are_a_grid_of_cell_centres_or_random() -> None:
     assert _base_offsets(5).abs().max() <= 0.5
 
 
-def test_the_seed_decides() -> None:
+def test_initialisation_depends_on_the_seed() -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(3)

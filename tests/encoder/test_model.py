@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.encoder import EncoderOutput, SparseFormer, create_encoder
+from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.errors import UserError
 from tests.encoder.parity.official import NAMES, load_official, recorded
 
@@ -25,7 +26,7 @@ def test_output(tiny_encoder: SparseFormer) -> None:
     assert output.tokens.shape == (2, 7, 128)
     assert output.pooled.shape == (2, 12)
     assert output.rois.shape == (2, 2, 6, 4)  # steps first
-    assert len(output.hidden_states) == 3  # the cortex's input, and what leaves each of 2 blocks
+    assert len(output.hidden_states) == 3  # the input of the first block, and the output of both blocks
     assert torch.equal(output.hidden_states[-1], output.tokens)
     cls = tiny_encoder.cortex.cls_embedding
     assert cls is not None
@@ -34,15 +35,15 @@ def test_output(tiny_encoder: SparseFormer) -> None:
 
 
 @torch.no_grad()
-def test_hidden_states_without_the_blocks_behind_them(tiny_encoder: SparseFormer) -> None:
+def test_hidden_states_skip_the_blocks_after_them(tiny_encoder: SparseFormer) -> None:
     images = torch.randn(2, 3, 64, 50)
     expected = tiny_encoder(images).hidden_states
     for layers in ([-1], [0, 2], [-2, -3, 1], []):
         got = tiny_encoder.hidden_states(images, layers)
         assert all(torch.equal(state, expected[layer]) for state, layer in zip(got, layers, strict=True))
-    tiny_encoder.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("it is not needed"))
+    tiny_encoder.cortex.trunk.blocks[-1].register_forward_pre_hook(lambda *_: pytest.fail("this block is not needed"))
     assert torch.equal(*tiny_encoder.hidden_states(images, [-2]), expected[-2])
-    with pytest.raises(UserError, match=r"There is no hidden state -4: this encoder has 0 to 2, or -1 to -3\."):
+    with pytest.raises(UserError, match=r"Hidden state -4 does not exist: this encoder has 0 to 2, or -1 to -3\."):
         tiny_encoder.hidden_states(images, [-1, -4])
 
 
@@ -103,7 +104,7 @@ def test_forward_changes_nothing(tiny_encoder: SparseFormer) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_directory_gives_the_same_model(name: str, tmp_path: Path) -> None:
+def test_a_saved_directory_gives_the_same_model(name: str, tmp_path: Path) -> None:
     encoder, images = load_official(name), recorded(name, "a")["input"]
     encoder.save_pretrained(tmp_path / "encoder")
     again = SparseFormer.from_pretrained(tmp_path / "encoder")
@@ -143,13 +144,39 @@ def test_exported_saved_and_opened_with_any_size(tiny_encoder: SparseFormer, tmp
             assert_same(exported(images), tiny_encoder(images), tolerance=1e-5)
     no_number = {name: torch.full_like(value, math.nan) for name, value in tiny_encoder.state_dict().items()}
     exported.load_state_dict(no_number)
-    assert exported(images).rois.isnan().all()  # and nothing is read from outside the features
+    assert exported(images).rois.isnan().all()  # without reading invalid memory
 
 
-def test_an_unknown_name_gives_the_nearest() -> None:
+def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"Unknown encoder variant 'sparseformer-clip'\. Did you mean .*clip-[bl]"):
         create_encoder("sparseformer-clip")
 
 
 def test_preprocessing_belongs_to_the_weights(tiny_encoder: SparseFormer) -> None:
     assert tiny_encoder.transform.preprocessing == tiny_encoder.config.preprocessing
+
+
+def test_a_batch_of_canvases_equals_encoding_each_image_alone(tiny_config: SparseFormerConfig) -> None:
+    torch.manual_seed(0)
+    encoder = SparseFormer(tiny_config).eval()
+    images = [torch.randn(3, *size) for size in ((40, 64), (64, 64), (64, 20), (40, 64), (1, 64))]
+    with torch.no_grad():
+        out = encode_canvases(encoder, torch.stack([_canvas(image) for image in images]))
+        for index, image in enumerate(images):
+            alone = encoder(image[None])
+            torch.testing.assert_close(out.tokens[index], alone.tokens[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.pooled[index], alone.pooled[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.rois[:, index], alone.rois[:, 0], atol=1e-5, rtol=1e-5)
+            for state, expected in zip(out.hidden_states, alone.hidden_states, strict=True):
+                torch.testing.assert_close(state[index], expected[0], atol=1e-5, rtol=1e-5)
+    assert out.rois.dtype == torch.float32
+    with torch.no_grad():
+        chosen = select_hidden_states(encoder, torch.stack([_canvas(image) for image in images]), [-2, 0], "native")
+    assert torch.equal(chosen[0], out.hidden_states[-2])
+    assert torch.equal(chosen[1], out.hidden_states[0])
+
+
+def _canvas(image: torch.Tensor) -> torch.Tensor:
+    canvas = torch.full((3, 64, 64), torch.nan)
+    canvas[:, : image.shape[1], : image.shape[2]] = image
+    return canvas

@@ -1,4 +1,4 @@
-"""Encoders on a fake GPU: no tensor stays on the CPU, no pass waits for a number."""
+"""Encoders on a fake GPU: no tensor stays on the CPU, and no forward pass synchronises with the GPU."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.canvas import encode_canvases, hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
@@ -55,7 +55,7 @@ def test_a_fake_gpu_refuses_what_a_gpu_refuses(tiny_encoder: SparseFormer) -> No
     assert torch.ones(2).sum().item() == 2
 
 
-def test_canvases_ask_the_gpu_once(tiny_encoder: SparseFormer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canvases_synchronise_once(tiny_encoder: SparseFormer, monkeypatch: pytest.MonkeyPatch) -> None:
     canvases = torch.full((3, 3, 64, 64), torch.nan)
     for canvas, (height, width) in zip(canvases, ((64, 20), (40, 64), (64, 20)), strict=True):
         canvas[:, :height, :width] = 0
@@ -70,11 +70,11 @@ def test_canvases_ask_the_gpu_once(tiny_encoder: SparseFormer, monkeypatch: pyte
 
         monkeypatch.setattr(FakeTensor, "tolist", tolist)
         assert_on_gpu(*encode_canvases(tiny_encoder, canvases.to("cuda")))
-        assert_on_gpu(hidden_states(tiny_encoder, canvases.to("cuda"), [-2], "native"))
+        assert_on_gpu(select_hidden_states(tiny_encoder, canvases.to("cuda"), [-2], "native"))
     assert [tensor.shape for tensor in asked] == [(3, 2)] * 2
 
 
-def test_where_it_looks(tiny_encoder: SparseFormer) -> None:
+def test_recorded_sampling_steps(tiny_encoder: SparseFormer) -> None:
     with fake_gpu() as gpu:
         steps = record_sampling_steps(gpu.move(tiny_encoder), torch.randn(2, 3, 64, 64, device="cuda"))
         assert [(step.rois.device.type, step.points.device.type) for step in steps] == [("cpu", "cpu")] * 3

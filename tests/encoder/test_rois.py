@@ -1,4 +1,4 @@
-"""RoI geometry: the formulas where the official models are too coarse to tell, and the initial layout."""
+"""RoI geometry: formulas for which the parity tests are too coarse, and the initial layout."""
 
 import math
 
@@ -46,13 +46,13 @@ def test_adjustment_uses_the_old_absolute_size() -> None:
     torch.testing.assert_close(size, torch.tensor([[[0.8, 0.1]]]))
 
 
-def test_no_adjustment_leaves_a_roi_but_for_its_sign() -> None:
+def test_a_zero_adjustment_only_changes_the_sign_of_the_size() -> None:
     region = torch.tensor([[[0.6, 0.2, 0.2, 0.4]]])
     torch.testing.assert_close(rois.adjust_rois(region, torch.zeros(1, 1, 4)), torch.tensor([[[0.2, 0.2, 0.6, 0.4]]]))
 
 
-def test_points_are_normalised_with_the_eps_beside_the_unbiased_std() -> None:
-    """Offsets that hardly differ, so that the eps and its place decide (the official models' differ by too much)."""
+def test_points_are_normalised_with_eps_added_to_the_unbiased_std() -> None:
+    """Nearly equal offsets, for which the eps and its place matter (those of the official models differ too much)."""
     offsets = torch.tensor([[[[0.0, 3.0], [2e-5, 3.0], [4e-5, 3.0]]]])  # x: mean 2e-5, unbiased std 2e-5
     region = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]])  # mirrored: width −1
     points = rois.place_points(region, offsets)
@@ -60,8 +60,8 @@ def test_points_are_normalised_with_the_eps_beside_the_unbiased_std() -> None:
     torch.testing.assert_close(points[0, 0, :, 1], torch.full((3,), 0.5))
 
 
-def test_samples_lie_where_the_convention_says() -> None:
-    """A map that holds its own coordinates: cell (i, j) of W×H spans [j/W, (j+1)/W] × [i/H, (i+1)/H]."""
+def test_samples_follow_the_coordinate_convention() -> None:
+    """A feature map of its own coordinates: cell (i, j) of W×H spans [j/W, (j+1)/W] × [i/H, (i+1)/H]."""
     height, width = 4, 8
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     points = torch.tensor([[[[0.5, 0.5], [0.3, 0.8], [0.0625, 0.125]]]])
@@ -77,7 +77,7 @@ def test_samples_outside_the_image(padding: str, expected: float) -> None:
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("spread", [1.0, 1e3, 1e6, 1e9])
-def test_finite_points_give_what_torch_gives_to_the_bit(padding: str, spread: float) -> None:
+def test_finite_points_are_bit_identical_to_torch(padding: str, spread: float) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 3, 5, 9, generator=generator, requires_grad=True)
     points = (spread * torch.randn(2, 4, 6, 2, generator=generator)).requires_grad_()
@@ -90,8 +90,8 @@ def test_finite_points_give_what_torch_gives_to_the_bit(padding: str, spread: fl
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
-def test_points_that_are_no_places_neither_crash_nor_spoil_gradients(padding: str) -> None:
-    """torch's backward pass reads outside its memory for them, and mostly dies of it."""
+def test_points_that_are_not_finite_neither_crash_nor_spoil_gradients(padding: str) -> None:
+    """torch's backward pass reads invalid memory for them, and usually crashes."""
     features = torch.randn(4, 8, 40, 40, requires_grad=True)
     points = torch.rand(4, 50, 16, 2)
     for index, value in enumerate((math.nan, math.inf, -math.inf, 3e38, -3e38, 1e20)):

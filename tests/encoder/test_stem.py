@@ -1,4 +1,4 @@
-"""The stem against its definition, with ReLU where the definition has it."""
+"""The stem against its definition, in which ReLU precedes pooling."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sparse_vlm.encoder.stem import Stem
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 1), (1, 9)])
-def test_stem_is_what_its_definition_says(size: tuple[int, int]) -> None:
+def test_stem_matches_its_definition(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     stem, images = Stem(8), torch.randn(2, 3, *size)
     pooled = F.max_pool2d(F.relu(stem.conv(images)), kernel_size=3, stride=2, padding=1)

@@ -1,4 +1,4 @@
-"""The table of variants: the published numbers, and every LayerNorm's eps, which parity is too coarse to tell."""
+"""The table of variants: published numbers, and each LayerNorm eps, for which the parity tests are too coarse."""
 
 import re
 
@@ -11,7 +11,8 @@ from sparse_vlm.encoder.preprocessing import CLIP_MEAN, IMAGENET_MEAN, INCEPTION
 from sparse_vlm.encoder.variants import VARIANTS, variant_config
 from sparse_vlm.errors import UserError
 
-# name: tokens (+ CLS), width, outputs, head's bias, mean of the preprocessing, LayerNorm eps, head dim (None: 64 heads)
+# name: tokens (+ CLS), width, outputs, bias of the head, mean of the preprocessing, LayerNorm eps, head dim (None: 64
+# heads)
 PUBLISHED = {
     "sparseformer-v1-t": (49, 512, 1000, True, IMAGENET_MEAN, 1e-6, None),
     "sparseformer-v1-s": (64, 640, 1000, True, IMAGENET_MEAN, 1e-6, None),

@@ -1,4 +1,4 @@
-"""The answers file that a run writes: goes on where it was left, shared by processes, torn lines dropped."""
+"""The answers file of a run: resumed, shared by processes, incomplete lines dropped."""
 
 import json
 import multiprocessing
@@ -16,7 +16,7 @@ from sparse_vlm.errors import UserError
 
 QUESTIONS = [Question(i, f"question {i}?", Path("0.png")) for i in range(4)]
 WEIGHTS = {"weights": "abc"}
-SPAWN = multiprocessing.get_context("spawn")  # a forked child would have the parent's threads half
+SPAWN = multiprocessing.get_context("spawn")  # forking would copy the parent's threads incompletely
 
 
 def line(question_id: int, text: str = "yes", **more: object) -> str:
@@ -28,7 +28,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_log_goes_on_and_drops_a_torn_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_resumes_and_drops_an_incomplete_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "new" / "answers.jsonl"
     with open_log(file, QUESTIONS, "m", WEIGHTS) as log:
         assert log.done == set()
@@ -57,7 +57,7 @@ def test_a_log_goes_on_and_drops_a_torn_line(tmp_path: Path, capsys: pytest.Capt
         ([line(0, model_id="m", metadata={"weights": "def"})], "Delete the file"),
     ],
 )
-def test_a_log_refuses_what_does_not_belong_to_it(tmp_path: Path, lines: list[str], sentence: str) -> None:
+def test_a_log_refuses_other_answers(tmp_path: Path, lines: list[str], sentence: str) -> None:
     file = write(tmp_path / "answers.jsonl", *lines)
     before = file.read_bytes()
     with pytest.raises(UserError, match=sentence), open_log(file, QUESTIONS, "m", WEIGHTS):
@@ -66,7 +66,7 @@ def test_a_log_refuses_what_does_not_belong_to_it(tmp_path: Path, lines: list[st
 
 
 def hold_a_part(file: Path, part: Sequence[int], claimed: Event, finish: Event) -> None:
-    """Another process: claims part 0, answers its first question, leaves a torn line, and waits."""
+    """Another process: claims part 0, answers its first question, and waits."""
     log = AnswerLog(file, QUESTIONS, "m", WEIGHTS)
     with log.claim(0, part) as pending:
         assert pending == list(part)
@@ -97,7 +97,7 @@ def test_a_claimed_part_is_left_alone_until_its_process_ends(tmp_path: Path) -> 
     assert texts == ["by the other process", "ours", "ours", "ours"]
 
 
-def test_a_file_that_another_process_has_sorted_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_sorted_by_another_process_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     slow = AnswerLog(file, QUESTIONS, "m", WEIGHTS)
     slow.append([(3, "a much longer text than the others have")])
@@ -111,7 +111,7 @@ def test_a_file_that_another_process_has_sorted_is_read_anew(tmp_path: Path) -> 
 
 
 def test_sharing_a_file_reads_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two writers take turns at many questions: none looks at what it knows again for each line of the other."""
+    """Two writers take turns: neither reads known lines again for each line of the other."""
     looked_at: list[int] = []
     find = Places.find
 
@@ -130,7 +130,7 @@ def test_sharing_a_file_reads_every_line_once(tmp_path: Path, monkeypatch: pytes
     assert match_answers(read_answers(file), questions, file) == ["a", "b"] * 50
 
 
-def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_one_line_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "answers.jsonl"
     with open_log(file, QUESTIONS, "m", WEIGHTS) as log:
         log.append([(0, "yes")])

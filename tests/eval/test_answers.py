@@ -1,4 +1,4 @@
-"""Answers files: what is accepted, what is refused with which sentence, and which question an answer is to."""
+"""Answers files: accepted and refused lines, and the question that an answer belongs to."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_llavas_own_lines_are_read(tmp_path: Path) -> None:
+def test_lines_of_llava_are_read(tmp_path: Path) -> None:
     file = write(
         tmp_path / "answers.jsonl",
         '{"question_id": 10000001, "prompt": "Is there a snowboard in the image?", "text": "No", '
@@ -44,7 +44,7 @@ def test_llavas_own_lines_are_read(tmp_path: Path) -> None:
         (['{"question_id": 1.5, "text": "no"}'], 'line 2: "question_id" is 1.5'),
     ],
 )
-def test_malformed_lines_are_named(tmp_path: Path, content: list[str], sentence: str) -> None:
+def test_errors_name_malformed_lines(tmp_path: Path, content: list[str], sentence: str) -> None:
     file = write(tmp_path / "answers.jsonl", line(0), *content)
     with pytest.raises(UserError, match=sentence):
         read_answers(file)
@@ -74,8 +74,8 @@ def test_answers_may_come_in_any_order() -> None:
 SHARED = [Question("a.png", f"Is it {word}?\nAnswer briefly.", Path("a.png")) for word in ("red", "blue", "red")]
 
 
-def test_questions_of_one_id_are_told_apart_by_the_prompts_first_line() -> None:
-    """As in TextVQA and MME, whose ids are pictures. Equal questions take their answers in order."""
+def test_the_first_line_of_the_prompt_identifies_questions_with_the_same_id() -> None:
+    """In TextVQA and MME the id is the image's. Equal questions take their answers in order."""
     prompts = ["<image>\nIs it blue?\nOther hints.", "Is it red?", "Is it red?"]
     answers = [Answer("a.png", prompt, f"text {i}", "") for i, prompt in enumerate(prompts)]
     assert match_answers(answers, SHARED, Path("a.jsonl")) == ["text 1", "text 0", "text 2"]
@@ -85,7 +85,7 @@ def test_questions_of_one_id_are_told_apart_by_the_prompts_first_line() -> None:
         match_answers([*answers, answers[0]], SHARED, Path("a.jsonl"))
 
 
-def test_without_prompts_the_order_tells_them_apart_if_complete() -> None:
+def test_the_order_identifies_complete_answers_without_prompts() -> None:
     answers = [Answer("a.png", "", f"text {i}", "") for i in range(3)]
     assert match_answers(answers, SHARED, Path("a.jsonl")) == ["text 0", "text 1", "text 2"]
     with pytest.raises(UserError, match="the prompt '' is none of them"):

@@ -48,7 +48,7 @@ def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str
 def test_cuda_graphs_need_cuda(
     vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda-graphs")) == 2
+    assert main(command(vlm_dir, question_file, tmp_path / "answers.jsonl", "--cuda_graphs")) == 2
     assert "CUDA graphs need a CUDA device, and the model is on cpu" in capsys.readouterr().err
 
 
@@ -56,7 +56,7 @@ def texts(file: Path) -> dict[int | str, str]:
     return {answer.question_id: answer.text for answer in read_answers(file)}
 
 
-def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
+def test_lines_are_in_llavas_format(uninterrupted: Path, vlm_dir: Path) -> None:
     lines = [json.loads(line) for line in uninterrupted.read_text().splitlines()]
     assert sorted(line["question_id"] for line in lines) == list(range(QUESTIONS))
     first = next(line for line in lines if line["question_id"] == 0)
@@ -68,8 +68,8 @@ def test_lines_are_llavas(uninterrupted: Path, vlm_dir: Path) -> None:
 
 
 def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
-    """Another process at the same file, once it has answered some questions; in small batches, so it takes its time."""
-    arguments = command(model, questions, answers, "--batch-rows", "2")
+    """Start another process on the same file, in small batches; return once it has answered some questions."""
+    arguments = command(model, questions, answers, "--batch_size", "2")
     process = fork_python(["-m", "eval.generate", *arguments], printed=Path(os.devnull), threads=1)
     while not (answers.exists() and answers.stat().st_size > 2000):
         assert process.is_alive(), "the run ended before it could be disturbed"
@@ -77,8 +77,8 @@ def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
     return process
 
 
-def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle, a torn last line, and another batch size: no line is lost, doubled or different."""
+def test_a_killed_run_resumes(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
+    """After kill -9, an incomplete last line and another batch size, no line is missing, repeated or different."""
     file = tmp_path / "answers.jsonl"
     process = start(vlm_dir, question_file, file)
     process.kill()
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on(uninterrupted: Path, vlm_dir: Path, question_file:
 
 
 def test_processes_share_the_work(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
-    """While another process answers its part, we answer the others; who is last sorts the file."""
+    """While another process answers its part, this one answers the others; the last one sorts the file."""
     file = tmp_path / "answers.jsonl"
     process = start(vlm_dir, question_file, file)
     assert main(command(vlm_dir, question_file, file)) == 0
@@ -112,7 +112,7 @@ def test_without_images_the_same_words_get_the_same_answer(
     vlm_dir: Path, question_file: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "answers.jsonl"
-    assert main(command(vlm_dir, question_file, file, "--no-image")) == 0
+    assert main(command(vlm_dir, question_file, file, "--no_image")) == 0
     answers = read_answers(file)
     assert len(answers) == QUESTIONS
     assert {answer.metadata["image"] for answer in answers} == {False}
@@ -124,7 +124,7 @@ def test_without_images_the_same_words_get_the_same_answer(
 
 
 class CountingAnswerer(Answerer):
-    """Counts what it is asked."""
+    """Count the questions."""
 
     asked = 0
 
@@ -146,7 +146,7 @@ def test_equal_questions_are_asked_once_and_counted_each(answerer: Answerer, tmp
     assert all(answered[question.id] == answered[f"again {question.id}"] for question in questions)
 
 
-def test_questions_with_and_without_pictures_in_one_benchmark(answerer: Answerer, tmp_path: Path) -> None:
+def test_questions_with_and_without_images_in_one_benchmark(answerer: Answerer, tmp_path: Path) -> None:
     seen, unseen = easy_vqa.load_questions(None, None)[:2]
     questions = [seen, Question("text only", unseen.text, None)]
     generate_answers(questions, tmp_path / "mixed.jsonl", answerer, model_id="tiny")
@@ -155,8 +155,8 @@ def test_questions_with_and_without_pictures_in_one_benchmark(answerer: Answerer
     assert len(texts(tmp_path / "mixed.jsonl")) == 2
 
 
-def test_pictures_inside_the_question_file_are_the_same_pictures(answerer: Answerer, tmp_path: Path) -> None:
-    """As in MMBench, whose table has them in base64."""
+def test_images_inside_the_question_file_get_the_same_answers(answerer: Answerer, tmp_path: Path) -> None:
+    """MMBench's table has them in base64."""
     questions = easy_vqa.load_questions(None, None)[:8]
     encoded = [
         replace(question, image=EncodedImage(question.image.name, question.image.read_bytes()))
@@ -176,7 +176,7 @@ def test_answers_of_other_weights_are_not_mixed(
     vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = uninterrupted.read_bytes()
-    assert main(command(vlm_dir, question_file, uninterrupted, "--no-image")) == 2
+    assert main(command(vlm_dir, question_file, uninterrupted, "--no_image")) == 2
     assert "Delete the file to start afresh" in capsys.readouterr().err
     assert uninterrupted.read_bytes() == before
 
@@ -201,7 +201,7 @@ def test_the_fingerprint_follows_every_weight() -> None:
         (["easy_vqa", "--model", "absent", "--answers", "a"], "no model directory absent"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_bad_input_is_a_one_line_error(
     arguments: list[str],
     sentence: str,
     capsys: pytest.CaptureFixture[str],
@@ -216,7 +216,7 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_missing_picture_or_device_is_named(
+def test_errors_name_a_missing_image_or_device(
     vlm_dir: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = command(vlm_dir, question_file, tmp_path / "answers.jsonl")
@@ -243,7 +243,7 @@ def test_missing_images_are_counted_before_anything_is_answered(
     assert main([*command(vlm_dir, question_file, answers), *images, "--limit", "5"]) == 0  # about the first images
 
 
-def test_the_first_questions_then_the_others(
+def test_a_limited_run_is_continued_without_the_limit(
     uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "answers.jsonl"
@@ -261,9 +261,9 @@ def test_generation_options_are_recorded(vlm_dir: Path, question_file: Path, tmp
     for name, options in {
         "greedy": [],
         "beams": ["--num_beams", "2"],
-        "sampled": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
-        "again": ["--temperature", "1.5", "--top-p", "0.9", "--seed", "3"],
-        "short": ["--max-new-tokens", "2", "--system", "be brief"],
+        "sampled": ["--temperature", "1.5", "--top_p", "0.9", "--seed", "3"],
+        "again": ["--temperature", "1.5", "--top_p", "0.9", "--seed", "3"],
+        "short": ["--max_new_tokens", "2", "--system", "be brief"],
     }.items():
         file = tmp_path / f"{name}.jsonl"
         assert main(command(vlm_dir, question_file, file, "--limit", "20", *options)) == 0
@@ -281,7 +281,7 @@ def test_generation_options_are_recorded(vlm_dir: Path, question_file: Path, tmp
 def test_several_benchmarks_with_one_model(
     vlm_dir: Path, question_file: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """POPE's questions about easy-VQA's images; the answers lie in a folder."""
+    """POPE's questions about easy-VQA's images; the answers are in a folder."""
     images = easy_vqa.load_questions(None, None)[0].image
     assert isinstance(images, Path)
     lines = [{"question_id": i, "image": f"{i}.png", "text": "is it red?", "category": "random"} for i in range(3)]
@@ -299,17 +299,17 @@ def test_several_benchmarks_with_one_model(
     [
         (["--answers", "."], "Cannot write --answers .: it is a directory"),
         (["--answers", "/proc/x.jsonl"], "Cannot write --answers /proc/x.jsonl"),
-        (["--answers", "/dev/full"], "/dev/full is not a file"),
+        (["--answers", "/dev/full"], "/dev/full is not a regular file"),
         (["--answers", "questions.json"], "--answers would replace the input questions.json"),
         (["--answers", "a", "--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1"),
-        (["--answers", "a", "--num-beams", "0"], "--num_beams must be 1 or more, got 0"),
-        (["--answers", "a", "--num-beams", "2", "--temperature", "1"], "Choose either --temperature"),
-        (["--answers", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
+        (["--answers", "a", "--num_beams", "0"], "--num_beams must be 1 or more, got 0"),
+        (["--answers", "a", "--num_beams", "2", "--temperature", "1"], "Choose either --temperature"),
+        (["--answers", "a", "--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
         (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
         (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),
     ],
 )
-def test_what_is_found_before_long_work(
+def test_errors_before_long_work(
     vlm_dir: Path,
     options: list[str],
     sentence: str,

@@ -1,9 +1,9 @@
-"""Bootstrap intervals against what is known of them."""
+"""Bootstrap and Wilson intervals against known values."""
 
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap_interval, bootstrap_sums, mean_score, mean_scores_by
+from eval.intervals import bootstrap_interval, bootstrap_sums, mean_score, mean_scores_by, wilson_interval
 
 
 def test_bootstrap_of_single_questions_agrees_with_the_normal_approximation() -> None:
@@ -16,13 +16,13 @@ def test_bootstrap_of_single_questions_agrees_with_the_normal_approximation() ->
 
 
 def test_bootstrap_draws_groups_not_questions() -> None:
-    """Ten questions that share an image are one draw: the interval is √10 wider, not the same."""
+    """Ten questions that share an image are one draw, so the interval is √10 times wider."""
     values = [1.0] * 700 + [0.0] * 300
     low, high = bootstrap_interval(values, [i // 10 for i in range(1000)])
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.1)
 
 
-def test_bootstrap_weighs_questions_of_uneven_groups_alike() -> None:
+def test_bootstrap_weights_questions_of_uneven_groups_equally() -> None:
     low, high = bootstrap_interval([1, 1, 1, 0], ["a", "a", "a", "b"])
     assert (low, high) == (0.0, 1.0)
     assert bootstrap_interval([1, 1], ["a", "b"]) == (1.0, 1.0)
@@ -42,3 +42,17 @@ def test_means_by_kind() -> None:
         ("by", "b"): (0.5, 2),
     }
     assert mean_score([0.3, 0.9], [1, 2]).value == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 0.8830, 1.0000),
+    ],
+)
+def test_wilson_interval_gives_published_values(successes: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)

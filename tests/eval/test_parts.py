@@ -1,4 +1,4 @@
-"""What all reports have in common: unreadable answers, parts, results for each question, several benchmarks."""
+"""Reports of any benchmark: unreadable answers, parts, results for each question, several benchmarks."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from eval.report import make_report
 from eval.score import main
 from tests.eval.benchmarks.anchors import write_json, write_lines
 from tests.eval.benchmarks.test_damaged_files import FILES, write
-from tests.eval.benchmarks.test_options import ROWS, write_table
+from tests.eval.benchmarks.test_mmbench import ROWS, write_table
 
 READABLE = {"scienceqa": "A", "pope": "yes", "seed_bench": "A", "mme": "Yes", "mmbench": "A"}  # others: any words
 UNREADABLE = {
@@ -23,7 +23,7 @@ UNREADABLE = {
 
 
 def official(name: str, folder: Path) -> tuple[Path, Path, list[Any]]:
-    """Question file, annotations, and the ids of two questions or more."""
+    """Write the files of a small benchmark; return question file, annotations, and the ids of the questions."""
     if name == "mmbench":
         table = write_table(folder / "mmbench.tsv", ROWS)
         return table, table, [row["index"] for row in ROWS]
@@ -85,7 +85,7 @@ def test_a_part_of_a_benchmark(table: Path, tmp_path: Path, ids: list[int], more
     assert report["scores"]["accuracy"] == 1
     part = scored < 4
     assert (f"a part of the benchmark, {scored} of 4 questions" in report["protocol"]) is part
-    assert (report["published"]["ours"] is None) is part  # a part must not stand beside published scores
+    assert (report["published"]["ours"] is None) is part  # a part is not comparable with published scores
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_several_benchmarks_in_one_command(table: Path, tmp_path: Path, capsys: 
     assert "mmbench:" in printed
     assert "pope:" in printed
     for wrong, sentence in (
-        (["--questions", f"gqa={pope}"], "the command is not about gqa"),
+        (["--questions", f"gqa={pope}"], "gqa is not one of the chosen benchmarks"),
         (["--questions", f"pope={table}"], "--questions was given twice"),
         (["--answers", f"pope={tmp_path / 'absent.jsonl'}"], "absent.jsonl"),
     ):

@@ -1,4 +1,4 @@
-"""`python -m eval.score`: the report, its tables, and what is refused."""
+"""`python -m eval.score`: the report, its tables, and refused input."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def questions(file: Path) -> list[dataset.VqaQuestion]:
 
 
 def write_answers(path: Path, questions: list[dataset.VqaQuestion], texts: list[str], image: bool = True) -> Path:
-    """An answers file as eval.generate writes it."""
+    """Write an answers file like eval.generate."""
     lines = [
         {"question_id": q.id, "prompt": q.text, "text": text, "model_id": "test", "metadata": {"image": image}}
         for q, text in zip(questions, texts, strict=True)
@@ -40,7 +40,7 @@ def write_answers(path: Path, questions: list[dataset.VqaQuestion], texts: list[
 
 @pytest.fixture
 def answers(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
-    """All right but the yes/no questions of the first 80 images."""
+    """Answers that are all right, except to the yes/no questions about the first 80 images."""
     texts = ["maybe" if q.kind == "yes/no" and q.image_id < 80 else q.answer for q in questions]
     return write_answers(tmp_path / "answers.jsonl", questions, texts)
 
@@ -60,7 +60,7 @@ def test_report(
 ) -> None:
     output = tmp_path / "out" / "report.json"
     arguments = ["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", str(output)]
-    assert main([*arguments, "--no-image-answers", str(blind)]) == 0
+    assert main([*arguments, "--no_image_answers", str(blind)]) == 0
     report = json.loads(output.read_text())
     wrong = sum(q.kind == "yes/no" and q.image_id < 80 for q in questions)
     assert report["scores"]["accuracy"] == pytest.approx(1 - wrong / 1500)
@@ -115,7 +115,7 @@ def test_a_run_without_images_says_so(file: Path, blind: Path) -> None:
         (lambda lines: [lines[0].replace('"test"', '"other"'), *lines[1:]], 'different "model_id": other, test'),
     ],
 )
-def test_unfit_answers_are_refused(
+def test_answers_to_other_questions_are_refused(
     file: Path, answers: Path, damage: object, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert callable(damage)
@@ -132,7 +132,7 @@ def test_the_no_image_floor_must_be_one(file: Path, answers: Path) -> None:
         make_report("easy_vqa", answers, questions=file, no_image_answers=answers)
 
 
-def test_what_other_programs_write_as_metadata_is_no_matter(file: Path, answers: Path) -> None:
+def test_metadata_of_other_programs_is_ignored(file: Path, answers: Path) -> None:
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     for line in lines:
         line["metadata"] = {"image": f"{line['question_id']}.png", "visual_tokens": ["<im>"]}
@@ -149,8 +149,8 @@ def test_annotations_of_other_questions_are_refused(
     assert "do not belong" in capsys.readouterr().err
 
 
-def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
-    """On the benchmark's own scale, with what they are of."""
+def test_the_report_has_published_scores_beside_ours(tmp_path: Path) -> None:
+    """They are on the benchmark's own scale, with a note about their protocol."""
     folder = tmp_path / "templates"
     folder.mkdir()
     answers = []
@@ -174,11 +174,11 @@ def test_published_scores_stand_beside_ours(tmp_path: Path) -> None:
     assert "| LLaVA-1.5 (CLIP-L/14-336) | 576 | 1510.7 | LLaVA docs/MODEL_ZOO.md |" in lines
 
 
-def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused before anything is read."""
-    for option in ("--judge-inputs", "--judgements", "--submission"):
+def test_options_that_a_benchmark_does_not_support(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before anything is read."""
+    for option in ("--judge_inputs", "--judgements", "--submission"):
         assert main(["easy_vqa", "--answers", str(tmp_path / "absent"), option, str(tmp_path / "x")]) == 2
-        assert f"leave out {option}" in capsys.readouterr().err
+        assert f"Leave out {option}" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
@@ -190,11 +190,11 @@ def test_options_that_a_benchmark_has_not(tmp_path: Path, capsys: pytest.Capture
         (["--output", "/proc/x.json"], "Cannot write --output /proc/x.json: No such file"),
         (["--output", "answers.jsonl/r.json"], "answers.jsonl is a file"),
         (["--output", "answers.jsonl"], "--output would replace the input answers.jsonl"),
-        (["--output", "answers.json", "--no-image-answers", "answers.md"], "would replace the input answers.md"),
+        (["--output", "answers.json", "--no_image_answers", "answers.md"], "would replace the input answers.md"),
         (["--output", "official/r.json", "--annotations", "official"], "would replace the input official/r.json"),
     ],
 )
-def test_outputs_that_would_be_lost_or_lose_something(
+def test_outputs_that_cannot_be_written_or_would_replace_something(
     file: Path,
     answers: Path,
     more: list[str],
@@ -215,7 +215,7 @@ def test_outputs_that_would_be_lost_or_lose_something(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_full_disk_is_a_sentence(file: Path, answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_a_one_line_error(file: Path, answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", "/dev/full"]) == 2
     assert capsys.readouterr().err == "error: Cannot write /dev/full: No space left on device.\n"
     assert not Path("/dev/full").is_file()  # it is still the device
@@ -224,7 +224,7 @@ def test_a_full_disk_is_a_sentence(file: Path, answers: Path, capsys: pytest.Cap
 def test_results_are_written_before_they_are_printed(
     file: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with `| head -3`: whoever reads goes away."""
+    """The reader of the pipe may have closed it, as with `| head -3`."""
 
     def gone(*things: object) -> None:
         raise BrokenPipeError
@@ -238,8 +238,8 @@ def test_results_are_written_before_they_are_printed(
 
 
 @pytest.mark.parametrize("kind", ["mark", "blank", "returns"])
-def test_files_of_other_editors(file: Path, answers: Path, tmp_path: Path, kind: str) -> None:
-    """A byte order mark, a blank last line, Windows' line ends; the question file likewise."""
+def test_files_with_other_line_ends_and_marks(file: Path, answers: Path, tmp_path: Path, kind: str) -> None:
+    """A byte order mark, a blank last line or Windows' line ends, in answers and question file."""
     for path in (file, answers):
         text = path.read_text(encoding="utf-8")
         changed = {"mark": "\ufeff" + text, "blank": text + "\n\n", "returns": text.replace("\n", "\r\n")}[kind]

@@ -10,7 +10,7 @@ from torch import nn
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
 from sparse_vlm.encoder.runtime.inference import optimize_for_inference
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 def optimise(model: nn.Module, device: torch.device) -> None:

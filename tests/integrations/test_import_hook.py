@@ -10,7 +10,7 @@ from sparse_vlm.integrations.import_hook import after_import
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module that has not been imported yet; it and what was hooked is gone after the test."""
+    """Name of a module that is not imported yet. The module and its hooks are removed after the test."""
     (tmp_path / "some_module_of_the_test.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
@@ -42,7 +42,7 @@ def test_leaves_no_trace_in_the_module(module: str) -> None:
     assert type(imported.__loader__) is type(imported.__spec__.loader) is type(plain.loader)
 
 
-def test_runs_at_once_when_imported_already(module: str) -> None:
+def test_runs_immediately_if_imported_already(module: str) -> None:
     importlib.import_module(module)
     seen = []
     after_import(module, lambda: seen.append(True))

@@ -1,4 +1,4 @@
-"""`lmms-eval --model sparse_vlm` with the real package, on a local task made of easy-VQA."""
+"""`lmms-eval --model sparse_vlm` with the real package, on a local task made from easy-VQA."""
 
 import importlib.util
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.scoring.metrics import exact_match
+from eval.benchmarks.easy_vqa import exact_match
 from sparse_vlm.data import easy_vqa as dataset
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
 
@@ -27,7 +27,7 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function utils.pictures
+doc_to_visual: !function utils.images
 doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {{max_new_tokens: 6, temperature: 0, do_sample: false}}
@@ -37,14 +37,14 @@ UTILS = """\
 from PIL import Image
 
 
-def pictures(doc):
+def images(doc):
     return [Image.open(path) for path in doc["images"]]
 """
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    """A task's folder: questions about one picture, about none and about two."""
+    """Folder of a task with questions about one image, about none and about two."""
     images = dataset.split_folder("test") / "images"
     rows = []
     for question in dataset.load_questions("test")[:QUESTIONS]:
@@ -65,7 +65,7 @@ def test_the_entry_point_is_installed() -> None:
 
 
 @pytest.mark.slow
-def test_lmms_eval_gives_our_answers(vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path) -> None:
+def test_lmms_eval_logs_our_answers(vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path) -> None:
     command = ["--model", "sparse_vlm", "--model_args", f"pretrained={vlm_dir}", "--tasks", "easy_vqa_local"]
     command += ["--include_path", str(task), "--batch_size", "8", "--device", "cpu"]
     command += ["--log_samples", "--output_path", str(tmp_path / "out")]

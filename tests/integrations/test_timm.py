@@ -1,4 +1,4 @@
-"""SparseFormers among timm's models: the numbers of SparseFormer, and what timm's own training and evaluation need."""
+"""SparseFormers as timm models: the same outputs, and everything that timm's training and evaluation need."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_every_variant_is_registered() -> None:
 
 
 @pytest.mark.parametrize("how", ["directory", "checkpoint_path", "overlay"])
-def test_the_same_numbers_as_the_encoder(how: str, directory: Path, tiny_encoder: SparseFormer) -> None:
+def test_outputs_equal_those_of_the_encoder(how: str, directory: Path, tiny_encoder: SparseFormer) -> None:
     file, name = str(directory / "model.safetensors"), timm_name(tiny_encoder.config)
     if how == "directory":
         model = create_from_directory(directory)
@@ -61,7 +61,7 @@ def test_the_same_numbers_as_the_encoder(how: str, directory: Path, tiny_encoder
 
 
 @torch.no_grad()
-def test_intermediates_as_timm_offers_them(directory: Path, tiny_encoder: SparseFormer) -> None:
+def test_forward_intermediates(directory: Path, tiny_encoder: SparseFormer) -> None:
     model = create_from_directory(directory).eval()
     output = tiny_encoder(IMAGES)
     final, (first, second) = model.forward_intermediates(IMAGES, output_fmt="NLC")
@@ -77,10 +77,10 @@ def test_intermediates_as_timm_offers_them(directory: Path, tiny_encoder: Sparse
         model.forward_intermediates(IMAGES, output_fmt="NCHW")
 
 
-def test_directories_of_the_same_numbers_keep_what_is_their_own(
+def test_directories_with_the_same_architecture_keep_their_own_data(
     tiny_config: SparseFormerConfig, tmp_path: Path
 ) -> None:
-    """They share a name among timm's models, and neither takes over the other's preprocessing, teacher or licence."""
+    """They share a name in timm, but not their preprocessing, teacher and licence."""
     preprocessing = replace(tiny_config.preprocessing, resize=40, crop=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     other = replace(tiny_config, preprocessing=preprocessing, teacher="another", licence="another")
     assert timm_name(other) == timm_name(tiny_config)
@@ -108,7 +108,7 @@ def test_average_pooling_without_a_head() -> None:
 
 def test_the_head_can_be_replaced(directory: Path) -> None:
     model = create_from_directory(directory)
-    assert model.get_classifier().bias is None  # CLIP's projection
+    assert model.get_classifier().bias is None  # the projection of CLIP
     model.reset_classifier(5)
     assert (model.num_classes, model(IMAGES).shape) == (5, (2, 5))
     assert model.get_classifier().bias is not None
@@ -138,7 +138,7 @@ def test_drop_path_only_while_training(directory: Path) -> None:
     assert torch.equal(model(IMAGES), model(IMAGES))
 
 
-def test_layers_for_layer_wise_rates(directory: Path) -> None:
+def test_layers_for_layer_wise_learning_rates(directory: Path) -> None:
     model = create_from_directory(directory, num_classes=3)
     groups = param_groups_layer_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -146,7 +146,7 @@ def test_layers_for_layer_wise_rates(directory: Path) -> None:
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     # convolution and repeated unit, last unit, first block, second block and norm, head
     assert scale["stem.conv.weight"] == scale["focus.repeated_unit.block.attn.qkv.weight"] == 0.5**4
-    assert scale["focus.last_unit.glance.points.linear.weight"] == scale["cortex.cls_embedding"] == 0.5**3
+    assert scale["focus.last_unit.sampling.points.linear.weight"] == scale["cortex.cls_embedding"] == 0.5**3
     assert [scale[f"cortex.trunk.blocks.{index}.mlp.fc1.weight"] for index in (0, 1)] == [0.5**2, 0.5]
     assert (scale["cortex.trunk.norm.weight"], scale["cortex.trunk.head.weight"]) == (0.5, 1)
     for name in ("focus.initial_rois.weight", "cortex.cls_embedding", "focus.repeated_unit.stage_embedding"):
@@ -178,23 +178,23 @@ def test_checkpointing_gives_the_same_gradients(directory: Path) -> None:
         calls = []
         model.cortex.trunk.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model(IMAGES).sum().backward()
-        assert len(calls) == 1 + enabled  # computed again in the backward pass
+        assert len(calls) == 1 + enabled  # recomputed in the backward pass
         gradients.append(model.cortex.trunk.blocks[0].attn.qkv.weight.grad)
     assert torch.allclose(*gradients, atol=1e-6)
 
 
-def test_squashed_pictures(tiny_config: SparseFormerConfig) -> None:
+def test_squashed_images(tiny_config: SparseFormerConfig) -> None:
     squash = Preprocessing(resize=64, crop=64, resize_mode="squash")
     torch.manual_seed(0)
     model = TimmSparseFormer(replace(tiny_config, preprocessing=squash))
     assert model.config.preprocessing.resize_mode == "squash"
 
 
-def test_what_is_not_there_is_refused(directory: Path, tmp_path: Path, tiny_config: SparseFormerConfig) -> None:
+def test_unsupported_options_are_refused(directory: Path, tmp_path: Path, tiny_config: SparseFormerConfig) -> None:
     name = timm_name(tiny_config)
     for options, sentence in (
         ({"in_chans": 1}, "in_chans must be 3, got 1"),
-        ({"global_pool": "avg"}, "pools by 'token', as its teacher does; global_pool 'avg' is not there"),
+        ({"global_pool": "avg"}, "has the pooling 'token' of its teacher; global_pool 'avg' is not available"),
         ({"features_only": True}, "has no feature maps"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -1,4 +1,4 @@
-"""Checkpoints that the real LLaVA trains with our tower, each once per session."""
+"""Checkpoints that the real LLaVA trains with a SparseFormer tower, once per session."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +13,14 @@ TRAIN = ("-m", "llava_patch", "llava.train.train")
 
 
 def train(*arguments: str) -> None:
-    """LLaVA's training with the plug-in, in a forked process."""
+    """Run LLaVA's training with the plug-in in a forked process."""
     out = arguments[arguments.index("--output_dir") + 1]
     run_forked(*TRAIN, *arguments, printed=Path(f"{out}.txt"))
 
 
 @pytest.fixture(scope="session")
 def llava() -> None:
-    """Skips where LLaVA is not installed."""
+    """Skip the test if LLaVA is not installed."""
     if find_spec("llava") is None:
         pytest.skip("LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1")
 
@@ -33,13 +33,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """plain.json, chat.json and their pictures."""
-    return make_data(tmp_path_factory.mktemp("data") / "pictures")
+    """Folder with plain.json, chat.json and their images."""
+    return make_data(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="session")
 def encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
-    """A tiny SparseFormer's directory."""
+    """Directory of a tiny SparseFormer."""
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("encoder") / "tiny"
     SparseFormer(tiny_config).save_pretrained(directory)
@@ -48,13 +48,13 @@ def encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFor
 
 @pytest.fixture(scope="session")
 def tower(encoder_dir: Path) -> str:
-    """The name of that SparseFormer as a tower."""
+    """Name of that SparseFormer as a tower."""
     return f"sparseformer:{encoder_dir}"
 
 
 @pytest.fixture(scope="session")
 def pretrained(llava: None, llama: Path, tower: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA's first stage: the projector alone, on captions."""
+    """Checkpoint of LLaVA's first stage, which trains the projector on captions."""
     out = tmp_path_factory.mktemp("pretrain") / "llava-tiny-pretrain"
     options = {"version": "plain", "tune_mm_mlp_adapter": True}
     train(*training_arguments(llama, tower, data, "plain.json", out, **options))
@@ -63,7 +63,7 @@ def pretrained(llava: None, llama: Path, tower: str, data: Path, tmp_path_factor
 
 @pytest.fixture(scope="session")
 def finetune_options(pretrained: Path) -> dict[str, object]:
-    """Of LLaVA's second stage."""
+    """Arguments of LLaVA's second stage."""
     return {
         "version": "v1",
         "pretrain_mm_mlp_adapter": pretrained / "mm_projector.bin",
@@ -75,7 +75,7 @@ def finetune_options(pretrained: Path) -> dict[str, object]:
 def finetuned(
     llama: Path, tower: str, data: Path, finetune_options: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The second stage in full: pictures and text-only conversations, a checkpoint of each step."""
+    """Checkpoints of every step of the second stage with full tuning, on image and text-only conversations."""
     out = tmp_path_factory.mktemp("finetune") / "llava-tiny"
     options = {**finetune_options, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     train(*training_arguments(llama, tower, data, "chat.json", out, **options))
@@ -86,7 +86,7 @@ def finetuned(
 def lora(
     llama: Path, tower: str, data: Path, finetune_options: dict[str, object], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The second stage with LoRA."""
+    """Checkpoint of the second stage with LoRA."""
     out = tmp_path_factory.mktemp("lora") / "llava-tiny-lora"
     options = {**finetune_options, "lora_enable": True, "lora_r": 4}
     train(*training_arguments(llama, tower, data, "chat.json", out, **options))

@@ -1,4 +1,4 @@
-"""`python -m llava_patch`, alone and behind launchers."""
+"""`python -m llava_patch`, alone and with launchers."""
 
 import json
 import sys
@@ -15,22 +15,22 @@ from tests.llava_patch.tiny import ROOT, losses, run, run_forked, training_argum
 from tests.ports import free_port
 
 
-def test_arguments_behind_the_module_are_its_own() -> None:
+def test_arguments_after_the_module_are_passed_on() -> None:
     assert split_arguments(["llava.train.train", "--cpu", "x"]) == (False, "llava.train.train", ["--cpu", "x"])
 
 
-def test_leading_options_go_behind_the_module() -> None:
-    """deepspeed --module starts `-m llava_patch --local_rank=3 llava.train.train …`."""
+def test_leading_options_are_passed_to_the_module() -> None:
+    """deepspeed --module runs `-m llava_patch --local_rank=3 llava.train.train …`."""
     arguments = ["--local_rank=3", "--cpu", "llava.train.train", "--bf16", "True"]
     assert split_arguments(arguments) == (True, "llava.train.train", ["--local_rank=3", "--bf16", "True"])
 
 
-def test_no_module_is_a_sentence() -> None:
+def test_a_missing_module_is_a_user_error() -> None:
     with pytest.raises(UserError, match="Usage: python -m llava_patch"):
         split_arguments(["--local_rank=0"])
 
 
-def test_cuda_means_the_cpu_under_the_mode_alone() -> None:
+def test_cuda_means_the_cpu_only_inside_the_context() -> None:
     with CudaIsCpu():
         assert torch.zeros(2).to(device="cuda", non_blocking=True).device.type == "cpu"
         assert torch.ones(1, device=torch.device("cuda", 0)).to("cuda").device.type == "cpu"
@@ -40,8 +40,8 @@ def test_cuda_means_the_cpu_under_the_mode_alone() -> None:
 
 
 @pytest.mark.slow
-def test_without_llava_it_is_a_sentence(tmp_path: Path) -> None:
-    """A path on which no llava is found: this environment's packages but that one."""
+def test_missing_llava_is_a_user_error(tmp_path: Path) -> None:
+    """This environment's packages without llava."""
     program = (
         "import sys, importlib.util, runpy\n"
         "find = importlib.util.find_spec\n"
@@ -57,7 +57,7 @@ def test_without_llava_it_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_tower_is_a_sentence(llava: None, llama: Path, data: Path, tmp_path: Path) -> None:
+def test_an_unknown_tower_is_a_user_error(llava: None, llama: Path, data: Path, tmp_path: Path) -> None:
     command = training_arguments(llama, "sparseformer-clip-xl", data, "plain.json", tmp_path / "llava", version="plain")
     command = ["-m", "llava_patch", "llava.train.train", *command]
     printed = run_forked(*command, printed=tmp_path / "printed.txt", exitcode=2)
@@ -69,9 +69,9 @@ def test_an_unknown_tower_is_a_sentence(llava: None, llama: Path, data: Path, tm
 
 
 def two_processes(llama: Path, tower: str, data: Path, start: Path, out: Path, **options: object) -> list[str]:
-    """The first stage with two samples a process: two steps are one epoch of the eight if there are two processes.
+    """Arguments of the first stage with two samples per process: with two processes, two steps are one epoch.
 
-    The projector of `start` goes on: LLaVA makes new ones before it seeds anything.
+    Training continues the projector of `start`, because LLaVA creates new projectors before it sets the seed.
     """
     options |= {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
     options |= {"pretrain_mm_mlp_adapter": start / "mm_projector.bin"}
@@ -79,7 +79,7 @@ def two_processes(llama: Path, tower: str, data: Path, start: Path, out: Path, *
 
 
 def check_work_was_shared(out: Path) -> None:
-    """And the projector was saved."""
+    """Check that two processes trained together, and that the projector was saved."""
     assert json.loads((out / "trainer_state.json").read_text())["epoch"] == 1.0
     weights = torch.load(out / "mm_projector.bin", weights_only=True)
     assert all(weight.isfinite().all() for weight in weights.values())
@@ -89,7 +89,7 @@ def check_work_was_shared(out: Path) -> None:
 def by_torchrun(
     pretrained: Path, llama: Path, tower: str, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """torchrun, plain data parallelism."""
+    """Checkpoint trained by torchrun with data parallelism."""
     out = tmp_path_factory.mktemp("torchrun") / "llava-two"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "llava_patch"]
     run(*launch, "llava.train.train", *two_processes(llama, tower, data, pretrained, out))

@@ -11,14 +11,14 @@ def test_every_variant_is_a_tower(name: str) -> None:
     assert parse_tower_name(name) == TowerName(name, None)
 
 
-def test_options_stand_behind_the_name() -> None:
+def test_options_follow_the_name() -> None:
     parsed = parse_tower_name("sparseformer-clip-l?image_size=336&weights=/a b/c+d=e.pth&aspect=native")
     assert parsed == TowerName("sparseformer-clip-l", None, 336, "/a b/c+d=e.pth", "native")
     assert parse_tower_name("sparseformer:some/id?image_size=448") == TowerName(None, "some/id", 448)
 
 
 @pytest.mark.parametrize("name", ["openai/clip-vit-large-patch14-336", "laion/CLIP", "/a/sparseformer-clip-l", None, 3])
-def test_other_towers_are_not_ours(name: object) -> None:
+def test_other_towers_are_left_to_llava(name: object) -> None:
     assert not is_ours(name)
 
 
@@ -32,12 +32,12 @@ def test_other_towers_are_not_ours(name: object) -> None:
         ("sparseformer-clip-l?image_size=3e2", "image_size=3e2"),
         ("sparseformer-clip-l?image_size=8", "from 16 to 8192"),
         ("sparseformer-clip-l?aspect=naive", "Did you mean 'native'"),
-        ("sparseformer-clip-l?", "options behind"),
-        ("sparseformer:", "names no encoder"),
-        ("sparseformer:a/b?weights=random", "weights= belongs to a variant"),
+        ("sparseformer-clip-l?", "no options after"),
+        ("sparseformer:", "does not name an encoder"),
+        ("sparseformer:a/b?weights=random", "weights= is only for variants"),
     ],
 )
-def test_bad_names_are_one_sentence(name: str, sentence: str) -> None:
+def test_bad_names_are_one_sentence_errors(name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as error:
         parse_tower_name(name)
     assert "\n" not in str(error.value)

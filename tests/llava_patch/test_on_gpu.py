@@ -1,4 +1,4 @@
-"""LLaVA's tower on a fake GPU, asked as LLaVA asks it."""
+"""The tower on a fake GPU, called as LLaVA calls it."""
 
 import pytest
 import torch

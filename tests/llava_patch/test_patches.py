@@ -1,4 +1,4 @@
-"""Patching the real LLaVA, in processes of their own."""
+"""Patches of the real LLaVA, tested in separate processes."""
 
 import json
 import os
@@ -32,21 +32,21 @@ def towers():
 
 import llava_patch
 """
-PATCHED = ["SparseFormerTower", "OSError", "ValueError"]  # CLIP's own loading fails offline: it was asked
+PATCHED = ["SparseFormerTower", "OSError", "ValueError"]  # CLIP's own loading is called, and fails offline
 PLAIN = ["ValueError", "OSError", "ValueError"]  # "Unknown vision tower"
 
 
 def look(program: str) -> Any:
-    """What a program prints last, as JSON."""
+    """Run a program and parse its last line as JSON."""
     return json.loads(run("-c", LOOK + program).stdout.strip().splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_install_before_llava_uninstall_and_install_when_it_is_there() -> None:
+def test_install_before_llava_uninstall_and_install_after_llava() -> None:
     found = look("""
 llava_patch.install(); llava_patch.install()
 import transformers.trainer
-shimmed = hasattr(transformers.trainer, "ALL_LAYERNORM_LAYERS")  # nothing is, until LLaVA is imported
+shimmed = hasattr(transformers.trainer, "ALL_LAYERNORM_LAYERS")  # not before LLaVA is imported
 first = towers()
 import llava.model.llava_arch as arch
 before = [type(finder).__name__ for finder in sys.meta_path].count("_Hook")
@@ -62,7 +62,7 @@ print(json.dumps([shimmed, first, second, towers(), before > after, wrapped]))
 
 
 @pytest.mark.slow
-def test_waiting_costs_nothing_and_then_installs() -> None:
+def test_install_before_llava_only_waits_for_the_import() -> None:
     found = look("""
 llava_patch.install_before_llava(); llava_patch.install_before_llava()
 heavy = [name for name in ("torch", "transformers", "sparse_vlm") if name in sys.modules]
@@ -74,18 +74,18 @@ print(json.dumps([heavy, waiting, towers()]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(transformers.__version__ < "5", reason="tells what transformers 5 needs")
-def test_status_tells_what_is_needed_here() -> None:
+def test_status_lists_the_shims_in_effect() -> None:
     text = run("-m", "sparse_vlm", "llava", "status").stdout
     assert "llava         1.2.2.post1 (tested: 1.2.2.post1)" in text
     assert "cannot import" not in text
     assert "imported from" in text
     shims = [line for line in text.splitlines() if "llava_trainer.LLaVATrainer" in line]
     assert len(shims) == 3
-    assert all(line.startswith("in effect") for line in shims)  # all serve transformers 5
+    assert all(line.startswith("in effect") for line in shims)  # all are for transformers 5
 
 
 @pytest.mark.slow
-def test_status_names_the_clone_that_is_imported(tmp_path: Path) -> None:
+def test_status_names_the_imported_clone(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava/__init__.py").touch()
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

@@ -1,4 +1,4 @@
-"""LLaVA's own reload, evaluation and chat on the checkpoints that it trained with our tower."""
+"""LLaVA's own reload, evaluation and chat with checkpoints that it trained with a SparseFormer tower."""
 
 import json
 from pathlib import Path
@@ -25,10 +25,10 @@ from llava.model.builder import load_pretrained_model
 from PIL import Image
 from safetensors.torch import load_file
 
-path, base, name, pictures = sys.argv[1:]
+path, base, name, folder = sys.argv[1:]
 tokenizer, model, processor, _ = load_pretrained_model(path, base or None, name, device="cpu")
 model.float()
-images = [Image.open(Path(pictures) / f"{colour}.png") for colour in ("red", "blue")]
+images = [Image.open(Path(folder) / f"{colour}.png") for colour in ("red", "blue")]
 pixels = process_images(images, processor, model.config)
 prompt = "USER: <image>\\nWhich colour is it? ASSISTANT:"
 ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
@@ -72,7 +72,7 @@ print(json.dumps(report))
 
 
 def reload(program: str, path: Path, base: Path | str, data: Path) -> Any:
-    """What LLaVA's load_pretrained_model makes of a checkpoint."""
+    """Report on a checkpoint loaded by LLaVA's load_pretrained_model."""
     file = path.with_name(f"{path.name}.reload.py")
     file.write_text(RELOAD + program)
     printed = run_forked(file, path, base, path.name, data, printed=file.with_suffix(".txt"))
@@ -80,7 +80,7 @@ def reload(program: str, path: Path, base: Path | str, data: Path) -> Any:
 
 
 def answers(report: Any) -> bool:
-    """Six visual tokens; the logits change with the picture."""
+    """Check that there are six visual tokens, and that the logits depend on the image."""
     return report["tokens"] == 6 and report["differs"] and report["finite"] and report["generated"] >= 1
 
 
@@ -133,7 +133,7 @@ def test_llavas_chat(finetuned: Path, data: Path) -> None:
     options = ["--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
     result = run("-m", "llava_patch", *command, *options, stdin="Which colour is it?\n")
     said = result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]
-    assert len(said) > 1  # four tokens of a model that learnt nothing; they may all be spaces
+    assert len(said) > 1  # four tokens of an untrained model, possibly all spaces
     assert result.stdout.rstrip().endswith("exit...")
 
 
@@ -159,7 +159,7 @@ print(json.dumps([name for name, module in model.named_modules() if isinstance(m
 
 
 @WITH_BITS
-def test_the_language_model_alone_is_in_four_bits(finetuned: Path, tmp_path: Path) -> None:
+def test_only_the_language_model_is_in_four_bits(finetuned: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(FEW_BITS)
     names = json.loads(run_forked(program, finetuned, printed=tmp_path / "printed.txt").strip().splitlines()[-1])
@@ -167,8 +167,8 @@ def test_the_language_model_alone_is_in_four_bits(finetuned: Path, tmp_path: Pat
     assert all(name.startswith("model.layers.") for name in names)
 
 
-def test_without_the_plugin_llava_says_what_it_does_not_know(finetuned: Path, tmp_path: Path) -> None:
-    """docs/llava.md quotes this. The shims stay: today's transformers need them to import LLaVA at all."""
+def test_without_the_plugin_llava_reports_an_unknown_tower(finetuned: Path, tmp_path: Path) -> None:
+    """docs/llava.md quotes the error. The shims stay, because LLaVA cannot be imported without them."""
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, llava_patch; llava_patch.install(); import llava.model.llava_arch\n"

@@ -1,4 +1,4 @@
-"""The stage scripts: bash runs them, LLaVA's own parser reads what they hand to deepspeed."""
+"""The stage scripts, run by bash; LLaVA's own parser reads the arguments that they pass to deepspeed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ llava_patch.install()
 import transformers
 from llava.train.train import DataArguments, ModelArguments, TrainingArguments
 arguments = [word for word in sys.argv[1:]]
-arguments[arguments.index("--bf16") + 1] = arguments[arguments.index("--tf32") + 1] = "False"  # there is no GPU here
+arguments[arguments.index("--bf16") + 1] = arguments[arguments.index("--tf32") + 1] = "False"  # without a GPU
 arguments[arguments.index("--deepspeed") : arguments.index("--deepspeed") + 2] = ["--use_cpu", "True"]
 model, data, training = transformers.HfArgumentParser(
     (ModelArguments, DataArguments, TrainingArguments)
@@ -26,11 +26,11 @@ model, data, training = transformers.HfArgumentParser(
 print(json.dumps({**vars(model), **vars(data), **{key: str(value) for key, value in vars(training).items()}}))
 """
 
-WARMUP = {"WARMUP": "--warmup_ratio 0.03"} if transformers.__version__ < "5" else {}  # as the scripts' first lines say
+WARMUP = {"WARMUP": "--warmup_ratio 0.03"} if transformers.__version__ < "5" else {}  # see the comments of the scripts
 
 
 def arguments_of(script: str, folder: Path) -> list[str]:
-    """What a script hands to `deepspeed`."""
+    """Arguments that a script passes to `deepspeed`."""
     echo = folder / "deepspeed"
     echo.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     echo.chmod(0o755)
@@ -41,7 +41,7 @@ def arguments_of(script: str, folder: Path) -> list[str]:
 
 
 def parsed(script: str, folder: Path) -> dict[str, Any]:
-    """The same as LLaVA's dataclasses."""
+    """These arguments as LLaVA's dataclasses."""
     words = arguments_of(script, folder)
     assert words[:3] == ["--module", "llava_patch", "llava.train.train_mem"]
     (folder / "parse.py").write_text(PARSE)
@@ -50,7 +50,7 @@ def parsed(script: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_numbers_are_llava_1_5s(llava: None, tmp_path: Path) -> None:
+def test_the_arguments_are_those_of_llava_1_5(llava: None, tmp_path: Path) -> None:
     pretrain = parsed("pretrain.sh", tmp_path)
     assert pretrain["vision_tower"] == "sparseformer-clip-l"
     assert pretrain["tune_mm_mlp_adapter"]
@@ -59,7 +59,7 @@ def test_the_numbers_are_llava_1_5s(llava: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_lora_script_is_the_other_with_other_numbers(llava: None, tmp_path: Path) -> None:
+def test_the_lora_script_only_changes_some_arguments(llava: None, tmp_path: Path) -> None:
     full, lora = parsed("finetune.sh", tmp_path), parsed("finetune_lora.sh", tmp_path)
     assert {key for key in full if full[key] != lora[key]} <= {
         "lora_enable", "lora_r", "lora_alpha", "mm_projector_lr", "learning_rate", "output_dir", "logging_dir",

@@ -1,4 +1,4 @@
-"""`sparse-vlm llava enable` in a Python of its own: LLaVA's unchanged command lines."""
+"""`sparse-vlm llava enable` in a separate environment, with LLaVA's own commands."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment that sees this one's packages, so that nothing is written here."""
+    """A new environment that can import this environment's packages, so that nothing is written to this one."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
@@ -26,7 +26,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(python: Path, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -c PROGRAM`, or a command line."""
+    """Run `python -c PROGRAM`, or a command line."""
     line = ["-c", *command] if len(command) == 1 else list(command)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
     result = subprocess.run(
@@ -37,7 +37,7 @@ def ask(python: Path, *command: str, check: bool = True, **environment: str) -> 
 
 
 def llava_command(python: Path, *action: str) -> str:
-    """`sparse-vlm llava …` of that Python."""
+    """Run `sparse-vlm llava …` in that environment."""
     return ask(python, "-m", "sparse_vlm", "llava", *action).stdout
 
 
@@ -57,14 +57,14 @@ def test_enable_off_switch_disable(
     out = tmp_path / "llava-enabled"
     options = {"version": "plain", "tune_mm_mlp_adapter": True, "max_steps": 1}
     command = training_arguments(llama, tower, data, "plain.json", out, **options)
-    ask(python, str(script), *command)  # the user's own line, without a launcher
+    ask(python, str(script), *command)  # LLaVA's own command, without a launcher
     assert (out / "mm_projector.bin").is_file()
     assert "Disabled." in llava_command(python, "disable")
     assert "not enabled" in llava_command(python, "disable")
     assert ask(python, WAITING).stdout.strip() == "0"
 
 
-def test_a_python_without_this_package_starts_as_ever(python: Path) -> None:
-    """The package was removed without `disable`: the line finds nothing and says nothing."""
+def test_a_python_without_this_package_starts_normally(python: Path) -> None:
+    """If the package was uninstalled without `disable`, the line does nothing and prints nothing."""
     result = ask(python, "-I", "-S", "-c", startup.LINE)
     assert result.stderr == ""

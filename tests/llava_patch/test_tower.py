@@ -1,4 +1,4 @@
-"""The tower's contract (spec/llava.md), without LLaVA."""
+"""The interface that LLaVA expects of a tower, tested without LLaVA."""
 
 import copy
 from pathlib import Path
@@ -15,16 +15,16 @@ from llava_patch.tower import RECORD, SparseFormerTower
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 def arguments(**changes: Any) -> SimpleNamespace:
-    """LLaVA's model arguments at training."""
+    """LLaVA's model arguments for training."""
     return SimpleNamespace(mm_vision_select_layer=-2, mm_vision_select_feature="patch", **changes)
 
 
 def reload_config(directory: Path | None = None, **changes: Any) -> LlamaConfig:
-    """LLaVA's model configuration at reload, of a checkpoint in `directory`."""
+    """LLaVA's model configuration when it reloads a checkpoint from `directory`."""
     config = LlamaConfig(mm_vision_select_layer=-2, mm_hidden_size=128, **changes)
     config._name_or_path = str(directory or "")
     return config
@@ -32,17 +32,17 @@ def reload_config(directory: Path | None = None, **changes: Any) -> LlamaConfig:
 
 @pytest.fixture(scope="session")
 def images() -> Tensor:
-    """Two pictures as the tower gets them."""
+    """Two preprocessed images."""
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def loaded(tower: str) -> SparseFormerTower:
-    """Built as training builds it."""
+    """A tower built as in training."""
     return SparseFormerTower(tower, arguments())
 
 
-def test_training_loads_at_once_and_freezes(loaded: SparseFormerTower, encoder_dir: Path, images: Tensor) -> None:
+def test_training_loads_immediately_and_freezes(loaded: SparseFormerTower, encoder_dir: Path, images: Tensor) -> None:
     assert loaded.is_loaded
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     out = loaded(images)
@@ -71,7 +71,7 @@ def test_a_list_is_encoded_one_by_one(loaded: SparseFormerTower, images: Tensor)
 
 
 def test_reload_waits_for_load_model(tower: str, images: Tensor) -> None:
-    with torch.device("meta"):  # as from_pretrained builds
+    with torch.device("meta"):  # as in from_pretrained
         late = SparseFormerTower(tower, reload_config(), delay_load=False)
     assert not late.is_loaded
     assert not list(late.parameters())
@@ -85,13 +85,13 @@ def test_reload_waits_for_load_model(tower: str, images: Tensor) -> None:
     assert torch.equal(late(images), SparseFormerTower(tower, arguments())(images))
 
 
-def test_random_weights_are_the_same_again(images: Tensor) -> None:
+def test_random_weights_are_reproducible(images: Tensor) -> None:
     name = "sparseformer-clip-b?weights=random&image_size=64"
     torch.manual_seed(5)
     one = SparseFormerTower(name, arguments())
     drawn = torch.rand(1)
     torch.manual_seed(5)
-    assert torch.equal(torch.rand(1), drawn)  # the seed of the training is left alone
+    assert torch.equal(torch.rand(1), drawn)  # the random state of the training is not changed
     two = SparseFormerTower(name, arguments())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert one.num_patches == 48
@@ -104,7 +104,7 @@ def test_casts_keep_coordinates_float32(loaded: SparseFormerTower, images: Tenso
     assert cast.dtype == dtype
     assert cast.vision_tower.focus.initial_rois.weight.dtype == torch.float32
     out = cast(images)
-    assert out.dtype == torch.float32  # as the pictures
+    assert out.dtype == torch.float32  # like the images
     assert (out - reference).norm() < 0.05 * reference.norm()
 
 
@@ -118,19 +118,19 @@ def test_gradients_follow_requires_grad(loaded: SparseFormerTower, images: Tenso
         assert not loaded(images).requires_grad
 
 
-def test_native_aspect_equals_the_encoder_on_the_picture(tower: str, encoder_dir: Path) -> None:
+def test_native_aspect_equals_encoding_the_whole_image(tower: str, encoder_dir: Path) -> None:
     native = SparseFormerTower(f"{tower}?aspect=native", arguments())
-    picture = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0))
     canvas = torch.full((3, 64, 64), torch.nan)
-    canvas[:, :40] = picture
-    out = native(torch.stack([canvas, torch.zeros(3, 64, 64)]))  # LLaVA gives zeros to a sample without a picture
-    expected = SparseFormer.from_pretrained(encoder_dir)(picture[None]).hidden_states[-2][:, 1:]
+    canvas[:, :40] = image
+    out = native(torch.stack([canvas, torch.zeros(3, 64, 64)]))  # LLaVA passes zeros for a sample without an image
+    expected = SparseFormer.from_pretrained(encoder_dir)(image[None]).hidden_states[-2][:, 1:]
     torch.testing.assert_close(out[:1], expected)
     assert out.shape == (2, 6, 128)
 
 
 def checkpoint(directory: Path, encoder: SparseFormer) -> Path:
-    """The tower's part of what LLaVA saves after full fine-tuning, beside something else."""
+    """The tower's part of a checkpoint that LLaVA saves after full fine-tuning, next to other weights."""
     weights = {f"model.vision_tower.vision_tower.{key}": value for key, value in encoder.state_dict().items()}
     directory.mkdir()
     save_file({**weights, "lm_head.weight": torch.zeros(2, 2)}, directory / "model.safetensors")
@@ -139,18 +139,20 @@ def checkpoint(directory: Path, encoder: SparseFormer) -> Path:
 
 @pytest.fixture
 def tuned(tiny_config: SparseFormerConfig) -> SparseFormer:
-    """Other weights than the encoder directory's."""
+    """An encoder whose weights differ from those in the encoder directory."""
     torch.manual_seed(1)
     return SparseFormer(tiny_config).eval()
 
 
-def test_tuned_weights_win_on_reload(tower: str, tuned: SparseFormer, tmp_path: Path, images: Tensor) -> None:
+def test_tuned_weights_take_precedence_on_reload(
+    tower: str, tuned: SparseFormer, tmp_path: Path, images: Tensor
+) -> None:
     late = SparseFormerTower(tower, reload_config(checkpoint(tmp_path / "llava", tuned)), delay_load=True)
     late.load_model()
     assert torch.equal(late(images), tuned(images).hidden_states[-2][:, 1:])
 
 
-def test_a_full_checkpoint_needs_nothing_else(tuned: SparseFormer, tmp_path: Path) -> None:
+def test_a_full_checkpoint_is_self_contained(tuned: SparseFormer, tmp_path: Path) -> None:
     config = reload_config(checkpoint(tmp_path / "llava", tuned), **{RECORD: tuned.config.to_dict()})
     late = SparseFormerTower("sparseformer:/gone", config, delay_load=True)
     late.load_model()
@@ -158,7 +160,7 @@ def test_a_full_checkpoint_needs_nothing_else(tuned: SparseFormer, tmp_path: Pat
 
 
 def test_tuned_weights_come_with_a_state_dict(tower: str, tuned: SparseFormer, images: Tensor) -> None:
-    """As LLaVA's LoRA reload does it, before load_model, with what was trained only."""
+    """LLaVA's LoRA reload loads only the trained weights, before load_model."""
     late = SparseFormerTower(tower, reload_config(), delay_load=True)
     trained = {f"vision_tower.focus.{key}": value for key, value in tuned.focus.state_dict().items()}
     late.load_state_dict(trained, strict=False)
@@ -168,7 +170,7 @@ def test_tuned_weights_come_with_a_state_dict(tower: str, tuned: SparseFormer, i
     assert not torch.equal(late.vision_tower.stem.conv.weight, tuned.stem.conv.weight)
 
 
-def test_no_layer_has_a_name_that_lora_enters(loaded: SparseFormerTower) -> None:
+def test_no_layer_has_a_name_that_lora_targets(loaded: SparseFormerTower) -> None:
     leaves = {name.rpartition(".")[2] for name, _ in loaded.named_modules()}
     assert leaves.isdisjoint({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
@@ -179,16 +181,16 @@ def test_no_layer_has_a_name_that_lora_enters(loaded: SparseFormerTower) -> None
         ({"mm_vision_select_layer": -4}, "2 inherited blocks"),
         ({"mm_vision_select_layer": 3}, "2 inherited blocks"),
         ({"mm_vision_select_feature": "cls"}, "Did you mean 'cls_patch'"),
-        ({"mm_patch_merge_type": "spatial_unpad"}, "lie on no grid"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "have no grid"),
     ],
 )
-def test_what_does_not_exist_is_refused(tower: str, changes: dict[str, Any], sentence: str) -> None:
+def test_unsupported_arguments_are_refused(tower: str, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SparseFormerTower(tower, SimpleNamespace(**{"mm_vision_select_layer": -2, **changes}))
 
 
-def test_a_side_of_a_grid_is_refused(loaded: SparseFormerTower) -> None:
-    with pytest.raises(UserError, match="lie on no grid"):
+def test_num_patches_per_side_is_refused(loaded: SparseFormerTower) -> None:
+    with pytest.raises(UserError, match="have no grid"):
         _ = loaded.num_patches_per_side
 
 
@@ -208,7 +210,7 @@ def test_another_token_count_than_the_checkpoints_is_refused(tower: str, tiny_co
 
 @torch.inference_mode()
 def test_a_replayed_encoder_gives_the_same_tokens(loaded: SparseFormerTower, images: Tensor) -> None:
-    """docs/llava.md's way to CUDA graphs, with the stand-in that captures on the CPU."""
+    """CUDA graphs as in docs/gpu.md, with a stand-in that captures on the CPU."""
     expected = loaded(images)
     recorder = CpuRecorder()
     replay_from_graphs(loaded.vision_tower, recorder)

@@ -1,4 +1,4 @@
-"""LLaVA's own training scripts with our tower: what they train, save and resume."""
+"""LLaVA's own training scripts with a SparseFormer tower: training, saving and resuming."""
 
 import json
 import re
@@ -19,11 +19,11 @@ TOWER = "model.vision_tower.vision_tower."
 
 
 def tower_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of a checkpoint."""
+    """Weights of the encoder in a checkpoint."""
     return {key.removeprefix(TOWER): value for key, value in weights.items() if key.startswith(TOWER)}
 
 
-def test_alignment_trains_the_projector_alone(pretrained: Path) -> None:
+def test_alignment_only_trains_the_projector(pretrained: Path) -> None:
     assert len(losses(pretrained)) == 2
     weights = torch.load(pretrained / "mm_projector.bin", weights_only=True)
     assert {re.sub(r".*mm_projector\.", "", key) for key in weights} == {"0.weight", "0.bias", "2.weight", "2.bias"}
@@ -41,7 +41,7 @@ def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: P
     options = {"version": "plain", "tune_mm_mlp_adapter": True, "per_device_train_batch_size": 2}
     train(*training_arguments(tmp_path / "smollm2", tower, data, "plain.json", out, **options))
     first, _ = losses(out)
-    assert first < 8  # one that knows no language loses log(49,152 tokens) = 10.8
+    assert first < 8  # the loss of an untrained model is log(49,152 tokens) = 10.8
     weights = torch.load(out / "mm_projector.bin", weights_only=True)
     assert {len(value) for value in weights.values()} == {576}
     assert all(value.isfinite().all() for value in weights.values())
@@ -58,14 +58,14 @@ def test_the_checkpoint_describes_its_tower(pretrained: Path, tower: str, encode
     }
 
 
-def test_full_tuning_saves_the_frozen_tower_beside_the_tuned_llm(
+def test_full_tuning_saves_the_frozen_tower_with_the_tuned_llm(
     finetuned: Path, pretrained: Path, llama: Path, encoder_dir: Path
 ) -> None:
     weights = load_file(finetuned / "model.safetensors")
     encoder = SparseFormer.from_pretrained(encoder_dir).state_dict()
     tower = tower_of(weights)
     assert tower.keys() == encoder.keys()
-    # LLaVA casts the tower to float16 when --bf16 is not given
+    # LLaVA casts the tower to float16 without --bf16
     assert all(
         torch.equal(tower[key].to(encoder[key].dtype), encoder[key].to(tower[key].dtype).to(encoder[key].dtype))
         for key in encoder
@@ -93,7 +93,7 @@ def test_resume_gives_the_same_curve(
     assert all(torch.equal(resumed[key], value) for key, value in expected.items())
 
 
-def test_lora_leaves_the_tower_alone(lora: Path) -> None:
+def test_lora_does_not_adapt_the_tower(lora: Path) -> None:
     adapter = load_file(lora / "adapter_model.safetensors")
     assert adapter
     assert not any("vision_tower" in key for key in adapter)
@@ -102,7 +102,7 @@ def test_lora_leaves_the_tower_alone(lora: Path) -> None:
 
 
 def test_an_unfreezing_fork_trains_the_tower(llama: Path, tower: str, data: Path, tmp_path: Path) -> None:
-    """LLaVA 1.2.2 never unfreezes a tower, its forks do: here after it is built, as they do it."""
+    """LLaVA 1.2.2 never unfreezes a tower, but its forks do, after building it."""
     program = tmp_path / "fork.py"
     program.write_text(
         "import llava_patch\nllava_patch.install()\n"
@@ -133,7 +133,7 @@ def test_an_unfreezing_fork_trains_the_tower(llama: Path, tower: str, data: Path
 def test_qlora_trains(
     llama: Path, tower: str, data: Path, finetune_options: dict[str, object], tmp_path: Path, bits: int
 ) -> None:
-    """LLaVA's own --bits: the adapters and the projector move, in its own lower precision."""
+    """LLaVA's --bits: adapters and projector are trained, in LLaVA's own lower precision."""
     out = tmp_path / "llava-tiny-qlora"
     options = {**finetune_options, "lora_enable": True, "lora_r": 4, "bits": bits, "bf16": True}
     train(*training_arguments(llama, tower, data, "chat.json", out, **options))

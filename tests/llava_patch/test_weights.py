@@ -9,57 +9,63 @@ from safetensors.torch import save_file
 from llava_patch.names import TowerName, parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.released import RELEASED_FILES
+from sparse_vlm.encoder.variants import RELEASED_FILES
 from sparse_vlm.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def clip_b(tmp_path_factory: pytest.TempPathFactory) -> SparseFormer:
-    """A full-size random variant."""
+    """A full-size variant with random weights."""
     torch.manual_seed(3)
     return create_encoder("sparseformer-clip-b").eval()
 
 
-def test_a_variant_takes_a_directory_of_its_own_kind(clip_b: SparseFormer, encoder_dir: Path, tmp_path: Path) -> None:
+def test_a_variant_accepts_a_directory_of_the_same_variant(
+    clip_b: SparseFormer, encoder_dir: Path, tmp_path: Path
+) -> None:
     clip_b.save_pretrained(tmp_path / "clip-b")
     opened = open_encoder(parse_tower_name(f"sparseformer-clip-b?weights={tmp_path / 'clip-b'}"))
     assert torch.equal(opened.stem.conv.weight, clip_b.stem.conv.weight)
-    with pytest.raises(UserError, match="another encoder than sparseformer-clip-b"):
+    with pytest.raises(UserError, match="is not a sparseformer-clip-b"):
         open_encoder(parse_tower_name(f"sparseformer-clip-b?weights={encoder_dir}"))
 
 
-def test_released_weights_come_from_the_cache(
+def test_released_weights_are_read_from_the_cache(
     clip_b: SparseFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / RELEASED_FILES["sparseformer-clip-b"]
     file.parent.mkdir(parents=True)
     torch.save({"wrong": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match="do not fit"):  # it was read, and strictly
+    with pytest.raises(UserError, match="do not fit"):  # it was read, strictly
         open_encoder(TowerName("sparseformer-clip-b", None))
 
 
-def test_without_a_network_it_says_where_the_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_names_the_path_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def unreachable(*args: object) -> None:
         raise URLError("no network")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)  # the one thing that cannot run here for real
-    with pytest.raises(UserError, match="put that file at") as error:
+    monkeypatch.setattr(
+        "torch.hub.download_url_to_file", unreachable
+    )  # the only part that cannot run without a network
+    with pytest.raises(UserError, match="save that file as") as error:
         open_encoder(TowerName("sparseformer-clip-l", None))
     assert RELEASED_FILES["sparseformer-clip-l"] in str(error.value)
 
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "no such name!"])
-def test_an_encoder_that_is_nowhere(source: str) -> None:
-    with pytest.raises(UserError, match="There is no directory"):
+def test_a_missing_encoder(source: str) -> None:
+    with pytest.raises(UserError, match="is neither a directory nor a valid name"):
         encoder_config(TowerName(None, source))
 
 
 def test_a_hub_id_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="cannot be fetched from the hub"):
+    with pytest.raises(UserError, match="cannot be downloaded from the hub"):
         encoder_config(TowerName(None, "someone/encoder"))
 
 

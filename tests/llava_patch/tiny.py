@@ -1,4 +1,4 @@
-"""A tiny Llama with a real SentencePiece tokenizer, tiny LLaVA data, and LLaVA's command lines on them."""
+"""A tiny Llama with a real SentencePiece tokenizer, tiny LLaVA data, and LLaVA's commands for them."""
 
 import json
 import os
@@ -23,7 +23,7 @@ WORDS = (
 
 
 def make_llama(folder: Path) -> Path:
-    """A random Llama of 2 layers, width 64, and a tokenizer of 400 pieces, saved as every version reads them."""
+    """Save a random Llama with 2 layers of width 64, and a tokenizer with 400 pieces, in a format for all versions."""
     folder.mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([WORDS] * 20),
@@ -52,17 +52,17 @@ def make_llama(folder: Path) -> Path:
 
 
 def make_data(folder: Path) -> Path:
-    """Eight pictures of one colour with a little noise; plain.json (captions), chat.json (pictures and text only)."""
+    """Write eight noisy images of a single colour, plain.json (captions) and chat.json (with and without images)."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     plain, chat = [], []
     for colour in COLOURS:
-        picture = np.asarray(Image.new("RGB", (48, 32), colour), dtype=np.int16)
-        noisy = (picture + generator.integers(-20, 20, picture.shape)).clip(0, 255).astype(np.uint8)
+        pixels = np.asarray(Image.new("RGB", (48, 32), colour), dtype=np.int16)
+        noisy = (pixels + generator.integers(-20, 20, pixels.shape)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{colour}.png")
-        image = {"id": colour, "image": f"{colour}.png"}
-        plain.append(image | {"conversations": _turns("<image>", f"It is {colour}.")})
-        chat.append(image | {"conversations": _turns("<image>\nWhich colour is it?", colour, "Describe it.", "no")})
+        sample = {"id": colour, "image": f"{colour}.png"}
+        plain.append(sample | {"conversations": _turns("<image>", f"It is {colour}.")})
+        chat.append(sample | {"conversations": _turns("<image>\nWhich colour is it?", colour, "Describe it.", "no")})
         chat.append({"id": f"text {colour}", "conversations": _turns(f"Say {colour}.", colour)})
     (folder / "plain.json").write_text(json.dumps(plain))
     (folder / "chat.json").write_text(json.dumps(chat))
@@ -74,7 +74,7 @@ def _turns(*texts: str) -> list[dict[str, str]]:
 
 
 def training_arguments(llama: Path, tower: str, data: Path, file: str, out: Path, **options: object) -> list[str]:
-    """LLaVA's own arguments for a short training on the CPU."""
+    """LLaVA's arguments for a short training run on the CPU."""
     settings: dict[str, object] = {
         "model_name_or_path": llama,
         "vision_tower": tower,
@@ -103,13 +103,13 @@ def training_arguments(llama: Path, tower: str, data: Path, file: str, out: Path
 
 
 def losses(directory: Path) -> list[float]:
-    """Of every step, as the Trainer logged them."""
+    """Loss of every step, from the Trainer's log."""
     history = json.loads((directory / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def run(*command: str, check: bool = True, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python …` from the project's root on one thread, offline."""
+    """Run `python …` in the root of the project, with one thread, offline."""
     result = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -125,6 +125,6 @@ def run(*command: str, check: bool = True, stdin: str = "", **environment: str) 
 
 
 def run_forked(*command: str, printed: Path, exitcode: int = 0) -> str:
-    """The same without the start, for what needs no fresh interpreter (`train.forked`): what it printed."""
+    """Do the same in a forked process, without starting an interpreter, and return its output."""
     environments = [{"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}]
     return run_together(list(map(str, command)), environments, printed, exitcode)

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from sparse_vlm.data import easy_vqa
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer, _selected
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer, encode_prompt

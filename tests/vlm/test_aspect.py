@@ -52,7 +52,7 @@ def test_the_directory_stores_its_aspect(native_dir: Path, native: Loaded, vlm: 
     model, processor = native
     assert model.config.vision_config.aspect == processor.image_processor.aspect == "native"
     assert vlm[0].config.vision_config.aspect == vlm[1].image_processor.aspect == "crop"
-    assert (native_dir / "sparse_vlm_encoder_canvas.py").is_file()
+    assert (native_dir / "sparse_vlm_encoder_preprocessing.py").is_file()
 
 
 def test_the_roi_figure_has_the_images_aspect(native_dir: Path, native: Loaded, tmp_path: Path) -> None:

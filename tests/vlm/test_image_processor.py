@@ -114,7 +114,7 @@ def test_unsupported_settings_are_refused(vlm: Loaded, options: dict[str, Any], 
     [
         ("bild_ä.png", "There is no image bild_ä.png: it is not a file"),
         ("\ud800.png", "There is no image"),
-        ("data:image/png;base64,AAAA", r"AAAA cannot be read \(no known image format\)"),
+        ("data:image/png;base64,AAAA", r"AAAA cannot be read \(unknown image format\)"),
     ],
 )
 def test_errors_name_a_source_that_is_not_an_image(vlm: Loaded, source: str, sentence: str) -> None:

@@ -109,7 +109,7 @@ def damaged(change: str, directory: Path) -> None:
         ("tokenizer.json", "vlm cannot be opened: Couldn't instantiate the backend tokenizer"),
         ("tokenizer.json={", "vlm cannot be opened: Expecting property name"),
         ("chat_template.jinja", r"vlm is incomplete: it has no chat_template\.jinja"),
-        ("config.json=[]", r"config\.json holds no JSON object but a list"),
+        ("config.json=[]", r"config\.json must hold a JSON object, not a list"),
         ('config.json={"model_type": "sparse_vlm"}', "The configuration is incomplete: .*'stem'"),
         ("text_config.hidden_size=64", "vlm cannot be opened: "),
         ('text_config.model_type="nope"', "vlm cannot be opened: .*nope"),

@@ -13,7 +13,7 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from sparse_vlm.data.conversations.collate import ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.encoding import ChatFormat
 from sparse_vlm.data.conversations.length_limit import LengthLimit
 from sparse_vlm.data.conversations.sources import open_sources
 from sparse_vlm.errors import UserError
@@ -19,6 +18,7 @@ from sparse_vlm.files import write_text
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.causal_lm import most_positions
 from sparse_vlm.vlm.language.templates import LLAVA_PLAIN
+from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.language.visual_cache import use_cached_tokens

@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sparse_vlm.data.conversations.dataset import ConversationDataset, Picture
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, picture_key
-from sparse_vlm.data.images.decode import decode_image
+from sparse_vlm.data.conversations.dataset import ConversationDataset, SampleImage
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
@@ -62,7 +61,7 @@ def use_cached_tokens(
     cache = VisualTokenCache(folder)
     if args.process_index == 0:
         write_json(folder / "about.json", about)
-    distinct = {(id(p.images), p.name): p for dataset in datasets for p in dataset.pictures()}
+    distinct = {(id(p.images), p.name): p for dataset in datasets for p in dataset.distinct_images()}
     mine = list(distinct.values())[args.process_index :: args.world_size]
     computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
     args.distributed_state.wait_for_everyone()
@@ -122,7 +121,7 @@ def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> 
 
 def _fill(
     cache: VisualTokenCache,
-    pictures: Sequence[Picture],
+    pictures: Sequence[SampleImage],
     encode: Callable[[torch.Tensor], torch.Tensor],
     preprocess: Callable[[Any], torch.Tensor],
     args: StageArguments,
@@ -154,7 +153,7 @@ class _Missing(Dataset):
     """(key, float[3, H, W]) of each picture, or (key, None) of one that is in the cache."""
 
     def __init__(
-        self, pictures: Sequence[Picture], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
+        self, pictures: Sequence[SampleImage], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
     ) -> None:
         self.pictures, self.cache, self.preprocess = pictures, cache, preprocess
 
@@ -163,8 +162,8 @@ class _Missing(Dataset):
 
     def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None]:
         picture = self.pictures[index]
-        data = picture.act(picture.images.read)
-        key = picture_key(data)
+        data = picture.read()
+        key = file_hash(data)
         if key in self.cache:
             return key, None
-        return key, self.preprocess(picture.act(lambda name: decode_image(data, name)))
+        return key, self.preprocess(picture.decode(data))

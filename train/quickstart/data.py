@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.data.conversations.encoding import IMAGE_PLACEHOLDER
+from sparse_vlm.data.conversations.formats import IMAGE_PLACEHOLDER
 from sparse_vlm.data.easy_vqa import (
     COLOURS,
     Attributes,
@@ -88,7 +88,7 @@ def by_answer(question: VqaQuestion) -> bool | None:
 def by_colour(question: VqaQuestion) -> bool | None:
     """Sort of a yes/no question about a colour: whether the image shows it; None of another."""
     about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
-    return question.asks_for_what_is_shown if about_colour else None
+    return question.names_what_is_shown if about_colour else None
 
 
 def usable_images(questions: Questions, sort: Sort) -> set[int]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.figures import accuracy_figure, loss_figure, save_figure
 from sparse_vlm.files import write_json, write_text
+from sparse_vlm.image_files import open_image
 from train.quickstart.paths import Paths
 from train.quickstart.steps import Step, reads_test_split
 from train.stages.log import read_log

@@ -167,7 +167,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]
-    score += ["--answers", str(answers), "--no-image-answers", str(blind), "--output", str(scores)]
+    score += ["--answers", str(answers), "--no_image_answers", str(blind), "--output", str(scores)]
     on = "the dense teacher" if prefix else "SparseFormer"
     return [
         Step(f"{prefix}build", f"SmolLM2-135M on {on}", tuple(build), built / "config.json"),
@@ -185,7 +185,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
         Step(
             f"{prefix}evaluate_no_image",
             "The same without the images: the floor",
-            (*generate, "--no-image", "--answers", str(blind)),
+            (*generate, "--no_image", "--answers", str(blind)),
             scores,
             blind,
         ),

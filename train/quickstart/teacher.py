@@ -30,12 +30,12 @@ from sparse_vlm.data.easy_vqa import (
     SHAPES,
     Attributes,
 )
-from sparse_vlm.data.images.decode import open_image
-from sparse_vlm.data.images.sources import augmentation
+from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
 from sparse_vlm.errors import UserError, exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
+from sparse_vlm.image_files import open_image
 from train.stages.command_line import parse_arguments
 from train.stages.stage import Part, StageArguments, prepare, publish, run, what_trains
 from train.stages.trainer import StageTrainer

@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sparse_vlm.data.images.sets import HeldOutImages, IndexedImages, PartOfImages
+from sparse_vlm.data.images.sets import HeldOutImages, ImageSubset, IndexedImages
 from sparse_vlm.data.images.sources import PREFIXES, STREAMS, open_images
 from sparse_vlm.data.images.streams import HeldOutStream, ImageStream
+from sparse_vlm.data.specs import parse_spec
 from sparse_vlm.errors import UserError
 from train.vision.bootstrap_arguments import ImageArguments
 from train.vision.image_trainer import ImageSource
@@ -43,7 +44,7 @@ def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_b
     held_out = set(_held_out(images, found))
     if len(held_out) == len(found):
         raise UserError(f"--hold_out True leaves none of the {len(found)} images of {images.data_path} to train on.")
-    return PartOfImages(found, [index for index in range(len(found)) if index not in held_out])
+    return ImageSubset(found, [index for index in range(len(found)) if index not in held_out])
 
 
 def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
@@ -54,14 +55,14 @@ def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
     """
     if images.eval_data_path is None:
         return None
-    prefix = images.eval_data_path.partition(":")[0]
+    prefix, _ = parse_spec(images.eval_data_path, PREFIXES)
     found = open_images(
         images.eval_data_path,
         transform,
         on_bad_image=images.on_bad_image,
         samples_per_epoch=images.eval_samples if prefix in STREAMS else None,
         # the training images may lie in a table while these lie in a folder, which has no columns
-        image_column=images.image_column if prefix in PREFIXES else None,
+        image_column=images.image_column if prefix is not None else None,
         shuffle_buffer=0,
     )
     if isinstance(found, ImageStream):

@@ -67,12 +67,12 @@ def of_readable(
 
 def metric_names(labels: Labels) -> tuple[str, ...]:
     """What an evaluation on these images measures, the undefined ones too."""
-    return ("loss", "auroc", *(f"auroc_{name}" for name in labels.classes)) if labels.several else ("loss", "top1")
+    return ("loss", "auroc", *(f"auroc_{name}" for name in labels.classes)) if labels.multi_label else ("loss", "top1")
 
 
 def undefined_metrics(labels: Labels) -> dict[str, str]:
     """Those that are not defined for these held-out images -> why."""
-    if not labels.several:
+    if not labels.multi_label:
         return {}
     same = (labels.values == labels.values[0]).all(dim=0).tolist()
     why = "all held-out images have the same label of"

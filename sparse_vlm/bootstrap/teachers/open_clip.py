@@ -1,4 +1,4 @@
-"""Teachers of open_clip: its own VisionTransformer, converted to timm's, and its towers that are timm's already."""
+"""Teachers from open_clip: its own VisionTransformer, converted to timm's, or a timm model inside open_clip."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from sparse_vlm.bootstrap.teachers.open_clip_weights import PREPROCESSING, licence_of, untagged_options, weights_options
-from sparse_vlm.bootstrap.teachers.teacher import Teacher, TextSide, require_whole_patches, square_side
+from sparse_vlm.bootstrap.teachers.teacher import Teacher, TextEncoder, require_whole_patches, square_side
 from sparse_vlm.bootstrap.teachers.timm import cortex_of, patch_of, require_inheritable
 from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.encoder.checkpoints import load_strictly
@@ -24,16 +24,13 @@ from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 
 def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
-    """A teacher by open_clip's name.
+    """Open a teacher by its name in open_clip.
 
     Args:
-        name: NAME/TAG; NAME alone with a file, or with random weights.
-        file: weights instead of the tag's own, loaded strictly. Activation, preprocessing and licence are those of the
-            tag; without a tag see `untagged_options`, and the licence is unknown.
+        name: NAME/TAG; NAME is enough with a file or with random weights.
+        file: weights to load strictly instead of those of the tag. Activation, preprocessing and licence are those of
+            the tag; without a tag, see `untagged_options`, and the licence is unknown.
         pretrained, image_size: see `open_teacher`.
-
-    Raises:
-        UserError: see `open_teacher`.
     """
     model, _, tag = name.partition("/")
     if model not in open_clip.list_models():
@@ -42,22 +39,20 @@ def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: i
     if tag and tag not in tags:
         raise unknown_choice(f"pretrained tag of open_clip's {model}", tag, tags)
     if pretrained and not tag and file is None:
-        raise UserError(f"Which weights of {model}? Write open_clip:{model}/TAG with one of: {', '.join(tags)}.")
+        raise UserError(
+            f"{model} has several pretrained weights: write open_clip:{model}/TAG with one of {', '.join(tags)}."
+        )
     shown = f"open_clip:{name}@{file.name}" if file else f"open_clip:{name}"
     options = weights_options(model, tag) if tag else untagged_options(shown, model)
     if not pretrained:
         return _teacher(shown, model, image_size, **options)
     hub_path = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
-    weights = str(file.absolute()) if file else tag  # open_clip would take the relative name of a file for a tag
+    weights = str(file.absolute()) if file else tag  # open_clip mistakes a relative path for a tag
     return _teacher(shown, model, image_size, hub_path, pretrained=weights, **options)
 
 
 def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
-    """A teacher from a directory of open_clip: open_clip_config.json and the weights.
-
-    Raises:
-        UserError: see `open_teacher`.
-    """
+    """Open a teacher from an open_clip directory: open_clip_config.json and weights."""
     options = {"load_weights": pretrained, "require_pretrained": pretrained}
     return _teacher(directory.name, f"local-dir:{directory}", image_size, directory, **options)
 
@@ -71,14 +66,14 @@ def _teacher(shown: str, name: str, image_size: int | None, origin: str | Path =
     values = open_clip.get_model_preprocess_cfg(clip)
     crop = square_side(values["size"], shown)
     preprocessing = Preprocessing(crop, crop, **{key: values[key] for key in PREPROCESSING})
-    clip.visual = nn.Identity()  # the trunk is the image side
-    text = TextSide(clip, config, partial(open_tokenizer, shown, name))
+    clip.visual = nn.Identity()  # the trunk replaces it
+    text = TextEncoder(clip, config, partial(open_tokenizer, shown, name))
     return Teacher(shown, trunk, cortex, preprocessing, licence_of(origin), text)
 
 
 def _model_config(shown: str, name: str, image_size: int | None) -> dict[str, Any]:
-    """open_clip's model_cfg of a model. What cannot be inherited is refused here, before its weights are fetched."""
-    with sentences(shown):
+    """Return open_clip's model_cfg, after refusing models that cannot be inherited, before weights are downloaded."""
+    with user_errors(shown):
         config: Any = open_clip.get_model_config(name)
         vision = config["vision_cfg"] | {"timm_model_pretrained": False}
         with torch.device("meta"):
@@ -90,33 +85,26 @@ def _model_config(shown: str, name: str, image_size: int | None) -> dict[str, An
 
 
 def create_clip(shown: str, name: str, **options: Any) -> Any:
-    """`open_clip.create_model`, with a sentence for whatever goes wrong.
+    """Call `open_clip.create_model`, and turn its errors into a UserError.
 
     Args:
-        shown: the model's name for people.
+        shown: name of the model in error messages.
         name: open_clip's name, or "local-dir:DIRECTORY".
-        **options: which weights.
-
-    Raises:
-        UserError: the model cannot be opened.
+        **options: further arguments of `open_clip.create_model`, e.g. for the weights.
     """
-    with sentences(shown):
+    with user_errors(shown):
         return open_clip.create_model(name, pretrained_text=False, **options)
 
 
 def open_tokenizer(shown: str, name: str) -> Any:
-    """The tokenizer of open_clip's model `name`; `shown` stands for it in the error.
-
-    Raises:
-        UserError: it cannot be opened, e.g. because the hub is out of reach.
-    """
-    with sentences(f"the tokenizer of {shown}"):
+    """Open the tokenizer of open_clip's model `name`. `shown` is its name in error messages."""
+    with user_errors(f"the tokenizer of {shown}"):
         return open_clip.get_tokenizer(name)
 
 
 @contextmanager
-def sentences(shown: str) -> Iterator[None]:
-    """Turns what open_clip raises into a UserError: damaged weights make torch's unpickler raise nearly anything."""
+def user_errors(shown: str) -> Iterator[None]:
+    """Turn any exception into a UserError: torch's unpickler can raise almost anything for damaged weights."""
     try:
         yield
     except UserError:
@@ -126,11 +114,7 @@ def sentences(shown: str) -> Iterator[None]:
 
 
 def _require_inheritable(visual: Any, shown: str) -> None:
-    """Whether the image side is, or can become, a timm VisionTransformer.
-
-    Raises:
-        UserError: it says why not.
-    """
+    """Raise a UserError with the reason unless the image encoder is, or can become, a timm VisionTransformer."""
     if isinstance(visual, open_clip.transformer.VisionTransformer):
         problem = _foreign_part(visual)
     else:
@@ -141,7 +125,7 @@ def _require_inheritable(visual: Any, shown: str) -> None:
 
 
 def _foreign_part(visual: Any) -> str:
-    """What open_clip's VisionTransformer has and timm's has not, "" if there is no such thing."""
+    """Name a part of open_clip's VisionTransformer that timm's lacks, or return ""."""
     block = visual.transformer.resblocks[0]
     if visual.attn_pool is not None:
         return "attentional pooling"
@@ -151,7 +135,7 @@ def _foreign_part(visual: Any) -> str:
 
 
 def _trunk_of(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
-    """The image side with its projection as a timm VisionTransformer, and its numbers."""
+    """Return the image encoder, with its projection, as a timm VisionTransformer, and its configuration."""
     if not isinstance(visual, TimmModel):
         return _convert(visual, shown)
     if hasattr(visual.head, "proj"):
@@ -160,14 +144,14 @@ def _trunk_of(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]
 
 
 def _convert(visual: Any, shown: str) -> tuple[VisionTransformer, CortexConfig]:
-    """open_clip's own ViT as timm's, with timm's conversion of the names; the numbers are read off the modules."""
+    """Convert open_clip's ViT to timm's. timm's own code renames the weights; the modules give the configuration."""
     cortex = _cortex_of(visual)
     embedding = {"patch_size": visual.patch_size[0], "img_size": visual.image_size}
     trunk = build_trunk(replace(cortex, options={**cortex.options, **embedding}))
     renamed = {f"visual.{key.replace('.ls_', '.ls')}": value for key, value in visual.state_dict().items()}
     weights = checkpoint_filter_fn(renamed, trunk)
-    weights.pop("head.bias")  # timm's conversion adds zeros for a projection that has no bias
-    if not cortex.options["pre_norm"]:  # timm gives the patches a bias then, open_clip never
+    weights.pop("head.bias")  # zeros that timm adds: this projection has no bias
+    if not cortex.options["pre_norm"]:  # then timm has a bias for the patches, which open_clip never has
         weights["patch_embed.proj.bias"] = torch.zeros(cortex.width)
     if cortex.options["fc_norm"]:
         weights |= {f"fc_norm.{name}": weights.pop(f"norm.{name}") for name in ("weight", "bias")}
@@ -197,5 +181,5 @@ def _cortex_of(visual: Any) -> CortexConfig:
         head_dim=visual.output_dim,
         head_bias=False,
         options=options,
-        norm_eps=None if block.ln_1.eps == 1e-5 else block.ln_1.eps,  # 1e-5: the architecture's own
+        norm_eps=None if block.ln_1.eps == 1e-5 else block.ln_1.eps,  # 1e-5 is the default of the architecture
     )

@@ -1,4 +1,4 @@
-"""What is known about weights of open_clip: activation and preprocessing from its table, licence from a model card."""
+"""Facts about weights of open_clip: activation and preprocessing from its table, licence from a model card."""
 
 import logging
 from dataclasses import asdict
@@ -13,14 +13,14 @@ from huggingface_hub import ModelCard
 from sparse_vlm.errors import one_line
 
 logger = logging.getLogger(__name__)
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of it
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # in open_clip's table of weights
 
 
 def weights_options(model: str, tag: str) -> dict[str, Any]:
-    """Arguments of `open_clip.create_model` that belong to the weights MODEL/TAG: their activation and preprocessing.
+    """Return arguments of `open_clip.create_model` for the weights MODEL/TAG: activation and preprocessing.
 
-    open_clip itself would use the activation of the name MODEL, and only warn where the weights have another one; of a
-    file it would not know the tag.
+    By default, open_clip uses the activation of MODEL and only warns if the weights were trained with another one. For
+    a local file it does not know the tag.
     """
     about: dict[str, Any] = open_clip.get_pretrained_cfg(model, tag)
     preprocessing = {key: about[key] for key in PREPROCESSING}
@@ -28,9 +28,9 @@ def weights_options(model: str, tag: str) -> dict[str, Any]:
 
 
 def untagged_options(shown: str, model: str) -> dict[str, Any]:
-    """The same of weights without a tag: the activation of MODEL, the preprocessing that all its tags agree on.
+    """Return the same arguments for weights without a tag: MODEL's activation, and the preprocessing of all its tags.
 
-    Where they do not agree, or there are none, it is open_clip's default; the former is a warning.
+    If the tags differ, the preprocessing is open_clip's default, with a warning. It is also the default without tags.
     """
     known = [weights_options(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     choices = [options["force_preprocess_cfg"] for options in known]
@@ -39,8 +39,8 @@ def untagged_options(shown: str, model: str) -> dict[str, Any]:
     default = asdict(open_clip.transform.PreprocessCfg())
     if choices:
         logger.warning(
-            "The weights of %s differ in their preprocessing. Assumed for %s: %s. Write open_clip:%s/TAG@FILE for "
-            "that of a tag.",
+            "The pretrained weights of %s differ in their preprocessing. Assuming for %s: %s. Write "
+            "open_clip:%s/TAG@FILE to use that of a tag.",
             model,
             shown,
             ", ".join(f"{key} {default[key]}" for key in PREPROCESSING),
@@ -50,10 +50,10 @@ def untagged_options(shown: str, model: str) -> dict[str, Any]:
 
 
 def licence_of(origin: str | Path) -> str:
-    """Licence of weights, "" if unknown: from timm's table, which has its own weights', or from a model card.
+    """Look up the licence of weights in timm's table or in a model card; "" if unknown.
 
     Args:
-        origin: a directory, or OWNER/MODEL on the hub and what may follow, as in open_clip's table of weights.
+        origin: a directory, or OWNER/MODEL on the hub, possibly followed by a file name, as in open_clip's table.
     """
     if isinstance(origin, Path):
         return _card_licence(origin / "README.md") if (origin / "README.md").is_file() else ""
@@ -68,7 +68,5 @@ def _card_licence(card: str | Path) -> str:
     try:
         return ModelCard.load(card).data.license or ""
     except (OSError, ValueError, yaml.YAMLError) as error:
-        logger.warning(
-            "The licence of the teacher's weights is unknown: %s cannot be read (%s).", card, one_line(error)
-        )
+        logger.warning("The licence of the teacher's weights is unknown: cannot read %s (%s).", card, one_line(error))
         return ""

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen timm VisionTransformer with everything that belongs to its weights."""
+"""The teacher: a frozen timm VisionTransformer with everything that belongs to its weights."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,28 +15,24 @@ from sparse_vlm.encoder import CortexConfig, Preprocessing
 from sparse_vlm.errors import UserError
 
 
-class TextSide(nn.Module):
-    """The text encoder of an open_clip model, for zero-shot classification.
+class TextEncoder(nn.Module):
+    """Text encoder of an open_clip model, for zero-shot classification.
 
     Args:
-        clip: the model; its image side may be anything.
-        config: what open_clip calls its model_cfg, as JSON values.
-        make_tokenizer: opens its tokenizer, which for some models lies on the hub: at the first use, not before.
+        clip: open_clip model; its image encoder is not used.
+        config: open_clip's model_cfg, as JSON values.
+        make_tokenizer: opens the tokenizer on first use, because that of some models is on the hub.
     """
 
     def __init__(self, clip: nn.Module, config: dict[str, Any], make_tokenizer: Callable[[], Any]) -> None:
         super().__init__()
-        self.clip: Any = clip  # its encode_text is what nn.Module does not declare
+        self.clip: Any = clip  # nn.Module does not declare encode_text
         self.config = config
         self._make_tokenizer = make_tokenizer
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Captions -> token ids int64[captions, context].
-
-        Raises:
-            UserError: it cannot be opened, e.g. because the hub is out of reach.
-        """
+        """Captions -> token ids int64[captions, context]."""
         return self._make_tokenizer()
 
     @torch.no_grad()
@@ -47,15 +43,15 @@ class TextSide(nn.Module):
 
 
 class Teacher(nn.Module):
-    """A frozen ViT with everything that belongs to it.
+    """Frozen ViT with its configuration, preprocessing, licence and text encoder.
 
     Attributes:
-        name: what it was opened as, without the folders of this machine.
-        trunk: its pooling and head included; in eval mode, without gradients.
-        cortex: the numbers of the trunk; `depth` is the teacher's N blocks.
+        name: specification that it was opened with, without local folders.
+        trunk: the ViT, including pooling and head; in evaluation mode, without gradients.
+        cortex: configuration of the trunk; `depth` is the teacher's number of blocks N.
         preprocessing: mean, std, input size, interpolation and resize mode of the weights.
         licence: licence of the weights, "" if unknown.
-        text: the text encoder, of open_clip's models only.
+        text: text encoder; only open_clip's models have one.
     """
 
     def __init__(
@@ -65,7 +61,7 @@ class Teacher(nn.Module):
         cortex: CortexConfig,
         preprocessing: Preprocessing,
         licence: str = "",
-        text: TextSide | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         self.name, self.cortex, self.preprocessing, self.licence = name, cortex, preprocessing, licence
@@ -75,21 +71,21 @@ class Teacher(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch tokens at the teacher's input size."""
+        """Number of rows and columns of patch tokens at the teacher's input size."""
         rows, columns = self.trunk.patch_embed.grid_size
         return rows, columns
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """float[B, 3, H, W] at the teacher's input size -> final representation float[B, D] (pooled, projected)."""
+        """Images float[B, 3, H, W] at the teacher's input size -> pooled and projected representation float[B, D]."""
         return self.trunk(images)
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """float[B, 3, H, W] at the teacher's input size -> float[B, prefix + n, C] leaving the last block.
+        """Images float[B, 3, H, W] at the teacher's input size -> output of the last block float[B, prefix + n, C].
 
-        Before the final norm: CLS and register tokens, where there are such, then the n = rows · columns patches of
-        `grid`, row by row.
+        Before the final norm. CLS and register tokens, if any, precede the n = rows · columns patches of `grid`, which
+        are in row-major order.
         """
         patches = self.trunk.forward_intermediates(
             images, indices=1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
@@ -101,7 +97,7 @@ class Teacher(nn.Module):
 
     @contextmanager
     def tokens_entering(self, block: int) -> Iterator[list[Tensor]]:
-        """While open, each pass adds the tokens float[B, prefix + n, C] that enter a block (from 0) to the list."""
+        """Record the tokens float[B, prefix + n, C] that enter a block: each forward pass appends them to the list."""
         entering: list[Tensor] = []
         hook = self.trunk.blocks[block].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
         try:
@@ -110,40 +106,36 @@ class Teacher(nn.Module):
             hook.remove()
 
     def train(self, mode: bool = True) -> "Teacher":
-        """A teacher stays in eval mode: no dropout, no drop path."""
+        """Do nothing: a teacher stays in evaluation mode, without dropout and drop path."""
         return super().train(False)
 
 
 def square_side(size: int | tuple[int, int], source: str) -> int:
-    """The side of a square input size in pixels.
-
-    Raises:
-        UserError: it is no square.
-    """
+    """Return the side of a square input size in pixels; raise a UserError for other shapes."""
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise UserError(f"{source} takes images of {height}×{width} pixels: only a square input can be a teacher's.")
+        raise UserError(f"{source} expects images of {height}×{width} pixels: a teacher must have a square input.")
     return height
 
 
 def require_whole_patches(image_size: int | None, patch: tuple[int, int], source: str) -> None:
-    """Whether patches cover images of a size to their edges.
+    """Raise a UserError that suggests the nearest sizes unless whole patches cover the image.
 
     Args:
-        image_size: side in pixels; None: the model's own.
+        image_size: side in pixels; None for the model's own.
         patch: height and width of a patch in pixels.
-        source: for the error.
-
-    Raises:
-        UserError: they do not; the nearest sizes are named.
+        source: name of the model, for the error message.
     """
     side = math.lcm(*patch)
     if image_size is None or image_size % side == 0:
         return
     if image_size < side:
-        raise UserError(f"{source} makes no patch of {image_size} pixels: choose a larger image size, such as {side}.")
+        raise UserError(
+            f"An image of {image_size} pixels is smaller than a patch of {source}: choose a larger size, such as "
+            f"{side}."
+        )
     below = image_size // side * side
     raise UserError(
-        f"Patches of {side} pixels do not cover images of {image_size}: {source} would not see the last "
+        f"Patches of {side} pixels do not cover images of {image_size} pixels: {source} would ignore the last "
         f"{image_size - below} rows and columns. Choose the image size {below} or {below + side}."
     )

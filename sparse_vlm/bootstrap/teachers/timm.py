@@ -1,4 +1,4 @@
-"""Teachers of timm, and which of its models can be inherited at all."""
+"""Teachers from timm, and which of its models can be inherited."""
 
 import json
 import math
@@ -18,22 +18,19 @@ from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-RESIZE_MODES = {"center": "shortest"}  # timm's name -> ours, where they differ
-# Arguments of a timm model that say how images come in, and those that CortexConfig has fields for.
+RESIZE_MODES = {"center": "shortest"}  # timm's name -> ours, if they differ
+# Arguments of a timm model about its input, and those that are fields of CortexConfig.
 NOT_OPTIONS = ("img_size", "in_chans", "dynamic_img_size", "depth", "embed_dim", "num_heads", "num_classes")
 
 
 def open_timm(name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
-    """A teacher by timm's name, NAME or NAME.TAG.
+    """Open a teacher by its name in timm.
 
     Args:
-        name: of the model.
-        file: weights instead of timm's own, loaded strictly. Mean, std and licence are those of the tag; without a tag
+        name: NAME or NAME.TAG.
+        file: weights to load strictly instead of timm's. Mean, std and licence are those of the tag; without a tag,
             mean and std are those of timm's default tag, and the licence is unknown.
         pretrained, image_size: see `open_teacher`.
-
-    Raises:
-        UserError: see `open_teacher`.
     """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -44,32 +41,29 @@ def open_timm(name: str, file: Path | None, pretrained: bool, image_size: int | 
     shown = f"timm:{name}@{file.name}" if file else f"timm:{name}"
     teacher = _teacher(shown, name, file, pretrained, image_size)
     if file and not tag:
-        teacher.licence = ""  # timm's default tag says nothing about these weights
+        teacher.licence = ""  # timm's default tag need not describe these weights
     return teacher
 
 
 def open_timm_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:
-    """A teacher from a directory of `timm.models.save_for_hf`: config.json and the weights.
-
-    Raises:
-        UserError: see `open_teacher`.
-    """
+    """Open a teacher from a directory written by `timm.models.save_for_hf`: config.json and weights."""
     try:
         architecture = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architecture", "")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory / 'config.json'} is no valid JSON object: {one_line(error)}") from error
+        raise UserError(f"{directory / 'config.json'} is not a valid JSON object: {one_line(error)}") from error
     if not timm.is_model(architecture):
         raise UserError(
-            f"{directory} holds no teacher: the architecture {architecture!r} in its config.json is none of timm's."
+            f"{directory} does not contain a teacher: timm does not know the architecture {architecture!r} of its "
+            "config.json."
         )
     file = next((directory / name for name in WEIGHT_FILES if (directory / name).is_file()), None)
     if pretrained and file is None:
-        raise UserError(f"{directory} holds no weights: neither {' nor '.join(WEIGHT_FILES)} is there.")
+        raise UserError(f"{directory} does not contain weights: it has neither {' nor '.join(WEIGHT_FILES)}.")
     return _teacher(directory.name, f"local-dir:{directory}", file, pretrained, image_size)
 
 
 def _teacher(shown: str, name: str, file: Path | None, pretrained: bool, image_size: int | None) -> Teacher:
-    with torch.device("meta"):  # what cannot be inherited is refused before its weights are fetched
+    with torch.device("meta"):  # refuse models that cannot be inherited before downloading weights
         model = _create(shown, name)
         require_inheritable(model, shown)
     require_whole_patches(image_size, patch_of(model), shown)
@@ -79,7 +73,7 @@ def _teacher(shown: str, name: str, file: Path | None, pretrained: bool, image_s
         weights = read_weights(file) if file else _create(shown, name, pretrained=True).state_dict()
         try:  # antialias=False: how DINOv2's authors resample position embeddings
             weights = checkpoint_filter_fn(weights, trunk, adapt_layer_scale=True, antialias=False)
-        except Exception as error:  # it reshapes what it takes for its own: another model's weights may raise anything
+        except Exception as error:  # raises almost anything for the weights of another model
             raise UserError(
                 f"The weights of {source} do not fit ({one_line(error)}). Is it another variant?"
             ) from error
@@ -96,37 +90,33 @@ def _create(shown: str, name: str, **options: Any) -> Any:
 
 
 def require_inheritable(model: nn.Module, shown: str) -> None:
-    """Whether blocks of `model` work on latent tokens, which have no grid.
-
-    Raises:
-        UserError: they do not; it says why.
-    """
+    """Raise a UserError with the reason unless the blocks of `model` work on latent tokens, which have no grid."""
     kind = type(model).__name__
     if getattr(model, "rope", None) is not None:
         reason = (
-            "its blocks turn queries and keys by their place on the patch grid (rotary positions), and latent tokens "
-            "have no such place"
+            "its blocks rotate queries and keys by their position on the patch grid (rotary positions), and latent "
+            "tokens have no such position"
         )
     elif kind == "VisionTransformerDistilled":
-        reason = "a second class token with a head of its own has no counterpart here; take the model that has none"
+        reason = "its second class token with its own head is not supported; use the model without distillation"
     elif not hasattr(model, "blocks"):
-        reason = "its stages (convolutions, windows) work on a grid of features, and latent tokens have none"
+        reason = "its stages (convolutions, windows) need a grid of features, and latent tokens have none"
     elif type(model) is not VisionTransformer:
-        reason = "only the blocks of timm's plain VisionTransformer take and give sequences of tokens and nothing else"
+        reason = "only the blocks of timm's plain VisionTransformer map a sequence of tokens to a sequence of tokens"
     elif any(hasattr(module, "lambda_init") for module in model.blocks.modules()):
-        reason = "its differential attention depends on a block's number, which dropping blocks changes"
+        reason = "its differential attention depends on the index of a block, which changes when blocks are dropped"
     else:
         return
     raise UserError(f"{shown} (class {kind}) cannot be inherited: {reason}.")
 
 
 def patch_of(trunk: Any) -> tuple[int, int]:
-    """Height and width in pixels of what becomes a token of a VisionTransformer that timm built."""
+    """Height and width in pixels of the patches of a timm VisionTransformer."""
     return trunk.patch_embed.feat_ratio(as_scalar=False)
 
 
 def cortex_of(trunk: Any) -> CortexConfig:
-    """The numbers of a VisionTransformer that timm built."""
+    """Configuration of a timm VisionTransformer."""
     heads = next(module.num_heads for module in trunk.blocks[0].modules() if hasattr(module, "num_heads"))
     is_linear = isinstance(trunk.head, nn.Linear)
     return CortexConfig(
@@ -144,5 +134,5 @@ def _preprocessing_of(trunk: Any, shown: str) -> Preprocessing:
     data = resolve_model_data_config(trunk)
     crop = square_side(trunk.patch_embed.img_size, shown)
     resize_mode = RESIZE_MODES.get(data["crop_mode"], data["crop_mode"])
-    resize = math.floor(crop / data["crop_pct"])  # rounded as timm does
+    resize = math.floor(crop / data["crop_pct"])  # rounded like timm
     return Preprocessing(resize, crop, data["mean"], data["std"], data["interpolation"], resize_mode)

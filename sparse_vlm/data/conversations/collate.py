@@ -1,4 +1,4 @@
-"""Rows -> one batch for a transformers causal LM, with the head computed at the predicting positions only."""
+"""Rows -> a batch for a causal language model of transformers, with logits at the predicting positions only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,35 +6,32 @@ from typing import Any
 import torch
 
 from sparse_vlm.data.conversations.encoding import IGNORE, Row
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, check_choice
 
 PACKINGS = ("longest", "one row")
 
 
 class ConversationCollator:
-    """Puts rows into a batch, and the images of the samples that have any, in the order of their placeholders.
+    """Collate rows into a batch, and the images of its samples in the order of their placeholders.
 
-    The batch holds `input_ids` int64[B,L]; `logits_to_keep` bool[B,L], true at the P predicting positions, so that
-    the vocabulary is scored there and nowhere else; `labels` = `shift_labels` int64[P] (transformers' loss takes the
-    second as already shifted); under `image_key` the I > 0 images, stacked; and
-      - `attention_mask` int64[B,L], rows of dependent turns, padded on the right, or
-      - `attention_mask` bool[B,1,L,L] (query, key) and `position_ids` int64[B,L], rows of independent turns, or
-      - `position_ids` int64[B,L] and `use_cache` False, packed rows. Where the positions start again transformers'
-        masks let nothing through, unless there is a mask or a cache; so do its kernels for a single row.
+    The batch holds `input_ids` int64[B,L]; `logits_to_keep` bool[B,L], true at the P predicting positions, the only
+    ones where logits are computed; `labels` = `shift_labels` int64[P] (transformers' loss takes the latter as already
+    shifted); under `image_key` the I > 0 images, stacked; and, depending on the rows,
+      - dependent turns: `attention_mask` int64[B,L], padded on the right;
+      - independent turns: `attention_mask` bool[B,1,L,L] (query, key) and `position_ids` int64[B,L];
+      - packed rows: `position_ids` int64[B,L] and `use_cache` False. Without a mask and a cache, transformers' masks
+        separate conversations where the positions restart; so do its flash attention kernels, in a single row.
 
     Args:
-        pad_token_id: for the padding, which nothing attends to.
+        pad_token_id: token of the padding, to which nothing attends.
         independent_turns: as in the dataset.
-        packing: None: a row for each sample. "longest": as few rows as fit into the length of the longest; "one row":
-            a single one without padding, which flash attention needs and which others pay for by its length squared.
-        image_key: the model's name for what the dataset's images are: "pixel_values" or "visual_tokens".
-        blank_image: (image_token_id, tokens per image, shape of an image) or None. When given, a batch without any
-            image gets one of zeros whose tokens nothing attends to: the vision parts then take part in every step, with
-            zero gradient, which keeps several processes from waiting for each other for ever. Batches with an
-            image, and all batches of a single process, do without.
-
-    Raises:
-        UserError: unknown packing, or packing of independent turns.
+        packing: None: one row per sample. "longest": as few rows as possible, of the length of the longest sample. "one
+            row": a single row without padding, which flash attention requires; other implementations pay for the
+            square of its length.
+        image_key: the model's argument for the images: "pixel_values" or "visual_tokens".
+        blank_image: (image_token_id, tokens per image, shape of an image), or None. If given, a batch without images
+            gets one of zeros, to whose tokens nothing attends. The vision tower then takes part in every step, with
+            zero gradient, so that processes do not wait for each other forever. A single process does not need it.
     """
 
     def __init__(
@@ -46,17 +43,19 @@ class ConversationCollator:
         image_key: str = "pixel_values",
         blank_image: tuple[int, int, torch.Size] | None = None,
     ) -> None:
-        if packing not in (None, *PACKINGS):
-            raise unknown_choice("packing", packing, PACKINGS)
-        if packing is not None and independent_turns:
-            raise UserError("--packing and --independent_turns do not go together: both decide who sees whom in a row.")
+        if packing is not None:
+            check_choice("packing", packing, PACKINGS)
+            if independent_turns:
+                raise UserError(
+                    "--packing and --independent_turns exclude each other: both set the attention of a row."
+                )
         self.pad_token_id, self.independent_turns, self.blank_image = pad_token_id, independent_turns, blank_image
         self.packing, self.image_key = packing, image_key
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows: list[Row] = [example["row"] for example in examples]
         images: list[list[torch.Tensor]] = [example["images"] for example in examples]
-        blank: list[int] = []  # its tokens
+        blank: list[int] = []  # the tokens of the blank image
         if not any(images) and self.blank_image is not None:
             image_token_id, width, shape = self.blank_image
             blank = [image_token_id] * width
@@ -74,9 +73,9 @@ class ConversationCollator:
             "logits_to_keep": targets != IGNORE,
             "labels": labels,
             "shift_labels": labels,
-            **self._who_sees_whom(rows, length),
+            **self._attention(rows, length),
         }
-        stacked = [image for of_row in images for image in of_row]
+        stacked = [image for row_images in images for image in row_images]
         if stacked:
             batch[self.image_key] = torch.stack(stacked)
         return batch
@@ -84,7 +83,7 @@ class ConversationCollator:
     def _packed(
         self, rows: list[Row], images: list[list[torch.Tensor]], blank: list[int]
     ) -> tuple[list[Row], list[list[torch.Tensor]], list[int]]:
-        """The rows joined, their images in the new order; the blank image's tokens are a row like the others."""
+        """Join the rows into groups and reorder the images. The blank image's tokens become a row like the others."""
         if blank:
             size = len(blank)
             rows, images = [*rows, Row(blank, [IGNORE] * size, list(range(size)), [0] * size)], [*images, []]
@@ -93,7 +92,8 @@ class ConversationCollator:
         order = [index for group in groups for index in group]
         return [_joined([rows[index] for index in group]) for group in groups], [images[i] for i in order], []
 
-    def _who_sees_whom(self, rows: list[Row], length: int) -> dict[str, Any]:
+    def _attention(self, rows: list[Row], length: int) -> dict[str, Any]:
+        """Return the arguments that decide which positions attend to which."""
         if self.packing is not None:
             return {"position_ids": _pad([row.positions for row in rows], length, 0), "use_cache": False}
         if self.independent_turns:
@@ -104,14 +104,14 @@ class ConversationCollator:
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Which items lie one behind the other, so that no group is longer than `width`: first fit, longest first.
+    """Group items so that no group is longer than `width`, by first fit with the longest items first.
 
     Args:
         lengths: of the items, none above `width`.
-        width: of a group.
+        width: maximum total length of a group.
 
     Returns:
-        The items' indices by group; each once.
+        The indices of the items in each group.
     """
     groups: list[list[int]] = []
     room: list[int] = []
@@ -126,11 +126,13 @@ def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def segment_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Which key each query sees: earlier positions of segment 0 and of its own segment, and itself.
+    """Return the attention mask of independent turns.
+
+    A query attends to itself and to the earlier positions of segment 0 and of its own segment.
 
     Args:
-        segments: int64[B,L], 0 the shared prefix, k > 0 a turn, -1 padding (which sees itself alone, because a
-            query without any key has no softmax).
+        segments: int64[B,L]; 0: the shared prefix, k > 0: turn k, -1: padding. Padding attends to itself, because the
+            softmax of a query without any key is not defined.
 
     Returns:
         bool[B,1,L,L] (query, key).
@@ -138,16 +140,16 @@ def segment_mask(segments: torch.Tensor) -> torch.Tensor:
     query, key = segments[:, None, :, None], segments[:, None, None, :]
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    sees = causal & (query >= 0) & ((key == 0) | (key == query))
-    return sees | torch.eye(length, dtype=torch.bool)
+    attends = causal & (query >= 0) & ((key == 0) | (key == query))
+    return attends | torch.eye(length, dtype=torch.bool)
 
 
 def _joined(rows: Sequence[Row]) -> Row:
-    """The rows one behind the other; each row's positions stay."""
+    """Concatenate rows. Each row keeps its positions."""
     lists = zip(*((row.input_ids, row.targets, row.positions, row.segments) for row in rows), strict=True)
     return Row(*([value for part in parts for value in part] for parts in lists))
 
 
 def _pad(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
-    """int64[B,length], each row filled up with `value` on the right."""
+    """Pad rows with `value` on the right to int64[B,length]."""
     return torch.tensor([row + [value] * (length - len(row)) for row in rows], dtype=torch.long)

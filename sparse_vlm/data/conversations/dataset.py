@@ -1,4 +1,4 @@
-"""Conversations and their images as a map-style dataset of tokenised rows and pixel values."""
+"""Conversations and their images as a map-style dataset of tokenized rows and pixel values."""
 
 import logging
 import os
@@ -12,11 +12,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.conversations.encoding import ChatFormat, Row, Sample, encode, encode_independent, parse_sample
+from sparse_vlm.data.conversations.encoding import Row, encode, encode_independent
+from sparse_vlm.data.conversations.images import Images
 from sparse_vlm.data.conversations.length_limit import LengthLimit, TooLongError
-from sparse_vlm.data.conversations.sources import Images, Source
+from sparse_vlm.data.conversations.samples import Sample, parse_sample
+from sparse_vlm.data.conversations.sources import Source
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, check_choice, error_context
+from sparse_vlm.image_files import decode_image
+from sparse_vlm.vlm.language.turns import ChatFormat
 
 logger = logging.getLogger(__name__)
 BAD_SAMPLE_CHOICES = ("error", "skip")
@@ -25,8 +29,14 @@ DEFAULT_LIMIT = LengthLimit(2048)
 
 
 class Entry(NamedTuple):
-    """A checked sample and where it comes from; if they were counted while it was checked, how many tokens its row has,
-    and how many it would have without the limit."""
+    """A checked sample and its source.
+
+    Attributes:
+        source: the origin of the sample.
+        sample: the sample.
+        length: tokens of its row, if they were counted during the check.
+        full_length: the same without the limit.
+    """
 
     source: Source
     sample: Sample
@@ -34,44 +44,56 @@ class Entry(NamedTuple):
     full_length: int | None = None
 
 
-class Picture(NamedTuple):
-    """One that a sample names, and where it lies."""
+class SampleImage(NamedTuple):
+    """An image that a sample names. Errors name the sample too."""
 
     sample: Sample
     images: Images
     name: str
 
-    def act(self, action: Callable[[str], Any]) -> Any:
-        """What `action`, a method of `images`, makes of it; its error names the sample."""
-        try:
-            return action(self.name)
-        except UserError as error:
-            raise UserError(f"Sample {self.sample.id}: {error}") from error
+    def check(self) -> None:
+        """Check that the image exists, without reading it."""
+        with error_context(str(self.sample)):
+            self.images.check(self.name)
+
+    def read(self) -> bytes:
+        """Return the bytes of the image file."""
+        with error_context(str(self.sample)):
+            return self.images.read(self.name)
+
+    def open(self) -> Image.Image:
+        """Return the image as RGB."""
+        with error_context(str(self.sample)):
+            return self.images.open(self.name)
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Return the image as RGB from the bytes that `read` returned."""
+        with error_context(str(self.sample)):
+            return decode_image(data, self.name)
 
 
 class ConversationDataset(Dataset):
-    """Items: `{"row": Row, "images": list of float[3,H,W]}`, in the order of the sources and their records, a weight
-    above 1 as rounds of its source one after the other. With `visual_tokens` the images are float[n,C].
+    """Tokenized conversations and their images. Items: `{"row": Row, "images": list of float[3,H,W]}`.
+
+    Items have the order of the sources and their records; a weight above 1 repeats its source in rounds. With
+    `visual_tokens`, the images are float[n,C].
 
     Args:
         sources: see `open_sources`.
-        chat: tokenizer, template and image width.
-        preprocess: PIL image -> float[3,H,W], the vision encoder's own preprocessing.
-        independent_turns: the turns of a sample do not see each other (VQA on one image).
-        limit: of a row's length.
-        on_bad_sample: "error" stops at the first bad sample; the text, the length and the existence of all images are
-            checked here, damaged image files when they are read. "skip" reads everything once here, leaves the bad
-            samples out, and reports how many and why.
-        seed: draws the part of a source that a broken weight asks for.
+        chat: tokenizer, template, and tokens per image.
+        preprocess: PIL image -> float[3,H,W], the preprocessing of the vision encoder.
+        independent_turns: the turns of a sample do not attend to each other (VQA on one image).
+        limit: maximum length of a row.
+        on_bad_sample: "error" stops at the first bad sample. Texts, lengths and the existence of all images are checked
+            here, but image files only when they are read. "skip" reads everything once here, leaves out the bad samples
+            and reports how many there are, and why.
+        seed: draws the samples of a fractional weight.
 
     Attributes:
         entries: one per item.
         skipped: a sentence per sample that was left out.
         truncated: a sentence per sample whose row ends at the limit.
-        visual_tokens: when set, where the pictures' tokens are read in the place of the pictures.
-
-    Raises:
-        UserError: with the sample's name, and when no good sample is left.
+        visual_tokens: if set, the source of visual tokens, which replace the images.
     """
 
     def __init__(
@@ -85,8 +107,7 @@ class ConversationDataset(Dataset):
         on_bad_sample: str = "error",
         seed: int = 0,
     ) -> None:
-        if on_bad_sample not in BAD_SAMPLE_CHOICES:
-            raise unknown_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
+        check_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
         self.chat, self.preprocess = chat, preprocess
         self.encode = encode_independent if independent_turns else encode
         self.limit = limit
@@ -97,7 +118,7 @@ class ConversationDataset(Dataset):
         for source in sources:
             good = self._checked(source, skip=on_bad_sample == "skip")
             self.truncated += [
-                f"Sample {entry.sample.id} has {entry.full_length} tokens; {entry.length} stay."
+                f"{entry.sample} has {entry.full_length} tokens; {entry.length} are kept."
                 for entry in good
                 if entry.length != entry.full_length
             ]
@@ -121,23 +142,23 @@ class ConversationDataset(Dataset):
         """Return the number of tokens of each row, without reading any image."""
         return [entry.length or len(self._row(entry.sample)[0].input_ids) for entry in self.entries]
 
-    def pictures(self) -> list[Picture]:
-        """Every picture that an item needs, once."""
+    def distinct_images(self) -> list[SampleImage]:
+        """Return every image that an item needs, once."""
         found = {
-            (id(e.source.images), name): Picture(e.sample, e.source.images, name)
+            (id(e.source.images), name): SampleImage(e.sample, e.source.images, name)
             for e in self.entries
             for name in e.sample.images
         }
         return list(found.values())
 
     def _checked(self, source: Source, skip: bool) -> list[Entry]:
-        """The source's good samples; each bad one raises, or is added to `skipped`."""
+        """Return the good samples of a source. Bad samples raise or are added to `skipped`."""
 
         def check(index: int) -> Entry | UserError:
             try:
                 sample = parse_sample(source.records[index], index)
                 for name in sample.images:
-                    Picture(sample, source.images, name).act(source.images.check)
+                    SampleImage(sample, source.images, name).check()
                 if not skip and self._most_tokens(sample) <= self.limit.tokens:
                     return Entry(source, sample)
                 full = self.encode(sample, self.chat)
@@ -149,7 +170,7 @@ class ConversationDataset(Dataset):
                 return error
 
         good = []
-        with ThreadPoolExecutor(max_workers=os.cpu_count() if skip else 1) as pool:  # decoding lets other threads run
+        with ThreadPoolExecutor(max_workers=os.cpu_count() if skip else 1) as pool:  # decoding releases the GIL
             for outcome in pool.map(check, range(len(source.records))):
                 if isinstance(outcome, Entry):
                     good.append(outcome)
@@ -161,9 +182,9 @@ class ConversationDataset(Dataset):
         return good
 
     def _most_tokens(self, sample: Sample) -> int:
-        """Return an upper bound of a row's tokens, which takes a hundredth of the time of counting them.
+        """Return an upper bound of the tokens of a row, in a hundredth of the time of counting them.
 
-        A token of text stands for a byte at least; a template's own tokens are counted on one short conversation.
+        A token of text stands for at least one byte. The template's own tokens are counted on a short conversation.
         """
         copies = sum(role == "assistant" for role, _ in sample.turns) if self.encode is encode_independent else 1
         text = sum(len(words.encode("utf-8", "surrogatepass")) + self._turn_tokens for _, words in sample.turns)
@@ -179,22 +200,22 @@ class ConversationDataset(Dataset):
         return self.limit.fit(self.encode(sample, self.chat), sample, self.chat)
 
     def _images(self, source: Source, sample: Sample, names: Sequence[str]) -> list[torch.Tensor]:
-        return [self._image(Picture(sample, source.images, name)) for name in names]
+        return [self._image(SampleImage(sample, source.images, name)) for name in names]
 
-    def _image(self, picture: Picture) -> torch.Tensor:
+    def _image(self, image: SampleImage) -> torch.Tensor:
         if self.visual_tokens is not None:
-            return self.visual_tokens.tokens(picture.act(picture.images.read))
-        return self.preprocess(picture.act(picture.images.open))
+            return self.visual_tokens.tokens(image.read())
+        return self.preprocess(image.open())
 
 
 def _report(count: str, sentences: Sequence[str]) -> None:
-    """Logs the count and the first of the sentences, if there are any."""
+    """Log the count and the first sentences, if there are any."""
     for line in [count, *(f"  {sentence}" for sentence in sentences[:REASONS_SHOWN])] if sentences else []:
         logger.warning("%s", line)
 
 
 def _weighted(entries: list[Entry], weight: float, order: random.Random) -> list[Entry]:
-    """Each entry as often as the weight says: all of them in whole rounds, then a random part in their order."""
+    """Repeat the entries by weight: all of them in whole rounds, then a random part of them in their order."""
     rounds, rest = divmod(round(weight * len(entries)), max(1, len(entries)))
     part = sorted(order.sample(range(len(entries)), rest))
     return entries * rounds + [entries[index] for index in part]

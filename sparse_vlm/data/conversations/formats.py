@@ -1,27 +1,30 @@
-"""The layouts in which people have conversations -> images and turns, checked key by key.
+"""The layouts of conversations: records -> names of images, and turns. Every key is checked.
 
-| turns under                        | a turn                               | an image stands                         |
-|------------------------------------|--------------------------------------|-----------------------------------------|
-| `conversations` (LLaVA)            | `{"from": "human", "value": text}`   | at each `<image>` of the text           |
-| `messages` (TRL), `conversations`  | `{"role": "user", "content": text}`, | there too; without any `<image>` before |
-|                                    | or a list of parts as content        | the first question of `messages`; at a  |
-|                                    |                                      | part of type "image"                    |
-| `texts` (the_cauldron, FineVision) | `{"user": text, "assistant": text}`  | before the first question               |
+| turns under                        | a turn                               | position of the images                   |
+|------------------------------------|--------------------------------------|------------------------------------------|
+| `conversations` (LLaVA)            | `{"from": "human", "value": text}`   | at each `<image>` of the text            |
+| `messages` (TRL), `conversations`  | `{"role": "user", "content": text}`, | at each `<image>` of the text, or at     |
+|                                    | or a list of parts as content        | each part of type "image"; else before   |
+|                                    |                                      | the first question of `messages`         |
+| `texts` (the_cauldron, FineVision) | `{"user": text, "assistant": text}`  | before the first question                |
 
-Images are named by `image` or `images`, each a name or a list of names; turns may be the JSON text of such a list.
-Keys whose value is null count as absent. Any other key is an error: it might carry what a model should learn from.
+`image` or `images` holds the name of an image or a list of names. Turns may be the JSON text of such a list. A key with
+the value null counts as absent. Any other key is an error, because it might hold something that a model should learn.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, check_choice, error_context, unknown_choice
+
+Record = dict[str, Any]
+Turn = tuple[str, str]  # (role name of chat templates, stripped text)
 
 IMAGE_PLACEHOLDER = "<image>"
 TURN_KEYS = ("conversations", "messages", "texts")
 IMAGE_KEYS = ("image", "images")
-# Describe a sample and are not learned from: of LLaVA's own mixtures, OneVision, Cambrian, M4, FineVision and others.
+# Keys that describe a sample and are ignored: from LLaVA's own mixtures, OneVision, Cambrian, M4, FineVision, ….
 NOTE_KEYS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "category", "task", "task_name", "task_type"),
     *("metadata", "sample_id", "question_id", "image_id", "width", "height", "length", "license"),
@@ -35,20 +38,19 @@ LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
 SAME_ROLE = {"user": "human", "assistant": "gpt", "human": "user", "gpt": "assistant"}
 
-Turn = tuple[str, str]  # (a chat template's role, stripped text)
-
 
 def check_keys(keys: Iterable[str], place: str) -> None:
-    """Check the keys of a sample, or a table's columns, and that they name one list of turns and one of images.
+    """Check the keys of a record or the columns of a table. At most one key may hold turns, and one images.
 
-    Raises:
-        UserError: at the first one that is not understood, with the nearest that is.
+    Args:
+        keys: of the record or table.
+        place: names the record or table in the error.
     """
     keys = list(keys)
     for key in keys:
         if key != "id" and key not in LEARNED_KEYS + NOTE_KEYS:
             raise UserError(
-                f"{place}: {unknown_choice('key', key, LEARNED_KEYS)} It is not dropped silently: remove it."
+                f"{place}: {unknown_choice('key', key, LEARNED_KEYS)} Unknown keys are not ignored: remove it."
             )
     for several in (TURN_KEYS, IMAGE_KEYS):
         given = [key for key in several if key in keys]
@@ -57,21 +59,18 @@ def check_keys(keys: Iterable[str], place: str) -> None:
 
 
 def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[Turn]]:
-    """The names of a sample's images in the order of their placeholders, and its turns.
+    """Return the names of a record's images, in the order of their placeholders, and its turns.
 
     Args:
         record: in one of the layouts above.
-        place: names the sample in errors.
-
-    Raises:
-        UserError: unknown keys or roles, or values of another kind.
+        place: names the record in errors.
     """
     given = {key: value for key, value in record.items() if value is not None}
     check_keys(given, place)
     images = _names(next((given[key] for key in IMAGE_KEYS if key in given), []), place)
     key = next((key for key in TURN_KEYS if key in given), TURN_KEYS[0])
     listed = _list_of_turns(given.get(key), key, place)
-    parts: list[Any] = []  # what the parts of type "image" say about which image they are
+    parts: list[Any] = []  # for each part of type "image", the index or name of its image, or None
     if key == "texts":
         turns = [turn for item in listed for turn in _exchange(item, place)]
     else:
@@ -97,7 +96,7 @@ def _list_of_turns(value: Any, key: str, place: str) -> list[dict[str, Any]]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise UserError(f'{place}: "{key}" is a text that is not valid JSON ({error}).') from None
+            raise UserError(f'{place}: "{key}" is a string that is not valid JSON ({error}).') from None
     if not isinstance(value, list) or not value:
         raise UserError(f'{place} has no "{key}" list.')
     if not all(isinstance(item, dict) for item in value):
@@ -106,27 +105,27 @@ def _list_of_turns(value: Any, key: str, place: str) -> list[dict[str, Any]]:
 
 
 def _exchange(item: dict[str, Any], place: str) -> list[Turn]:
-    """The question and answer of an item of the_cauldron's `texts`."""
+    """Return the question and the answer of an item of `texts`."""
     _check_fields(item, ("user", "assistant", "source"), place)
     return [(role, _text(item.get(role), role, place)) for role in ("user", "assistant")]
 
 
 def _turn(item: dict[str, Any], parts: list[Any], place: str) -> Turn:
-    """A turn of LLaVA's or of a chat template's form; adds to `parts`."""
+    """Return a turn of LLaVA's form or of a chat template's, and append its images to `parts`."""
     llava = "from" in item or "value" in item
-    who, what, roles = ("from", "value", LLAVA_ROLES) if llava else ("role", "content", ROLES)
-    _check_fields(item, (who, what), place)
-    role = item.get(who)
+    role_key, text_key, roles = ("from", "value", LLAVA_ROLES) if llava else ("role", "content", ROLES)
+    _check_fields(item, (role_key, text_key), place)
+    role = item.get(role_key)
     if not isinstance(role, str) or role not in roles:
         raise UserError(f"{place}: {unknown_choice('role', str(role), roles, meant=SAME_ROLE.get(str(role)))}")
-    content = item.get(what)
+    content = item.get(text_key)
     if isinstance(content, list) and not llava:
         content = _joined(content, parts, place)
     return roles[role], _text(content, role, place)
 
 
 def _joined(content: list[Any], parts: list[Any], place: str) -> str:
-    """The text of a list of parts, with images where the chat template puts them (PARTS_TO_TEXT)."""
+    """Return the text of a list of parts, with placeholders where chat templates put them (PARTS_TO_TEXT)."""
     images, words, mixed, groups, before = "", "", "", 0, None
     for part in content:
         given = {name: field for name, field in part.items() if field is not None} if isinstance(part, dict) else {}
@@ -147,7 +146,7 @@ def _joined(content: list[Any], parts: list[Any], place: str) -> str:
 
 
 def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[str]:
-    """The images' names in the order of the parts, which say a place among them, a name of their own, or nothing."""
+    """Return the names of the images in the order of the parts, each of which holds an index, a name or nothing."""
     if not images and all(isinstance(part, str) for part in parts):
         return parts
     if all(isinstance(part, int) for part in parts):
@@ -156,21 +155,21 @@ def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[
         return [images[part] for part in parts]
     for part in parts:
         if part is not None and not isinstance(part, int | str):
-            raise UserError(f"{place}: a part of type 'image' holds a {type(part).__name__}: name the image there.")
+            raise UserError(f"{place}: a part of type 'image' holds a {type(part).__name__}: give the image's name.")
     if any(part is not None for part in parts):
-        raise UserError(f"{place}: its images are named by its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
+        raise UserError(f"{place}: its images are named in its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
     return images
 
 
 def _text(value: Any, role: str, place: str, *, strip: bool = True) -> str:
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{place}: what a {role} turn says is {value!r:.80}, which is not a text. Put it in quotes.")
+        raise UserError(f"{place}: a {role} turn holds {value!r:.80}, which is not a string. Put it in quotes.")
     if value is None or (strip and not value.strip()):
         raise UserError(f"{place}: a {role} turn has no text.")
     return value.strip() if strip else value
 
 
 def _check_fields(item: dict[str, Any], known: tuple[str, ...], place: str) -> None:
-    for field in item:
-        if field not in known:
-            raise UserError(f"{place}: {unknown_choice('field of a turn', field, known)}")
+    with error_context(place):
+        for field in item:
+            check_choice("field of a turn", field, known)

@@ -1,46 +1,32 @@
-"""Where conversations come from: LLaVA's JSON beside an image folder, webdataset shards, Hugging Face data sets, and
-mixtures of them in a YAML file. All by index: an epoch's samples are known, counted and checked before it begins.
+"""Open conversations: LLaVA's JSON with an image folder, webdataset shards, Hugging Face data sets, and mixtures.
+
+All sources are indexed, so that the samples of an epoch are known, counted and checked before it begins.
 """
 
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import yaml
-from PIL import Image
-
-from sparse_vlm.data.images.decode import open_image
-from sparse_vlm.errors import UserError, one_line, unknown_choice
-
-Record = dict[str, Any]
-ADDRESS = re.compile(r"data:|\w+://")
-
-
-class Images(Protocol):
-    """The pictures that records name."""
-
-    def check(self, name: str) -> None:
-        """Raises UserError if there is no such picture. Reads none."""
-
-    def read(self, name: str) -> bytes:
-        """The picture's file as it is. Raises UserError if it is missing."""
-
-    def open(self, name: str) -> Image.Image:
-        """The picture as RGB. Raises UserError if it is missing or damaged."""
+from sparse_vlm.data.conversations.formats import Record
+from sparse_vlm.data.conversations.images import FolderImages, Images
+from sparse_vlm.data.conversations.mixture import MixtureEntry, read_mixture
+from sparse_vlm.data.conversations.shards import read_shards
+from sparse_vlm.data.conversations.tables import read_table
+from sparse_vlm.data.specs import parse_spec
+from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.files import read_json
 
 
 @dataclass(frozen=True)
 class Source:
-    """Records in one of the layouts of formats.py, unchecked (`parse_sample` checks each), and their pictures.
+    """Records and their images.
 
     Attributes:
         name: for messages.
-        records: see sparse_vlm/data/conversations/formats.py.
-        images: what the records' "image" or "images" name.
-        weight: how often a sample comes in an epoch; see `open_sources`.
+        records: in one of the layouts of formats.py, not yet checked; see `parse_sample`.
+        images: the images that the records name.
+        weight: how often each sample occurs per epoch; see `open_sources`.
     """
 
     name: str
@@ -49,140 +35,61 @@ class Source:
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class MixtureEntry:
-    """An entry of a mixture file; relative paths start at the file's folder."""
-
-    data_path: str
-    image_folder: str = "."
-    weight: float = 1.0
-
-
 def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source]:
-    """Conversations from anywhere.
+    """Open the conversations of --data_path.
 
-    | data_path            | what                                                                            |
-    |----------------------|---------------------------------------------------------------------------------|
-    | FILE.json, .jsonl    | LLaVA's samples; "image" is relative to `image_folder`                          |
-    | wds:SHARDS           | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,  |
-    |                      | whose own "image" does not count) beside its pictures, KEY.jpg, or KEY.0.jpg …  |
-    | hf:NAME[@CONFIG][:SPLIT] | a data set with the columns of a layout of formats.py                          |
-    | FILE.yaml            | a mixture: a list of {data_path, image_folder, weight} of the above             |
+    | data_path                | conversations                                                                       |
+    |--------------------------|-------------------------------------------------------------------------------------|
+    | FILE.json, FILE.jsonl    | LLaVA's samples; "image" is relative to `image_folder`                              |
+    | wds:SHARDS               | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,    |
+    |                          | whose "image" is ignored) and its images, KEY.jpg, or KEY.0.jpg, KEY.1.jpg, …       |
+    | hf:NAME[@CONFIG][:SPLIT] | a data set whose columns are the keys of a layout of formats.py                     |
+    | FILE.yaml                | a mixture: a list of {data_path, image_folder, weight} of the above                 |
 
-    A weight says how often each sample comes in an epoch: 2 twice, 0.5 a half of them (drawn once, by the seed), 1.25
-    all and a quarter again.
+    A weight says how often each sample occurs per epoch: with 2 twice; with 0.5 half of the samples, drawn once by the
+    seed; with 1.25 all samples and a quarter of them again.
 
     Args:
         data_path: see the table.
         image_folder: for JSON and JSONL.
-
-    Raises:
-        UserError: something is missing, unreadable, or not of this form.
     """
     if Path(data_path).suffix.lower() not in (".yaml", ".yml"):
-        return [_open_source(str(data_path), Path(image_folder))]
-    sources = []
-    for entry in read_mixture(Path(data_path)):
-        source = _open_source(entry.data_path, Path(data_path).parent / entry.image_folder, Path(data_path).parent)
-        sources.append(Source(source.name, source.records, source.images, entry.weight))
-    return sources
+        return [_open_source(MixtureEntry(str(data_path), str(image_folder)))]
+    file = Path(data_path)
+    return [_open_source(entry, file.parent) for entry in read_mixture(file)]
 
 
-def read_mixture(file: Path) -> list[MixtureEntry]:
-    """The entries of a mixture file.
-
-    Raises:
-        UserError: the file is missing or no list of entries; an entry has an unknown key, no data_path, a path that is
-            no text, or a weight that is no positive number.
-    """
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"The mixture {file} cannot be read: {one_line(error)}") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"The mixture {file} must be a list of entries (- data_path: …).")
-    return [_mixture_entry(entry, f"entry {n} of the mixture {file}") for n, entry in enumerate(entries, start=1)]
-
-
-def _mixture_entry(values: dict[str, Any], place: str) -> MixtureEntry:
-    """The entry that YAML's mapping says; `place` names it."""
-    known = [field.name for field in fields(MixtureEntry)]
-    for key in values:
-        if key not in known:
-            raise unknown_choice(f"key of {place}", str(key), known)
-    if "data_path" not in values:
-        raise UserError(f"There is no data_path in {place}.")
-    entry = MixtureEntry(**values)
-    for name in ("data_path", "image_folder"):
-        if not isinstance(getattr(entry, name), str):
-            raise UserError(f"In {place}, {name} is {getattr(entry, name)!r}: it must be a path.")
-    is_number = isinstance(entry.weight, int | float) and not isinstance(entry.weight, bool)
-    if not is_number or not 0 < entry.weight < float("inf"):
-        raise UserError(f"In {place}, weight is {entry.weight!r}: it must be a positive number.")
-    return entry
-
-
-def _open_source(data_path: str, image_folder: Path, base: Path = Path()) -> Source:
-    prefix, colon, name = data_path.partition(":")
-    if colon and prefix == "wds":
-        from sparse_vlm.data.conversations.archives import read_shards
-
-        return Source(data_path, *read_shards("::".join(str(base / part) for part in name.split("::"))))
-    if colon and prefix == "hf":
-        from sparse_vlm.data.conversations.archives import read_table
-
-        return Source(data_path, *read_table(str(base / name) if (base / name).is_dir() else name))
-    return Source(data_path, read_samples(base / data_path), FolderImages(image_folder))
+def _open_source(entry: MixtureEntry, base: Path = Path()) -> Source:
+    """Open an entry of a mixture whose paths are relative to `base`."""
+    records: list[Record]
+    images: Images
+    prefix, name = parse_spec(entry.data_path, ("hf", "wds"), base)
+    if prefix == "wds":
+        records, images = read_shards(name, base)
+    elif prefix == "hf":
+        records, images = read_table(name, base)
+    else:
+        records, images = read_samples(base / name), FolderImages(base / entry.image_folder)
+    return Source(entry.data_path, records, images, entry.weight)
 
 
 def read_samples(path: str | Path) -> list[Record]:
-    """The records of a LLaVA JSON (one list) or JSONL file.
-
-    Raises:
-        UserError: no such file, not JSON, or not a list of objects.
-    """
+    """Read the records of a LLaVA JSON file (a list) or JSONL file (one record per line)."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"The data file {path} does not exist. Check --data_path.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # programs on Windows put a mark before the first letter
-        if path.suffix.lower() == ".jsonl":
-            # not splitlines(), which also cuts at U+2028 and others, which a string may contain
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
-    except OSError as error:
-        raise UserError(f"The data file {path} cannot be read ({one_line(error)}).") from None
+    records = _read_lines(path) if path.suffix.lower() == ".jsonl" else read_json(path)
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UserError(f"The data file {path} must hold a non-empty list of LLaVA samples (objects).")
     return records
 
 
-class FolderImages:
-    """Files below a folder; a name is a path relative to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def check(self, name: str) -> None:
-        if ADDRESS.match(name):
-            raise UserError(f"the image {name[:60]!r} is an address: put its file below --image_folder.")
-        try:
-            problem = None if (self.folder / name).is_file() else "does not exist"
-        except OSError as error:  # too long for a name, or a folder that may not be read
-            problem = f"cannot be read ({one_line(error)})"
-        if problem:
-            raise UserError(
-                f"the image {self.folder / name} {problem}. Check --image_folder, or use --on_bad_sample skip."
-            )
-
-    def read(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise UserError(f"The image {self.folder / name} cannot be read ({one_line(error)}).") from error
-
-    def open(self, name: str) -> Image.Image:
-        return open_image(self.folder / name)
+def _read_lines(path: Path) -> list[Record]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # not splitlines(), which also splits at characters that a JSON string may contain, such as U+2028
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The data file {path} is not valid JSON: {error}.") from None
+    except OSError as error:
+        raise UserError(f"The data file {path} cannot be read ({one_line(error)}).") from None

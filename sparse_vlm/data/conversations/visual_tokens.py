@@ -1,4 +1,4 @@
-"""Visual tokens on the disk, so that a frozen vision tower need not compute them in every epoch."""
+"""Visual tokens on disk, so that a frozen vision tower computes them once and not in every epoch."""
 
 import hashlib
 import os
@@ -15,16 +15,13 @@ from sparse_vlm.errors import UserError, one_line
 
 
 class VisualTokenCache:
-    """Visual tokens of pictures, in safetensors shards of one folder, by the hash of the picture's file.
+    """Visual tokens in a folder of safetensors shards, by the hash of the image file.
 
-    Several processes may add to the same folder. A shard is there whole or not at all, and its name follows from its
-    pictures, so that two processes with the same ones write the same file.
+    Several processes may add to the same folder. Shards are written atomically. A shard's name depends only on its
+    images, so two processes with the same images write the same file.
 
     Args:
-        folder: of one encoder's tokens; need not exist.
-
-    Raises:
-        UserError: a shard is damaged.
+        folder: the tokens of one encoder. Created when the first shard is added.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,7 +30,7 @@ class VisualTokenCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes notice of shards that other processes have added."""
+        """Find the shards that other processes have added."""
         known = set(self._shards.values())
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in known:
@@ -46,44 +43,41 @@ class VisualTokenCache:
         return key in self._shards
 
     def add(self, tokens: Mapping[str, torch.Tensor]) -> None:
-        """Writes a shard.
+        """Write a shard.
 
         Args:
-            tokens: `picture_key` -> float[n, C].
+            tokens: `file_hash` -> float[n, C].
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        shard = self.folder / f"{picture_key(''.join(sorted(tokens)).encode())[:32]}.safetensors"
+        shard = self.folder / f"{file_hash(''.join(sorted(tokens)).encode())[:32]}.safetensors"
         temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
         save_file(dict(tokens), temporary)
         os.replace(temporary, shard)
         self._shards |= dict.fromkeys(tokens, shard)
 
     def tokens(self, data: bytes) -> torch.Tensor:
-        """float[n, C] of a picture.
+        """Return the tokens of an image, float[n, C].
 
         Args:
-            data: the picture's file.
-
-        Raises:
-            UserError: it is not here.
+            data: content of the image file.
         """
-        key = picture_key(data)
+        key = file_hash(data)
         if key not in self._shards:
             raise UserError(
-                f"A picture is not among the {len(self)} of {self.folder}: it changed after the start, or this machine "
-                "does not see what the others wrote there."
+                f"An image is not among the {len(self)} of {self.folder}: it changed after the start, or this machine "
+                "does not see the files that the others wrote there."
             )
         return _open(self._shards[key]).get_tensor(key)
 
 
-def picture_key(data: bytes) -> str:
-    """What a picture's tokens are found by: the hash of its file."""
+def file_hash(data: bytes) -> str:
+    """Return the key of an image's tokens: the SHA-256 of its file."""
     return hashlib.sha256(data).hexdigest()
 
 
 @lru_cache(maxsize=256)
 def _open(shard: Path) -> Any:
-    """A shard's reader; kept, as its header names hundreds of pictures."""
+    """Return the reader of a shard. It is kept because parsing a header with hundreds of images takes time."""
     try:
         return safe_open(shard, "pt")
     except (OSError, SafetensorError) as error:

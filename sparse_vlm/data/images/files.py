@@ -1,4 +1,4 @@
-"""Which files below a folder are images, and a table of many paths that data workers share."""
+"""The image files below a folder, and compact tables of many paths."""
 
 import logging
 import os
@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_vlm.data.images.decode import readable_endings
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import readable_suffixes
 
 logger = logging.getLogger(__name__)
-# What systems leave beside or in people's data: archives of macOS, previews of Synology's, wastebaskets of Windows.
-OF_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+# Folders that macOS, Synology and Windows create beside users' data.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 HIDDEN = "hidden"
 
 
 class StringTable(Sequence[str]):
     """Many strings in one block of memory.
 
-    A data worker that is forked gets a copy of every Python object that it looks at, merely by counting references.
+    Forked data workers share the block. They would copy a list of strings, because reading a Python object changes its
+    reference count.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -31,7 +32,7 @@ class StringTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str], as of a Sequence
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str]
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         place = range(len(self))[index]
@@ -39,7 +40,7 @@ class StringTable(Sequence[str]):
 
 
 class PathTable(Sequence[Path]):
-    """The same of paths."""
+    """Many paths in one block of memory; see `StringTable`."""
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self._names = StringTable(map(str, paths))
@@ -52,77 +53,73 @@ class PathTable(Sequence[Path]):
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """The image files below a folder, also behind links to other folders, sorted. The log counts what is left out.
+    """Return the sorted image files below a folder.
 
-    Raises:
-        UserError: the folder is missing or holds none; one below it cannot be listed.
+    Symbolic links are followed. Hidden files and folders and files that PIL cannot read are ignored and counted in the
+    log. A folder without images is an error.
     """
-    left_out: Counter[str] = Counter()
-    paths = _image_paths(Path(folder), left_out)
-    _say(Path(folder), left_out)
+    ignored: Counter[str] = Counter()
+    paths = _image_paths(Path(folder), ignored)
+    _log_ignored(Path(folder), ignored)
     return paths
 
 
 def paths_by_class(folder: str | Path) -> dict[str, list[Path]]:
-    """The image files below each subfolder that is not hidden, by the subfolders' names, sorted.
-
-    Raises:
-        UserError: the folder is missing or a subfolder holds none.
-    """
-    folder, left_out = Path(folder), Counter[str]()
+    """Return the sorted image files below each subfolder, by its name. Ignores and logs the same as `image_paths`."""
+    folder, ignored = Path(folder), Counter[str]()
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} with a folder of images per class.")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    left_out[HIDDEN] = sum(map(is_hidden, classes))
-    found = {name: _image_paths(folder / name, left_out) for name in classes if not is_hidden(name)}
-    _say(folder, left_out)
+    ignored[HIDDEN] = sum(map(is_hidden, classes))
+    found = {name: _image_paths(folder / name, ignored) for name in classes if not is_hidden(name)}
+    _log_ignored(folder, ignored)
     return found
 
 
-def _image_paths(folder: Path, left_out: Counter[str]) -> list[Path]:
+def _image_paths(folder: Path, ignored: Counter[str]) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"There is no image folder {folder}.")
-    endings, before, paths = readable_endings(), left_out.copy(), []
+    suffixes, before, paths = readable_suffixes(), ignored.copy(), []
     try:
-        for path in _files_below(folder, left_out):
-            if path.suffix.lower() in endings:
+        for path in _files_below(folder, ignored):
+            if path.suffix.lower() in suffixes:
                 paths.append(path)
             else:
-                left_out[path.suffix.lower()] += 1
+                ignored[path.suffix.lower()] += 1
     except OSError as error:
         raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
     if not paths:
-        others = _listed(left_out - before)
+        others = _summary(ignored - before)
         raise UserError(f"The folder {folder} holds no image files{f', but {others}' if others else ''}.")
     return sorted(paths)
 
 
-def _files_below(folder: Path, left_out: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """What is no folder and not hidden; a link back to one of the folders `above` is not followed."""
+def _files_below(folder: Path, ignored: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Iterate over the files that are not hidden. Links back to one of the folders `above` are not followed."""
     here = folder.resolve()
     if here in above:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_hidden(entry.name):
-                left_out[HIDDEN] += 1
+                ignored[HIDDEN] += 1
             elif entry.is_dir():
-                yield from _files_below(Path(entry.path), left_out, (*above, here))
+                yield from _files_below(Path(entry.path), ignored, (*above, here))
             else:
                 yield Path(entry.path)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is one that people do not mean."""
-    return name.startswith(".") or name in OF_SYSTEMS
+    """Return whether a file or folder is hidden or belongs to the operating system."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def _say(folder: Path, left_out: Counter[str]) -> None:
-    if others := _listed(left_out):
-        logger.warning("Left out of %s: %s.", folder, others)
+def _log_ignored(folder: Path, ignored: Counter[str]) -> None:
+    if others := _summary(ignored):
+        logger.warning("Ignored in %s: %s.", folder, others)
 
 
-def _listed(left_out: Counter[str]) -> str:
-    """E.g. "1,600 hidden, 3 .h5, 1 without an ending", the most first."""
-    kinds = sorted((-count, kind) for kind, count in left_out.items() if count)
-    return ", ".join(f"{-count:,} {kind or 'without an ending'}" for count, kind in kinds)
+def _summary(ignored: Counter[str]) -> str:
+    """Summarize counts, largest first, as "1,600 hidden, 3 .h5, 1 without a suffix"."""
+    kinds = sorted((-count, kind) for kind, count in ignored.items() if count)
+    return ", ".join(f"{-count:,} {kind or 'without a suffix'}" for count, kind in kinds)

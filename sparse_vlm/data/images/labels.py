@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.data.images.files import PathTable, paths_by_class
 from sparse_vlm.data.images.sets import IndexedImages
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.image_files import open_image
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Labels:
     """Image files with their labels.
 
     Attributes:
-        paths: N files; kept as a `PathTable`, whatever they are given as.
-        values: int64[N] class indices, or float32[N, K] with 0 and 1: each image has any number of the K classes.
+        paths: N files, stored as a `PathTable`.
+        values: int64[N] class indices, or float32[N, K] of 0 and 1 if an image has any number of the K classes.
         classes: K names.
     """
 
@@ -33,8 +33,8 @@ class Labels:
         object.__setattr__(self, "paths", PathTable(self.paths))
 
     @property
-    def several(self) -> bool:
-        """Whether an image may have several classes, or none."""
+    def multi_label(self) -> bool:
+        """True if an image may have several classes, or none."""
         return self.values.ndim == 2
 
 
@@ -43,7 +43,7 @@ class LabelledImages(IndexedImages):
 
     Args:
         labels: files and labels.
-        transform, seed, on_bad_image: see `SeededImages`; with "skip", another image comes with its own label.
+        transform, seed, on_bad_image: see `SeededImages`; with "skip", a substitute comes with its own label.
     """
 
     def __init__(
@@ -65,27 +65,20 @@ class LabelledImages(IndexedImages):
 
 
 def read_class_folders(folder: str | Path) -> Labels:
-    """The images below each subfolder; the classes are the subfolders' names, sorted. Hidden ones are left out.
-
-    Raises:
-        UserError: the folder is missing, has fewer than two subfolders, or one of them holds no image.
-    """
+    """Read a folder with one subfolder of images per class. Class names are sorted; hidden folders are ignored."""
     found = paths_by_class(folder)
     if len(found) < 2:
-        raise UserError(f"{folder} has {len(found)} subfolders: there must be one per class, two or more.")
+        raise UserError(f"{folder} has {len(found)} subfolders: there must be one per class, and at least two.")
     indices = [index for index, paths in enumerate(found.values()) for _ in paths]
     return Labels([path for paths in found.values() for path in paths], torch.tensor(indices), tuple(found))
 
 
 def read_label_table(file: str | Path, image_folder: str | Path) -> Labels:
-    """A CSV table: a first column of image files, then a column of 0 and 1 per class; the header names the classes.
+    """Read a CSV table with a column of image files, then a column of 0 and 1 per class. The header names the classes.
 
     Args:
-        file: UTF-8, comma-separated.
-        image_folder: what the files are relative to.
-
-    Raises:
-        UserError: file, header or a row is wrong (its line is named), or an image does not exist.
+        file: comma-separated, in UTF-8.
+        image_folder: the folder that the image files are relative to.
     """
     if not Path(file).is_file():
         raise UserError(f"There is no table of labels {file}.")
@@ -94,10 +87,10 @@ def read_label_table(file: str | Path, image_folder: str | Path) -> Labels:
             rows = list(csv.reader(stream))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"The table of labels {file} is no CSV file in UTF-8: {one_line(error)}. Save it as one."
+            f"The table of labels {file} is not a CSV file in UTF-8: {one_line(error)}. Save it as one."
         ) from error
     if len(rows) < 2 or len(rows[0]) < 2:
-        raise UserError(f"{file} needs a header (image, then the classes) and a row per image.")
+        raise UserError(f"{file} needs a header (image, then the classes) and one row per image.")
     classes = rows[0][1:]
     if len(set(classes)) != len(classes) or "" in classes:
         raise UserError(f"The header of {file} names a class twice or not at all: {', '.join(rows[0])}.")
@@ -113,7 +106,7 @@ def read_label_table(file: str | Path, image_folder: str | Path) -> Labels:
 
 def _flags(row: list[str], classes: int, where: str) -> list[float]:
     if len(row) != classes + 1:
-        raise UserError(f"{where} has {len(row)} columns, the header {classes + 1}.")
+        raise UserError(f"{where} has {len(row)} columns, but the header has {classes + 1}.")
     wrong = [value for value in row[1:] if value.strip() not in ("0", "1")]
     if wrong:
         raise UserError(f"{where} has the label {wrong[0]!r}: write 0 or 1.")

@@ -1,31 +1,34 @@
-"""Data loaders whose order follows from (seed, epoch) alone; split over processes, resumed by transformers' Trainer."""
+"""Data loaders whose order depends on (seed, epoch) alone; transformers' Trainer can resume them."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import TrainingArguments
 
 from sparse_vlm.data.images.seeded import seed_of
 from sparse_vlm.data.images.sets import IndexedImages
 from sparse_vlm.data.images.streams import ImageStream
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, optional_import
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class EpochBatches(Sampler[list[int]]):
-    """One process's batches of indices: a permutation of the set for each epoch, dealt to the processes.
+    """Batches of indices for one process: a permutation of the set per epoch, dealt to the processes.
 
-    The n-th batches of all processes together are the n-th piece of the permutation: 2 processes with batches of 4
-    see what 1 process with batches of 8 sees. The set itself is asked for the epoch, because accelerate tells samplers
-    of it neither when it skips batches on several processes, nor before the first epoch of a resumed run.
+    The n-th batches of all processes together are the n-th piece of the permutation, so 2 processes with batches of 4
+    see the same images per step as 1 process with batches of 8. The epoch is that of the set, because accelerate does
+    not pass it to samplers when it skips batches on several processes, nor before the first epoch of a resumed run.
 
     Args:
-        dataset: knows seed and epoch.
-        batch_size: of one process.
-        rank, world_size: which process of how many.
-        drop_last: leave out the last, smaller batch.
+        dataset: provides seed and epoch.
+        batch_size: per process.
+        rank, world_size: index of the process, and the number of processes.
+        drop_last: drop the last, smaller batch.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class EpochBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(seed_of(self.dataset.seed, self.dataset.epoch, "order"))
         order = torch.randperm(len(self.dataset), generator=generator)
-        if short := -len(order) % self.world_size:  # every process needs a share of the last piece
+        if short := -len(order) % self.world_size:  # each process needs a share of the last piece
             order = torch.cat([order, order.repeat(short)[:short]])
         for piece in order.split(self.batch_size * self.world_size)[: len(self)]:
             yield piece[self.rank :: self.world_size].tolist()
@@ -53,19 +56,18 @@ def train_loader(
     collate: Callable[[list[Any]], Any],
     batch_size: int | None = None,
 ) -> DataLoader:
-    """The data loader of one process, to be returned from `Trainer.get_train_dataloader`.
+    """Return the data loader of one process, for `Trainer.get_train_dataloader`.
 
-    Accelerate would read streams in the first process alone and split them there; here every process reads its own.
+    accelerate would read a stream in the first process only and split its batches; here each process reads its share.
 
     Args:
         dataset: from `open_images`.
-        args: the dataloader_* settings, the device, and which process of how many this is.
+        args: provides the dataloader_* settings, the device and the rank of this process.
         collate: list of items -> batch.
-        batch_size: instead of `args.train_batch_size`.
-
-    Raises:
-        UserError: an epoch is less than a batch of every process, where no smaller ones are allowed.
+        batch_size: None: `args.train_batch_size`.
     """
+    with optional_import("The data loader of a training", "bootstrap"):
+        from accelerate.data_loader import prepare_data_loader
     size = args.train_batch_size if batch_size is None else batch_size
     options: dict[str, Any] = {
         "collate_fn": collate,
@@ -82,11 +84,11 @@ def train_loader(
         batches = EpochBatches(dataset, size, rank, processes, drop_last=args.dataloader_drop_last)
         if len(batches) == 0:
             raise UserError(
-                f"--dataloader_drop_last True leaves nothing of {len(dataset)} images in batches of {size} in each of "
-                f"{processes} processes. Make --per_device_train_batch_size smaller."
+                f"--dataloader_drop_last True leaves no batch: {len(dataset)} images in batches of {size} for each of "
+                f"{processes} processes. Lower --per_device_train_batch_size."
             )
         loader = DataLoader(dataset, batch_sampler=batches, **options)
-    # One of one process: it is split already. What is left to accelerate is the device, the epoch, and skipping.
+    # Already sharded, hence "one process". accelerate adds the device, the epoch and the skipping of a resumed run.
     return prepare_data_loader(
         loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
     )

@@ -1,4 +1,4 @@
-"""What every set of images shares: random numbers that follow from the item alone, and the policy for bad images."""
+"""Common parts of image sets and streams: reproducible random numbers per item, and the policy for bad images."""
 
 import hashlib
 import logging
@@ -9,70 +9,58 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError, check_choice
 
 logger = logging.getLogger(__name__)
 BAD_IMAGE_CHOICES = ("error", "skip")
-NAMED = 5  # bad images that each data worker names before it only counts
+NAMED = 5  # bad images that each data worker reports by name; it only counts further ones
 MAX_WORKERS = 1024
 
 
 def seed_of(*identity: int | str) -> int:
-    """A 63-bit seed that is a function of the values alone (Python's `hash` of a string changes from run to run)."""
+    """Return a 63-bit seed that depends on the values alone. (Python's `hash` of a string changes between runs.)"""
     digest = hashlib.blake2b(repr(identity).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class BadImages:
-    """What becomes of images that cannot be read. Data workers count in memory that they share with their parent.
+    """The policy for unreadable images. Data workers count in memory that they share with their parent.
 
     Args:
-        policy: "error" stops with the image's name; "skip" names the first few in the log and counts all.
-
-    Raises:
-        UserError: unknown policy.
+        policy: "error" stops with the image's name; "skip" logs the first few names and counts all.
     """
 
     def __init__(self, policy: str) -> None:
-        if policy not in BAD_IMAGE_CHOICES:
-            raise unknown_choice("--on_bad_image", policy, BAD_IMAGE_CHOICES)
+        check_choice("--on_bad_image", policy, BAD_IMAGE_CHOICES)
         self.policy = policy
-        # One cell per worker: adding to the same one from two processes would lose counts.
-        self._left_out, self._named = torch.zeros(2, MAX_WORKERS, dtype=torch.int64).share_memory_()
+        # One cell per worker, because additions of two processes to the same cell could be lost.
+        self._skipped, self._named = torch.zeros(2, MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     @property
     def count(self) -> int:
-        """How often an unreadable image was left out so far, over all data workers of this process."""
-        return int(self._left_out.sum())
+        """How often an unreadable image has been skipped so far, over all data workers of this process."""
+        return int(self._skipped.sum())
 
     def handle(self, error: UserError) -> None:
-        """Counts and reports one image, or stops.
+        """Report and count one image, or raise `error` if that is the policy."""
+        self.report(error)
+        self.count_one()
 
-        Raises:
-            UserError: the policy is "error".
-        """
-        self.name(error)
-        self.leave_out()
+    def count_one(self) -> None:
+        """Count a skipped image that `report` has reported, now or earlier."""
+        self._skipped[_cell()] += 1
 
-    def leave_out(self) -> None:
-        """Counts an image that was to be given; `name` has reported it, now or earlier."""
-        self._left_out[_cell()] += 1
-
-    def name(self, error: UserError) -> None:
-        """Reports one image, or stops.
-
-        Raises:
-            UserError: the policy is "error".
-        """
+    def report(self, error: UserError) -> None:
+        """Log one image, or raise `error` if that is the policy."""
         if self.policy == "error":
-            raise UserError(f"{error} Or go on without such images: --on_bad_image skip.") from error
+            raise UserError(f"{error} Or skip such images: --on_bad_image skip.") from error
         cell = _cell()
         self._named[cell] += 1
-        mine = int(self._named[cell])
-        if mine <= NAMED:
+        reported = int(self._named[cell])
+        if reported <= NAMED:
             logger.warning("Skipped: %s", error)
-        elif str(mine).strip("0") == "1":  # 10, 100, 1000 …
-            logger.warning("Data worker %d has skipped %d unreadable images; the last: %s", cell, mine, error)
+        elif str(reported).strip("0") == "1":  # 10, 100, 1000 …
+            logger.warning("Data worker %d has skipped %d unreadable images; the last: %s", cell, reported, error)
 
 
 def _cell() -> int:
@@ -81,41 +69,41 @@ def _cell() -> int:
 
 
 class SeededImages:
-    """The part that sets and streams of images share.
+    """Base class of image sets and streams.
 
-    An item's augmentation is a function of (seed, epoch, item): it does not depend on the number of processes or data
-    workers, nor on whether the run was interrupted.
+    The augmentation of an item is a function of (seed, epoch, item). It does not depend on the number of processes or
+    data workers, nor on whether the run was interrupted.
 
     Args:
-        transform: RGB image -> Tensor; draws from torch's generator only, as torchvision v2 does.
+        transform: RGB image -> Tensor; must draw from torch's generator only, as torchvision v2 does.
         seed: of the augmentation and the order.
         on_bad_image: "error" or "skip".
     """
 
     def __init__(self, transform: Callable[[Image.Image], Tensor], seed: int, on_bad_image: str) -> None:
         self.transform, self.seed, self.bad = transform, seed, BadImages(on_bad_image)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent data workers must see it
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent data workers see it too
 
     @property
     def epoch(self) -> int:
-        """The epoch whose order and augmentation the items have."""
+        """The current epoch, which determines the order and the augmentation."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """For the data loader, before each epoch."""
+        """Set the epoch. The data loader calls this before each epoch."""
         self._epoch.fill_(epoch)
 
     @property
     def unreadable(self) -> int:
-        """How often an unreadable image was left out so far, over all data workers of this process; with "skip"."""
+        """How often an unreadable image has been skipped so far, over all data workers of this process."""
         return self.bad.count
 
     def blank(self) -> Tensor:
-        """The transform of a black picture: what stands for an unreadable one in a batch that is to keep its shape."""
+        """Return the transform of a black image, a placeholder that keeps the shape of a batch."""
         return self.augmented(Image.new("RGB", (32, 32)), "blank")
 
     def augmented(self, image: Image.Image, *identity: int | str) -> Tensor:
-        """The transform of an image; its random numbers follow from the seed, the epoch and the item's identity."""
+        """Transform an image with random numbers that depend on the seed, the epoch and the item's identity."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, *identity))
             return self.transform(image)

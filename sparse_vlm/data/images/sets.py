@@ -1,4 +1,4 @@
-"""Sets of images with an index: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
+"""Indexed sets of images: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
 
 import random
 from abc import abstractmethod
@@ -7,28 +7,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.images.decode import decode_image, open_image
 from sparse_vlm.data.images.files import StringTable, image_paths
+from sparse_vlm.data.images.hf_tables import cell_bytes
 from sparse_vlm.data.images.seeded import SeededImages, seed_of
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import decode_image, open_image
 
-DRAWS = 64  # before a set of which nearly nothing can be read is searched
+DRAWS = 64  # random substitutes to try before the whole set is searched
 
 
 class IndexedImages(SeededImages, Dataset):
-    """Images by index. With on_bad_image "skip" another image, drawn at random, takes an unreadable one's place.
+    """Base class of indexed image sets. With on_bad_image "skip", another image replaces an unreadable one.
 
-    Which one follows from (seed, epoch, index). Unreadable images are read once: data workers and their parent share
-    what they have found.
+    The substitute is drawn at random and depends only on (seed, epoch, index). Data workers and their parent share
+    which images are unreadable, so each is read once.
 
     Args:
-        count: images of the set.
+        count: number of images.
         transform, seed, on_bad_image: see `SeededImages`.
     """
 
@@ -43,44 +43,39 @@ class IndexedImages(SeededImages, Dataset):
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
-        """RGB image.
+        """Return the RGB image at `index`.
 
         Raises:
-            UserError: it is unreadable.
+            UserError: the image is unreadable.
         """
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The image at `index`, or another one if it cannot be read.
-
-        Raises:
-            IndexError: beyond the last image.
-            UserError: it is unreadable and the policy is "error"; none at all can be read.
-        """
+        """Return the item at `index`, with another image if that one is unreadable and the policy is "skip"."""
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for image in images`
         found, image = index, self._readable(index)
         if image is None:
-            self.bad.leave_out()
+            self.bad.count_one()
             found, image = self._substitute(index)
         return self.item(self.augmented(image, found), found)
 
     def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
-        """What there is at an index, with these pixels."""
+        """Return the item at `index` with the given pixels."""
         return {"pixel_values": pixels}
 
     def _readable(self, index: int) -> Image.Image | None:
-        """The image, None if it cannot be read."""
+        """Return the image, or None if it is unreadable."""
         if self._unreadable[index]:
             return None
         try:
             return self.read(index)
         except UserError as error:
-            self.bad.name(error)
+            self.bad.report(error)
             self._unreadable[index] = True
             return None
 
     def _substitute(self, index: int) -> tuple[int, Image.Image]:
-        """Another image, and its index: the first of some draws that can be read, or else of all in order."""
+        """Return the index and image of the first readable one: among random draws, then among all in order."""
         rng = random.Random(seed_of(self.seed, self.epoch, "substitute", index))
         drawn = [rng.randrange(len(self)) for _ in range(DRAWS + 1)]
         for found in chain(drawn, range(drawn[-1], len(self)), range(drawn[-1])):
@@ -89,12 +84,12 @@ class IndexedImages(SeededImages, Dataset):
         raise UserError(f"None of the {len(self)} images can be read.")
 
 
-class PartOfImages(IndexedImages):
-    """Some images of a set, with its transform, seed and policy.
+class ImageSubset(IndexedImages):
+    """A subset of an image set, with the same transform, seed and policy.
 
     Args:
         whole: the set.
-        indices: of the images.
+        indices: of the images in the subset.
     """
 
     def __init__(self, whole: IndexedImages, indices: Sequence[int]) -> None:
@@ -109,14 +104,14 @@ class PartOfImages(IndexedImages):
 
 
 class HeldOutImages(Dataset):
-    """Images to measure with: no other takes an unreadable one's place, it would count twice.
+    """Images to evaluate on. An unreadable image is not replaced by another, which would then count twice.
 
-    Items: those of the set, and "readable": bool[]. Where that is False (on_bad_image "skip") the picture is black, so
-    that batches keep their shape, and is to be left out of what is measured.
+    Items are those of the set with "readable": bool[]. If it is False (on_bad_image "skip"), the pixels are those of a
+    black image, which keeps the shape of the batch, and the item must be left out of the metric.
 
     Args:
         images: the set.
-        indices: of the images to take; None: all.
+        indices: of the images to use; None: all.
     """
 
     def __init__(self, images: IndexedImages, indices: Sequence[int] | None = None) -> None:
@@ -138,14 +133,11 @@ class HeldOutImages(Dataset):
 
 
 class ImageFolder(IndexedImages):
-    """Every image file below a folder, in the order of the sorted paths.
+    """Every image file below a folder, sorted by path.
 
     Args:
-        folder: searched recursively, links followed, hidden files and folders left out, for `readable_endings`.
+        folder: searched recursively; see `image_paths`.
         transform, seed, on_bad_image: see `SeededImages`.
-
-    Raises:
-        UserError: the folder is missing or holds no image; a damaged file, when it is read.
     """
 
     def __init__(
@@ -168,7 +160,7 @@ class ImageTable(IndexedImages):
 
     Args:
         rows: a `datasets.Dataset`.
-        column: its images, not decoded: {"bytes": …, "path": …}.
+        column: its images, not decoded; see `cell_bytes`.
         transform, seed, on_bad_image: see `SeededImages`.
     """
 
@@ -187,20 +179,3 @@ class ImageTable(IndexedImages):
     def read(self, index: int) -> Image.Image:
         name = f"row {index} of {self.column!r}"
         return decode_image(cell_bytes(self.rows[index][self.column], name), name)
-
-
-def cell_bytes(cell: dict[str, Any] | None, name: str) -> bytes:
-    """The encoded image of a cell of `datasets.Image(decode=False)`; a path may be remote.
-
-    Raises:
-        UserError: the cell is empty, or its file cannot be read.
-    """
-    if cell is None or (cell["bytes"] is None and not cell["path"]):
-        raise UserError(f"The image {name} is missing: its cell is empty.")
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    try:
-        with fsspec.open(cell["path"], "rb") as file:
-            return file.read()
-    except Exception as error:  # httpx, aiohttp … each has its own
-        raise UserError(f"The image {cell['path']} ({name}) cannot be read ({one_line(error)}).") from error

@@ -1,4 +1,4 @@
-"""Images that come in shards and are read in sequence: webdataset tar files, streamed Hugging Face data sets."""
+"""Streams of images, read in sequence from shards: webdataset tar files, streamed Hugging Face data sets."""
 
 import copy
 import random
@@ -12,19 +12,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.data.images.seeded import SeededImages, seed_of
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, optional_import
+from sparse_vlm.image_files import decode_image
 
 
 class Encoded(NamedTuple):
-    """An image as it lies in its file, with a name for people."""
+    """The bytes of an image file, and its name for messages."""
 
     name: str
     data: bytes
 
 
-Item = tuple[Encoded | UserError, int]  # and a number that tells visits to the same shard apart
+Item = tuple[Encoded | UserError, int]  # and a number that distinguishes visits to the same shard
 
 
 class Shards(Protocol):
@@ -33,30 +33,28 @@ class Shards(Protocol):
     names: Sequence[str]
 
     def read(self, index: int) -> Iterator[Encoded | UserError]:
-        """The images of a shard, always in the same order; an error in the place of an entry that holds none.
+        """Iterate over the images of a shard, always in the same order. An entry without an image yields an error.
 
         Raises:
-            UserError: the shard itself cannot be read (on).
+            UserError: the shard cannot be read, or not to its end.
         """
 
 
 class ImageStream(SeededImages, IterableDataset):
     """A stream over shards. Items: {"pixel_values": float32[3, H, W]}.
 
-    An epoch is `images` images, whatever the shards hold. Its order follows from the seed and the epoch's number: the
-    shards are shuffled and dealt to the readers (every data worker of every process is one). A reader shuffles within
-    a buffer, and begins anew in another order when its shards are used up. With fewer shards than readers, a reader
-    takes every n-th image of all shards. So a resumed run reads no more than the interrupted epoch again.
+    An epoch has `images` images, however many the shards hold. Its order depends only on the seed and the epoch: the
+    shards are shuffled and dealt to the readers (each data worker of each process is a reader). A reader shuffles
+    within a buffer, and starts over in another order when it has read all its shards. With n readers and fewer shards
+    than that, each reader takes every n-th image of all shards. A resumed run therefore reads at most the interrupted
+    epoch again.
 
     Args:
-        shards: what is read.
-        transform, seed, on_bad_image: see `SeededImages`. A shard that breaks off counts as one bad image.
-        images: images of an epoch, over all processes.
-        resampled: each reader draws its shards with replacement from all; a visit is as many draws as there are shards.
-        shuffle_buffer: (encoded) images that a reader shuffles among; 0: everything in the order of the shards.
-
-    Raises:
-        UserError: `images` is not positive.
+        shards: the source.
+        transform, seed, on_bad_image: see `SeededImages`. A shard that ends early counts as one bad image.
+        images: images per epoch, over all processes.
+        resampled: each reader draws from all shards with replacement; a visit is as many draws as there are shards.
+        shuffle_buffer: encoded images among which a reader shuffles; 0: keep the order of the shards.
     """
 
     def __init__(
@@ -77,21 +75,18 @@ class ImageStream(SeededImages, IterableDataset):
         self.batch_size, self.rank, self.world_size = 1, 0, 1
 
     def share(self, batch_size: int, rank: int, world_size: int) -> "ImageStream":
-        """This stream as one of several processes reads it: the same number of whole batches in each.
+        """Return the share of one process. All processes read the same number of whole batches.
 
         Args:
-            batch_size: of the data loader; exact lengths need it, because each data worker batches for itself.
-            rank, world_size: which process of how many.
-
-        Raises:
-            UserError: an epoch is less than a batch of every process.
+            batch_size: of the data loader. The exact length depends on it, because each data worker batches for itself.
+            rank, world_size: index of the process, and the number of processes.
         """
         if self.images < batch_size * world_size:
             raise UserError(
                 f"An epoch of {self.images} images is less than one batch ({batch_size}) of each of {world_size} "
                 "processes. Raise --samples_per_epoch or lower the batch size."
             )
-        share = copy.copy(self)  # epoch and counts stay shared
+        share = copy.copy(self)  # the epoch and the counts stay shared
         share.batch_size, share.rank, share.world_size = batch_size, rank, world_size
         return share
 
@@ -102,23 +97,24 @@ class ImageStream(SeededImages, IterableDataset):
         worker = get_worker_info()
         position, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         batches = len(range(position, len(self) // self.batch_size, workers))
-        tried = self.tried(self.rank * workers + position, self.world_size * workers)
-        readable = ({"pixel_values": pixels} for pixels in tried if pixels is not None)
+        attempts = self.attempts(self.rank * workers + position, self.world_size * workers)
+        readable = ({"pixel_values": pixels} for pixels in attempts if pixels is not None)
         return islice(readable, batches * self.batch_size)
 
-    def tried(self, reader: int, readers: int) -> Iterator[Tensor | None]:
-        """One reader's images over and over: another visit to its shards, another order and other crops. None: one
-        that cannot be read.
+    def attempts(self, reader: int, readers: int) -> Iterator[Tensor | None]:
+        """Iterate without end over the images of one reader; None for an unreadable image.
+
+        Each visit to the shards has another order and other crops.
 
         Raises:
-            UserError: it has tried as many shards as there are, and read no image in between.
+            UserError: the reader has tried as many shards as there are without reading a single image.
         """
         shards = len(self.shards.names)
-        # in visits: each is all shards, or what this reader is dealt of them
-        patience = readers if shards >= readers and not self.resampled else 1
-        barren = 0
+        # a visit covers all shards, or the share that this reader is dealt
+        allowed_visits = readers if shards >= readers and not self.resampled else 1
+        visits_without_image = 0
         for visit in count():
-            barren += 1
+            visits_without_image += 1
             for encoded, number in self._visit(visit, reader, readers):
                 try:
                     if isinstance(encoded, UserError):
@@ -129,10 +125,12 @@ class ImageStream(SeededImages, IterableDataset):
                     last = error
                     yield None
                     continue
-                barren = 0
+                visits_without_image = 0
                 yield self.augmented(image, number, len(encoded.data), zlib.crc32(encoded.data))
-            if barren == patience:
-                raise UserError(f"Reader {reader} of {readers} can read no image of {shards} shards; the last: {last}")
+            if visits_without_image == allowed_visits:
+                raise UserError(
+                    f"Reader {reader} of {readers} finds no readable image in {shards} shards; the last: {last}"
+                )
 
     def _visit(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
         found = 0
@@ -142,14 +140,14 @@ class ImageStream(SeededImages, IterableDataset):
         if not found:
             raise UserError(
                 f"Reader {reader} of {readers} (processes × data workers) finds no image in {self.shards.names[0]} "
-                "and the other shards: they hold fewer images than there are readers."
+                "and the other shards, which hold fewer images than there are readers."
             )
 
     def _unshuffled(self, visit: int, reader: int, readers: int) -> Iterator[Item]:
         if not self.resampled:
             return ((encoded, visit) for encoded in self._dealt(visit, reader, readers))
         shards = len(self.shards.names)
-        draws = range(visit * shards, (visit + 1) * shards)  # a shard that is drawn again has other crops
+        draws = range(visit * shards, (visit + 1) * shards)  # a shard that is drawn again gets other crops
         return ((encoded, draw) for draw in draws for encoded in self._read(self._drawn_shard(draw, reader)))
 
     def _drawn_shard(self, draw: int, reader: int) -> int:
@@ -167,13 +165,14 @@ class ImageStream(SeededImages, IterableDataset):
     def _shuffled(self, stream: Iterator[Item], reader: int, visit: int) -> Iterator[Item]:
         if self.shuffle_buffer < 2:
             return stream
-        import webdataset  # slow to import
+        with optional_import("Shuffling a stream", "bootstrap"):
+            import webdataset
 
         rng = random.Random(seed_of(self.seed, self.epoch, "buffer", reader, visit))
         return webdataset.filters.shuffle(self.shuffle_buffer, rng=rng)(stream)
 
     def _read(self, index: int) -> Iterator[Encoded | UserError]:
-        """A shard's images. One that breaks off ends with the error, one without images is it."""
+        """Iterate over a shard's images. A shard that ends early, or holds no image, yields an error at its end."""
         found = False
         try:
             for encoded in self.shards.read(index):
@@ -187,8 +186,7 @@ class ImageStream(SeededImages, IterableDataset):
 
 
 class HeldOutStream(IterableDataset):
-    """The first images of a stream, to measure with; for one reader. An unreadable one is an item of its own: see
-    `HeldOutImages`.
+    """The first images of a stream, to evaluate on with a single reader. Items are those of `HeldOutImages`.
 
     Args:
         stream: in the order of its shards (shuffle_buffer 0).
@@ -201,6 +199,6 @@ class HeldOutStream(IterableDataset):
         return self.stream.images
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for pixels in islice(self.stream.tried(0, 1), len(self)):
-            shown = self.stream.blank() if pixels is None else pixels
-            yield {"pixel_values": shown, "readable": torch.tensor(pixels is not None)}
+        for pixels in islice(self.stream.attempts(0, 1), len(self)):
+            item = self.stream.blank() if pixels is None else pixels
+            yield {"pixel_values": item, "readable": torch.tensor(pixels is not None)}

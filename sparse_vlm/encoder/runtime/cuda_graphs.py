@@ -1,7 +1,7 @@
-"""CUDA graphs: what a call of a model launches on a GPU is captured once, and later calls launch it as one.
+"""CUDA graphs: the kernels of a model's forward pass are captured once, and later calls launch them all at once.
 
-A small batch leaves a GPU waiting for the CPU to launch kernel after kernel. A replayed graph runs the same kernels on
-the same weights, so its outputs are the same numbers. Sources: torch.cuda.CUDAGraph, "CUDA semantics: CUDA Graphs".
+With a small batch, a GPU waits for the CPU to launch one kernel after another. A replayed graph runs the same kernels
+on the same weights, so its outputs are identical. Source: torch.cuda.CUDAGraph, "CUDA semantics: CUDA Graphs".
 """
 
 from collections import OrderedDict
@@ -15,16 +15,16 @@ from torch.utils._pytree import tree_map_only
 
 from sparse_vlm.errors import UserError
 
-WARM_UPS = 3  # before a capture: libraries choose kernels and allocate their workspaces
+WARM_UPS = 3  # runs before a capture, in which libraries choose kernels and allocate workspaces
 
 
 class Captured(NamedTuple):
     """A captured call.
 
     Attributes:
-        replay: runs it again, on what its input tensors hold now.
-        outputs: the tensors that each run fills anew.
-        pool: the memory that it works in.
+        replay: runs the call again, on the current values of its input tensors.
+        outputs: tensors that each run overwrites.
+        pool: memory pool of the capture.
     """
 
     replay: Callable[[], None]
@@ -33,24 +33,24 @@ class Captured(NamedTuple):
 
 
 class Recorder(Protocol):
-    """Captures calls on one type of device."""
+    """Interface: captures calls on one type of device."""
 
     device_type: str
 
     def capture(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
-        """Captures `run`, in the memory pool of an earlier capture or (None) in one of its own."""
+        """Capture `run` in the memory pool of an earlier capture, or in a new pool if it is None."""
 
 
 class CudaRecorder:
-    """Captures calls as torch.cuda.CUDAGraph."""
+    """Recorder of torch.cuda.CUDAGraph."""
 
     device_type = "cuda"
 
     def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None  # of all captures, so that they can share memory
+        self._stream: torch.cuda.Stream | None = None  # the same for all captures, so that they can share memory
 
     def capture(self, run: Callable[[], Any], device: torch.device, pool: Any) -> Captured:
-        """See `Recorder`. `run` must not wait for the device, nor copy from the CPU."""
+        """See `Recorder`. `run` must neither synchronise with the device nor copy from the CPU."""
         with torch.cuda.device(device):
             if self._stream is None:
                 self._stream = torch.cuda.Stream()
@@ -60,47 +60,43 @@ class CudaRecorder:
                     run()
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads (a data loader's, another model's) may go on allocating meanwhile
+            # thread_local: other threads (a data loader, another model) may allocate memory meanwhile
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = run()
         return Captured(graph.replay, outputs, graph.pool())
 
 
 class _Held(NamedTuple):
-    """A captured call and the buffer that its images are copied into."""
+    """A captured call and its input buffer."""
 
     images: Tensor
     call: Captured
 
 
 class GraphedMethod:
-    """A method of a model of images, captured for each shape, dtype and choice of layers, and replayed.
+    """A method of an image model, captured and replayed for each image shape, dtype and choice of layers.
 
-    The first call of a kind runs as usual, the second is captured: sizes that come only once cost nothing. The outputs
-    are copies, the caller's to keep. Calls that a graph would change or could not hold run as usual: on another device,
-    under autocast, inside torch.compile or another capture, and with hooks inside the model, which a replay would skip.
-    Graphs are dropped when the model's weights move. Call it from one CUDA stream.
+    The first call of a kind runs normally and the second is captured, so shapes that occur once cost nothing. Outputs
+    are copies that the caller may keep. Calls that cannot be replayed run normally: on another device, under autocast,
+    inside torch.compile or another capture, and if modules inside the model have hooks, which a replay would skip.
+    Graphs are dropped when the model's weights move. Call it from a single CUDA stream.
 
     Args:
-        model: in evaluation mode, no weight requires a gradient.
-        method: of the model: images, or images and layers -> tensors in (named) tuples.
-        recorder: captures.
-        limit: how many kinds are remembered; the least recently used one is dropped.
+        model: in evaluation mode, without weights that require a gradient.
+        method: method of the model: images, or images and layers -> tensors in (named) tuples.
+        recorder: captures the calls.
+        limit: maximum number of kinds; the least recently used one is dropped.
     """
 
     def __init__(self, model: nn.Module, method: Callable[..., Any], recorder: Recorder, limit: int = 8) -> None:
         self._model, self._method, self._recorder, self._limit = model, method, recorder, limit
         self._parts = list(model.modules())
         self._weights: list[int] = []
-        self._held: OrderedDict[tuple[object, ...], _Held | None] = OrderedDict()  # None: seen once
+        self._held: OrderedDict[tuple[object, ...], _Held | None] = OrderedDict()  # None: called once, not captured yet
         self._lock = Lock()
 
     def __call__(self, images: Tensor, layers: Sequence[int] | None = None) -> Any:
-        """What the method returns.
-
-        Raises:
-            UserError: as the method, or the model is to be trained.
-        """
+        """Return the output of the method."""
         self._refuse_training(images)
         choice = () if layers is None else (tuple(layers),)
         if not self._may_replay(images):
@@ -112,7 +108,7 @@ class GraphedMethod:
                 result = self._method(images, *choice)
                 self._remember(kind, None)
                 return result
-            # outside inference mode: what is made in it could not be written to outside it
+            # outside inference mode, whose tensors cannot be written to later
             with torch.inference_mode(False), torch.no_grad():
                 held = self._held[kind] or self._capture(images, choice)
                 self._remember(kind, held)
@@ -133,7 +129,7 @@ class GraphedMethod:
             self._held.popitem(last=False)
 
     def _forget_moved_weights(self) -> None:
-        """A graph reads its weights where they were when it was captured."""
+        """Drop the graphs if weights have moved: a graph reads them at the addresses of its capture."""
         tensors = (tensor for part in self._parts for tensor in (*part._parameters.values(), *part._buffers.values()))
         weights = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         if weights != self._weights:
@@ -155,14 +151,14 @@ class GraphedMethod:
             images.requires_grad or any(weight.requires_grad for weight in self._model.parameters())
         )
         if trains or self._model.training:
-            raise UserError("This model was optimised for inference and cannot be trained: open it anew to train it.")
+            raise UserError("This model was optimised for inference and cannot be trained: load it again to train it.")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UserError("This model was optimised for inference and cannot be copied: copy it before.")
+        raise UserError("This model was optimised for inference and cannot be copied: copy it before that.")
 
 
 def _copies(outputs: Any) -> Any:
-    """Copies of all tensors; what is one tensor stays one."""
+    """Copy all tensors; a tensor that occurs twice is copied once."""
     copied: dict[int, Tensor] = {}
 
     def copy(tensor: Tensor) -> Tensor:
@@ -177,8 +173,7 @@ METHODS = ("forward", "hidden_states")
 
 
 def replay_from_graphs(model: nn.Module, recorder: Recorder) -> None:
-    """Gives a model's methods of images their `GraphedMethod`, in place: `forward`, and a SparseFormer's
-    `hidden_states`. Doing it twice changes nothing."""
+    """Replace `forward`, and `hidden_states` of a SparseFormer, by a `GraphedMethod`, in place. Idempotent."""
     model.eval().requires_grad_(False)
     for name in METHODS:
         method = getattr(model, name, None)

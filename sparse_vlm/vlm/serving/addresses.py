@@ -11,8 +11,8 @@ from urllib.parse import unquote_to_bytes
 import httpx
 from PIL import Image
 
-from sparse_vlm.data.images.decode import decode_image
 from sparse_vlm.errors import UserError, one_line, unknown_choice
+from sparse_vlm.image_files import decode_image
 
 FETCHING = ("none", "public", "any")
 MAX_BYTES = 64 * 2**20

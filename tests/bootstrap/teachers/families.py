@@ -1,5 +1,7 @@
-"""Every family of teachers at a shrunken real configuration, random weights, in the directory formats of timm and
-open_clip: real loading code, no hub."""
+"""Small models of every family of teachers with random weights, written in the directory formats of timm and open_clip.
+
+Tests open them with the real loading code, without the hub.
+"""
 
 import json
 from collections.abc import Callable
@@ -61,7 +63,7 @@ FAMILIES = [*TIMM, *OPEN_CLIP]
 
 
 def _randomise(model: nn.Module) -> nn.Module:
-    """Moves what starts at 0, 1 or 1e-5 (biases, norms, layer scales, class tokens): else they could be lost unseen."""
+    """Change weights that are initialised with 0, 1 or 1e-5 (biases, norms, layer scales), so that a lost one shows."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -69,7 +71,7 @@ def _randomise(model: nn.Module) -> nn.Module:
 
 
 def write_family(family: str, directory: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Writes the family's teacher to `directory`; returns its own library's images -> final representation."""
+    """Write a teacher of the family to `directory`; return its library's function images -> final representation."""
     torch.manual_seed(0)
     if family in TIMM:
         architecture, args = TIMM[family]

@@ -1,4 +1,4 @@
-"""Every family that a teacher can belong to: opened exactly, inherited exactly, trainable at any input size."""
+"""Every family of teachers is opened and inherited exactly, and its students train at any input size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.bootstrap.teachers.families import FAMILIES, write_family
 
 
 class Opened(NamedTuple):
-    """A teacher and what its own library computes, on two images of its own size."""
+    """A teacher, and the output of its own library for two images of its own size."""
 
     teacher: Teacher
     library: Callable[[Tensor], Tensor]
@@ -32,14 +32,14 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @torch.no_grad()
-def test_a_teacher_computes_what_its_library_computes(opened: Opened) -> None:
+def test_a_teacher_equals_its_library(opened: Opened) -> None:
     expected = opened.library(opened.images)
     torch.testing.assert_close(opened.teacher(opened.images), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected[0], expected[1], rtol=1e-2)
 
 
 @torch.no_grad()
-def test_tokens_lead_to_the_final_representation(opened: Opened) -> None:
+def test_tokens_give_the_final_representation(opened: Opened) -> None:
     teacher, trunk = opened.teacher, opened.teacher.trunk
     tokens = teacher.tokens(opened.images)
     rows, columns = teacher.grid
@@ -48,8 +48,8 @@ def test_tokens_lead_to_the_final_representation(opened: Opened) -> None:
 
 
 @torch.no_grad()
-def test_without_dropping_the_cortex_computes_what_the_teacher_computes(opened: Opened, tmp_path: Path) -> None:
-    """Fed with what enters the teacher's first block; the saved student too, whose blocks its configuration builds."""
+def test_without_dropping_blocks_the_cortex_equals_the_teacher(opened: Opened, tmp_path: Path) -> None:
+    """Given the input of the teacher's first block. So does the saved student, built from its config."""
     teacher, trunk = opened.teacher, opened.teacher.trunk
     entering: list[Tensor] = []
     with trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0])):
@@ -67,7 +67,7 @@ def test_without_dropping_the_cortex_computes_what_the_teacher_computes(opened: 
         assert torch.equal(cortex.pool(states[-1]), expected)
 
 
-def test_every_weight_is_accounted_for(opened: Opened) -> None:
+def test_the_report_lists_every_weight(opened: Opened) -> None:
     teacher = opened.teacher
     student, report = bootstrap_from(teacher, tokens=4, stem_channels=8, drop=1, tune=1)
     fates = report.fates

@@ -1,4 +1,4 @@
-"""Weights of open_clip bring their activation, preprocessing and licence, also where they lie in a file."""
+"""Weights of open_clip have their activation, preprocessing and licence, even if loaded from a file."""
 
 import logging
 from pathlib import Path
@@ -21,14 +21,14 @@ OPENAIS = Preprocessing(32, 32, CLIP_MEAN, CLIP_STD)
 
 @pytest.fixture
 def tagged_name(tiny_name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny CLIP with the table of weights that open_clip has for ViT-L-14."""
+    """Name of the tiny CLIP, with open_clip's table of weights for ViT-L-14."""
     table = open_clip.pretrained._PRETRAINED
     monkeypatch.setitem(table, tiny_name, table["ViT-L-14"])
     return tiny_name
 
 
 def test_the_activation_belongs_to_the_weights() -> None:
-    """open_clip itself runs OpenAI's weights under the name ViT-L-14 with the wrong activation, and warns."""
+    """By default, open_clip only warns that it uses the wrong activation for ViT-L-14 with OpenAI's weights."""
     assert weights_options("ViT-L-14", "openai")["force_quick_gelu"]
     assert not weights_options("ViT-L-14", "datacomp_xl_s13b_b90k")["force_quick_gelu"]
     assert open_teacher("open_clip:ViT-S-32", pretrained=False).cortex.architecture == "vit_base_patch16_clip_224"
@@ -36,7 +36,7 @@ def test_the_activation_belongs_to_the_weights() -> None:
 
 def test_licences(tmp_path: Path) -> None:
     assert open_teacher("timm:vitamin_small_224", pretrained=False).licence == "mit"
-    assert licence_of("timm/vit_large_patch14_clip_224.openai/") == "apache-2.0"  # as timm's table has it
+    assert licence_of("timm/vit_large_patch14_clip_224.openai/") == "apache-2.0"  # from timm's table
     write_family("openai clip", tmp_path)
     assert open_teacher(str(tmp_path)).licence == ""
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model card\n")
@@ -44,10 +44,10 @@ def test_licences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("card", [b"---\nlicense: mit: yes\n---\n", b"---\n- mit\n---\n", b"---\nlicense: \xff\n---\n"])
-def test_a_card_that_cannot_be_read_is_a_warning(card: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_model_card_is_a_warning(card: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "README.md").write_bytes(card)
     assert licence_of(tmp_path) == ""
-    assert f"The licence of the teacher's weights is unknown: {tmp_path / 'README.md'} cannot be read" in caplog.text
+    assert f"The licence of the teacher's weights is unknown: cannot read {tmp_path / 'README.md'} (" in caplog.text
 
 
 def test_an_open_clip_file_is_loaded_strictly(tiny_name: str, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_an_open_clip_file_is_loaded_strictly(tiny_name: str, tmp_path: Path) ->
         ),
     ],
 )
-def test_a_file_gets_what_belongs_to_its_tag(
+def test_a_file_has_the_properties_of_its_tag(
     tag: str,
     family: str,
     preprocessing: Preprocessing,
@@ -85,14 +85,14 @@ def test_a_file_gets_what_belongs_to_its_tag(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Both sides of the model, and what is saved of them."""
+    """Image and text encoder, and the saved model."""
     encode_image = write_family(family, tmp_path / "clip")
     spec = f"open_clip:{tagged_name}/{tag}@{tmp_path / 'clip/model.safetensors'}"
     teacher = open_teacher(spec)
     assert teacher.name == f"open_clip:{tagged_name}/{tag}@model.safetensors"
     assert (teacher.preprocessing, teacher.cortex.architecture) == (preprocessing, architecture)
     assert teacher.licence == licence
-    assert "Assumed" not in caplog.text
+    assert "Assuming" not in caplog.text
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(teacher(images), encode_image(images), rtol=1e-4, atol=1e-5)
     captions = open_clip.tokenize(["a red circle"], context_length=8)
@@ -108,12 +108,12 @@ def test_a_file_gets_what_belongs_to_its_tag(
     assert (saved["mean"], saved["std"]) == (list(preprocessing.mean), list(preprocessing.std))
 
 
-def test_a_file_without_a_tag_gets_what_is_assumed_and_said(
+def test_a_file_without_a_tag_has_the_logged_defaults(
     tagged_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_family("openai clip", tmp_path)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "openai")  # a tag's name, and still a file
+    (tmp_path / "model.safetensors").rename(tmp_path / "openai")  # a file named like a tag
     save_file(load_file(tmp_path / "openai"), tmp_path / "model.safetensors")
     with caplog.at_level(logging.WARNING, "sparse_vlm"):
         teacher = open_teacher(f"open_clip:{tagged_name}@model.safetensors")
@@ -122,13 +122,13 @@ def test_a_file_without_a_tag_gets_what_is_assumed_and_said(
     assert teacher.licence == ""
     (said,) = [record.message for record in caplog.records if record.name.startswith("sparse_vlm")]
     assert said == (
-        f"The weights of {tagged_name} differ in their preprocessing. Assumed for "
+        f"The pretrained weights of {tagged_name} differ in their preprocessing. Assuming for "
         f"open_clip:{tagged_name}@model.safetensors: mean {CLIP_MEAN}, std {CLIP_STD}, interpolation bicubic, "
-        f"resize_mode shortest. Write open_clip:{tagged_name}/TAG@FILE for that of a tag."
+        f"resize_mode shortest. Write open_clip:{tagged_name}/TAG@FILE to use that of a tag."
     )
     table = open_clip.pretrained._PRETRAINED
     monkeypatch.setitem(table, tagged_name, table["ViT-B-16-SigLIP2-256"])
     caplog.clear()
     agreed = open_teacher(f"open_clip:{tagged_name}@model.safetensors").preprocessing
     assert agreed == Preprocessing(32, 32, INCEPTION_MEAN, INCEPTION_MEAN, "bicubic", "squash")
-    assert "Assumed" not in caplog.text
+    assert "Assuming" not in caplog.text

@@ -1,4 +1,4 @@
-"""Teachers bring what belongs to their weights, and errors say what to do. (What they compute: test_families.py.)"""
+"""Teachers have the preprocessing of their weights, and errors say what to do. (Their outputs: test_families.py.)"""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.bootstrap.teachers.families import write_family
 DINOV2 = Path(__file__).parents[4] / "shared/data/vit-small-patch14-dinov2-imgfocus"
 
 
-def test_a_text_side_gives_open_clips_embeddings(clip_dir: Path) -> None:
+def test_the_text_encoder_gives_open_clips_embeddings(clip_dir: Path) -> None:
     teacher = open_teacher(str(clip_dir))
     clip = open_clip.create_model(f"local-dir:{clip_dir}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{clip_dir}")(["a red circle"])
@@ -30,7 +30,7 @@ def test_a_text_side_gives_open_clips_embeddings(clip_dir: Path) -> None:
     assert expected.shape[1] == teacher(torch.randn(1, 3, 32, 32)).shape[1]
 
 
-def test_a_tokenizer_out_of_reach_hurts_only_the_text_side(tmp_path: Path) -> None:
+def test_an_unavailable_tokenizer_only_affects_the_text_encoder(tmp_path: Path) -> None:
     write_family("siglip (open_clip)", tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "from/the-hub"  # open_clip looks for it in the directory
@@ -51,20 +51,20 @@ def test_a_tokenizer_out_of_reach_hurts_only_the_text_side(tmp_path: Path) -> No
         ("vitamin_small_224", 248, 224, CLIP_MEAN, CLIP_STD),
     ],
 )
-def test_preprocessing_of_timms_names(name: str, resize: int, crop: int, mean: tuple, std: tuple) -> None:
+def test_preprocessing_of_timm_models(name: str, resize: int, crop: int, mean: tuple, std: tuple) -> None:
     assert open_teacher(f"timm:{name}", pretrained=False).preprocessing == Preprocessing(resize, crop, mean, std)
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
-def test_preprocessing_does_what_timm_does(crop_mode: str, tmp_path: Path) -> None:
+def test_preprocessing_equals_timms(crop_mode: str, tmp_path: Path) -> None:
     write_family("siglip (timm)", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["pretrained_cfg"] |= {"crop_mode": crop_mode, "crop_pct": 0.9}
     (tmp_path / "config.json").write_text(json.dumps(config))
     teacher = open_teacher(str(tmp_path))
-    picture = Image.effect_noise((50, 71), 80).convert("RGB")
-    expected = timm.data.create_transform(**timm.data.resolve_model_data_config(teacher.trunk))(picture)
-    torch.testing.assert_close(Transform(teacher.preprocessing)(picture), expected)
+    image = Image.effect_noise((50, 71), 80).convert("RGB")
+    expected = timm.data.create_transform(**timm.data.resolve_model_data_config(teacher.trunk))(image)
+    torch.testing.assert_close(Transform(teacher.preprocessing)(image), expected)
 
 
 def test_preprocessing_of_open_clip(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_preprocessing_of_open_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "size"), [("dinov2", 56), ("vitamin (timm)", 64), ("openai clip", 64), ("siglip (open_clip)", 64)]
 )
-def test_another_image_size_resamples_the_positions_and_nothing_else(family: str, size: int, tmp_path: Path) -> None:
+def test_another_image_size_only_resamples_the_position_embeddings(family: str, size: int, tmp_path: Path) -> None:
     write_family(family, tmp_path)
     own, other = open_teacher(str(tmp_path)), open_teacher(str(tmp_path), image_size=size)
     assert other.preprocessing.crop == size
@@ -94,13 +94,13 @@ def test_a_teacher_stays_frozen_and_in_eval_mode(clip_dir: Path) -> None:
     assert not teacher.tokens(torch.randn(1, 3, 32, 32)).requires_grad
 
 
-def test_a_name_holds_no_path_of_this_machine(clip_dir: Path) -> None:
+def test_names_do_not_contain_local_paths(clip_dir: Path) -> None:
     assert open_teacher(str(clip_dir)).name == clip_dir.name
 
 
 @pytest.mark.parametrize("spec", ["open_clip:ViT-B-16-SigLIP", "open_clip:ViTamin-S"])
-def test_open_clips_own_names_of_timm_towers(spec: str) -> None:
-    """With the preprocessing that all weights of the name have."""
+def test_open_clip_names_of_timm_models(spec: str) -> None:
+    """They have the preprocessing that all weights of the name share."""
     teacher = open_teacher(spec, pretrained=False, image_size=64)
     siglip = Preprocessing(64, 64, INCEPTION_MEAN, INCEPTION_MEAN, "bicubic", "squash")
     assert teacher.preprocessing == (siglip if "SigLIP" in spec else Preprocessing(64, 64, CLIP_MEAN, CLIP_STD))
@@ -131,8 +131,8 @@ def test_a_timm_file_is_loaded_strictly(suffix: str, tmp_path: Path) -> None:
         open_teacher(f"timm:test_vit@{file}")
 
 
-def test_positions_of_another_model_that_cannot_be_resampled(tmp_path: Path) -> None:
-    """As DINOv2's for DINOv2 with registers: timm's conversion fails before any name is compared."""
+def test_position_embeddings_of_another_model_that_cannot_be_resampled(tmp_path: Path) -> None:
+    """For example those of DINOv2 for DINOv2 with registers: timm's conversion fails before names are compared."""
     foreign = {"pos_embed": torch.zeros(1, 105, 64), "patch_embed.proj.weight": torch.zeros(1)}
     save_file(foreign, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors as test_vit do not fit \(.*Is it another variant\?"):
@@ -154,10 +154,10 @@ def test_damaged_weights(content: bytes, tiny_name: str, tmp_path: Path) -> None
 
 
 def test_incomplete_directories(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no teacher: neither open_clip's"):
+    with pytest.raises(UserError, match="does not contain a teacher: it has neither open_clip's"):
         open_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no valid JSON object"):
+    with pytest.raises(UserError, match="is not a valid JSON object"):
         open_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "sparseformer"}')
     with pytest.raises(UserError, match=r"the architecture '' in its config\.json is none of timm's"):
@@ -183,7 +183,7 @@ def test_dinov2_from_a_file_gives_the_golden_features() -> None:
 
 
 GRID, ROTARY = (
-    "work on a grid of features, and latent tokens have none",
+    "need a grid of features, and latent tokens have none",
     r"\(rotary positions\), and latent tokens have",
 )
 
@@ -191,22 +191,22 @@ GRID, ROTARY = (
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("vit_small", "no directory. Write timm:NAME"),
-        ("timm:", "no directory. Write timm:NAME"),
+        ("vit_small", "not a directory. Write timm:NAME"),
+        ("timm:", "not a directory. Write timm:NAME"),
         ("timm:vit_smal_patch16_224", "Did you mean 'vit_small_patch16_224'"),
         ("timm:vit_tiny_patch16_224.augreg_in21", "Unknown pretrained tag .* Did you mean 'augreg_in21k'"),
         ("timm:test_vit@nowhere.safetensors", "no weights file nowhere.safetensors"),
         ("open_clip:ViT-B-33", "Unknown open_clip model 'ViT-B-33'. Did you mean 'ViT-B-32'"),
         ("open_clip:ViT-B-32/openaj", "Unknown pretrained tag .* Did you mean 'openai'"),
-        ("open_clip:ViT-B-32", "Which weights of ViT-B-32"),
+        ("open_clip:ViT-B-32", "ViT-B-32 has several pretrained weights"),
         ("timm:convnext_atto", f"class ConvNeXt.* cannot be inherited: .* {GRID}"),
         ("timm:swin_tiny_patch4_window7_224", f"class SwinTransformer.*{GRID}"),
         ("timm:resnet18", f"class ResNet.*{GRID}"),
         ("timm:eva02_tiny_patch14_224", f"class Eva.*{ROTARY}"),
         ("timm:vit_small_patch16_dinov3", f"class Eva.*{ROTARY}"),
         ("timm:vit_pe_core_tiny_patch16_384", f"class Eva.*{ROTARY}"),
-        ("timm:deit_tiny_distilled_patch16_224", "a second class token .* take the model that has none"),
-        ("timm:vit_dwee_patch16_reg1_gap_256", "differential attention depends on a block's number"),
+        ("timm:deit_tiny_distilled_patch16_224", "its second class token .* use the model without distillation"),
+        ("timm:vit_dwee_patch16_reg1_gap_256", "differential attention depends on the index of a block"),
         ("timm:naflexvit_base_patch16_gap", "class NaFlexVit.* only the blocks of timm's plain VisionTransformer"),
         ("timm:beit_base_patch16_224", "class Beit.* only the blocks of timm's plain VisionTransformer"),
         ("open_clip:EVA02-B-16/merged2b_s8b_b131k", f"class Eva.*{ROTARY}"),
@@ -216,7 +216,7 @@ GRID, ROTARY = (
     ],
 )
 def test_bad_specifications(spec: str, sentence: str) -> None:
-    """With weights asked for: what cannot be inherited is refused before they are fetched."""
+    """Pretrained weights are requested: models that cannot be inherited are refused before the download."""
     with pytest.raises(UserError, match=sentence):
         open_teacher(spec)
 
@@ -229,7 +229,7 @@ def test_bad_specifications(spec: str, sentence: str) -> None:
         ({"qk_norm": True}, "no counterpart of its blocks of the type CustomResidualAttentionBlock"),
         ({"pool_type": "none"}, "no counterpart of its pooling 'none'"),
         ({"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "mlp"}, "no counterpart of its mlp"),
-        ({"image_size": [32, 64]}, "takes images of 32×64 pixels: only a square"),
+        ({"image_size": [32, 64]}, "expects images of 32×64 pixels: a teacher must have a square input"),
     ],
 )
 def test_open_clip_towers_that_cannot_be_inherited(vision_cfg: dict, sentence: str, tmp_path: Path) -> None:
@@ -244,11 +244,15 @@ def test_open_clip_towers_that_cannot_be_inherited(vision_cfg: dict, sentence: s
 @pytest.mark.parametrize(
     ("family", "size", "sentence"),
     [
-        ("dinov2", 256, r"Patches of 14 .* images of 256: .* last 4 rows and columns\. Choose .* size 252 or 266\."),
+        (
+            "dinov2",
+            256,
+            r"Patches of 14 .* images of 256 pixels: .* last 4 rows and columns\. Choose .* size 252 or 266\.",
+        ),
         ("openai clip", 40, "Patches of 16 .* Choose the image size 32 or 48"),
         ("vitamin (timm)", 40, "Patches of 16 .* Choose the image size 32 or 48"),
         ("siglip (open_clip)", 40, "Patches of 16 .* Choose the image size 32 or 48"),
-        ("openai clip", 9, "makes no patch of 9 pixels"),
+        ("openai clip", 9, "An image of 9 pixels is smaller than a patch"),
     ],
 )
 def test_sizes_that_the_patch_does_not_divide(family: str, size: int, sentence: str, tmp_path: Path) -> None:
@@ -265,7 +269,9 @@ def test_a_checkpoint_of_a_training_program(tmp_path: Path) -> None:
     assert all(torch.equal(teacher.trunk.state_dict()[name], value) for name, value in original.state_dict().items())
 
 
-@pytest.mark.parametrize(("size", "sentence"), [(0, "must be positive, got 0"), (9, "makes no patch of 9 pixels")])
+@pytest.mark.parametrize(
+    ("size", "sentence"), [(0, "must be positive, got 0"), (9, "An image of 9 pixels is smaller than a patch")]
+)
 def test_impossible_image_sizes(size: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         open_teacher("timm:test_vit", pretrained=False, image_size=size)

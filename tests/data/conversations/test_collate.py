@@ -1,4 +1,4 @@
-"""Batches against the unpadded, one-by-one computation on a real (tiny, random) Llama."""
+"""Batches give the same logits and loss as single unpadded rows, on a tiny random Llama."""
 
 import pytest
 import torch
@@ -6,9 +6,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparse_vlm.data.conversations.collate import PACKINGS, ConversationCollator, pack, segment_mask
-from sparse_vlm.data.conversations.encoding import IGNORE, ChatFormat, Row, encode, encode_independent, parse_sample
+from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_independent
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
-from tests.data.conversations.test_encoding import record
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 VQA = record("<image>\nWhat shape is it?", "circle", "Is there a red one here?", "yes", "Color?", "dark blue")
 TEXT = record("Name a colour.", "green", "And now another one, please.", "a light red", image=None)
@@ -28,7 +30,7 @@ def example(row: Row, pixel_values: torch.Tensor | None = None) -> dict:
 
 
 def alone(llama: LlamaForCausalLM, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets at the predicting positions of one unpadded row with plain causal attention."""
+    """Return logits and targets at the predicting positions of a single row, with plain causal attention."""
     assert set(row.segments) == {0}
     targets = torch.tensor(row.targets)
     logits = llama(torch.tensor([row.input_ids])).logits[0]
@@ -53,11 +55,11 @@ def test_packed_rows_equal_single_rows(llama: LlamaForCausalLM, chat: ChatFormat
     batch = ConversationCollator(0, packing=packing)([example(row) for row in rows.values()])
     assert batch["input_ids"].shape == {"longest": (2, max(rows)), "one row": (1, sum(rows))}[packing]
     out = llama(**batch)
-    expected = [alone(llama, rows[length]) for length in sorted(rows, reverse=True)]  # as pack puts them
+    expected = [alone(llama, rows[length]) for length in sorted(rows, reverse=True)]  # in the order of `pack`
     assert torch.equal(batch["shift_labels"], torch.cat([targets for _, targets in expected]))
     torch.testing.assert_close(out.logits, torch.cat([logits for logits, _ in expected]), atol=1e-4, rtol=0)
-    seeing_all = llama(**{name: value for name, value in batch.items() if name != "position_ids"}).logits
-    assert not torch.allclose(seeing_all, out.logits, atol=1e-2)
+    unseparated = llama(**{name: value for name, value in batch.items() if name != "position_ids"}).logits
+    assert not torch.allclose(unseparated, out.logits, atol=1e-2)
 
 
 def test_pack_fills_rows_without_overflow() -> None:
@@ -66,15 +68,15 @@ def test_pack_fills_rows_without_overflow() -> None:
     assert pack([7], 7) == [[0]]
 
 
-def test_packing_that_is_not_known_or_does_not_go_together() -> None:
+def test_unknown_packing_and_packing_of_independent_turns_are_errors() -> None:
     with pytest.raises(UserError, match=r"Unknown packing 'longes'\. Did you mean 'longest'"):
         ConversationCollator(0, packing="longes")
-    with pytest.raises(UserError, match="--packing and --independent_turns do not go together"):
+    with pytest.raises(UserError, match="--packing and --independent_turns exclude each other"):
         ConversationCollator(0, packing="longest", independent_turns=True)
 
 
 def test_packed_images_follow_their_placeholders(chat: ChatFormat) -> None:
-    """Rows change their order; a batch without an image gets the blank one as a conversation of its own."""
+    """Packing reorders rows. A batch without images gets the blank image as a separate conversation."""
     rows = [encode(parse_sample(r, 0), chat) for r in (TEXT, VQA, record("<image>\nQ", "A"), LONG)]
     images = list(torch.rand(3, 3, 8, 8))
     collate = ConversationCollator(
@@ -86,7 +88,7 @@ def test_packed_images_follow_their_placeholders(chat: ChatFormat) -> None:
     assert len(batch["input_ids"]) == len(groups) < len(rows)
     in_order = [examples[index]["images"] for group in groups for index in group]
     assert torch.equal(batch["pixel_values"], torch.stack([image for own in in_order for image in own]))
-    assert not torch.equal(batch["pixel_values"], torch.stack(images)), "the order must have changed"
+    assert not torch.equal(batch["pixel_values"], torch.stack(images)), "packing must change the order"
     text = collate(examples[:1])
     assert text["pixel_values"].eq(0).all()
     where = text["input_ids"] == chat.image_token_id
@@ -96,7 +98,7 @@ def test_packed_images_follow_their_placeholders(chat: ChatFormat) -> None:
 
 
 @torch.no_grad()
-def test_independent_turns_equal_the_turns_run_one_by_one(llama: LlamaForCausalLM, chat: ChatFormat) -> None:
+def test_independent_turns_equal_single_turns(llama: LlamaForCausalLM, chat: ChatFormat) -> None:
     rows = [encode_independent(parse_sample(r, 0), chat) for r in (VQA, TEXT)]
     batch = ConversationCollator(0, independent_turns=True)([example(row) for row in rows])
     out = llama(**batch)
@@ -111,7 +113,7 @@ def test_independent_turns_equal_the_turns_run_one_by_one(llama: LlamaForCausalL
     expected = cross_entropy(torch.cat([logits for logits, _ in singles]), torch.cat([t for _, t in singles]))
     torch.testing.assert_close(out.loss, expected, atol=1e-4, rtol=0)
     dependent = llama(**ConversationCollator(0)([example(encode(parse_sample(VQA, 0), chat))])).logits
-    assert not torch.allclose(dependent[-1], out.logits[len(dependent) - 1], atol=1e-2)  # seeing answers matters
+    assert not torch.allclose(dependent[-1], out.logits[len(dependent) - 1], atol=1e-2)  # earlier answers matter
 
 
 def test_the_mask_of_a_small_row() -> None:
@@ -121,7 +123,7 @@ def test_the_mask_of_a_small_row() -> None:
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_images_of_mixed_batches_and_the_blank_one(chat: ChatFormat, independent: bool) -> None:
+def test_the_blank_image_is_for_batches_without_images(chat: ChatFormat, independent: bool) -> None:
     image = torch.rand(3, 8, 8)
     blank = (chat.image_token_id, chat.tokens_per_image, image.shape)
     rows = [(encode_independent if independent else encode)(parse_sample(r, 0), chat) for r in (TEXT, VQA)]
@@ -136,12 +138,12 @@ def test_images_of_mixed_batches_and_the_blank_one(chat: ChatFormat, independent
     assert int(where.sum()) == chat.tokens_per_image
     mask = text["attention_mask"]
     seen = mask.bool()[:, None, :].expand(-1, mask.shape[1], -1) if mask.ndim == 2 else mask[:, 0]
-    from_elsewhere = seen & where[:, None, :] & ~where[:, :, None]
-    assert not from_elsewhere.any()
+    from_outside = seen & where[:, None, :] & ~where[:, :, None]
+    assert not from_outside.any()
     assert not text["logits_to_keep"][where].any()
 
 
-def test_several_images_come_in_the_order_of_their_placeholders(chat: ChatFormat) -> None:
+def test_several_images_are_in_the_order_of_their_placeholders(chat: ChatFormat) -> None:
     several = record("<image> or <image>?", "the first", image=["a", "b"])
     rows = [encode(parse_sample(r, 0), chat) for r in (several, TEXT, VQA)]
     images = list(torch.rand(3, 3, 8, 8))

@@ -1,4 +1,4 @@
-"""Bad samples: an error by name, or skipped, counted and reported."""
+"""Bad samples are errors that name them, or are skipped, counted and reported; lengths and weights."""
 
 import logging
 from pathlib import Path
@@ -10,11 +10,14 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.encoding import IGNORE, ChatFormat, parse_sample
+from sparse_vlm.data.conversations.encoding import IGNORE
+from sparse_vlm.data.conversations.images import FolderImages
 from sparse_vlm.data.conversations.length_limit import LengthLimit
-from sparse_vlm.data.conversations.sources import FolderImages, Source
+from sparse_vlm.data.conversations.samples import parse_sample
+from sparse_vlm.data.conversations.sources import Source
 from sparse_vlm.errors import UserError
-from tests.data.conversations.test_encoding import record
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def dataset(folder: Path, chat: ChatFormat, *records: dict[str, Any], **options:
 GOOD = record("<image>\nQ", "A")
 
 
-def test_items_in_the_order_of_the_file(folder: Path, chat: ChatFormat) -> None:
+def test_items_have_the_order_of_the_file(folder: Path, chat: ChatFormat) -> None:
     data = dataset(folder, chat, GOOD, record("Q", "A", image=None))
     assert len(data) == 2
     assert torch.equal(data[0]["images"][0], to_tensor(Image.open(folder / "a.png")))
@@ -66,10 +69,8 @@ def test_skipping_is_counted_and_reported(folder: Path, chat: ChatFormat, caplog
 
 
 @pytest.mark.parametrize("independent_turns", [False, True])
-def test_a_sample_that_is_too_long_is_found_at_the_start(
-    folder: Path, chat: ChatFormat, independent_turns: bool
-) -> None:
-    """At the end of the data, and without reading its image, which would fail as well."""
+def test_a_long_sample_is_found_at_the_start(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
+    """The sample is the last one, and its image, which is damaged, is not read."""
     long = record("<image>\nQ", "A " * 40, "Q", "B", image="corrupt.png", id="long")
     with pytest.raises(UserError, match=r"Sample long has \d+ tokens, more than --model_max_length 40\. Raise"):
         dataset(folder, chat, GOOD, long, limit=LengthLimit(40), independent_turns=independent_turns)
@@ -77,10 +78,10 @@ def test_a_sample_that_is_too_long_is_found_at_the_start(
         dataset(folder, chat, GOOD, long, limit=LengthLimit(40, of_model=True), independent_turns=independent_turns)
 
 
-def test_what_is_too_long_is_left_out_by_itself(
+def test_too_long_skip_skips_only_long_samples(
     folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other bad samples still stop."""
+    """Other bad samples are still errors."""
     long = record("Q", "A " * 40, image=None, id="long")
     with caplog.at_level(logging.WARNING):
         data = dataset(folder, chat, long, GOOD, limit=LengthLimit(40, "skip"))
@@ -93,10 +94,10 @@ def test_what_is_too_long_is_left_out_by_itself(
 
 
 @pytest.mark.parametrize("on_bad_sample", ["error", "skip"])
-def test_what_is_too_long_is_truncated_and_counted(
+def test_long_samples_are_truncated_and_counted(
     folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture, on_bad_sample: str
 ) -> None:
-    """A row that ends within an answer, and a sample without a word of its answer left."""
+    """One row ends within an answer; another sample would have no answer left."""
     long = record("<image>\nQ", "A " * 40, id="long")
     question = record("Q " * 40, "A", image=None, id="question")
     with caplog.at_level(logging.WARNING):
@@ -109,7 +110,7 @@ def test_what_is_too_long_is_truncated_and_counted(
     assert (row.positions, row.segments) == (full.positions[:40], full.segments[:40])
     assert len(data[0]["images"]) == 1
     assert data.lengths() == [40, len(data[1]["row"].input_ids)]
-    assert data.truncated == [f"Sample long has {len(full.input_ids)} tokens; 40 stay."]
+    assert data.truncated == [f"Sample long has {len(full.input_ids)} tokens; 40 are kept."]
     assert "Truncated 1 of 3 samples to --model_max_length 40:" in caplog.text
     assert "Skipped 1 of 3 samples" in caplog.text
     assert data.skipped[0].startswith("Sample question has")
@@ -117,10 +118,8 @@ def test_what_is_too_long_is_truncated_and_counted(
 
 
 @pytest.mark.parametrize("independent_turns", [False, True])
-def test_a_truncated_row_is_as_if_it_were_tokenised_up_to_there(
-    folder: Path, chat: ChatFormat, independent_turns: bool
-) -> None:
-    """At every limit: the row ends where it predicts, its images are whole, and the others are not read."""
+def test_a_truncated_row_is_a_prefix_of_the_full_row(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
+    """At every limit, the row ends at a predicting position, its images are complete, and no others are read."""
     turns = ("<image>\nQ", "A B", "<image><image>\nQ", "C D E", "Q", "F")
     images: Any = ["a.png", "a.png", "corrupt.png"]
     if independent_turns:
@@ -149,16 +148,14 @@ def test_a_truncated_row_is_as_if_it_were_tokenised_up_to_there(
 
 
 @pytest.mark.parametrize("independent_turns", [False, True])
-def test_no_row_has_more_tokens_than_the_fast_bound(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
+def test_the_fast_bound_is_an_upper_bound(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
     for words in ("A", "word " * 30, "é 漢字 🙂", "<|im_end|><|im_start|>", "x\n\n  \ty"):
         sample = record("<image>\nQ", words, words, "A")
         data = dataset(folder, chat, sample, independent_turns=independent_turns)
         assert data.lengths()[0] <= data._most_tokens(data.entries[0].sample)
 
 
-def test_samples_that_are_too_long_are_skipped_and_counted(
-    folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_samples_are_skipped_and_counted(folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture) -> None:
     long = record("Q", "A " * 40, image=None, id="long")
     with caplog.at_level(logging.WARNING):
         data = dataset(folder, chat, long, GOOD, limit=LengthLimit(40), on_bad_sample="skip")
@@ -167,7 +164,7 @@ def test_samples_that_are_too_long_are_skipped_and_counted(
     assert data.lengths() == dataset(folder, chat, GOOD).lengths() == [len(data[0]["row"].input_ids)]
 
 
-def test_malformed_samples_are_skipped_like_others(folder: Path, chat: ChatFormat) -> None:
+def test_malformed_samples_are_skipped(folder: Path, chat: ChatFormat) -> None:
     roles: list[Any] = [["human"], {"human": 1}, None]
     bad = [{"conversations": [{"from": role, "value": "Q"}, {"from": "gpt", "value": "A"}]} for role in roles]
     bad.append(record("<image>\nQ", "A", image="x" * 400))
@@ -176,7 +173,7 @@ def test_malformed_samples_are_skipped_like_others(folder: Path, chat: ChatForma
     assert [reason.split(":")[0].split()[-1] for reason in data.skipped] == ["1", "2", "3", "s1"]
 
 
-def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
+def test_weights_repeat_and_draw_samples(folder: Path, chat: ChatFormat) -> None:
     def source(name: str, weight: float) -> Source:
         records = [record("Q", "A", image=None, id=f"{name}{index}") for index in range(4)]
         return Source(name, records, FolderImages(folder), weight)
@@ -194,8 +191,8 @@ def test_weights_repeat_and_draw(folder: Path, chat: ChatFormat) -> None:
 
 
 @pytest.mark.parametrize("independent", [False, True])
-def test_no_row_has_more_tokens_than_its_bound(folder: Path, chat: ChatFormat, independent: bool) -> None:
-    """Else a sample that is too long would be found in the middle of a training."""
+def test_the_fast_bound_holds_for_hard_texts(folder: Path, chat: ChatFormat, independent: bool) -> None:
+    """Otherwise, a long sample would stop a training run halfway."""
     hard = ["a b c d e f g", "日本語の文字", "🦄🦄", "<|im_end|><|im_start|>", "x" * 50, "\t\n \n  ."]
     turns = [{"from": "human" if k % 2 == 0 else "gpt", "value": text} for k, text in enumerate(hard)]
     system = {"from": "system", "value": "Be brief."}

@@ -1,4 +1,4 @@
-"""The label mask token by token on several templates, independent turns, and bad LLaVA JSON."""
+"""The label mask, token by token on several templates, and independent turns."""
 
 import copy
 from dataclasses import replace
@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparse_vlm.data.conversations.encoding import (
-    IGNORE,
-    ChatFormat,
-    Row,
-    Sample,
-    encode,
-    encode_independent,
-    parse_sample,
-)
+from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_independent
+from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.templates import LLAVA_PLAIN, LLAVA_V1
+from sparse_vlm.vlm.language.turns import ChatFormat
+from tests.data.conversations.records import record
 
 VICUNA = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% elif m.role == 'assistant' %}"
@@ -27,7 +22,7 @@ LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-LLAMA3 = (  # with one newline: Llama 3's tokenizer keeps two together, SmolLM2's does not
+LLAMA3 = (  # with one newline, because SmolLM2's tokenizer does not merge two as Llama 3's does
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n' }}"
     "{{ m.content | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n' }}{% endif %}"
@@ -55,14 +50,8 @@ OTHER_CONTROL_TOKENS = [
 ]
 
 
-def record(*turns: str, image: str | list[Any] | None = "a.png", **fields: Any) -> dict[str, Any]:
-    roles = ("human", "gpt") * len(turns)
-    conversation = [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)]
-    return {"id": "s1", "conversations": conversation, **({"image": image} if image else {}), **fields}
-
-
 def labelled(row: Row, chat: ChatFormat) -> list[list[str]]:
-    """Runs of consecutive targets as token strings."""
+    """Return the runs of consecutive targets, as token strings."""
     runs: list[list[str]] = [[]]
     for target in row.targets:
         if target == IGNORE:
@@ -73,7 +62,7 @@ def labelled(row: Row, chat: ChatFormat) -> list[list[str]]:
 
 
 def by_characters(sample: Sample, chat: ChatFormat) -> tuple[list[int], list[int]]:
-    """Every token and every target, found without `encode`: by where in the rendered text the answers stand."""
+    """Compute tokens and targets without `encode`, from the character positions of the answers."""
     messages = [{"role": role, "content": words} for role, words in sample.turns]
     text: Any = chat.tokenizer.apply_chat_template(messages, chat_template=chat.chat_template, tokenize=False)
     answers, place = [], 0
@@ -130,7 +119,7 @@ def test_answer_and_its_end_are_the_only_targets(chat: ChatFormat, template: str
     assert labelled(row, other) == [[eos if token == "<E>" else token for token in run] for run in expected]
     ids, targets = by_characters(sample, other)
     assert (row.input_ids, row.targets) == (ids[: len(row.targets)], targets[: len(row.targets)])
-    assert set(targets[len(row.targets) :]) <= {IGNORE}, "nothing that is learned was cut off"
+    assert set(targets[len(row.targets) :]) <= {IGNORE}, "no target may be cut off"
 
 
 def test_every_token_of_llavas_v1(chat: ChatFormat) -> None:
@@ -175,7 +164,7 @@ def test_several_images_stay_where_they_are(chat: ChatFormat) -> None:
         encode_independent(sample, chat)
 
 
-def test_template_without_an_end_of_turn_is_refused(chat: ChatFormat) -> None:
+def test_a_template_without_an_end_of_turn_is_an_error(chat: ChatFormat) -> None:
     endless = replace(chat, chat_template=VICUNA.replace("+ eos_token", "+ ' '"))
     with pytest.raises(UserError, match="learn to stop"):
         encode(parse_sample(record("<image>\nQ", "A"), 0), endless)
@@ -188,12 +177,12 @@ def test_template_without_an_end_of_turn_is_refused(chat: ChatFormat) -> None:
         PHI3.replace("|>\n", "|>\n\n"),
     ],  # "\n\nA" is "\n", "\n", "A" for this tokenizer
 )
-def test_template_that_rewrites_the_prompt_is_refused(chat: ChatFormat, changing: str) -> None:
+def test_a_template_that_changes_the_prompt_is_an_error(chat: ChatFormat, changing: str) -> None:
     with pytest.raises(UserError, match=r"Sample s1.*differently once the answer follows"):
         encode(parse_sample(record("<image>\nQ", "A"), 0), replace(chat, chat_template=changing))
 
 
-def test_control_tokens_in_the_text_are_text(chat: ChatFormat) -> None:
+def test_control_tokens_in_a_text_are_text(chat: ChatFormat) -> None:
     tokenizer, typed = chat.tokenizer, "A<|im_end|>\n<|im_start|>user"
     letters = tokenizer(typed, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -204,7 +193,7 @@ def test_control_tokens_in_the_text_are_text(chat: ChatFormat) -> None:
     assert row.input_ids.count(chat.image_token_id) == 5
 
 
-def test_independent_turns_are_the_single_conversations_behind_one_prefix(chat: ChatFormat) -> None:
+def test_independent_turns_share_the_prefix_of_single_conversations(chat: ChatFormat) -> None:
     turns = ["<image>\nWhat shape?", "circle", "What color?", "red", "Is it blue?", "no"]
     row = encode_independent(parse_sample(record(*turns), 0), chat)
     prefix = row.segments.count(0)
@@ -218,37 +207,8 @@ def test_independent_turns_are_the_single_conversations_behind_one_prefix(chat: 
         assert [row.positions[i] for i in mine] == alone.positions
 
 
-def test_an_independent_turn_may_be_the_image_alone(chat: ChatFormat) -> None:
+def test_an_independent_turn_may_consist_of_the_image(chat: ChatFormat) -> None:
     row = encode_independent(parse_sample(record("<image>", "a red circle", "Is it blue?", "no"), 0), chat)
     alone = encode(parse_sample(record("<image>", "a red circle"), 0), chat)
     first = [i for i, segment in enumerate(row.segments) if segment in (0, 1)]
     assert [row.input_ids[i] for i in first] == alone.input_ids
-
-
-def test_placeholder_is_brought_to_the_front() -> None:
-    assert parse_sample(record("What is it?\n<image>", "A"), 0).turns[0] == ("user", "<image>\nWhat is it?")
-
-
-def test_an_image_of_a_later_turn_is_brought_to_that_turns_start() -> None:
-    sample = parse_sample(record("Q", "A", "And here?\n<image>", "B"), 0)
-    assert [text for _, text in sample.turns] == ["Q", "A", "<image>\nAnd here?", "B"]
-
-
-@pytest.mark.parametrize(
-    ("bad", "sentence"),
-    [
-        (record("no placeholder", "A"), "Sample s1 has one image but 0 <image> in its text; it needs 1"),
-        (record("<image><image>\nQ", "A"), "Sample s1 has one image but 2 <image>"),
-        (record("<image>\nQ", "A", image=None), "Sample s1 has no image but 1 <image>"),
-        (record("Q", "see <image>"), "must stand in a human turn"),
-        (record("<image>\nQ", "A", image=["a", "b"]), "Sample s1 has 2 images but 1 <image>"),
-        (record("<image>\nQ", "A", "B"), r"roles must be .* they are: human, gpt, human\."),
-        (record("<image>\nQ", "A", conversations=[{"from": "gtp", "value": "x"}]), "'gtp'. Did you mean 'gpt'"),
-        (record("<image>\nQ", ""), "gpt turn has no text"),
-        (record("<image>\nQ", "A", image=["a", 3]), '"image" must be a relative path or a list of them'),
-        ({"image": "a.png"}, 'Sample number 7 has no "conversations"'),
-    ],
-)
-def test_bad_samples_are_named(bad: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        parse_sample(bad, 7)

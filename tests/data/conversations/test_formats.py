@@ -1,4 +1,4 @@
-"""The layouts in which people have conversations give the same samples; what is not understood is named."""
+"""All layouts of a conversation give the same sample; unknown keys and fields are named."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from sparse_vlm.data.conversations.encoding import parse_sample
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.conversations.sources import open_sources
 from sparse_vlm.errors import UserError
 
@@ -41,7 +41,7 @@ NULLS = [{"index": None, **part} for part in (text("Is it red?"),)] + [{"index":
         {"image": "a.png", "conversations": LLAVA, "video": None, "data_source": "here", "model": ""},
     ],
 )
-def test_layouts(layout: dict[str, Any]) -> None:
+def test_all_layouts_give_the_same_sample(layout: dict[str, Any]) -> None:
     sample = parse_sample(layout, 0)
     assert (sample.images, sample.turns) == (("a.png",), TURNS)
 
@@ -56,17 +56,17 @@ def test_layouts(layout: dict[str, Any]) -> None:
         {"type": "conv", "split": "train", "language": "en", "score": 0.5},
     ],
 )
-def test_notes_of_public_mixtures_are_known(notes: dict[str, Any]) -> None:
+def test_descriptive_keys_of_public_mixtures_are_ignored(notes: dict[str, Any]) -> None:
     sample = parse_sample({"image": "a.png", "conversations": LLAVA, **notes}, 0)
     assert (sample.images, sample.turns) == (("a.png",), TURNS)
 
 
-def test_an_unknown_key_is_a_short_sentence() -> None:
+def test_the_error_of_an_unknown_key() -> None:
     with pytest.raises(UserError) as error:
         parse_sample({"id": 1, "system": "You are kind.", "conversations": LLAVA}, 0)
     assert str(error.value) == (
-        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, texts. It is not dropped "
-        "silently: remove it."
+        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, texts. Unknown keys are "
+        "not ignored: remove it."
     )
 
 
@@ -95,24 +95,24 @@ def test_several_images() -> None:
         ({"conversations": [{"from": "human", "value": "Q", "wieght": 0}]}, "Unknown field of a turn 'wieght'"),
         ({"conversations": [{"from": "human", "text": "Q"}]}, "Unknown field of a turn 'text'"),
         ({"texts": [{"user": "Q", "asistant": "A"}]}, "'asistant'. Did you mean 'assistant'"),
-        ({"conversations": [LLAVA[0], {"from": "gpt", "value": 3}]}, "a gpt turn says is 3, which is not a text"),
+        ({"conversations": [LLAVA[0], {"from": "gpt", "value": 3}]}, "a gpt turn holds 3, which is not a string"),
         ({"conversations": [LLAVA[0], {"from": "gpt"}]}, "a gpt turn has no text"),
-        ({"conversations": "[{"}, '"conversations" is a text that is not valid JSON'),
+        ({"conversations": "[{"}, '"conversations" is a string that is not valid JSON'),
         ({"conversations": ["Q", "A"]}, 'each item of "conversations" must be an object'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'. Did you mean 'image'"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [*NULLS[:1], IMAGE | {"index": 1}]}]}, "indices"),
         ({"images": ["a"], "messages": [{"role": "user", "content": [IMAGE | {"path": "b"}]}]}, "and elsewhere"),
-        ({"messages": [{"role": "user", "content": [IMAGE | {"image": {"bytes": b"0"}}]}]}, "holds a dict: name the"),
+        ({"messages": [{"role": "user", "content": [IMAGE | {"image": {"bytes": b"0"}}]}]}, "holds a dict: give the"),
     ],
 )
-def test_what_is_not_understood_is_named(bad: dict[str, Any], sentence: str) -> None:
+def test_unknown_and_wrong_values_are_named(bad: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse_sample(bad, 3)
 
 
 @pytest.mark.parametrize(("key", "turns"), [("texts", [TEXTS, TEXTS]), ("messages", [PARTS, MESSAGES])])
 def test_tables_of_several_images(tmp_path: Path, image_files: list[bytes], key: str, turns: list[Any]) -> None:
-    """the_cauldron's and TRL's; the second row has no image."""
+    """Tables of the_cauldron and TRL. The second row has no image."""
     if key == "messages":  # Arrow has one type a column
         parts: Any = PARTS[1:]
         turns = [PARTS, [{"role": "user", "content": [text("Is it red?")]}, *parts]]

@@ -1,45 +1,45 @@
-"""Visual tokens on the disk: found by the picture's bytes, shared, whole or not there."""
+"""Visual tokens on disk: found by the bytes of the image, shared between processes, written atomically."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, picture_key
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
 from sparse_vlm.errors import UserError
 
-TOKENS = {picture_key(name): torch.rand(4, 6) for name in (b"one", b"two")}
+TOKENS = {file_hash(name): torch.rand(4, 6) for name in (b"one", b"two")}
 
 
-def test_what_was_added_is_found_by_the_picture(tmp_path: Path) -> None:
+def test_tokens_are_found_by_the_image(tmp_path: Path) -> None:
     cache = VisualTokenCache(tmp_path / "new")
     assert len(cache) == 0
     cache.add(TOKENS)
     for reader in (cache, VisualTokenCache(tmp_path / "new")):
         assert len(reader) == 2
-        assert picture_key(b"one") in reader
-        assert torch.equal(reader.tokens(b"two"), TOKENS[picture_key(b"two")])
+        assert file_hash(b"one") in reader
+        assert torch.equal(reader.tokens(b"two"), TOKENS[file_hash(b"two")])
     with pytest.raises(UserError, match=r"not among the 2 of .*new: it changed"):
         cache.tokens(b"three")
 
 
-def test_shards_of_another_process_are_noticed(tmp_path: Path) -> None:
+def test_refresh_finds_the_shards_of_other_processes(tmp_path: Path) -> None:
     mine, other = VisualTokenCache(tmp_path), VisualTokenCache(tmp_path)
-    mine.add({picture_key(b"one"): torch.zeros(1, 2, dtype=torch.bfloat16)})
-    other.add({picture_key(b"two"): torch.ones(1, 2, dtype=torch.bfloat16)})
-    assert picture_key(b"two") not in mine
+    mine.add({file_hash(b"one"): torch.zeros(1, 2, dtype=torch.bfloat16)})
+    other.add({file_hash(b"two"): torch.ones(1, 2, dtype=torch.bfloat16)})
+    assert file_hash(b"two") not in mine
     mine.refresh()
     assert mine.tokens(b"two").dtype == torch.bfloat16
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
-def test_the_same_pictures_are_one_file(tmp_path: Path) -> None:
+def test_the_same_images_make_one_file(tmp_path: Path) -> None:
     for tokens in (TOKENS, dict(reversed(TOKENS.items()))):
         VisualTokenCache(tmp_path).add(tokens)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_cut_short_is_not_there_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+def test_temporary_files_are_ignored_and_damaged_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / ".x.safetensors.7.tmp").write_bytes(b"cut")
     assert len(VisualTokenCache(tmp_path)) == 0
     (tmp_path / "x.safetensors").write_bytes(b"cut")

@@ -1,4 +1,4 @@
-"""Loaders driven by transformers' Trainer: a resumed run sees the pixels of the uninterrupted one."""
+"""Data loaders with transformers' Trainer: a resumed run sees the same pixels as an uninterrupted one."""
 
 import hashlib
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ from sparse_vlm.errors import UserError
 crop = v2.Compose([v2.RandomResizedCrop(8), v2.PILToTensor(), v2.ToDtype(torch.float32)])
 
 
-class Watcher(nn.Module):
-    """Remembers the pixels of each training step."""
+class PixelRecorder(nn.Module):
+    """A model that records a hash of the pixels of each training step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Watcher(nn.Module):
 
 
 class ImageTrainer(Trainer):
-    """As a stage has it."""
+    """The Trainer of a training stage."""
 
     def get_train_dataloader(self) -> DataLoader:
         return train_loader(self.train_dataset, self.args, self.data_collator, self._train_batch_size)
 
 
 class StopAt(TrainerCallback):
-    """An interruption right after the checkpoint of a step."""
+    """Interrupt training right after the checkpoint of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -73,7 +73,7 @@ def train(
         dataloader_num_workers=workers,
         remove_unused_columns=False,
     )
-    model = Watcher()
+    model = PixelRecorder()
     callbacks = [] if stop_at is None else [StopAt(stop_at)]
     images = open_images(spec, crop, seed=5)
     trainer = ImageTrainer(
@@ -83,7 +83,7 @@ def train(
     return model.batches
 
 
-# 10 images: an epoch is 5 batches, 3 steps. Step 2 lies within the first epoch, 5 within the second, 3 at a boundary.
+# 10 images make 5 batches or 3 steps per epoch: step 2 is in the first epoch, 3 is its last, and 5 is in the second.
 @pytest.mark.parametrize("kind", ["folder", "hf", "wds", "wds-resampled", "hf-stream"])
 @pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (3, 0), (5, 2)])
 def test_a_resumed_run_sees_the_same_pixels(
@@ -99,7 +99,7 @@ def test_a_resumed_run_sees_the_same_pixels(
     assert min(len(first), len(second)) > 0
 
 
-def test_processes_share_what_one_would_see(image_folder: Path) -> None:
+def test_processes_together_see_what_one_would_see(image_folder: Path) -> None:
     dataset = ImageFolder(image_folder, crop)
     for epoch in (0, 1):
         dataset.set_epoch(epoch)
@@ -116,20 +116,20 @@ def lengths(dataset: ImageFolder, batch_size: int, world_size: int, *, drop_last
         yield [len(batch) for batch in batches]
 
 
-def test_every_process_has_as_many_batches_of_the_same_size(image_folder: Path) -> None:
+def test_every_process_has_the_same_batch_sizes(image_folder: Path) -> None:
     dataset = ImageFolder(image_folder, crop)
-    assert list(lengths(dataset, 2, 3, drop_last=False)) == [[2, 2]] * 3  # 10 images and two of them again
+    assert list(lengths(dataset, 2, 3, drop_last=False)) == [[2, 2]] * 3  # 10 images, two of them twice
     assert list(lengths(dataset, 2, 3, drop_last=True)) == [[2]] * 3
     assert list(lengths(dataset, 4, 1, drop_last=False)) == [[4, 4, 2]]
     assert list(lengths(dataset, 1, 16, drop_last=False)) == [[1]] * 16
     assert sorted({i for r in range(16) for batch in EpochBatches(dataset, 1, r, 16) for i in batch}) == list(range(10))
 
 
-def test_an_epoch_without_a_batch_is_a_sentence(image_folder: Path, tmp_path: Path) -> None:
+def test_an_epoch_without_a_batch_is_an_error(image_folder: Path, tmp_path: Path) -> None:
     args = TrainingArguments(
         str(tmp_path), per_device_train_batch_size=16, dataloader_drop_last=True, use_cpu=True, report_to="none"
     )
-    with pytest.raises(UserError, match="leaves nothing of 10 images in batches of 16 in each of 1 processes"):
+    with pytest.raises(UserError, match="leaves no batch: 10 images in batches of 16 for each of 1 processes"):
         train_loader(ImageFolder(image_folder, crop), args, default_data_collator)
 
 

@@ -1,4 +1,4 @@
-"""Seeds that are the same in every run; what is logged about bad images."""
+"""Reproducible seeds, and the log of bad images."""
 
 import logging
 
@@ -11,13 +11,13 @@ from sparse_vlm.data.images.seeded import NAMED, BadImages, SeededImages, seed_o
 from sparse_vlm.errors import UserError
 
 
-def test_a_seed_is_a_function_of_the_values_alone() -> None:
+def test_a_seed_depends_on_the_values_alone() -> None:
     assert seed_of(0, 1, "order") == 5305612505841276476
     assert len({seed_of(0, 1), seed_of(1, 0), seed_of(0, "1"), seed_of(0, 1, 0)}) == 4
     assert 0 <= seed_of(-1) < 2**63
 
 
-def test_augmented_leaves_the_generator_alone() -> None:
+def test_augmentation_does_not_change_torchs_generator() -> None:
     def draw(image: Image.Image) -> Tensor:
         return torch.rand(2)
 
@@ -32,7 +32,7 @@ def test_the_first_bad_images_are_named_then_powers_of_ten(caplog: pytest.LogCap
     bad = BadImages("skip")
     with caplog.at_level(logging.WARNING):
         for index in range(120):
-            bad.handle(UserError(f"picture {index}"))
+            bad.handle(UserError(f"image {index}"))
     assert bad.count == 120
     assert len(caplog.records) == NAMED + 2
-    assert "skipped 100 unreadable images; the last: picture 99" in caplog.messages[-1]
+    assert "skipped 100 unreadable images; the last: image 99" in caplog.messages[-1]

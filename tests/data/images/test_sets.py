@@ -1,4 +1,4 @@
-"""Sets by index: repeatable augmentation, damaged images."""
+"""Indexed image sets: reproducible augmentation, damaged images."""
 
 import logging
 from collections import Counter
@@ -19,7 +19,7 @@ from sparse_vlm.errors import UserError
 crop = v2.Compose([v2.RandomResizedCrop(8), v2.PILToTensor()])
 
 
-def test_a_crop_follows_from_seed_epoch_and_index(image_folder: Path) -> None:
+def test_a_crop_depends_on_seed_epoch_and_index(image_folder: Path) -> None:
     dataset = ImageFolder(image_folder, crop, seed=3)
     before = torch.random.get_rng_state()
     first = [dataset[i]["pixel_values"] for i in range(10)]
@@ -34,7 +34,7 @@ def test_a_crop_follows_from_seed_epoch_and_index(image_folder: Path) -> None:
     assert not torch.equal(other[7]["pixel_values"], first[7])
 
 
-def test_persistent_workers_hear_of_the_epoch(image_folder: Path) -> None:
+def test_persistent_workers_see_the_epoch(image_folder: Path) -> None:
     dataset = ImageFolder(image_folder, crop)
     loader = DataLoader(dataset, batch_size=5, num_workers=1, persistent_workers=True)
     for epoch in (0, 1, 0):
@@ -43,8 +43,8 @@ def test_persistent_workers_hear_of_the_epoch(image_folder: Path) -> None:
         assert torch.equal(batches, torch.stack([dataset[i]["pixel_values"] for i in range(10)]))
 
 
-def test_every_file_below_the_folder(image_files: list[bytes], tmp_path: Path) -> None:
-    """Behind links too, each place once; what a name promises and the disk does not hold is no silent gap."""
+def test_every_file_below_the_folder_is_found(image_files: list[bytes], tmp_path: Path) -> None:
+    """Links are followed, but not in circles. A broken link is an error, not a silent gap."""
     folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
     for place in (folder / "a", elsewhere):
         place.mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_every_file_below_the_folder(image_files: list[bytes], tmp_path: Path) -
         ImageFolder(folder, crop)[2]
 
 
-def test_damaged_files_stop_or_another_takes_their_place(
+def test_damaged_files_stop_or_are_replaced(
     image_files: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for index, data in enumerate((image_files[0], image_files[1][:60], b"", image_files[3])):
@@ -82,8 +82,8 @@ def test_damaged_files_stop_or_another_takes_their_place(
         dataset[0]
 
 
-class Reads(IndexedImages):
-    """Images that are their index; those below `readable_from` cannot be read. Notes what is read."""
+class CountedImages(IndexedImages):
+    """Images whose pixel is their index, unreadable below `readable_from`. Counts the reads of each image."""
 
     def __init__(self, count: int, readable_from: int, **options: Any) -> None:
         super().__init__(count, v2.PILToTensor(), **options)
@@ -100,34 +100,34 @@ class Reads(IndexedImages):
         return [int(self[index]["pixel_values"][0, 0, 0]) for index in indices]
 
 
-def test_no_single_image_stands_in_for_a_block_of_bad_ones() -> None:
-    images = Reads(200, 100, on_bad_image="skip")
-    instead = images.seen(range(100))
-    assert min(instead) >= 100
-    assert max(Counter(instead).values()) <= 6
+def test_a_block_of_bad_images_has_many_substitutes() -> None:
+    images = CountedImages(200, 100, on_bad_image="skip")
+    substitutes = images.seen(range(100))
+    assert min(substitutes) >= 100
+    assert max(Counter(substitutes).values()) <= 6
     assert images.unreadable == 100
-    assert images.reads[:100].tolist() == [1] * 100  # later draws and visits know
-    assert images.seen(range(100)) == instead
+    assert images.reads[:100].tolist() == [1] * 100  # each is read only once
+    assert images.seen(range(100)) == substitutes
     assert images.unreadable == 200
     assert images.reads[:100].tolist() == [1] * 100
-    other = Reads(200, 100, on_bad_image="skip")
-    assert other.seen(reversed(range(100))) == instead[::-1]  # whatever was known before
+    other = CountedImages(200, 100, on_bad_image="skip")
+    assert other.seen(reversed(range(100))) == substitutes[::-1]  # whichever were known to be unreadable before
     other.set_epoch(1)
-    assert other.seen(range(100)) != instead
-    assert Reads(200, 100, on_bad_image="skip", seed=1).seen(range(100)) != instead
+    assert other.seen(range(100)) != substitutes
+    assert CountedImages(200, 100, on_bad_image="skip", seed=1).seen(range(100)) != substitutes
 
 
-def test_the_one_that_can_be_read_is_found() -> None:
-    images = Reads(250, 249, on_bad_image="skip")
+def test_the_only_readable_image_is_found() -> None:
+    images = CountedImages(250, 249, on_bad_image="skip")
     assert images.seen([0, 1]) == [249, 249]
     assert images.reads[:249].max() == 1
 
 
-def test_data_workers_share_what_they_know() -> None:
-    images = Reads(40, 20, on_bad_image="skip")
+def test_data_workers_share_which_images_are_unreadable() -> None:
+    images = CountedImages(40, 20, on_bad_image="skip")
     loader = DataLoader(images, num_workers=1)
     list(loader)
-    list(loader)  # another worker
+    list(loader)  # a new worker
     assert images.reads[:20].tolist() == [1] * 20
     assert images.unreadable == 40
 

@@ -1,4 +1,4 @@
-"""The outputs of the authors' library on tiny models (tests/fixtures/official), as our configurations."""
+"""Recorded outputs of the authors' library on tiny models (tests/fixtures/official), and these models in our code."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ NAMES = ("v1_tiny", "btsp_augreg_tiny", "btsp_clip_tiny")
 LAYOUTS = {name: ("weights", "oldkeys_v1" if name == "v1_tiny" else "oldkeys_btsp") for name in NAMES}
 CASES = ("a", "b", "c")  # 2×64×64, 2×64×96, 1×75×50
 
-# What may differ from the authors' numbers in float32. Units are tokens; the stem's bound is ours.
+# Tolerated absolute differences in float32. The outputs of units count as tokens; we chose the bound of the stem.
 TOLERANCES = {"output": 2e-5, "roi": 1e-5, "tokens": 1e-3, "feat": 1e-5}
 
 
@@ -67,7 +67,7 @@ def recorded(name: str, case: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def run(encoder: SparseFormer, images: Tensor) -> dict[str, Tensor]:
-    """What `recorded` holds, computed by our code; units are read off by hooks."""
+    """Compute the quantities of `recorded` with our code; hooks read the outputs of the units."""
     found: dict[str, Tensor] = {}
 
     def keep_unit(index: int) -> Callable[[torch.nn.Module, tuple, tuple[Tensor, Tensor]], None]:
@@ -96,9 +96,9 @@ def run(encoder: SparseFormer, images: Tensor) -> dict[str, Tensor]:
 
 
 def relative_errors(encoder: SparseFormer, name: str, case: str) -> dict[str, float]:
-    """Greatest absolute error of everything recorded, in units of its tolerance: ≤ 1 is parity.
+    """Greatest absolute error of each recorded quantity, in units of its tolerance: ≤ 1 is parity.
 
-    A quantity of another shape, or one that we do not have, counts as infinitely wrong.
+    A quantity with another shape, or that only one side has, has an infinite error.
     """
     expected = recorded(name, case)
     images = expected.pop("input").to(encoder.stem.conv.weight.device)

@@ -1,4 +1,4 @@
-"""Our encoder computes what the authors' released library computes: every quantity, case and checkpoint layout."""
+"""Parity with the authors' library, for every recorded quantity, case and checkpoint layout."""
 
 from pathlib import Path
 

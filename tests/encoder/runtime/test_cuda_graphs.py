@@ -1,5 +1,7 @@
-"""Replayed calls give what plain calls give; what a graph could not hold runs plainly. Captures by a stand-in on the
-CPU; tests/gpu has the same with real graphs."""
+"""Replayed calls give the same outputs as normal calls, and calls that cannot be captured run normally.
+
+A stand-in captures on the CPU; tests/gpu tests real graphs.
+"""
 
 import copy
 from pathlib import Path
@@ -10,11 +12,11 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.canvas import hidden_states
+from sparse_vlm.encoder.model import select_hidden_states
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.sampling_steps import record_sampling_steps
-from tests.encoder.parity.replays import CpuRecorder
+from tests.encoder.runtime.replays import CpuRecorder
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def images(batch: int = 2, side: int = 64, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-def test_replays_give_what_plain_calls_give(
+def test_replayed_calls_equal_normal_calls(
     mode: type, tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder
 ) -> None:
     tiny_encoder.requires_grad_(False)
@@ -53,7 +55,7 @@ def test_replays_give_what_plain_calls_give(
 
 
 def test_modes_may_alternate(graphed: SparseFormer, recorder: CpuRecorder) -> None:
-    """What is made in inference mode may not be written to outside it."""
+    """Tensors created in inference mode cannot be written to outside it."""
     for mode in (torch.inference_mode, torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad):
         with mode():
             graphed(images())
@@ -61,7 +63,7 @@ def test_modes_may_alternate(graphed: SparseFormer, recorder: CpuRecorder) -> No
 
 
 @torch.inference_mode()
-def test_outputs_are_the_callers_to_keep(graphed: SparseFormer) -> None:
+def test_outputs_are_copies(graphed: SparseFormer) -> None:
     kept = [graphed(images(seed=seed)).pooled for seed in range(4)]
     before = [pooled.clone() for pooled in kept]
     graphed(images(seed=9))
@@ -84,7 +86,7 @@ def test_a_graph_for_each_shape_dtype_and_layers(graphed: SparseFormer, recorder
 
 
 @torch.inference_mode()
-def test_sizes_that_come_once_cost_no_capture(graphed: SparseFormer, recorder: CpuRecorder) -> None:
+def test_a_size_that_occurs_once_is_not_captured(graphed: SparseFormer, recorder: CpuRecorder) -> None:
     for side in range(32, 96, 2):
         graphed(images(1, side))
     assert recorder.captures == 0
@@ -93,7 +95,7 @@ def test_sizes_that_come_once_cost_no_capture(graphed: SparseFormer, recorder: C
 @torch.inference_mode()
 def test_the_number_of_graphs_is_bounded(tiny_encoder: SparseFormer, recorder: CpuRecorder) -> None:
     method = GraphedMethod(tiny_encoder.requires_grad_(False), tiny_encoder.forward, recorder, limit=2)
-    for batch in (1, 1, 2, 2, 1, 3, 3, 1, 2):  # 3 takes the place of 2, which came less lately than 1
+    for batch in (1, 1, 2, 2, 1, 3, 3, 1, 2):  # 3 replaces 2, which was used less recently than 1
         method(images(batch))
     assert len(method._held) == 2
     assert recorder.captures == 3
@@ -101,7 +103,7 @@ def test_the_number_of_graphs_is_bounded(tiny_encoder: SparseFormer, recorder: C
 
 
 @torch.inference_mode()
-def test_moved_weights_are_captured_anew(
+def test_moved_weights_are_captured_again(
     tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder
 ) -> None:
     for _ in range(2):
@@ -135,7 +137,7 @@ def test_hooks_inside_the_model_are_not_skipped(graphed: SparseFormer, recorder:
 
 
 @torch.inference_mode()
-def test_autocast_runs_plainly(graphed: SparseFormer, recorder: CpuRecorder) -> None:
+def test_autocast_is_not_captured(graphed: SparseFormer, recorder: CpuRecorder) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
             assert graphed(images()).tokens.dtype == torch.bfloat16
@@ -143,19 +145,21 @@ def test_autocast_runs_plainly(graphed: SparseFormer, recorder: CpuRecorder) -> 
 
 
 @torch.inference_mode()
-def test_images_in_their_own_aspect(tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder) -> None:
+def test_images_in_their_native_aspect(
+    tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder
+) -> None:
     canvases = images(2)
     canvases[0, :, 32:] = torch.nan
     for _ in range(3):
         (found,), (expected,) = (
-            hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder)
+            select_hidden_states(encoder, canvases, [-1], "native") for encoder in (graphed, tiny_encoder)
         )
         assert torch.equal(found, expected)
     assert recorder.captures == 2
 
 
 @torch.inference_mode()
-def test_a_dense_vit_gets_the_same(recorder: CpuRecorder) -> None:
+def test_a_dense_vit_gives_the_same_output(recorder: CpuRecorder) -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval()
     expected = vit(images(3, 32))
     replay_from_graphs(vit, recorder)
@@ -164,7 +168,7 @@ def test_a_dense_vit_gets_the_same(recorder: CpuRecorder) -> None:
     assert (recorder.captures, recorder.replays) == (1, 2), "optimised twice is optimised once"
 
 
-def test_training_is_a_sentence(graphed: SparseFormer) -> None:
+def test_training_is_a_user_error(graphed: SparseFormer) -> None:
     with pytest.raises(UserError, match="was optimised for inference and cannot be trained"):
         graphed.train()(images())
     graphed.eval()
@@ -174,8 +178,8 @@ def test_training_is_a_sentence(graphed: SparseFormer) -> None:
         graphed.requires_grad_(True).hidden_states(images(), [-1])
 
 
-def test_copies_are_a_sentence(graphed: SparseFormer, tmp_path: Path) -> None:
-    """A copy would go on with the graphs, and so the weights, of the original."""
+def test_copying_is_a_user_error(graphed: SparseFormer, tmp_path: Path) -> None:
+    """A copy would keep using the graphs, and therefore the weights, of the original."""
     with pytest.raises(UserError, match="cannot be copied"):
         copy.deepcopy(graphed)
     with pytest.raises(UserError, match="cannot be copied"):
@@ -189,9 +193,9 @@ def test_the_weights_can_be_saved(tiny_encoder: SparseFormer, graphed: SparseFor
 
 
 @torch.inference_mode()
-def test_bad_images_are_the_same_sentence(graphed: SparseFormer) -> None:
+def test_invalid_images_give_the_same_error(graphed: SparseFormer) -> None:
     for _ in range(2):
-        with pytest.raises(UserError, match="takes a non-empty batch of RGB images"):
+        with pytest.raises(UserError, match="expects a non-empty batch of RGB images"):
             graphed(images()[:, :2])
-        with pytest.raises(UserError, match="There is no hidden state 9"):
+        with pytest.raises(UserError, match="Hidden state 9 does not exist"):
             graphed.hidden_states(images(), [9])

@@ -1,4 +1,4 @@
-"""Packed weights: the same numbers, for our encoders and for a dense ViT, and never saved by mistake."""
+"""Packed weights give the same outputs, for SparseFormers and dense ViTs, and cannot be saved by mistake."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.encoder.parity.official import NAMES, load_official, recorded, relati
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_optimised_encoder_is_still_the_authors(name: str) -> None:
+def test_an_optimised_encoder_keeps_parity_with_the_authors(name: str) -> None:
     encoder = load_official(name)
     with torch.inference_mode():
         expected = encoder(recorded(name, "a")["input"])
@@ -28,7 +28,7 @@ def test_an_optimised_encoder_is_still_the_authors(name: str) -> None:
 
 
 @torch.inference_mode()
-def test_a_dense_vit_gets_the_same() -> None:
+def test_a_dense_vit_gives_the_same_output() -> None:
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval()
     images = torch.randn(3, 3, 32, 32)
@@ -40,7 +40,7 @@ def test_a_dense_vit_gets_the_same() -> None:
 
 def test_packed_weights_are_not_saved(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     optimize_for_inference(tiny_encoder)
-    with pytest.raises(UserError, match=r"weight is packed for inference and cannot be saved: save before"):
+    with pytest.raises(UserError, match=r"weight is packed for inference and cannot be saved: save the model before"):
         tiny_encoder.save_pretrained(tmp_path / "encoder")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with the official files or the answers, `eval.score` says so in a sentence and has no score."""
+"""Damaged official files or answers give a one-line error and no score."""
 
 import json
 import random
@@ -96,7 +96,7 @@ JUNK: list[Any] = [None, 1, -1, 1.5, "x", "", [], {}, [1], {"a": 1}, True, [[]],
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value inside."""
+    """Yield the path to every value inside."""
     entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, inner in entries:
         yield (*path, key)
@@ -104,7 +104,7 @@ def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def damaged(content: Any, draw: random.Random) -> Any:
-    """With one value lost, replaced, or (in a list) there twice."""
+    """Return the content with one value missing, replaced, or (in a list) repeated."""
     content = deepcopy(content)
     *way, last = draw.choice(list(places(content)))
     inner = content
@@ -125,7 +125,7 @@ def write(path: Path, content: Any, lines: bool) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_a_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_a_one_line_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "RESAMPLES", 2)
     draw = random.Random(0)
     questions, annotations, ids = FILES[name]

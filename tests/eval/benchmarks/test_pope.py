@@ -1,4 +1,4 @@
-"""POPE: the official result on LLaVA's released answers, and label files of other questions."""
+"""POPE: the official scores of LLaVA's released answers, and label files of other questions."""
 
 import json
 from pathlib import Path
@@ -48,14 +48,14 @@ def test_a_label_file_in_another_order_gives_the_same_score(folder: Path) -> Non
     assert round(report["scores"]["random"]["f1"], 7) == 0.8713601
 
 
-def test_a_question_asked_twice_and_ids_of_letters(tmp_path: Path) -> None:
-    """The same words about one picture take their labels in order; the file itself may be given."""
+def test_a_repeated_question_and_ids_with_letters(tmp_path: Path) -> None:
+    """Equal questions take their labels in order; annotations may be the file itself."""
     line = {"image": "1.jpg", "text": "Is there a cat in the image?"}
     labels = [line | {"question_id": f"q{i}", "label": label} for i, label in enumerate(("yes", "no"))]
     file = write_lines(tmp_path / "coco_pope_popular.json", labels)
     questions = pope.load_questions(file, None)
     for annotations in (tmp_path, file):
-        scores = pope.score(questions, ["Yes", "No"], annotations)
+        scores = pope.BENCHMARK.score(questions, ["Yes", "No"], annotations)
         assert scores["popular", "accuracy"].value == 1
 
 
@@ -110,6 +110,30 @@ def test_labels_of_other_questions_are_an_error(
     assert not output.exists()
 
 
-def test_an_unknown_category_is_named(folder: Path) -> None:
+def test_errors_name_an_unknown_category(folder: Path) -> None:
     with pytest.raises(UserError, match="category is 'questions'"):
         pope.load_questions((folder / "coco_pope_random.json").rename(folder / "questions.json"), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [
+        ("Yes", True),
+        ("No", False),
+        ("no, there is none", False),
+        ("There is not a dog. Yes", False),
+        ("There is a dog. No cat", True),
+        ("NO", True),
+        ("nothing", True),
+        ("", True),
+        ("Yes\nNo", True),
+    ],
+)
+def test_pope_reads_the_first_sentence(text: str, yes: bool) -> None:
+    assert pope.says_yes(text) is yes
+
+
+def test_binary_scores() -> None:
+    scores = pope.binary_scores(true_yes=3, false_yes=1, false_no=2, true_no=4)
+    assert scores == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes_ratio": 0.4})
+    assert pope.binary_scores(0, 0, 2, 3) == {"accuracy": 0.6, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}

@@ -1,4 +1,4 @@
-"""ScienceQA: the official result on LLaVA's released answers."""
+"""ScienceQA: the official scores of LLaVA's released answers."""
 
 from pathlib import Path
 
@@ -9,17 +9,25 @@ from eval.report import make_report
 from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import Question
 from sparse_vlm.errors import UserError
-from tests.eval.benchmarks.anchors import SHARED, needs_shared, write_json
+from tests.eval.benchmarks.anchors import SHARED, needs_shared, unpack_scienceqa, write_json
 
 FOLDER = SHARED / "scienceqa"
-LLAVA_FILE = FOLDER / "llava_test_CQM-A.json"
 
 
-@needs_shared
-@pytest.mark.parametrize("annotations", [FOLDER, LLAVA_FILE, None])
-def test_official_scores_of_llava(annotations: Path | None) -> None:
-    answers = FOLDER / "answers.llava-v1.5-13b.jsonl"
-    report = make_report("scienceqa", answers, questions=LLAVA_FILE, annotations=annotations)
+@pytest.fixture(params=["labels and answers", pytest.param("official files", marks=needs_shared)])
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """The folder of LLaVA's question file, and LLaVA-1.5-13B's answers."""
+    if request.param == "official files":
+        return FOLDER, FOLDER / "answers.llava-v1.5-13b.jsonl"
+    return unpack_scienceqa(tmp_path), tmp_path / "answers.jsonl"
+
+
+@pytest.mark.parametrize("annotations", ["the folder", "the file", None])
+def test_official_scores_of_llava(released: tuple[Path, Path], annotations: str | None) -> None:
+    folder, answers = released
+    file = folder / scienceqa.LLAVA_FILE
+    known = {"the folder": folder, "the file": file, None: None}[annotations]
+    report = make_report("scienceqa", answers, questions=file, annotations=known)
     scores = report["scores"]
     assert (round(100 * scores["accuracy"], 4), round(100 * scores["accuracy_image"], 4)) == (74.3928, 71.6411)
     assert report["counts"] == {"accuracy": 4241, "accuracy_image": 2017, "accuracy_text": 2224}
@@ -35,7 +43,7 @@ def llava_file(tmp_path: Path) -> Path:
     return write_json(tmp_path / scienceqa.LLAVA_FILE, records)
 
 
-def test_questions_with_and_without_pictures(llava_file: Path) -> None:
+def test_questions_with_and_without_images(llava_file: Path) -> None:
     assert scienceqa.load_questions(llava_file, Path("images")) == [
         Question("7", f"Context: N/A\nWhich?\nA. x\nB. y\n{OPTION_LETTER}", Path("images/7/image.png")),
         Question("9", f"Why?\nA. x\nB. y\n{OPTION_LETTER}", None),
@@ -57,7 +65,7 @@ def test_the_official_problems_give_the_same_scores(llava_file: Path, tmp_path: 
         ("accuracy_by_grades", "7-12"): 0,
     }
     for annotations in (tmp_path, tmp_path / "problems.json", llava_file):
-        scores = scienceqa.score(questions, ["B. y", "C"], annotations)
+        scores = scienceqa.BENCHMARK.score(questions, ["B. y", "C"], annotations)
         assert {path: score.value for path, score in scores.items()} == {
             ("accuracy",): 0.5,
             ("accuracy_image",): 1,
@@ -83,10 +91,28 @@ def test_annotations_of_other_questions_are_an_error(
 ) -> None:
     questions = scienceqa.load_questions(llava_file, None)
     with pytest.raises(UserError, match=sentence):
-        scienceqa.score(questions, ["A", "B"], write_json(tmp_path / "problems.json", problems))
+        scienceqa.BENCHMARK.score(questions, ["A", "B"], write_json(tmp_path / "problems.json", problems))
 
 
 def test_a_folder_without_annotations(llava_file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no problems\.json and no llava_test_CQM-A\.json"):
-        scienceqa.score(scienceqa.load_questions(llava_file, None), ["A", "B"], tmp_path / "empty")
+        scienceqa.BENCHMARK.score(scienceqa.load_questions(llava_file, None), ["A", "B"], tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("B. apostrophe", "B"),
+        ("B.", None),
+        ("B is right", None),
+        ("F", None),
+        ("b", None),
+        ("So: The answer is C.", "C"),
+        ("The answer is C. The answer is D.", None),
+        ("", None),
+    ],
+)
+def test_read_letter(text: str, letter: str | None) -> None:
+    assert scienceqa.read_letter(text) == letter

@@ -7,7 +7,7 @@ import pytest
 
 from eval.cost.first_token import main, time_first_token
 from sparse_vlm.data import easy_vqa
-from sparse_vlm.data.images.decode import open_image
+from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 

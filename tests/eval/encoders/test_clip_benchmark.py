@@ -10,8 +10,8 @@ from PIL import Image
 from eval.encoders import zero_shot
 from eval.encoders.clip_benchmark import compare, main
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 pytest.importorskip("clip_benchmark")
 pytestmark = [  # clip-benchmark's own call of webdataset, which leaves its files to the garbage collector

@@ -8,10 +8,10 @@ from torch.utils.data import Subset
 
 from eval.encoders.embeddings import embed_images
 from eval.encoders.zero_shot import easy_vqa_images
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.data.images.labels import LabelledImages
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 
 def test_embeddings_of_an_encoder(tiny_encoder: SparseFormer) -> None:

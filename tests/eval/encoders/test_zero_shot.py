@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from eval.encoders.zero_shot import accuracy, easy_vqa_images, main
-from sparse_vlm.data.images.decode import open_image
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
 
 
 def test_the_classes_of_the_real_test_images() -> None:
@@ -32,7 +32,7 @@ def test_accuracy_counts_the_nearest_class() -> None:
     score = accuracy(images, classes, labels)
     assert (score.value, score.count) == (0.75, 4)
     assert score.interval[0] < 0.75 < score.interval[1]
-    with pytest.raises(UserError, match="3 channels, text embeddings 4"):
+    with pytest.raises(UserError, match="3 channels, but text embeddings have 4"):
         accuracy(images, torch.eye(4), labels)
 
 

@@ -1,4 +1,4 @@
-"""Grades in judges' replies of all forms."""
+"""Grades in judges' replies of many forms."""
 
 import pytest
 

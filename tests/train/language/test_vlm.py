@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from sparse_vlm.data.conversations.collate import PACKINGS, ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.encoding import encode, parse_sample
+from sparse_vlm.data.conversations.encoding import encode
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
@@ -207,7 +208,7 @@ def test_grouping_by_length_reads_no_image(
 ) -> None:
     dataset, collate = data(loaded, data_dir, "chats.json")
     lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
-    monkeypatch.setattr("sparse_vlm.data.conversations.sources.open_image", None)
+    monkeypatch.setattr("sparse_vlm.data.conversations.images.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)

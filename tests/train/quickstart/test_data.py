@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("easy_vqa")
 
-from sparse_vlm.data.conversations.encoding import parse_sample
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.easy_vqa import VqaQuestion, attributes_from_questions, load_questions
 from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
 

@@ -185,7 +185,7 @@ def test_collapsed_rois_are_reported(
     with torch.no_grad():
         trainer.task.student.focus.initial_rois.weight.copy_(torch.tensor([0.4, 0.4, 0.6, 0.6]))
     assert trainer.measure()["roi_spread"] < 0.01
-    assert "The RoIs have collapsed at step 0: all tokens look at one place" in caplog.text
+    assert "The RoIs have collapsed at step 0: all tokens sample one place" in caplog.text
 
 
 def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: Path) -> None:

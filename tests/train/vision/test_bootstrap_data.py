@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparse_vlm.data.images.sets import PartOfImages
+from sparse_vlm.data.images.sets import ImageSubset
 from sparse_vlm.data.images.streams import HeldOutStream
 from sparse_vlm.errors import UserError
 from tests.train.vision.bootstrap_runs import arguments, evaluated, make, measuring
@@ -86,7 +86,7 @@ def test_some_of_a_folder_are_spread_and_of_shards_the_first(images: Path, image
 def test_what_is_held_out_is_not_trained_on(images: Path) -> None:
     sources = ImageArguments(str(images), eval_data_path=str(images), eval_samples=3, hold_out=True)
     held_out, rest = held_out_images(sources, v2.PILToTensor()), training_images(sources, v2.PILToTensor(), 0, 0)
-    assert isinstance(rest, PartOfImages)
+    assert isinstance(rest, ImageSubset)
     parts = [[item["pixel_values"].numpy().tobytes() for item in part] for part in (held_out, rest)]
     assert [len(part) for part in parts] == [3, 5]
     assert {*parts[0], *parts[1]} == set(pixels(images))

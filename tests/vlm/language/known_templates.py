@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparse_vlm.data.conversations.encoding import parse_sample
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat

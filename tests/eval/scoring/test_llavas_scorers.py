@@ -1,4 +1,4 @@
-"""Against LLaVA's own scorers, as its package has them, on answers of all kinds about made-up questions."""
+"""Agreement with the scorers in LLaVA's package, on answers of all kinds to made-up questions."""
 
 import importlib.util
 import random
@@ -11,14 +11,14 @@ from types import ModuleType
 import pytest
 
 from eval.report import make_report
-from eval.scoring.metrics import textvqa_accuracy
+from eval.scoring.human_answers import evalai_accuracy
 from eval.scoring.vqa_text import CONTRACTIONS, simplify_evalai
 from tests.eval.benchmarks.anchors import write_json, write_lines
 
 LLAVA = importlib.util.find_spec("llava")  # finds the folder; importing the package would take seconds
 pytestmark = [
     pytest.mark.skipif(LLAVA is None, reason="needs the package llava-torch"),
-    # its scripts leave their files to the garbage collector
+    # LLaVA's scripts do not close their files
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -129,10 +129,10 @@ def test_evalais_form(m4c: ModuleType) -> None:
         assert simplify_evalai(text) == official(text)
 
 
-def test_textvqas_accuracy(m4c: ModuleType) -> None:
+def test_evalais_accuracy(m4c: ModuleType) -> None:
     draw, official = random.Random(0), m4c.TextVQAAccuracyEvaluator()
     words = ["red", "Red", "red.", "a red", "1", "one", "dog", "the dog", "cat"]
     for _ in range(150):
         answers, prediction = draw.choices(words, k=10), draw.choice(words)
         score = official.eval_pred_list([{"pred_answer": prediction, "gt_answers": answers}])
-        assert textvqa_accuracy(prediction, answers) == pytest.approx(score, abs=1e-12)
+        assert evalai_accuracy(prediction, answers) == pytest.approx(score, abs=1e-12)
