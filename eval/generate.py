@@ -9,7 +9,6 @@ shares the work: the processes claim parts of the questions and write one file.
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError
+from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.image_files import decode_image, open_image
 from sparse_vlm.model_directory import short_name
 from sparse_vlm.vlm.answering import Answerer
@@ -149,16 +149,6 @@ def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answere
 
 def _open(image: Path | EncodedImage) -> Image.Image:
     return decode_image(image.data, image.name) if isinstance(image, EncodedImage) else open_image(image)
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """Return 16 hexadecimal digits that change with training: a hash of about 64 values of every weight."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        values = weight.flatten()
-        digest.update(name.encode())
-        digest.update(values[:: max(1, len(values) // 64)][:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_lengths(task: Task, answerer: Answerer, with_images: bool) -> None:

@@ -92,7 +92,7 @@ def rich_table(rows: Sequence[Sequence[str]], title: str, caption: str) -> Table
     heading, *body = rows
     table = Table(title=title, caption=caption)
     for column, name in enumerate(heading):
-        table.add_column(name, justify="right" if column else "left")
+        table.add_column(name, justify="right" if column else "left", overflow="fold")  # a path is never cut off
     for row in body:
         table.add_row(*row)
     return table

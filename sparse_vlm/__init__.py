@@ -28,7 +28,8 @@ def __dir__() -> list[str]:
 
 
 def _register_with_transformers() -> None:
-    with suppress(UserError):  # too old for a VLM: the encoder, and so LLaVA's tower, run with it all the same
+    # Without the extra vlm, transformers may be too old, or packages beside it missing. The encoder needs neither.
+    with suppress(UserError, ModuleNotFoundError):
         import_module("sparse_vlm.vlm")
 
 

@@ -1,4 +1,4 @@
-"""Where a model computes and in which type, on whatever accelerator torch finds (CUDA, MPS, XPU); and its meters."""
+"""Choice of device and dtype, and memory measurements, on any accelerator of torch (CUDA, MPS, XPU)."""
 
 import os
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, unknown_choice
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
-METERED = ("cuda", "xpu")  # their modules of torch have the same names for memory
+METERED = ("cuda", "xpu")  # torch.cuda and torch.xpu name their memory functions alike
 
 
 def devices_here() -> list[torch.device]:
-    """Every device that torch sees: the CPU, then the accelerators."""
+    """List every device that torch sees: the CPU, then the accelerators."""
     cpu = torch.device("cpu")
     if not torch.accelerator.is_available():
         return [cpu]
@@ -25,13 +25,10 @@ def devices_here() -> list[torch.device]:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name, with its number.
+    """Choose a device by name; the result has an index unless it is the CPU.
 
     Args:
-        name: "auto": the first accelerator, or the CPU where there is none; else "cpu", "cuda", "cuda:1", "mps" …
-
-    Raises:
-        UserError: an unknown name, or a device that torch does not see.
+        name: "auto" for the first accelerator, or the CPU if there is none; or "cpu", "cuda", "cuda:1", "mps" …
     """
     here = devices_here()
     if name == "auto":
@@ -50,14 +47,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of that name.
+    """Choose a dtype by name.
 
     Args:
-        name: a key of `DTYPES`; "auto": bfloat16 on an accelerator that computes in it, else float32.
+        name: a key of `DTYPES`, or "auto" for bfloat16 on an accelerator that supports it natively, else float32.
         device: where the model will compute.
-
-    Raises:
-        UserError: an unknown name.
     """
     if name == "auto":
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
@@ -67,7 +61,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether an accelerator computes in bfloat16 itself, without emulating it; False for a CPU."""
+    """Check whether an accelerator supports bfloat16 natively, without emulation; False for a CPU."""
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     if device.type not in METERED:
@@ -78,32 +72,32 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """What an accelerator is called, e.g. "NVIDIA H100 80GB HBM3"."""
+    """Return the name of an accelerator, e.g. "NVIDIA H100 80GB HBM3"."""
     if device.type not in METERED:
         return device.type
     return torch.get_device_module(device).get_device_name(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was given; a CPU has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; one without memory of its own has the machine's."""
+    """Return the free memory of a device; the machine's if the device has none of its own."""
     if device.type in METERED:
         return torch.get_device_module(device).mem_get_info(device)[0]
-    import psutil  # of the extras that measure
+    import psutil  # a dependency of the extras that measure
 
     return psutil.virtual_memory().available
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that `run` has beyond what was allocated before it.
+    """Measure the peak memory of `run` beyond the memory that was allocated before it.
 
-    Counted by torch's allocator: weights that exist already are not in it, and neither is what libraries allocate
-    behind torch's back. On MPS, where torch keeps no peak, what the allocator took from the system meanwhile.
+    torch's allocator counts it, so memory that libraries allocate by themselves is not included. On MPS, where torch
+    records no peak, it is the memory that the allocator took from the system during `run`.
     """
     if device.type == "cpu":
         return _peak_bytes_of_cpu(run)
@@ -123,7 +117,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def _peak_bytes_of_cpu(run: Callable[[], object]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells on stderr when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints to stderr when it starts and stops
     with profile(profile_memory=True) as recorded:
         run()
     results: Any = recorded.kineto_results

@@ -1,4 +1,4 @@
-"""The floating-point types that people choose by name."""
+"""Floating-point dtypes that can be chosen by name."""
 
 import torch
 from torch import nn
@@ -9,12 +9,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The name by which people choose it."""
+    """Return the name of a dtype in `DTYPES`."""
     return str(dtype).removeprefix("torch.")
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Converts a model in place; what keeps float32 (`Float32Module`) does.
+    """Convert a model in place, except for each `Float32Module`, which stays float32.
 
     Raises:
         UserError: a weight is too large for `dtype`, as some are for float16.
@@ -23,5 +23,5 @@ def convert(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         largest = parameter.detach().abs().max().item() if parameter.numel() else 0.0
         if limit < largest < float("inf"):
-            raise UserError(f"{name} holds {largest:.3g}, which is too large for {name_of(dtype)}: choose bfloat16.")
+            raise UserError(f"{name} holds {largest:.3g}, too large for {name_of(dtype)}: choose bfloat16.")
     model.to(dtype)

@@ -1,4 +1,4 @@
-"""Commands in forked processes, on one thread, and what became of them."""
+"""Run commands in forked processes with one thread each."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def run_together(
     words: Sequence[str], environments: Sequence[Mapping[str, str]], printed: Path, exitcode: int = 0
 ) -> str:
-    """Runs `python WORDS` in each of the environments, all at the same time; each must end with that exit status.
+    """Run `python WORDS` in all environments at the same time and check the exit status of each.
 
     Args:
         words: `-m MODULE …` or `FILE …`.
-        environments: of one process each.
-        printed: the first one's output; those of the others lie beside it.
-        exitcode: the expected one.
+        environments: one process for each.
+        printed: file for the first one's output; the others write next to it.
+        exitcode: the expected exit status.
 
     Returns:
-        What the first one printed.
+        The output of the first process.
     """
     files = [printed, *(printed.with_suffix(f".{rank}.txt") for rank in range(1, len(environments)))]
     processes = [fork_python(words, more, file, threads=1) for more, file in zip(environments, files, strict=True)]
@@ -33,7 +33,7 @@ def run_together(
 
 
 def run_program(program: str, *arguments: str, folder: Path, exitcode: int = 0) -> str:
-    """`run_together` for one process and the text of a program, which is kept in `folder` as what it printed is."""
+    """Run the text of a program in one process; program and output are kept in `folder`."""
     file = folder / "program.py"
     file.write_text(textwrap.dedent(program))
     return run_together([str(file), *arguments], [{}], folder / "printed.txt", exitcode)

@@ -3,107 +3,85 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.imports import ROOT, TOP, imports_in, imports_of, modules, within
 
-# What a part of the project may import of the project. The longest matching name of a module decides its part.
+FILES = {"sparse_vlm.errors", "sparse_vlm.files", "sparse_vlm.dtypes"}  # every part may import these
+ENCODER = {"sparse_vlm.encoder", "sparse_vlm.image_files", "sparse_vlm.recompute", *FILES}
+
+# What each part may import of the project beside itself. The longest prefix of a module's name decides its part.
 PARTS: dict[str, set[str]] = {
     "sparse_vlm.errors": set(),
-    "sparse_vlm.integrations.import_hook": set(),
     "sparse_vlm.files": {"sparse_vlm.errors"},
+    "sparse_vlm.dtypes": {"sparse_vlm.errors"},
+    "sparse_vlm.devices": FILES,
+    "sparse_vlm.command_line": FILES,
+    "sparse_vlm.device_arguments": FILES,
     "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files"},
-    "sparse_vlm.bootstrap": {"sparse_vlm"},
-    "sparse_vlm.vlm": {"sparse_vlm"},
-    "sparse_vlm.data": {"sparse_vlm"},
+    "sparse_vlm.image_files": {"sparse_vlm.encoder", *FILES},
+    "sparse_vlm.integrations.import_hook": set(),
+    "sparse_vlm.integrations.timm": {*ENCODER, "sparse_vlm.weight_decay"},
+    "sparse_vlm.integrations.lmms_eval": {"sparse_vlm.vlm", "sparse_vlm.devices", *FILES},
+    "sparse_vlm.bootstrap": {*ENCODER, "sparse_vlm.integrations.timm"},
+    "sparse_vlm.data": ENCODER,
+    "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.image_files", "sparse_vlm.vlm.language", *FILES},
+    "sparse_vlm.vlm.language": {"sparse_vlm.vlm", *FILES},
+    "sparse_vlm.vlm": {"sparse_vlm.vlm.language", "sparse_vlm.bootstrap.teachers.open_clip", *ENCODER},
+    "sparse_vlm.vlm.serving": {"sparse_vlm"},
+    "sparse_vlm.measure": {"sparse_vlm.devices", "sparse_vlm.vlm.language", *ENCODER},
     "sparse_vlm": {"sparse_vlm"},
     "llava_patch": {"sparse_vlm"},
-    "train": {"sparse_vlm"},
-    "eval": {"sparse_vlm"},
+    "train": {"sparse_vlm", "train"},
+    "train.stages": {"sparse_vlm"},
+    "train.vision": {"sparse_vlm", "train.stages"},
+    "train.language": {"sparse_vlm", "train.stages"},
+    "train.language.frozen_cost": {"sparse_vlm", "train.stages", "train.language", "train.align"},  # measures a stage
+    "eval": {"sparse_vlm", "eval"},
     "demo": {"sparse_vlm"},
 }
-TOP = {"sparse_vlm", "llava_patch", "train", "eval", "demo", "tests"}
-FILES = sorted(file for top in TOP - {"tests"} for file in (ROOT / top).rglob("*.py"))
 
 
-def module_name(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def part_of(name: str) -> str:
+    """The part that a module, or a name in it, belongs to; "" outside the packages."""
+    return max((part for part in PARTS if within(name, part)), key=len, default="")
 
 
-def imported(file: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it, by its full name."""
-    package = module_name(file).split(".")[: None if file.name == "__init__.py" else -1]
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            # `from sparse_vlm import vlm` imports a module as well
-            found |= {origin} | {
-                f"{origin}.{alias.name}" for alias in node.names if is_module(f"{origin}.{alias.name}")
-            }
-    return found
+def wrong(module: str, imported: frozenset[str]) -> set[str]:
+    """The imports of the project that a module's part must not have."""
+    part = part_of(module)
+    ours = {name for name in imported if name.split(".")[0] in {*TOP, "tests"}}
+    return {name for name in ours if part_of(name) != part and not any(within(name, low) for low in PARTS[part])}
 
 
-def is_module(name: str) -> bool:
-    path = ROOT / Path(*name.split("."))
-    return path.is_dir() or path.with_suffix(".py").is_file()
-
-
-def within(name: str, part: str) -> bool:
-    return name == part or name.startswith(f"{part}.")
-
-
-def wrong_imports(file: Path) -> set[str]:
-    """Imports of the project that the file's part must not have."""
-    name = module_name(file)
-    part = max((part for part in PARTS if within(name, part)), key=len)
-    allowed = PARTS[part] | {part}
-    ours = {module for module in imported(file) if module.split(".")[0] in TOP}
-    return {module for module in ours if not any(within(module, choice) for choice in allowed)}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_point_downward(file: Path) -> None:
-    assert wrong_imports(file) == set()
-
-
-def test_the_vlm_does_not_import_the_data() -> None:
-    """`sparse_vlm.data` imports `sparse_vlm.vlm` for its chat formats, so the reverse would be a cycle."""
-    vlm = [file for file in FILES if within(module_name(file), "sparse_vlm.vlm")]
-    assert [file for file in vlm if any(within(module, "sparse_vlm.data") for module in imported(file))] == []
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_downward(module: str) -> None:
+    assert wrong(module, imports_of(module).all) == set()
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "wrong"),
+    ("module", "line", "found"),
     [
-        ("sparse_vlm/encoder/x.py", "import sparse_vlm.vlm.build", {"sparse_vlm.vlm.build"}),
-        ("sparse_vlm/encoder/x.py", "from sparse_vlm import vlm", {"sparse_vlm", "sparse_vlm.vlm"}),
-        ("sparse_vlm/encoder/x.py", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images"}),
-        ("sparse_vlm/encoder/x.py", "from .rois import adjust_rois\nfrom sparse_vlm.errors import UserError", set()),
-        ("sparse_vlm/vlm/x.py", "def f():\n    from train import stage", {"train", "train.stage"}),
-        ("train/x.py", "from eval.score import main", {"eval.score"}),
-        ("eval/x.py", "import train", {"train"}),
-        ("eval/x.py", "import torch\nfrom sparse_vlm.encoder import SparseFormer", set()),
-        ("sparse_vlm/x.py", "from tests.conftest import tiny_config", {"tests.conftest"}),
+        ("sparse_vlm.encoder.x", "import sparse_vlm.vlm.build", {"sparse_vlm.vlm.build"}),
+        ("sparse_vlm.encoder.x", "from sparse_vlm import vlm", {"sparse_vlm", "sparse_vlm.vlm"}),
+        ("sparse_vlm.encoder.x", "from ..data import images", {"sparse_vlm.data", "sparse_vlm.data.images"}),
+        ("sparse_vlm.encoder.x", "from .rois import adjust_rois\nfrom sparse_vlm.errors import UserError", set()),
+        ("sparse_vlm.encoder.x", "import sparse_vlm.measure.timing", {"sparse_vlm.measure.timing"}),
+        ("sparse_vlm.vlm.x", "import sparse_vlm.data.images.sets", {"sparse_vlm.data.images.sets"}),
+        ("sparse_vlm.vlm.x", "import sparse_vlm.vlm.serving.app", {"sparse_vlm.vlm.serving.app"}),
+        ("sparse_vlm.data.images.x", "import sparse_vlm.vlm.language.turns", {"sparse_vlm.vlm.language.turns"}),
+        ("sparse_vlm.vlm.x", "def f():\n    from train import stages", {"train", "train.stages"}),
+        ("train.x", "from eval.score import main", {"eval.score", "eval.score.main"}),
+        ("train.vision.x", "import train.language.data", {"train.language.data"}),
+        ("train.stages.x", "import train.bootstrap", {"train.bootstrap"}),
+        ("eval.x", "import train", {"train"}),
+        ("eval.x", "import torch\nfrom sparse_vlm.encoder import SparseFormer", set()),
+        ("sparse_vlm.x", "from tests.conftest import tiny_config", {"tests.conftest", "tests.conftest.tiny_config"}),
     ],
 )
-def test_a_wrong_import_would_be_found(
-    file: str, line: str, wrong: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("sparse_vlm/vlm", "sparse_vlm/data/images", "train/stages"):
-        (tmp_path / folder).mkdir(parents=True)
-    for empty in ("sparse_vlm/data/images.py", "train/stage.py"):
-        (tmp_path / empty).touch()
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).write_text(line)
-    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    assert wrong_imports(tmp_path / file) == wrong
+def test_a_wrong_import_would_be_found(module: str, line: str, found: set[str]) -> None:
+    assert wrong(module, imports_in(line, module.rpartition(".")[0]).all) == found
 
 
 def loaded_by(program: str, names: tuple[str, ...]) -> list[str]:

@@ -1,14 +1,15 @@
-"""Bootstrapping: a pre-trained ViT becomes a SparseFormer, from unlabelled images alone.
+"""Bootstrap a SparseFormer from a pre-trained ViT, on unlabelled images.
 
-    python train/bootstrap.py train/configs/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT --max_steps 20000
+    python -m train.bootstrap train/configs/recipes/clip_l14.yaml --data_path IMAGES --output_dir OUT \\
+        --gradient_accumulation_steps 8
     python -m train.bootstrap --teacher timm:vit_small_patch14_dinov2@model.safetensors --image_size 224 \\
         --data_path IMAGES --output_dir OUT --tokens 49 --learning_rate 1e-3 --max_steps 20000
-    deepspeed --num_gpus 8 train/bootstrap.py train/configs/recipes/clip_l14.yaml \\
+    deepspeed --num_gpus 8 --module train.bootstrap train/configs/recipes/clip_l14.yaml \\
         --deepspeed train/configs/deepspeed/zero2.json ...
 
-A recipe is a file of arguments; flags win over it. Output: OUT is an encoder directory
-(`SparseFormer.from_pretrained`), plus log.jsonl, losses.png, rois.png, inheritance.json (what became of every weight),
-what_trains.txt and, with --eval_data_path, alignment.json. Docs: docs/bootstrapping.md.
+A recipe is a file of options; those of the command line override it. Output: OUT is an encoder directory
+(`SparseFormer.from_pretrained`), plus log.jsonl, losses.png, rois.png, inheritance.json (the origin of every weight),
+parameter_groups.txt and, with --eval_data_path, alignment.json. Docs: docs/bootstrapping.md.
 """
 
 import logging
@@ -16,9 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-if __package__ in (None, ""):  # run as a file, as deepspeed does
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 from transformers import default_data_collator
@@ -28,12 +26,12 @@ from sparse_vlm.bootstrap.inherit import FROZEN, NEW
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import unknown_choice
 from sparse_vlm.figures import alignment_figure, save_figure
-from sparse_vlm.files import new_directory, write_json
-from train.stages.command_line import parse_arguments
+from sparse_vlm.files import write_json
+from train.stages.command_line import run_command
 from train.stages.log import LOG_NAME, read_log
-from train.stages.stage import Part, prepare, publish, refuse_zero3, run, say_what_trains
+from train.stages.stage import ParameterGroup, finished_model, log_trainable, prepare, refuse_zero3, run
 from train.vision.bootstrap_arguments import (
     ARGUMENTS,
     TEACHER_DTYPES,
@@ -42,19 +40,19 @@ from train.vision.bootstrap_arguments import (
     ObjectiveArguments,
     StudentArguments,
 )
-from train.vision.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
+from train.vision.bootstrap_images import figure_images, held_out_images, training_images, typical_images
 from train.vision.bootstrap_trainer import MEASURED, ZERO_SHOT, BootstrapTrainer
 from train.vision.monitor import open_zero_shot_task
 
 logger = logging.getLogger(__name__)
-NEEDS_LABELS = "it needs labelled images, give --zero_shot_data_path"
+NEEDS_LABELS = "it needs labelled images: give --zero_shot_data_path"
 
 
-def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTraining) -> list[Part]:
-    """New parts, each inherited block that trains, inherited weights that stay: as the report says.
+def parameter_groups(student: SparseFormer, report: InheritanceReport, args: BootstrapTraining) -> list[ParameterGroup]:
+    """Return the groups: new weights, one per inherited block that trains, and frozen inherited weights.
 
-    The tuned block next to the frozen ones has the rate learning_rate · tuned_lr_scale; each block before it
-    `layer_decay` times that of the next.
+    The tuned block next to the frozen ones has the rate learning_rate · tuned_lr_scale, and each block before it
+    `layer_decay` times the rate of the next.
     """
     fates = {fate.student: fate.fate for fate in report.fates}
     new: list[nn.Parameter] = []
@@ -64,23 +62,24 @@ def parts_of(student: SparseFormer, report: InheritanceReport, args: BootstrapTr
         if fates[name] in (NEW, FROZEN):
             (new if fates[name] == NEW else frozen).append(parameter)
         else:
-            index = int(name.removeprefix("cortex.trunk.blocks.").partition(".")[0])  # nothing else is tuned
+            index = int(name.removeprefix("cortex.trunk.blocks.").partition(".")[0])  # only blocks are tuned
             tuned.setdefault(index, []).append(parameter)
     top, rate = max(tuned, default=0), args.learning_rate * args.tuned_lr_scale
-    parts = [Part("new", tuple(new), args.learning_rate)]
+    groups = [ParameterGroup("new", tuple(new), args.learning_rate)]
     for index, parameters in sorted(tuned.items()):
-        parts.append(Part(f"inherited block {index}", tuple(parameters), rate * args.layer_decay ** (top - index)))
-    parts.append(Part("inherited, frozen", tuple(frozen), None))
-    return [part for part in parts if part.parameters]
+        decayed = rate * args.layer_decay ** (top - index)
+        groups.append(ParameterGroup(f"inherited block {index}", tuple(parameters), decayed))
+    groups.append(ParameterGroup("inherited, frozen", tuple(frozen), None))
+    return [group for group in groups if group.parameters]
 
 
 def make_task(
     arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments
 ) -> tuple[BootstrapTask, InheritanceReport]:
-    """Opens the teacher, makes the student, and gives both what typical training images say of the teacher.
+    """Open the teacher and bootstrap the student; with --match_tokens or --center, take statistics of training images.
 
     Raises:
-        UserError: a value that does not fit the teacher, or images that cannot be opened.
+        UserError: a value does not fit the teacher, or the images cannot be opened.
     """
     if objective.teacher_dtype not in TEACHER_DTYPES:
         raise unknown_choice("--teacher_dtype", objective.teacher_dtype, TEACHER_DTYPES)
@@ -116,19 +115,18 @@ def make_task(
 def make_trainer(
     task: BootstrapTask, report: InheritanceReport, images: ImageArguments, args: BootstrapTraining
 ) -> BootstrapTrainer:
-    """Opens the data; logs and writes what trains.
+    """Open the data, and log the inheritance and the parameter groups.
 
     Raises:
-        UserError: data that cannot be opened, or is missing for what was asked.
+        UserError: the data cannot be opened, or an option needs data that are not given.
     """
-    if args.eval_strategy != "no" and images.eval_data_path is None:
-        raise UserError("Evaluation while training needs held-out images: give --eval_data_path.")
+    args.require_held_out(images.eval_data_path)
     labelled = images.zero_shot_data_path is not None
     args.require_metric((*MEASURED, *ZERO_SHOT), {} if labelled else dict.fromkeys(ZERO_SHOT, NEEDS_LABELS))
-    parts = parts_of(task.student, report, args)
+    groups = parameter_groups(task.student, report, args)
     if args.process_index == 0:
         logger.warning("%s", report)
-    say_what_trains(task, parts, args)
+    log_trainable(task, groups, args)
     preprocessing, size = task.teacher.preprocessing, task.image_size
     crops = replace(preprocessing, crop=size, resize=max(size, preprocessing.resize))
     dataset = training_images(images, augmentation(crops, images.min_crop_area), args.order_seed, images.shuffle_buffer)
@@ -142,7 +140,7 @@ def make_trainer(
             device=args.device,
         )
     return BootstrapTrainer(
-        parts,
+        groups,
         task=task,
         ema_decay=args.ema_decay,
         zero_shot=zero_shot,
@@ -156,7 +154,7 @@ def make_trainer(
 def bootstrap(
     arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments, args: BootstrapTraining
 ) -> None:
-    """Runs the stage."""
+    """Run the stage."""
     args.refuse_full_eval()
     prepare(args)
     refuse_zero3()
@@ -166,26 +164,23 @@ def bootstrap(
     measured = None if images.eval_data_path is None else trainer.measure()
     if args.process_index != 0:
         return
-    pictures = some_pictures(images)
+    shown = figure_images(images)
     if measured is None:
-        trainer.require_finite_rois(pictures)
+        trainer.require_finite_rois(shown)
     logger.warning("Published: %s", trainer.published())
-    saved = Path(args.output_dir) / ".finished"
-    with new_directory(saved) as directory:
+    with finished_model(args, SparseFormer.from_pretrained) as directory:
         trainer.student.save_pretrained(directory)
         write_json(directory / "inheritance.json", report.to_dict())
         save_figure(alignment_figure(read_log(Path(args.output_dir) / LOG_NAME)), directory / "losses.png")
-        save_figure(roi_figure(trainer.student, pictures), directory / "rois.png")
+        save_figure(roi_figure(trainer.student, shown), directory / "rois.png")
         if measured is not None:
             alignment = {"alignment_cosine": measured.pop("cosine"), **measured, "weights": trainer.published()}
             write_json(directory / "alignment.json", alignment)
-    publish(saved, Path(args.output_dir), SparseFormer.from_pretrained, keep_checkpoints=args.keep_checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: bootstrap(*parse_arguments(ARGUMENTS, words)))
+    """Run the command and return the exit status."""
+    return run_command("train.bootstrap", __doc__, ARGUMENTS, bootstrap, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`python …` without the ten seconds of importing torch, transformers and the like: forked from a process that has.
+"""Start `python …` without the ten seconds of importing torch and transformers: fork a process that has imported them.
 
-For programs that start many of the project's commands one after another. Source: ours, on multiprocessing's forkserver.
+For programs that start many of the project's commands one after another. Based on multiprocessing's forkserver.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# None of the project's own, so that a command behaves as in a fresh interpreter.
+# None of the project's own modules, so that a command behaves as in a fresh interpreter.
 LIBRARIES = [
     "datasets",
     "open_clip",
@@ -29,16 +29,16 @@ def fork_python(
     printed: Path | None = None,
     threads: int | None = None,
 ) -> BaseProcess:
-    """Starts what `python WORDS` starts, in the same folder.
+    """Start `python WORDS` in the current folder.
 
     Args:
         words: `-m MODULE …` or `FILE …`.
-        environment: variables beside this process' own. Those that libraries read when they are imported come too late.
-        printed: a file for what it prints; None: where this process prints to.
-        threads: of PyTorch; None: its own choice.
+        environment: variables to add. Those that libraries read at import time have no effect.
+        printed: file for its output; None: this process' output.
+        threads: number of PyTorch threads; None: PyTorch's choice.
 
     Returns:
-        The started process; `join()` waits for it, `exitcode` is then its exit status.
+        The started process. `join()` waits for it, and `exitcode` is then its exit status.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
@@ -57,7 +57,7 @@ def _run(
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
     if threads is not None:
-        import torch  # imported already, but not where the server is started
+        import torch  # imported here already, but not in the process that starts the server
 
         torch.set_num_threads(threads)
     if words[0] == "-m":

@@ -1,9 +1,9 @@
-"""LoRA → an ordinary model directory: the adapter's weights added to those of the model that it was trained on.
+"""Merge a LoRA adapter into the model that it was trained on, and write an ordinary model directory.
 
     python -m train.merge_lora --model_name_or_path ALIGNED --adapter OUT/checkpoint-500 --output_dir MERGED
 
-`train/instruct.py` does this at its end; here for a checkpoint of a run. With QLoRA too the model that is merged into
-is the one of full precision, as in LLaVA. Docs: docs/training.md.
+`train.instruct` merges at its end; use this command for a checkpoint of a run. With QLoRA, too, the adapter is merged
+into the full-precision model, as in LLaVA. Docs: docs/training.md.
 """
 
 import sys
@@ -11,44 +11,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 from train.language.result import write_result
-from train.stages.command_line import parse_arguments
+from train.stages.command_line import run_command
 
 
 @dataclass
 class MergeArguments:
-    """Two directories in, one out."""
+    """The model, the adapter and the result."""
 
-    model_name_or_path: str = field(metadata={"help": "the model directory that the adapter was trained on"})
-    adapter: str = field(metadata={"help": "checkpoint-N of train/instruct.py with --lora_enable"})
-    output_dir: str = field(metadata={"help": "the new model directory"})
+    model_name_or_path: str = field(metadata={"help": "model directory that the adapter was trained on"})
+    adapter: str = field(metadata={"help": "checkpoint-N of `train.instruct --lora_enable True`"})
+    output_dir: str = field(metadata={"help": "directory for the merged model"})
     dtype: str | None = field(
-        default=None, metadata={"help": f"{' | '.join(DTYPES)}; default: that of model_name_or_path"}
+        default=None,
+        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)}; default: that of --model_name_or_path"},
     )
 
 
 def merge_lora(args: MergeArguments) -> None:
-    """Writes the merged model directory.
+    """Write the merged model directory.
 
     Raises:
-        UserError: no adapter, an unknown dtype, or see `write_result`.
+        UserError: the adapter is missing, the dtype is unknown, or see `write_result`.
     """
     if args.dtype is not None and args.dtype not in DTYPES:
         raise unknown_choice("--dtype", args.dtype, DTYPES)
     if not (Path(args.adapter) / "adapter_config.json").is_file():
-        raise UserError(f"{args.adapter} holds no LoRA adapter (adapter_config.json).")
+        raise UserError(f"{args.adapter} does not hold a LoRA adapter (adapter_config.json).")
     write_result(args.model_name_or_path, args.adapter, args.output_dir, args.dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: merge_lora(*parse_arguments((MergeArguments,), words)))
+    """Run the command and return the exit status."""
+    return run_command("train.merge_lora", __doc__, (MergeArguments,), merge_lora, argv)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""A study: bootstraps that differ in one thing each, on the same teacher and data, with a table and figures.
+"""Run bootstraps that differ in one setting each, on the same teacher and images, and write a table and figures.
 
     python -m train.study train/configs/studies/easy_vqa.yaml --output_dir runs/study \\
         --teacher runs/quickstart/teacher --data_path IMAGES --eval_data_path HELD_OUT_IMAGES
 
-A study file (YAML) holds `arguments` of `train/bootstrap.py` that every run has, and `groups` of variants, each with
-the arguments that it changes. Variants with equal arguments are run once. `measure`, if given, is a further command
-(a module and its arguments) after each run, whose `--output` is a JSON file; its fractions go into table and figures.
-`curve` says which of `CURVES` is drawn against steps.
+A study file (YAML) holds `arguments` of `train.bootstrap` that all runs share, and `groups` of variants, each with
+the arguments that it changes. `base` names a file of further arguments, relative to the study. Variants with equal
+arguments run once. `measure` is an optional command (a module and its arguments) to run after each bootstrap; it writes
+a JSON file to `--output`, whose fractions go into the table and the figures. `curve` chooses one of `CURVES` to plot
+against steps.
 
-Result: a folder per run, study.json, study.md, and a figure per group. Run again, it goes on where it was.
+Result: a folder per run, study.json, study.md, and a figure per group. Running it again resumes it.
 """
 
-import argparse
 import json
 import logging
 import re
 import sys
 import textwrap
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,29 +26,33 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.figures import save_figure
 from sparse_vlm.files import write_json, write_text
 from train.forked import fork_python
+from train.stages.command_line import read_recipe
 from train.stages.log import LOG_NAME, read_log
+from train.vision.bootstrap_arguments import ARGUMENTS
 
 logger = logging.getLogger(__name__)
 Arguments = dict[str, Any]
 CURVES = {  # of log.jsonl
     "eval_cosine": "cosine with the teacher, held out",
-    "eval_centered_cosine": "cosine of deviations, held out",
+    "eval_centered_cosine": "centred cosine with the teacher, held out",
 }
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file.
+    """The content of a study file.
 
     Attributes:
-        title: for people.
+        title: heading of the table.
         groups: group -> variant -> the arguments that it changes.
-        arguments: of every run.
-        measure: a command after each run, with {run} for the run's folder and {NAME} for an argument; empty: none.
+        arguments: arguments of all runs.
+        measure: command to run after each bootstrap, with {run} for its folder and {NAME} for an argument; may be
+            empty.
         curve: a key of `CURVES`.
     """
 
@@ -60,7 +65,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One variant of a group and the folder of its results, which variants with equal arguments share."""
+    """One variant of a group, and the folder of its results. Variants with equal arguments share a folder."""
 
     group: str
     variant: str
@@ -69,16 +74,19 @@ class Run:
 
 
 def read_study(file: Path) -> Study:
-    """Reads a study file.
+    """Read a study file.
 
     Raises:
-        UserError: no such file, no YAML, or not what `Study` says.
+        UserError: the file is missing, is not YAML, or does not fit `Study`.
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and "base" in values:
+            shared = read_recipe(file.parent / str(values.pop("base")), ARGUMENTS, "python -m train.bootstrap")
+            values["arguments"] = shared | values.get("arguments", {})
         study = Study(**values)
         if not isinstance(study.groups, dict) or not all(isinstance(v, dict) and v for v in study.groups.values()):
-            raise TypeError("its groups are no mapping of group to variants to arguments")
+            raise TypeError("its groups do not map groups to variants to arguments")
         if not study.groups:
             raise TypeError("it has no groups of variants")
         if study.curve not in CURVES:
@@ -87,16 +95,21 @@ def read_study(file: Path) -> Study:
         raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(
-            f"{file} is no study ({error}). It holds title, groups, and maybe arguments, measure."
+            f"{file} is not a study ({error}). It holds title, groups, and optionally base, arguments, measure, curve."
         ) from None
     return study
 
 
 def runs_of(study: Study, common: Arguments, output_dir: Path) -> list[Run]:
-    """The runs in order; `common` are arguments of every run that belong to this machine, such as paths.
+    """List the runs in order.
+
+    Args:
+        study: the study.
+        common: arguments of all runs from the command line, such as paths.
+        output_dir: parent of the runs' folders.
 
     Raises:
-        UserError: two variants' names give one folder.
+        UserError: the names of two variants map to the same folder.
     """
     folders: dict[str, Path] = {}
     runs = []
@@ -106,16 +119,18 @@ def runs_of(study: Study, common: Arguments, output_dir: Path) -> list[Run]:
             key = json.dumps(arguments, sort_keys=True)
             name = re.sub(r"[^\w.-]", "_", f"{group}-{variant}")
             if key not in folders and output_dir / name in folders.values():
-                raise UserError(f"Two variants would have the folder {name}: name them more differently.")
+                raise UserError(
+                    f"Two variants would share the folder {name}: choose names that differ in letters or digits."
+                )
             runs.append(Run(group, str(variant), arguments, folders.setdefault(key, output_dir / name)))
     return runs
 
 
 def run(todo: Run, measure: Sequence[str]) -> None:
-    """Bootstraps and measures, unless that is done.
+    """Bootstrap and measure, unless the results exist.
 
     Raises:
-        UserError: a command failed (its own message stands above), or the folder is of a run with other arguments.
+        UserError: a command failed (its own message comes before), or the folder belongs to a run with other arguments.
     """
     _require_same_arguments(todo)
     words = [word for name, value in todo.arguments.items() for word in (f"--{name}", str(value))]
@@ -127,7 +142,7 @@ def run(todo: Run, measure: Sequence[str]) -> None:
 
 
 def _require_same_arguments(todo: Run) -> None:
-    """What a folder was made with stands in it: results must not be told under other arguments."""
+    """Compare with the arguments stored in the folder: results must not be reported under other arguments."""
     file = todo.folder / "arguments.json"
     if not file.exists():
         todo.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +151,7 @@ def _require_same_arguments(todo: Run) -> None:
     for name in earlier | todo.arguments:
         if earlier.get(name) != todo.arguments.get(name):
             raise UserError(
-                f"{todo.folder} was made with {name} {earlier.get(name)}, now it is {todo.arguments.get(name)}. "
+                f"{todo.folder} was made with {name} {earlier.get(name)}, but now it is {todo.arguments.get(name)}. "
                 "Choose another --output_dir, or remove the folder."
             )
 
@@ -146,11 +161,11 @@ def _call(command: Sequence[str]) -> None:
     process = fork_python(["-m", *command])
     process.join()
     if process.exitcode:
-        raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run again to go on from here.")
+        raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run the study again to resume it.")
 
 
 def result(done: Run, name: str) -> dict[str, Any]:
-    """What a finished run gave: the final cosines, the curve of that name against steps, what else was measured."""
+    """Collect the results of a finished run: final cosines, the named curve against steps, further measurements."""
     alignment = json.loads((done.folder / "alignment.json").read_text(encoding="utf-8"))
     lines = read_log(done.folder / LOG_NAME)
     curve = [(line["step"], line[name]) for line in lines if name in line]
@@ -168,7 +183,7 @@ def result(done: Run, name: str) -> dict[str, Any]:
 
 
 def table(title: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, a line per run."""
+    """Return a Markdown table with one line per run."""
     names = list(results[0]["final"])
     lines = [f"# {title}", "", f"| | | {' | '.join(names)} | seconds |", "|---|---|" + "---|" * (len(names) + 1)]
     for row in results:
@@ -178,7 +193,7 @@ def table(title: str, results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -> Figure:
-    """The curves against steps, named by `label`, and the final numbers beside them."""
+    """Plot the curves against steps, with `label` on their axis, and the final values beside them."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     curves, final = figure.subplots(1, 2)
     for row in results:
@@ -189,28 +204,30 @@ def group_figure(group: str, label: str, results: Sequence[Mapping[str, Any]]) -
     variants = [textwrap.fill(row["variant"], 12) for row in results]
     for name in results[0]["final"]:
         final.plot(variants, [row["final"][name] for row in results], "o-", label=name)
-    final.set_title("at the end")
-    final.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the axes: lines lie at every height
+    final.set_title("final values")
+    final.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the axes, since lines are at every height
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="a file of train/configs/studies")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
-    parser.add_argument("--data_path", required=True, help="unlabelled images")
+    """Run the command and return the exit status."""
+    parser = CommandParser.of_module("train.study", __doc__)
+    parser.add_argument("study", type=Path, help="study file, e.g. of train/configs/studies")
+    parser.add_argument("--output_dir", type=Path, required=True, help="directory for runs, table and figures")
+    parser.add_argument("--teacher", required=True, help="as for train.bootstrap")
+    parser.add_argument("--data_path", required=True, help="unlabelled images to train on")
     parser.add_argument("--eval_data_path", required=True, help="held-out images")
-    parser.add_argument("--max_steps", type=int, help="instead of the study's own")
-    arguments = vars(parser.parse_args(argv))
-    file, output_dir = arguments.pop("study"), arguments.pop("output_dir")
-    common = {name: value for name, value in arguments.items() if value is not None}
-    return exit_with_sentence(lambda: run_study(file, output_dir, common))
+    parser.add_argument("--max_steps", type=int, help="steps of each run; default: the study's")
+
+    def command(arguments: Namespace) -> None:
+        given = {name: value for name, value in vars(arguments).items() if value is not None}
+        run_study(given.pop("study"), given.pop("output_dir"), given)
+
+    return parser.run(command, argv)
 
 
 def run_study(file: Path, output_dir: Path, common: Arguments) -> None:
-    """Runs a study file and writes its results."""
+    """Run a study file and write its results."""
     plan = read_study(file)
     runs = runs_of(plan, common, output_dir)
     for number, todo in enumerate(runs, start=1):

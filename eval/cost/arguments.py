@@ -1,34 +1,54 @@
-"""Arguments that every measurement of cost in one setting has."""
+"""Options that all commands of this folder share."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from eval.cost.report import require_json_name
+from eval.cost.report import check_report
+from eval.cost.runtimes import Setting
 from sparse_vlm.device_arguments import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.measure.timing import require_positive
 
+TOWERS_HELP = "vision towers, e.g. sparseformer-clip-l@336 or timm:vit_large_patch14_clip_quickgelu_224"
 
-def add_arguments(parser: argparse.ArgumentParser, repeats: int, output: str) -> None:
-    """Adds --threads, --device, --dtype, --repeats and --output with these defaults."""
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+
+def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add --threads, --device, --dtype and --output to a command that measures in one setting."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     add_device_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=repeats, help="recorded runs of each model")
-    parser.add_argument("--output", type=Path, default=Path(output), help="the .json file; .md and .png lie beside it")
+    add_output(parser, output)
 
 
-def begin(arguments: argparse.Namespace) -> tuple[torch.device, str]:
-    """Checks them and sets the threads: the device, and the dtype's name, a key of `DTYPES`.
+def add_output(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add --output with this default."""
+    parser.add_argument(
+        "--output", type=Path, default=Path(output), help=f"JSON file; tables and figure go beside it ({output})"
+    )
 
-    Raises:
-        UserError: a value is out of range, there is no such device or dtype.
+
+def add_repeats(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Add --repeats with this default."""
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"recorded runs of each model ({repeats})")
+
+
+def begin(
+    arguments: argparse.Namespace, batch: int, mode: str = "eager", inputs: Sequence[str | Path] = ()
+) -> tuple[torch.device, Setting]:
+    """Check the options of `add_arguments` and set the number of threads.
+
+    Args:
+        arguments: the parsed command line.
+        batch: samples that are computed together.
+        mode: see `Setting`.
+        inputs: names or paths of what is measured; the output must not replace one of them.
     """
-    require_json_name(arguments.output)
-    require_positive(threads=arguments.threads, repeats=arguments.repeats)
+    check_report(arguments.output, inputs)
+    require_positive(threads=arguments.threads)
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     torch.set_num_threads(arguments.threads)
-    return device, name_of(dtype)
+    return device, Setting(arguments.threads, batch, name_of(dtype), mode)

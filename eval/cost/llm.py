@@ -1,9 +1,12 @@
-"""What visual tokens cost behind the tower: `python -m eval.cost.llm --llms smollm2-135m tinyllama-1.1b vicuna-7b`.
+"""Cost of visual tokens in an LLM: prefill, time to the first token, key-value cache and peak memory.
 
-For each LLM and tower: multiply-accumulates and seconds of the prefill (projector, visual tokens, prompt), of the
-tower, and of both, the time to the first token; bytes of the key-value cache; peak memory. Batch 1. Towers have random
-weights; so have LLMs that are named by a shape (a directory or .gguf file brings its own: `--llms PATH`). What does
-not fit into memory is counted, not timed. Output: tables, FILE.json, FILE.md, FILE.png.
+    python -m eval.cost.llm --llms smollm2-135m tinyllama-1.1b vicuna-7b
+    python -m eval.cost.llm --llms SmolLM2-135M-Instruct.Q4_1.gguf --models sparseformer-clip-l@336 --prompt_tokens 32
+
+Measures, for each LLM and vision tower at batch 1, the multiply-accumulates and seconds of the tower, of the prefill
+(projector, visual tokens, prompt) and of both, which is the time to the first token. Towers have random weights, and so
+do LLMs named by a shape; a directory or .gguf file has its own. An LLM that does not fit into memory is counted but not
+timed. Writes FILE.json with every run, FILE.md and FILE.png.
 """
 
 import argparse
@@ -18,17 +21,17 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from eval.cost.arguments import add_arguments, begin
+from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, begin
 from eval.cost.report import Section, megabytes, publish
+from eval.cost.runtimes import Setting
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import free_bytes, peak_bytes
 from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.measure.llms import LLM, open_llm
-from sparse_vlm.measure.timing import Run, machine, require_positive, take_turns
+from sparse_vlm.measure.timing import Run, gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.measure.towers import Tower, open_tower
 from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
@@ -43,14 +46,14 @@ TOWERS = (
 
 @dataclass
 class FirstToken:
-    """A picture and a prompt, up to the first word of the answer.
+    """Cost of an image and a prompt, up to the first token of the answer.
 
     Attributes:
-        tower: which.
+        tower: the vision tower.
         prefill_gmacs: 1e9 multiply-accumulates of the projector and the LLM on the visual tokens and the prompt.
-        cache_bytes: keys and values of the visual tokens and the prompt.
-        tower_seconds, prefill_seconds: of every recorded run; empty: counted only.
-        peak_bytes: allocated beyond the weights at the worst moment of tower or prefill; 0: counted only.
+        cache_bytes: size of the keys and values of the visual tokens and the prompt.
+        tower_seconds, prefill_seconds: seconds of every recorded run; empty if only counted.
+        peak_bytes: peak memory of tower and prefill beyond the weights; 0 if only counted.
     """
 
     tower: Tower
@@ -61,7 +64,7 @@ class FirstToken:
     peak_bytes: int = 0
 
     def medians(self) -> dict[str, float]:
-        """Seconds of the tower, the prefill, and both, as "tower", "prefill", "first_token"; empty: counted only."""
+        """Median seconds: "tower", "prefill", and "first_token" for both; empty if only counted."""
         if not self.tower_seconds:
             return {}
         both = [sum(pair) for pair in zip(self.tower_seconds, self.prefill_seconds, strict=True)]
@@ -74,10 +77,10 @@ class Result:
     """An LLM behind several towers.
 
     Attributes:
-        llm: which.
-        dtype: of everything but a SparseFormer's coordinates.
+        llm: the language model.
+        dtype: dtype of everything except a SparseFormer's coordinates.
         rows: one for each tower.
-        untimed: why nothing was timed; "": it was.
+        untimed: why nothing was timed; "" if it was.
     """
 
     llm: LLM
@@ -86,35 +89,35 @@ class Result:
     untimed: str
 
     def as_json(self) -> dict[str, Any]:
-        """Everything."""
+        """All values, with the medians."""
         rows = [asdict(row) | {"median_seconds": row.medians()} for row in self.rows]
         about = {"llm": self.llm.name, "weights": self.llm.weights, "parameters": self.llm.parameters}
         return {**about, "dtype": self.dtype, "untimed": self.untimed, "towers": rows}
 
 
 def make_projector(tower: Tower, llm: LLM) -> nn.Module:
-    """The projector that `sparse-vlm build` would put between them, with torch's own random weights."""
+    """Make the projector that `sparse-vlm build` would make, with torch's default random weights."""
     vision = SparseFormerVisionConfig(hidden_size=tower.width, num_tokens=tower.tokens, num_prefix_tokens=1)
-    text = copy.deepcopy(llm.config)  # it is changed in there: the LLM's own would lose its choice of attention
+    text = copy.deepcopy(llm.config)  # build_projector changes it: the LLM would lose its attention implementation
     return build_projector(SparseVLMConfig(vision_config=vision, text_config=text))
 
 
 def prefill(llm: PreTrainedModel, projector: nn.Module, visual: Tensor, words: Tensor) -> CausalLMOutputWithPast:
-    """The LLM on a picture and a prompt: logits of the last position alone, and the cache.
+    """Run the LLM on an image and a prompt; compute the logits of the last position only, and the cache.
 
     Args:
-        llm: causal.
-        projector: to its width.
-        visual: float[1, n, C].
-        words: int64[1, words].
+        llm: causal language model.
+        projector: maps visual tokens to the LLM's width.
+        visual: visual tokens float[1, n, C].
+        words: token ids of the prompt int64[1, words].
     """
     embedded = torch.cat([projector(visual), llm.get_input_embeddings()(words)], dim=1)
-    model: Any = llm  # transformers' annotation of a call fits none of its own models
+    model: Any = llm  # transformers' annotation of a call does not fit its models
     return model(inputs_embeds=embedded, use_cache=True, logits_to_keep=1)
 
 
 def count(tower: Tower, llm: LLM, prompt_tokens: int, dtype: torch.dtype) -> FirstToken:
-    """What needs no numbers."""
+    """Count multiply-accumulates and cache without computing anything, on the meta device."""
     model = llm.without_numbers(dtype)
     with torch.device("meta"):
         projector = make_projector(tower, llm).to(dtype)
@@ -122,14 +125,14 @@ def count(tower: Tower, llm: LLM, prompt_tokens: int, dtype: torch.dtype) -> Fir
             torch.empty(1, tower.tokens, tower.width, dtype=dtype),
             torch.zeros(1, prompt_tokens, dtype=torch.long),
         )
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.no_grad():
         cache: Any = prefill(model, projector, *inputs).past_key_values
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    return FirstToken(tower, counter.get_total_flops() / 2e9, held)
+        gmacs = gmacs_of(partial(prefill, model, projector, *inputs))
+    return FirstToken(tower, gmacs, sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
 
 
 def shortage(llm: LLM, towers: Sequence[Tower], dtype: torch.dtype, device: torch.device) -> str:
-    """Why the weights do not fit into the memory that is free, with a fifth of it left to work in; "": they do."""
+    """Say why the weights do not fit into 80% of the free memory; "" if they do."""
     wanted = (llm.parameters + sum(tower.parameters for tower in towers)) * dtype.itemsize
     free = free_bytes(device)
     if wanted <= 0.8 * free:
@@ -140,15 +143,15 @@ def shortage(llm: LLM, towers: Sequence[Tower], dtype: torch.dtype, device: torc
 def measure(
     llm: LLM, towers: Sequence[Tower], prompt_tokens: int, dtype: str, device: torch.device, repeats: int
 ) -> Result:
-    """Counts, and times if the weights fit: towers and prefills all take turns.
+    """Count all costs, and time towers and prefills in turns if the weights fit into memory.
 
     Args:
-        llm: which.
-        towers: which.
-        prompt_tokens: of the text, random ids.
+        llm: the language model.
+        towers: the vision towers.
+        prompt_tokens: number of text tokens, random ids.
         dtype: a key of `DTYPES`.
-        device: where.
-        repeats: recorded runs of each.
+        device: where to compute.
+        repeats: recorded runs of each tower and prefill.
     """
     rows = [count(tower, llm, prompt_tokens, DTYPES[dtype]) for tower in towers]
     result = Result(llm, dtype, rows, shortage(llm, towers, DTYPES[dtype], device))
@@ -171,8 +174,8 @@ def measure(
     return result
 
 
-def section_of(result: Result, how: str) -> Section:
-    """A result as a table; MB of memory are weights and the peak beyond them."""
+def section_of(result: Result, prompt_tokens: int, setting: Setting) -> Section:
+    """Tabulate a result; the peak memory includes the weights."""
     counted = ["tower", "image", "tokens", "tower GMAC", "prefill GMAC"]
     rows = [[*counted, "tower ms", "prefill ms", "first token ms", "cache MB", "peak MB"]]
     for row in result.rows:
@@ -183,12 +186,13 @@ def section_of(result: Result, how: str) -> Section:
         names = [tower.name, str(tower.image_size), str(tower.tokens)]
         counts = [f"{tower.gmacs:.1f}", f"{row.prefill_gmacs:.1f}"]
         rows.append([*names, *counts, *times, f"{row.cache_bytes / 1e6:.2f}", memory])
-    title = f"{result.llm.name} ({result.llm.parameters / 1e6:,.0f}M, weights: {result.llm.weights}): {how}"
+    title = f"{result.llm.name} ({result.llm.parameters / 1e6:,.0f}M, weights: {result.llm.weights}): "
+    title += f"prompt of {prompt_tokens} tokens, {setting}"
     return Section(title, rows, result.untimed)
 
 
 def figure_of(results: Sequence[Result]) -> Figure:
-    """A panel for each LLM: seconds to the first token, or GMACs where nothing was timed; tower and prefill stacked."""
+    """Draw a panel for each LLM: seconds (GMACs if untimed) of tower and prefill, stacked."""
     figure = Figure(figsize=(7, 0.6 + 1.9 * len(results)), layout="constrained")
     for axes, result in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
         names = [f"{row.tower} ({row.tower.tokens})" for row in result.rows]
@@ -205,33 +209,28 @@ def figure_of(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.cost.llm`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.cost.llm", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--llms", nargs="+", default=["smollm2-135m"], help="shapes, directories or .gguf files")
-    parser.add_argument("--models", nargs="+", default=list(TOWERS), metavar="NAME[@SIZE]", help="vision towers")
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="of the text")
-    add_arguments(parser, repeats=5, output="runs/bench/llm_cost.json")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    """Parse the command line, measure, and return the exit status."""
+    parser = CommandParser.of_module("eval.cost.llm", __doc__)
+    parser.add_argument("--llms", nargs="+", default=["smollm2-135m"], help="shapes, directories or .gguf files")
+    parser.add_argument("--models", nargs="+", default=list(TOWERS), metavar="NAME[@SIZE]", help=TOWERS_HELP)
+    parser.add_argument("--prompt_tokens", type=int, default=64, help="tokens of text in the prompt (default: 64)")
+    add_repeats(parser, 5)
+    add_arguments(parser, output="runs/bench/llm_cost.json")
+    return parser.run(_run, argv)
 
-    def run() -> None:
-        prompt = arguments.prompt_tokens
-        require_positive(prompt_tokens=prompt)
-        device, dtype = begin(arguments)
-        towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
-        llms = [open_llm(name) for name in dict.fromkeys(arguments.llms)]
-        results = [measure(llm, towers, prompt, dtype, device, arguments.repeats) for llm in llms]
-        setting = {"prompt_tokens": prompt, "threads": arguments.threads, "dtype": dtype, "batch": 1}
-        how = f"prompt of {prompt} tokens, {arguments.threads} CPU threads, {dtype}, batch 1"
-        values = {"machine": machine(device), **setting, "results": [result.as_json() for result in results]}
-        publish(arguments.output, values, [section_of(result, how) for result in results], figure_of(results))
 
-    return exit_with_sentence(run)
+def _run(arguments: argparse.Namespace) -> None:
+    prompt = arguments.prompt_tokens
+    require_positive(prompt_tokens=prompt, repeats=arguments.repeats)
+    device, setting = begin(arguments, batch=1, inputs=arguments.llms)
+    towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
+    llms = [open_llm(name) for name in dict.fromkeys(arguments.llms)]
+    results = [measure(llm, towers, prompt, setting.dtype, device, arguments.repeats) for llm in llms]
+    rows = [result.as_json() for result in results]
+    values = {"machine": machine(device), "prompt_tokens": prompt, **asdict(setting), "results": rows}
+    sections = [section_of(result, prompt, setting) for result in results]
+    publish(arguments.output, values, sections, figure_of(results))
 
 
 if __name__ == "__main__":

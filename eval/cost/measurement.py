@@ -1,4 +1,4 @@
-"""What a forward pass of vision towers costs in a setting: seconds, memory, share of a matrix product's speed."""
+"""Cost of a forward pass of vision towers in one setting: seconds, memory, share of a matrix product's speed."""
 
 import statistics
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from sparse_vlm.measure.towers import Tower
 
 @dataclass(frozen=True)
 class Cost:
-    """What a tower costs in a setting.
+    """Cost of a tower in one setting.
 
     Attributes:
-        tower: which.
-        weight_bytes: of as many parameters in the setting's dtype, or in int8.
-        peak_bytes: allocated beyond the weights at the worst moment of a forward pass; None: not by PyTorch.
-        seconds: of every recorded forward pass of the batch.
+        tower: the vision tower.
+        weight_bytes: size of its parameters in the setting's dtype, or in int8.
+        peak_bytes: peak memory of a forward pass beyond the weights; None if PyTorch does not allocate it.
+        seconds: seconds of every recorded forward pass of the batch.
     """
 
     tower: Tower
@@ -33,19 +33,19 @@ class Cost:
 
     @property
     def median(self) -> float:
-        """Seconds of a batch."""
+        """Median seconds of a batch."""
         return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A set of towers in one setting.
+    """Costs of a set of towers in one setting.
 
     Attributes:
-        name: of the set.
-        setting: how they ran.
-        costs: in the set's order.
-        matmul_flops: floating-point operations a second of the matrix product that took turns with them (median).
+        name: name of the set.
+        setting: how the towers ran.
+        costs: one for each tower.
+        matmul_flops: median floating-point operations per second of the matrix product that took turns with them.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Result:
     matmul_flops: float
 
     def share_of_matmul(self, cost: Cost) -> float:
-        """Speed of the tower's multiply-accumulates as a share of the matrix product's."""
+        """Multiply-accumulates per second of the tower, relative to the matrix product's."""
         return 2e9 * cost.tower.gmacs * self.setting.batch / cost.median / self.matmul_flops
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with what follows from it."""
+        """All values, and those that are derived from them."""
         rows = [
             asdict(cost)
             | {
@@ -79,18 +79,18 @@ def measure(
     device: torch.device,
     repeats: int,
 ) -> Result:
-    """Times the models in turn, then counts their memory.
+    """Time the models in turns, then measure their memory.
 
     Args:
-        name: of the set.
-        towers: which.
-        models: of `build` with the setting's dtype and mode.
+        name: name of the set.
+        towers: the vision towers.
+        models: results of `build` for them, with the setting's dtype and mode.
         setting: how they run.
         device: where they are.
         repeats: recorded runs of each.
     """
     torch.set_num_threads(setting.threads)
-    torch.compiler.reset()  # the code of earlier settings
+    torch.compiler.reset()  # drop the code of earlier settings
     runs = [
         runner(model, _images(tower, setting, device), setting) for tower, model in zip(towers, models, strict=True)
     ]

@@ -1,14 +1,16 @@
-"""Where a SparseFormer's time goes: `python -m eval.cost.parts --models sparseformer-clip-l timm:NAME@336`.
+"""Time of a SparseFormer's parts: stem, sampling, mixing, cortex and the rest.
 
-Every part's time, share, multiply-accumulates and share of a matrix product's speed, eager, with random weights. Dense
-ViTs, of timm, are there to compare with. On a GPU the parts are timed one after the other, without overlap.
-Output: tables, FILE.json, FILE.md, FILE.png.
+    python -m eval.cost.parts --models sparseformer-clip-l timm:vit_large_patch14_clip_quickgelu_224@336
+    python -m eval.cost.parts --batch_size 8 --threads 2 --output runs/bench/parts.json
+
+Reports each part's time, share of the time, multiply-accumulates and share of a matrix product's speed, for eager
+models with random weights. Dense ViTs of timm can be named for comparison. On a GPU the parts are timed one after the
+other, without overlap. Writes FILE.json with every run, FILE.md and FILE.png.
 """
 
 import argparse
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,19 +24,20 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eval.cost.arguments import add_arguments, begin
+from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, begin
 from eval.cost.report import Section, publish
-from sparse_vlm.devices import synchronize
+from eval.cost.runtimes import Setting
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import AdaptiveMixing, FocusingTransformer, RoIAdjustment, RoIEncoding, SampleAndMix
 from sparse_vlm.encoder.stem import Stem
-from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.measure.timing import machine, matmul, require_positive, take_turns
+from sparse_vlm.errors import UserError
+from sparse_vlm.measure.timing import clock, machine, matmul, require_positive, take_turns
 from sparse_vlm.measure.towers import Tower, open_tower
 
-# What is spent in a module, but not in another one of this table inside it, belongs to its part.
+# Time spent in a module, outside any nested module of this table, counts for its part.
 PARTS: dict[type[nn.Module], str] = {
     Stem: "stem",
     SampleAndMix: "sampling",  # the points and the bilinear samples
@@ -51,14 +54,14 @@ PARTS: dict[type[nn.Module], str] = {
 
 @dataclass
 class Profile:
-    """A tower by part.
+    """Cost of a tower by part.
 
     Attributes:
-        tower: which.
-        batch: images at once.
-        gmacs: part -> 1e9 multiply-accumulates of one image; a part that has none is not there.
-        seconds: of every run: part -> seconds of the batch.
-        matmul_flops: floating-point operations a second of a matrix product that took turns with it.
+        tower: the vision tower.
+        batch: images that are computed together.
+        gmacs: part -> 1e9 multiply-accumulates of one image; parts without any are left out.
+        seconds: part -> seconds of the batch, for every run.
+        matmul_flops: floating-point operations per second of a matrix product that took turns with the tower.
     """
 
     tower: Tower
@@ -73,25 +76,25 @@ class Profile:
         return {part: statistics.median(run[part] for run in self.seconds) for part in parts}
 
     def shares(self) -> dict[str, float]:
-        """Part -> share of the sum of the medians."""
+        """Part -> its share of the sum of the medians."""
         medians = self.medians()
         return {part: seconds / sum(medians.values()) for part, seconds in medians.items()}
 
     def share_of_matmul(self, part: str) -> float:
-        """Speed of the part's multiply-accumulates as a share of the matrix product's."""
+        """Multiply-accumulates per second of the part, relative to the matrix product's."""
         return 2e9 * self.gmacs.get(part, 0.0) * self.batch / self.medians()[part] / self.matmul_flops
 
 
 @contextmanager
 def by_part(model: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
-    """While the context lasts, what `read` counts up during a forward pass is added up by part.
+    """Split a meter's increase during a forward pass by part.
 
     Args:
         model: a SparseFormer, or a VisionTransformer of timm.
-        read: a clock, or any other meter that only grows.
+        read: a clock, or any other meter that only increases.
 
     Yields:
-        part of `PARTS` -> sum, complete when the forward pass has ended.
+        part of `PARTS` -> sum, complete after the forward pass.
     """
     sums: dict[str, float] = defaultdict(float)
     inside: list[str] = []
@@ -124,7 +127,7 @@ def by_part(model: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, f
 
 
 def count_parts(tower: Tower) -> dict[str, float]:
-    """Part -> 1e9 multiply-accumulates of one image; `Tower.gmacs` is their sum."""
+    """Count the multiply-accumulates of one image: part -> 1e9 of them; their sum is `Tower.gmacs`."""
     with torch.device("meta"):
         model, image = tower.build(), torch.empty(1, 3, tower.image_size, tower.image_size)
     with FlopCounterMode(display=False) as counter, by_part(model, counter.get_total_flops) as sums:
@@ -132,41 +135,34 @@ def count_parts(tower: Tower) -> dict[str, float]:
     return {part: flops / 2e9 for part, flops in sums.items() if flops}
 
 
-def measure(towers: Sequence[Tower], batch: int, dtype: str, device: torch.device, repeats: int) -> list[Profile]:
-    """The profiles of all towers, which take turns.
-
-    Raises:
-        UserError: a tower has no parts that are known here.
-    """
+def measure(towers: Sequence[Tower], setting: Setting, device: torch.device, repeats: int) -> list[Profile]:
+    """Profile all towers in turns."""
     for tower in towers:
         if tower.name.startswith("open_clip:"):
-            raise UserError(f"{tower.name} has no parts that are known here: name timm's model of the same shape.")
-    profiles = [Profile(tower, batch, count_parts(tower), []) for tower in towers]
+            raise UserError(f"The parts of {tower.name} are not known here: name timm's model of the same shape.")
+    dtype = DTYPES[setting.dtype]
+    profiles = [Profile(tower, setting.batch, count_parts(tower), []) for tower in towers]
     runs = []
     for profile in profiles:
         side = profile.tower.image_size
-        images = torch.randn(batch, 3, side, side, device=device).to(DTYPES[dtype])
-        runs.append(partial(_record, profile.tower.build().to(device, DTYPES[dtype]), images, profile.seconds))
-    product_run, operations = matmul(DTYPES[dtype], device)
+        images = torch.randn(setting.batch, 3, side, side, device=device).to(dtype)
+        runs.append(partial(_record, profile.tower.build().to(device, dtype), images, profile.seconds))
+    product_run, operations = matmul(dtype, device)
     of_product = take_turns([*runs, product_run], repeats, device)[-1]
     for profile in profiles:
-        profile.seconds = profile.seconds[-repeats:]  # those before warmed up
+        profile.seconds = profile.seconds[-repeats:]  # without the warm-up
         profile.matmul_flops = operations / statistics.median(of_product)
     return profiles
 
 
 def _record(model: nn.Module, images: Tensor, seconds: list[dict[str, float]]) -> None:
-    def clock() -> float:
-        synchronize(images.device)
-        return time.perf_counter()
-
-    with torch.inference_mode(), by_part(model, clock) as sums:
+    with torch.inference_mode(), by_part(model, partial(clock, images.device)) as sums:
         model(images)
     seconds.append(dict(sums))
 
 
-def section_of(profile: Profile, how: str) -> Section:
-    """A profile as a table."""
+def section_of(profile: Profile, setting: Setting) -> Section:
+    """Tabulate a profile."""
     medians, shares = profile.medians(), profile.shares()
     rows = [["part", "ms", "of the time", "GMAC", "of matmul"]]
     for part, seconds in medians.items():
@@ -176,11 +172,11 @@ def section_of(profile: Profile, how: str) -> Section:
     total, gmacs = sum(medians.values()), sum(profile.gmacs.values())
     share = 2e9 * gmacs * profile.batch / total / profile.matmul_flops
     rows.append(["sum", f"{1e3 * total:.2f}", "100%", f"{gmacs:.3f}", f"{share:.0%}"])
-    return Section(f"{profile.tower}: {how}; matrix product {profile.matmul_flops / 1e9:,.0f} GFLOP/s", rows)
+    return Section(f"{profile.tower}: {setting}; matrix product {profile.matmul_flops / 1e9:,.0f} GFLOP/s", rows)
 
 
 def figure_of(profiles: Sequence[Profile]) -> Figure:
-    """A bar for each tower, its parts' shares of the time side by side."""
+    """Draw a bar for each tower, divided into its parts' shares of the time."""
     figure = Figure(figsize=(7, 1 + 0.6 * len(profiles)), layout="constrained")
     axes = figure.subplots()
     names = [str(profile.tower) for profile in profiles]
@@ -197,34 +193,25 @@ def figure_of(profiles: Sequence[Profile]) -> Figure:
     return figure
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.cost.parts`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.cost.parts", description=(__doc__ or "").splitlines()[0])
-    names = ["sparseformer-clip-b", "sparseformer-clip-l"]
-    parser.add_argument(
-        "--models", nargs="+", default=names, metavar="NAME[@SIZE]", help="see sparse_vlm/measure/towers.py"
-    )
-    parser.add_argument("--batch", type=int, default=1, help="images at once")
-    add_arguments(parser, repeats=15, output="runs/bench/encoder_profile.json")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    """Parse the command line, measure, and return the exit status."""
+    parser = CommandParser.of_module("eval.cost.parts", __doc__)
+    names = ["sparseformer-clip-b", "sparseformer-clip-l"]
+    parser.add_argument("--models", nargs="+", default=names, metavar="NAME[@SIZE]", help=TOWERS_HELP)
+    parser.add_argument("--batch_size", type=int, default=1, help="images computed together (default: 1)")
+    add_repeats(parser, 15)
+    add_arguments(parser, output="runs/bench/encoder_profile.json")
+    return parser.run(_run, argv)
 
-    def run() -> None:
-        require_positive(batch=arguments.batch)
-        device, dtype = begin(arguments)
-        towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
-        profiles = measure(towers, arguments.batch, dtype, device, arguments.repeats)
-        how = f"{arguments.threads} CPU threads, batch {arguments.batch}, {dtype}"
-        setting = {"threads": arguments.threads, "batch": arguments.batch, "dtype": dtype}
-        towers_json = [asdict(p) | {"median_seconds": p.medians(), "shares": p.shares()} for p in profiles]
-        values = {"machine": machine(device), **setting, "profiles": towers_json}
-        publish(arguments.output, values, [section_of(profile, how) for profile in profiles], figure_of(profiles))
 
-    return exit_with_sentence(run)
+def _run(arguments: argparse.Namespace) -> None:
+    require_positive(batch_size=arguments.batch_size, repeats=arguments.repeats)
+    device, setting = begin(arguments, arguments.batch_size)
+    towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
+    profiles = measure(towers, setting, device, arguments.repeats)
+    rows = [asdict(each) | {"median_seconds": each.medians(), "shares": each.shares()} for each in profiles]
+    values = {"machine": machine(device), **asdict(setting), "profiles": rows}
+    publish(arguments.output, values, [section_of(each, setting) for each in profiles], figure_of(profiles))
 
 
 if __name__ == "__main__":

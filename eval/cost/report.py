@@ -1,6 +1,6 @@
-"""What every measurement of cost leaves: FILE.json with all runs, FILE.md with its tables, FILE.png."""
+"""The report of a measurement of cost: FILE.json with every run, FILE.md with the tables, FILE.png with the figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from sparse_vlm.files import check_output_files, write_json, write_text
 
 
 class Section(NamedTuple):
-    """A table for people.
+    """A table of the report.
 
     Attributes:
-        title: what was measured, and how.
-        rows: of text, the first one the heading.
-        note: sentences below it.
+        title: what was measured, in which setting.
+        rows: cells as text; the first row is the heading.
+        note: sentences below the table.
     """
 
     title: str
@@ -26,23 +26,20 @@ class Section(NamedTuple):
     note: str = ""
 
 
-def require_json_name(output: Path) -> None:
-    """Checks the output before anything is measured.
-
-    Raises:
-        UserError: it does not end in .json, or one of the three files cannot be written.
-    """
+def check_report(output: Path, inputs: Iterable[str | Path] = ()) -> None:
+    """Check, before anything is measured, that the report can be written and replaces no input."""
     if output.suffix != ".json":
-        raise UserError(f"--output must end in .json, got {output}: the table and the figure lie beside it.")
-    check_output_files({f"the {ending} of --output": output.with_suffix(ending) for ending in (".json", ".md", ".png")})
+        raise UserError(f"--output must end in .json, got {output}: the table and the figure go beside it.")
+    files = {f"the {ending} of --output": output.with_suffix(ending) for ending in (".json", ".md", ".png")}
+    check_output_files(files, inputs)
 
 
 def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section], figure: Figure) -> None:
-    """Writes everything, each file atomically, then prints the tables.
+    """Write the report, each file atomically, and print its tables.
 
     Args:
-        output: the .json file; the others have its name with .md and .png.
-        values: its content.
+        output: the .json file; the others get its name with .md and .png.
+        values: content of the .json file.
         sections: the tables.
         figure: the figure.
     """
@@ -54,12 +51,12 @@ def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section]
     save_figure(figure, output.with_suffix(".png"))
     console = Console()
     if not console.is_terminal:
-        console.width = 160  # a log has no edge to wrap the cells at
+        console.width = 160  # a log file has no width to wrap the cells at
     for section in sections:
         console.print(rich_table(section.rows, section.title, section.note))
-    console.print(f"Written: {output}, and .md and .png beside it.")
+    console.print(f"Wrote {output}, and .md and .png beside it.")
 
 
 def megabytes(count: float) -> str:
-    """Bytes as MB (1e6) for a table."""
+    """Format bytes as MB (1e6 bytes)."""
     return f"{count / 1e6:,.0f}"

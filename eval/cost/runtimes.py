@@ -1,4 +1,4 @@
-"""The ways to run a vision tower that are compared, the same for ours and for the dense ViTs."""
+"""The modes in which a vision tower can run, for our encoders and dense ViTs alike."""
 
 import tempfile
 from dataclasses import dataclass
@@ -12,28 +12,26 @@ from torch import Tensor, nn
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.export import export_onnx, quantise, write_onnx
-from sparse_vlm.encoder.runtime.inference import optimize_for_inference
+from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.measure.timing import Run
 from sparse_vlm.measure.towers import Tower
 
 ONNX = ("onnx", "onnx-int8")
-CPU_FLOAT32 = ("packed", *ONNX)
-OPTIMISED = ("packed", "graphs")  # by optimize_for_inference, on a CPU and on a GPU
-MODES = ("eager", "compiled", *CPU_FLOAT32, "graphs", "training")
+MODES = ("eager", "compiled", *ONNX, "graphs", "training")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the models of a set run.
+    """The setting of a measurement.
 
     Attributes:
-        threads: of the CPU.
-        batch: images at once.
+        threads: CPU threads.
+        batch: images or samples that are computed together.
         dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
-        mode: "eager": as the model is called. "packed": `optimize_for_inference` on a CPU; "graphs": on a GPU.
-            "compiled": channels_last, torch.compile with frozen weights, CUDA graphs on a GPU. "onnx": ONNX Runtime;
-            "onnx-int8": with its dynamic quantisation. "training": eager, forward and backward from the embedding to
-            all weights. Packed and onnx: float32 on the CPU only. SDPA is in all of PyTorch's.
+        mode: "eager": the model as it is. "compiled": channels_last, torch.compile with frozen weights, CUDA graphs
+            on a GPU. "graphs": CUDA graphs of the eager model (`optimize_for_inference`). "onnx": ONNX Runtime, float32
+            on the CPU; "onnx-int8": with its dynamic quantisation. "training": eager, forward, and backward from the
+            embedding to all weights. All of PyTorch's modes use SDPA.
     """
 
     threads: int
@@ -47,19 +45,19 @@ class Setting:
 
 
 def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:
-    """The model with random weights, as the mode wants it before it is compiled or exported."""
+    """Build the model with random weights, prepared for the mode but not compiled or exported yet."""
     model = tower.build().to(device, DTYPES[dtype])
-    if mode in OPTIMISED:
+    if mode == "graphs":
         optimize_for_inference(model)
     return model.to(memory_format=torch.channels_last) if mode == "compiled" else model
 
 
 def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:
-    """A pass of the images in the setting's mode; compiled code is made at its first call.
+    """Make a call that runs the model on the images; "compiled" compiles at the first call.
 
     Args:
-        model: of `build` with the same mode.
-        images: float[B, 3, H, W] of the setting's dtype.
+        model: result of `build` with the same mode.
+        images: float[B, 3, H, W] in the setting's dtype.
         setting: how to run.
     """
     if setting.mode in ONNX:
@@ -100,7 +98,7 @@ def _session(model: nn.Module, images: Tensor, setting: Setting) -> Any:
         if isinstance(model, SparseFormer):
             export_onnx(model, file, int8=int8)
         else:
-            two = images[:1].repeat(2, 1, 1, 1)  # a free dimension of 1 would not be free
+            two = images[:1].repeat(2, 1, 1, 1)  # a dynamic dimension of size 1 would become a constant
             write_onnx(model, two, file, ("output",), sizes={0: torch.export.Dim("batch")})
             if int8:
                 quantise(file, model)

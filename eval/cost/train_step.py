@@ -1,12 +1,12 @@
-"""Memory and time of a training step by visual tokens.
+"""Time and memory of an LLM's training step, by the number of visual tokens.
 
-    python -m eval.cost.train_step --visual-tokens 17 49 64 196 576
+    python -m eval.cost.train_step --visual_tokens 17 49 64 196 576
+    python -m eval.cost.train_step --llm tinyllama-1.1b --frozen --batch_size 2 --device cuda
 
-A language model of SmolLM2-135M's shape (--llm) with random weights, all of them trained by AdamW, on samples of some
-visual tokens and a short text that the loss is taken of. The visual tokens are random embeddings with a gradient, as a
-projector's are; the tower is not part of the step. All counts take turns on one model. It stands in eval/, with the
-clock and the memory meter of the other measurements of cost, and imports nothing of train/.
-Output: a table, FILE.json, FILE.md, FILE.png.
+Trains all weights of an LLM of SmolLM2-135M's shape (--llm), which start random, with AdamW. A sample is some visual
+tokens and a short text; the loss is computed on the text. The visual tokens are random embeddings with a gradient, like
+the output of a projector; the vision tower is not part of the step. All counts take turns on one model. Writes
+FILE.json with every run, FILE.md and FILE.png.
 """
 
 import argparse
@@ -22,24 +22,24 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from eval.cost.arguments import add_arguments, begin
+from eval.cost.arguments import add_arguments, add_repeats, begin
 from eval.cost.report import Section, megabytes, publish
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
-from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.measure.llms import LLM, open_llm
 from sparse_vlm.measure.timing import gmacs_of, machine, require_positive, take_turns
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step with so many visual tokens.
+    """Cost of a training step.
 
     Attributes:
-        visual_tokens: of each sample.
-        gmacs: 1e9 multiply-accumulates forward and backward, of the batch.
-        seconds: of every recorded step.
-        peak_bytes: allocated at the worst moment of a step, beyond weights and AdamW's moments.
+        visual_tokens: visual tokens of each sample.
+        gmacs: 1e9 multiply-accumulates of the batch, forward and backward.
+        seconds: seconds of every recorded step.
+        peak_bytes: peak memory beyond the weights and AdamW's moments.
     """
 
     visual_tokens: int
@@ -49,12 +49,12 @@ class StepCost:
 
     @property
     def median(self) -> float:
-        """Seconds of a step."""
+        """Median seconds of a step."""
         return statistics.median(self.seconds)
 
 
 def make_sample(llm: LLM, visual_tokens: int, text_tokens: int, batch: int) -> dict[str, Tensor]:
-    """Random inputs of a step on torch's default device.
+    """Make random inputs of a step, on torch's default device.
 
     Returns:
         "visual" float32[batch, visual_tokens, width] and "words" int64[batch, text_tokens].
@@ -66,9 +66,9 @@ def make_sample(llm: LLM, visual_tokens: int, text_tokens: int, batch: int) -> d
 
 
 def step(model: PreTrainedModel, optimizer: AdamW | None, visual: Tensor, words: Tensor) -> None:
-    """A training step on the loss of the words behind the visual tokens; afterwards the gradients are gone.
+    """Run a training step on the loss of the words, which follow the visual tokens; clear the gradients afterwards.
 
-    Without an optimizer the model is frozen: the gradient reaches the visual tokens, as it must to train a projector.
+    Without an optimizer the model is frozen, and only the visual tokens get a gradient, as when a projector trains.
     """
     embedded = torch.cat([visual.detach().requires_grad_(), model.get_input_embeddings()(words)], dim=1)
     labels = torch.cat([torch.full(visual.shape[:2], -100, device=words.device), words], dim=1)
@@ -88,17 +88,20 @@ def measure(
     repeats: int,
     frozen: bool = False,
 ) -> tuple[list[StepCost], int]:
-    """The steps of all counts, and the bytes of the weights and of AdamW's moments, which are there all the time.
+    """Measure the steps of all counts of visual tokens, in turns.
 
     Args:
-        llm: which.
+        llm: the language model.
         visual_tokens: the counts.
-        text_tokens: of each sample, behind them.
+        text_tokens: text tokens of each sample.
         batch: samples of a step.
-        dtype: of everything, the moments too.
-        device: where.
+        dtype: dtype of everything, AdamW's moments included.
+        device: where to compute.
         repeats: recorded steps of each count.
-        frozen: whether the model's own weights stay, as in the alignment.
+        frozen: keep the LLM's weights as they are, as in the alignment.
+
+    Returns:
+        The costs, and the bytes of the weights and AdamW's moments, which are held all the time.
     """
     model = llm.load(dtype).to(device).train().requires_grad_(not frozen)
     optimizer = None if frozen else AdamW(model.parameters(), lr=1e-5)
@@ -116,7 +119,7 @@ def measure(
 
 
 def section_of(costs: Sequence[StepCost], held_bytes: int, title: str) -> Section:
-    """The costs as a table; ratios are to the most visual tokens."""
+    """Tabulate the costs; ratios are relative to the largest count of visual tokens."""
     most = max(costs, key=lambda cost: cost.visual_tokens)
     rows = [["visual tokens", "GMAC", "s", "range", "× faster", "beyond weights and moments, MB", "peak, MB"]]
     for cost in costs:
@@ -128,13 +131,13 @@ def section_of(costs: Sequence[StepCost], held_bytes: int, title: str) -> Sectio
 
 
 def figure_of(costs: Sequence[StepCost], held_bytes: int, title: str) -> Figure:
-    """Seconds and memory of a step against the visual tokens, side by side."""
+    """Plot the seconds and the memory of a step against the visual tokens."""
     ordered = sorted(costs, key=lambda cost: cost.visual_tokens)
     tokens = [cost.visual_tokens for cost in ordered]
     figure = Figure(figsize=(7.2, 3), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     time_axes.plot(tokens, [cost.median for cost in ordered], "o-")
-    time_axes.set(ylabel="seconds of a step", ylim=(0, None))
+    time_axes.set(ylabel="seconds per step", ylim=(0, None))
     memory_axes.plot(tokens, [(held_bytes + cost.peak_bytes) / 1e9 for cost in ordered], "o-", label="peak")
     memory_axes.axhline(held_bytes / 1e9, color="tab:gray", linestyle="--", label="weights, AdamW's moments")
     memory_axes.set(ylabel="memory, GB", ylim=(0, None))
@@ -146,42 +149,35 @@ def figure_of(costs: Sequence[StepCost], held_bytes: int, title: str) -> Figure:
     return figure
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.cost.train_step`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.cost.train_step", description=(__doc__ or "").splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, and return the exit status."""
+    parser = CommandParser.of_module("eval.cost.train_step", __doc__)
     parser.add_argument(
         "--llm", default="smollm2-135m", help="a shape of sparse_vlm/measure/llms.py, a directory or a .gguf file"
     )
-    parser.add_argument("--visual-tokens", type=int, nargs="+", default=[17, 49, 64, 196, 576])
-    parser.add_argument("--text-tokens", type=int, default=64, help="of each sample")
-    parser.add_argument("--batch", type=int, default=1, help="samples of a step")
-    parser.add_argument("--frozen", action="store_true", help="the LLM does not train, as in the alignment")
-    add_arguments(parser, repeats=5, output="runs/bench/step_cost.json")
-    return parser
+    counts = [17, 49, 64, 196, 576]
+    parser.add_argument("--visual_tokens", type=int, nargs="+", default=counts, help="visual tokens of each sample")
+    parser.add_argument("--text_tokens", type=int, default=64, help="text tokens of each sample (default: 64)")
+    parser.add_argument("--batch_size", type=int, default=1, help="samples of a step (default: 1)")
+    parser.add_argument("--frozen", action="store_true", help="do not train the LLM, as in the alignment")
+    add_repeats(parser, 5)
+    add_arguments(parser, output="runs/bench/step_cost.json")
+    return parser.run(_run, argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
-
-    def run() -> None:
-        text, batch, counts = arguments.text_tokens, arguments.batch, list(dict.fromkeys(arguments.visual_tokens))
-        require_positive(visual_tokens=counts, text_tokens=text, batch=batch)
-        device, dtype = begin(arguments)
-        llm = open_llm(arguments.llm)
-        costs, held = measure(llm, counts, text, batch, DTYPES[dtype], device, arguments.repeats, arguments.frozen)
-        trained = "frozen" if arguments.frozen else "AdamW"
-        title = (
-            f"{llm.name} ({llm.parameters / 1e6:,.0f}M, weights: {llm.weights}), {trained}, {text} text tokens, "
-            f"batch {batch}, {dtype}, {arguments.threads} CPU threads"
-        )
-        setting = {"text_tokens": text, "batch": batch, "dtype": dtype, "threads": arguments.threads}
-        setting |= {"frozen": arguments.frozen}
-        about = {"machine": machine(device), "llm": llm.name, "weights": llm.weights, **setting}
-        values = {**about, "held_bytes": held, "steps": [asdict(cost) | {"median": cost.median} for cost in costs]}
-        publish(arguments.output, values, [section_of(costs, held, title)], figure_of(costs, held, title))
-
-    return exit_with_sentence(run)
+def _run(arguments: argparse.Namespace) -> None:
+    text, batch, counts = arguments.text_tokens, arguments.batch_size, list(dict.fromkeys(arguments.visual_tokens))
+    require_positive(visual_tokens=counts, text_tokens=text, batch_size=batch, repeats=arguments.repeats)
+    device, setting = begin(arguments, batch, "training", [arguments.llm])
+    llm, dtype = open_llm(arguments.llm), DTYPES[setting.dtype]
+    costs, held = measure(llm, counts, text, batch, dtype, device, arguments.repeats, arguments.frozen)
+    trained = "frozen" if arguments.frozen else "AdamW"
+    name = f"{llm.name} ({llm.parameters / 1e6:,.0f}M, weights: {llm.weights})"
+    title = f"{name}, {trained}, {text} text tokens, {setting}"
+    about = {"machine": machine(device), "llm": llm.name, "weights": llm.weights, "frozen": arguments.frozen}
+    values = about | {"text_tokens": text, **asdict(setting), "held_bytes": held}
+    values["steps"] = [asdict(cost) | {"median": cost.median} for cost in costs]
+    publish(arguments.output, values, [section_of(costs, held, title)], figure_of(costs, held, title))
 
 
 if __name__ == "__main__":

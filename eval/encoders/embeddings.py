@@ -1,4 +1,4 @@
-"""What encoders make of sets of images."""
+"""Embeddings of whole sets of images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +18,17 @@ def embed_images(
     dtype: torch.dtype = torch.float32,
     name: str = "embed images",
 ) -> Tensor:
-    """The embeddings of images, in their order and as long as `encode` gives them.
+    """Embed images in their order; the embeddings keep the length that `encode` gives them.
 
     Args:
-        encode: float[B, 3, H, W] on `device` -> float[B, D]; e.g. an open teacher, or `lambda x: encoder(x).pooled`.
-        images: items with "pixel_values" float[3, H, W], preprocessed as belongs to the weights.
-        batch_size: images at a time.
-        device, dtype: of the weights.
-        name: of the progress bar.
+        encode: float[B, 3, H, W] on `device` -> float[B, D]; e.g. a teacher, or `lambda x: encoder(x).pooled`.
+        images: items with "pixel_values" float[3, H, W], preprocessed for these weights.
+        batch_size: images computed together.
+        device, dtype: device and dtype of the weights.
+        name: title of the progress bar.
 
     Returns:
         float32[N, D] on the CPU.
-
-    Raises:
-        UserError: an image is missing or damaged.
     """
     batches = tqdm(DataLoader(images, batch_size=batch_size), desc=name, unit="batch")
     with torch.inference_mode():

@@ -1,9 +1,10 @@
-"""Does a student see images as its teacher does? Cosine, nearest neighbours, and whether its tokens differ.
+"""Agreement of a student with its teacher on unlabelled images: cosine, nearest neighbours, and distinct tokens.
 
-    python -m eval.encoders.neighbours --teacher TEACHER --encoder ENCODER_DIR --images FOLDER --output neighbours.json
+    python -m eval.encoders.neighbours --teacher timm:vit_small_patch14_dinov2 --encoder runs/bootstrap --images photos
+    python -m eval.encoders.neighbours --teacher DIR --encoder DIR --images photos --output neighbours.json
 
-Needs no labels. The nearest neighbour of an image among the others, by the cosine of the final representations, is
-found with the teacher and with the student; they agree when it is the same image.
+Finds each image's nearest neighbour among the others, by the cosine of the final representations, with the teacher and
+with the student. They agree if it is the same image.
 """
 
 import argparse
@@ -16,32 +17,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
 from eval.encoders.embeddings import embed_images
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.images.sources import open_images
-from sparse_vlm.device_arguments import add_device_arguments
-from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
-from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
 
 
 def nearest(embeddings: Tensor, count: int) -> Tensor:
-    """The `count` nearest other images of each image by cosine: float[N, D] -> int64[N, count], nearest first."""
+    """Find each image's `count` nearest other images by cosine: float[N, D] -> int64[N, count], nearest first."""
     unit = F.normalize(embeddings.float(), dim=-1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
     return similarity.topk(count, dim=-1).indices
 
 
 def overlap(first: Tensor, second: Tensor) -> float:
-    """Share of each row's entries that the other's row has too, meaned over rows: int64[N, k] twice."""
+    """Mean per-row overlap of two int64[N, k]."""
     return (first[:, :, None] == second[:, None, :]).any(-1).float().mean().item()
 
 
 def closest_tokens(tokens: Tensor) -> Tensor:
-    """Largest cosine between two different latent tokens of an image: float[B, n, C] -> float[B]."""
+    """Compute the largest cosine between two latent tokens of an image: float[B, n, C] -> float[B]."""
     unit = F.normalize(tokens.float(), dim=-1)
     similarity = unit @ unit.transpose(1, 2)
     similarity.diagonal(dim1=1, dim2=2).fill_(-1)
@@ -53,28 +54,28 @@ def compare(
     encoder_dir: Path,
     images: str,
     image_size: int | None = None,
+    batch_size: int = 64,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Student against teacher on unlabelled images.
+    """Compare student and teacher on unlabelled images.
 
     Args:
         teacher_spec: see `open_teacher`.
-        encoder_dir: of `SparseFormer.save_pretrained`.
+        encoder_dir: directory of a SparseFormer.
         images: see `open_images`.
-        image_size: input side of the teacher in pixels, as it was bootstrapped with.
-        device, dtype: where both compute, and in which type.
+        image_size: input size of the teacher in pixels during the bootstrap (default: its own).
+        batch_size: images computed together.
+        device, dtype: device and dtype of both.
 
     Returns:
-        "cosine" of the representations; "centered_cosine", of their deviations from their means; "cosine_of_mean", what
-        a student that always gives the teacher's mean would reach (a cosine near it, or a centered one near 0, means
-        that nothing about images was learnt); "same_nearest" and "five_nearest_shared" (shares of images, of
-        neighbours); "closest_tokens" (mean over images of the largest cosine between two tokens; 1: two coincide);
-        "images".
-
-    Raises:
-        UserError: something cannot be opened, or there are fewer than 6 images.
+        "cosine": mean cosine of the representations. "centered_cosine": the same after subtracting their means.
+        "cosine_of_mean": the cosine of a student that always returns the teacher's mean; a cosine near it, or a
+        centered cosine near 0, means that the student has learnt nothing about images. "same_nearest": share of images
+        with the same nearest neighbour. "five_nearest_shared": share of the five nearest neighbours that both have.
+        "closest_tokens": mean over images of the largest cosine between two tokens; 1 means that two are equal.
+        "images": number of images.
     """
     teacher = open_teacher(teacher_spec, image_size=image_size).to(device, dtype)
     student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
@@ -85,54 +86,52 @@ def compare(
         latent.append(closest_tokens(output.tokens[:, student.num_prefix_tokens :]))
         return output.pooled
 
-    def seen_by(encode: Callable[[Tensor], Tensor], transform: Transform, name: str) -> Tensor:
+    def embedded(encode: Callable[[Tensor], Tensor], transform: Transform, name: str) -> Tensor:
         source = open_images(images, transform, shuffle_buffer=0)
-        return embed_images(encode, source, device=device, dtype=dtype, name=name)
+        return embed_images(encode, source, batch_size=batch_size, device=device, dtype=dtype, name=name)
 
-    seen_by_teacher = seen_by(teacher, Transform(teacher.preprocessing), "teacher")
-    seen_by_student = seen_by(embed, student.transform, "student")
-    if len(seen_by_teacher) < 6:
-        raise UserError(f"{images} holds {len(seen_by_teacher)} images; five neighbours need at least 6.")
-    near = [nearest(seen, 5) for seen in (seen_by_teacher, seen_by_student)]
+    of_teacher = embedded(teacher, Transform(teacher.preprocessing), "teacher")
+    of_student = embedded(embed, student.transform, "student")
+    if len(of_teacher) < 6:
+        raise UserError(f"{images} has {len(of_teacher)} images; five neighbours need at least 6.")
+    near = [nearest(each, 5) for each in (of_teacher, of_student)]
     return {
-        "cosine": mean_cosine(seen_by_student, seen_by_teacher),
-        "centered_cosine": centered_cosine(seen_by_student, seen_by_teacher),
-        "cosine_of_mean": mean_cosine(seen_by_teacher.mean(0, keepdim=True), seen_by_teacher),
+        "cosine": mean_cosine(of_student, of_teacher),
+        "centered_cosine": centered_cosine(of_student, of_teacher),
+        "cosine_of_mean": mean_cosine(of_teacher.mean(0, keepdim=True), of_teacher),
         "same_nearest": overlap(near[0][:, :1], near[1][:, :1]),
         "five_nearest_shared": overlap(*near),
         "closest_tokens": torch.cat(latent).mean().item(),
-        "images": len(seen_by_teacher),
+        "images": len(of_teacher),
     }
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, evaluate, and return the exit status."""
+    parser = CommandParser.of_module("eval.encoders.neighbours", __doc__)
+    add_teacher(parser, "as for train.bootstrap")
+    add_encoder(parser)
+    parser.add_argument("--images", required=True, help="held-out images: a folder, wds:SHARDS, hf:NAME …")
+    parser.add_argument("--image_size", type=int, help="input size of the teacher in pixels (default: its own)")
+    add_arguments(parser)
+    return parser.run(_run, argv)
+
+
 def _run(arguments: argparse.Namespace) -> None:
-    check_output_files({"--output": arguments.output}, [arguments.teacher, arguments.encoder, arguments.images])
-    device = choose_device(arguments.device)
+    device, dtype = begin(arguments, arguments.teacher, arguments.images)
     result = compare(
         arguments.teacher,
         arguments.encoder,
         arguments.images,
         arguments.image_size,
+        arguments.batch_size,
         device=device,
-        dtype=choose_dtype(arguments.dtype, device),
+        dtype=dtype,
     )
     if arguments.output is not None:
         write_json(arguments.output, result)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", required=True, help="as for train/bootstrap.py")
-    parser.add_argument("--encoder", type=Path, required=True, help="SparseFormer directory")
-    parser.add_argument("--images", required=True, help="unlabelled held-out images: a folder, wds:SHARDS, …")
-    parser.add_argument("--image_size", type=int, help="input side of the teacher in pixels, if not its own")
-    add_device_arguments(parser)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args(argv)
-    return exit_with_sentence(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """The bootstrapping task: student and frozen teacher in one module, images -> losses."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.rois import sample_features, to_center_size
 from sparse_vlm.errors import UserError
-from sparse_vlm.recompute import recompute_blocks
+from sparse_vlm.recompute import RecomputesBlocks
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LossWeights:
             )
 
 
-class BootstrapTask(nn.Module):
+class BootstrapTask(RecomputesBlocks, nn.Module):
     """Alignment of a student with its teacher on unlabelled images.
 
     Args:
@@ -109,14 +109,10 @@ class BootstrapTask(nn.Module):
         """Target of the student for images float[B, 3, H, W]: the teacher's final representation, float32[B, D]."""
         return self._run(self.teacher, self.teacher, images).float()
 
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Called by transformers' Trainer; see `recompute_blocks`."""
-        recompute_blocks(self.student.cortex, activation_checkpointing_kwargs, every_n_layers, offload)
+    @property
+    def recomputed_cortex(self) -> Cortex:
+        """The cortex whose blocks `--activation_checkpointing` recomputes."""
+        return self.student.cortex
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Compute the losses of a batch.

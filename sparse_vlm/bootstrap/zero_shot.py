@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_vlm.bootstrap.teachers import TextEncoder
@@ -42,7 +40,7 @@ def read_class_names(file: str | Path) -> list[str]:
 def class_embeddings(
     text: TextEncoder, names: Sequence[str], templates: Sequence[Callable[[str], str]] = (str,)
 ) -> Tensor:
-    """Compute one unit embedding per class: the mean over its captions' unit embeddings, as in open_clip's evaluation.
+    """Embed classes by open_clip's zero-shot classifier: one unit embedding per class, averaged over its templates.
 
     Args:
         text: text encoder of a teacher.
@@ -52,8 +50,10 @@ def class_embeddings(
     Returns:
         float32[K, D]
     """
-    means = [text([template(name) for template in templates]).float().mean(dim=0) for name in names]
-    return F.normalize(torch.stack(means), dim=-1)
+    from open_clip import build_zero_shot_classifier  # slow to import
+
+    device = next(text.parameters()).device
+    return build_zero_shot_classifier(text.clip, text.tokenizer, names, templates, device=device).T.float()
 
 
 def hits(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What everything that measures cost shares: the clock, the count of arithmetic, the machine's description."""
+"""Shared parts of everything that measures cost: timing, operation counts, dense towers and LLM shapes."""

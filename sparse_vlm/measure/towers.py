@@ -1,6 +1,6 @@
-"""Vision towers by name, with random weights, at any image size: ours, and the dense ViTs of timm and open_clip.
+"""Vision towers with random weights at any image size: SparseFormers, and the dense ViTs of timm and open_clip.
 
-sparseformer-clip-l                           a variant of ours, at the size of its preprocessing
+sparseformer-clip-l                           a SparseFormer variant, at the size of its preprocessing
 timm:vit_large_patch14_clip_quickgelu_224     any VisionTransformer of timm, at its own size
 open_clip:ViT-L-14-quickgelu                  any of open_clip's own ViTs
 NAME@336                                      at 336 × 336 pixels
@@ -24,15 +24,15 @@ from sparse_vlm.measure.timing import gmacs_of
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower, not built yet.
+    """Name and numbers of a vision tower, which is not built yet.
 
     Attributes:
-        name: see the head of this file, without the size.
-        image_size: pixels of a side.
-        tokens: visual tokens of a picture, without CLS and registers.
+        name: as at the top of this file, without the size.
+        image_size: side length of the image in pixels.
+        tokens: visual tokens of an image, without CLS and registers.
         width: channels of a token.
         gmacs: 1e9 multiply-accumulates of one image: convolutions, linears and attention (sampling is not counted).
-        parameters: how many.
+        parameters: number of parameters.
     """
 
     name: str
@@ -46,28 +46,25 @@ class Tower:
         return f"{self.name}@{self.image_size}"
 
     def build(self) -> nn.Module:
-        """The model with random weights, in eval mode."""
+        """Build the model with random weights, in evaluation mode."""
         return _build(self.name, self.image_size).eval()
 
     @property
     def sparse(self) -> bool:
-        """Whether it is one of ours."""
+        """Whether the tower is a SparseFormer."""
         return ":" not in self.name
 
 
 def open_tower(text: str, image_size: int | None = None) -> Tower:
-    """Reads NAME or NAME@SIZE; the model is built without numbers, to count.
+    """Parse NAME or NAME@SIZE, and count operations and parameters on the meta device.
 
     Args:
-        text: see the head of this file.
-        image_size: instead of the tower's own; a size in `text` goes before it.
-
-    Raises:
-        UserError: unknown name, or a size that the model cannot have.
+        text: see the top of this file.
+        image_size: image size unless `text` names one (default: the tower's own).
     """
     name, at, size = text.partition("@")
     if at and not size.isdecimal():
-        raise UserError(f"The image size in {text!r} is no whole number: write e.g. {name}@336.")
+        raise UserError(f"The image size in {text!r} is not a whole number: write e.g. {name}@336.")
     pixels = int(size) if at else image_size
     try:
         with torch.device("meta"):
@@ -80,18 +77,18 @@ def open_tower(text: str, image_size: int | None = None) -> Tower:
 
 
 def count_gmacs(model: nn.Module, image_size: int) -> float:
-    """1e9 multiply-accumulates of one image; `model` on the meta device."""
+    """Count the multiply-accumulates of one image, in units of 1e9; `model` is on the meta device."""
     return gmacs_of(lambda: model(torch.empty(1, 3, image_size, image_size, device="meta")))
 
 
 def count_parameters(model: nn.Module) -> int:
-    """All of them, each once."""
+    """Count the parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _geometry(model: nn.Module) -> tuple[int, int, int]:
-    """Image size, visual tokens of a picture, channels of a token."""
-    visual: Any = model  # the libraries' attributes have no types
+    """Return the image size, the visual tokens of an image, and the channels of a token."""
+    visual: Any = model  # the libraries do not annotate these attributes
     if isinstance(model, SparseFormer):
         config = model.config
         return config.preprocessing.crop, config.focus.tokens, config.cortex.width
@@ -110,12 +107,12 @@ def _build(name: str, image_size: int | None) -> nn.Module:
 
 
 def _build_ours(name: str, image_size: int | None) -> nn.Module:
-    """Any image size: the same weights."""
+    """Build a variant; its weights do not depend on the image size."""
     return SparseFormer(variant_config(name))
 
 
 def _build_timm(name: str, image_size: int | None) -> nn.Module:
-    """With the head that the model's first pretrained weights have; SigLIP's have none but their attention pooling."""
+    """Build a ViT with the head of its first pretrained weights; SigLIP's have only attention pooling."""
     if not timm.is_model(name):
         raise unknown_choice("timm model", name, timm.list_models("vit*"))
     head = timm.get_pretrained_cfg(name)
@@ -127,7 +124,7 @@ def _build_timm(name: str, image_size: int | None) -> nn.Module:
 
 
 def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
-    """The image side alone; open_clip warns that its weights are random."""
+    """Build the image encoder only; open_clip warns that its weights are random."""
     import open_clip  # an extra
 
     if name not in open_clip.list_models():
@@ -135,7 +132,7 @@ def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
     device = torch.get_default_device()  # open_clip moves a model to its own default otherwise
     visual = open_clip.create_model(name, force_image_size=image_size, device=device).visual
     if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        raise UserError(f"open_clip:{name} has a {type(visual).__name__} as its image side: name it as timm's own.")
+        raise UserError(f"open_clip:{name} has a {type(visual).__name__} as its image encoder: use timm's name for it.")
     return visual
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 
 from sparse_vlm.encoder import Preprocessing, SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly
-from sparse_vlm.encoder.runtime.inference import optimize_for_inference
+from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.vision import SparseFormerVisionModel
 

@@ -15,6 +15,7 @@ from tests.docs.test_help import main_of, subcommands
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = ("sparse_vlm.", "train.", "eval.", "demo.")  # llava_patch passes its arguments on to LLaVA
+MODULE = ("-m", "--module")  # of Python and torchrun; of DeepSpeed's launcher
 DOTS = {"...", "…", "ARGS…"}
 
 
@@ -52,7 +53,7 @@ def _command(line: str, *, inline: bool) -> Iterator[Command]:
         program = _program(words, start, inline=inline)
         if program is None:
             continue
-        rest = words[start + (2 if word == "-m" else 1) :]
+        rest = words[start + (2 if word in MODULE else 1) :]
         end = next((index for index, each in enumerate(rest) if set(each) <= set("&;|<>")), len(rest))
         arguments = [each for each in rest[:end] if each not in DOTS]
         yield Command(program, arguments, whole=not inline and len(arguments) == end)
@@ -65,10 +66,8 @@ def _program(words: list[str], place: int, *, inline: bool) -> str | None:
     first = all("=" in before for before in words[:place])  # environment variables may stand before it
     if (Path(word).name == "sparse-vlm" and first) or (word == "make" and first and (len(behind) == 1 or not inline)):
         return Path(word).name
-    if word == "-m" and behind and behind[0].startswith(OURS):
+    if word in MODULE and behind and behind[0].startswith(OURS):
         return behind[0]
-    if re.fullmatch(r"(train|eval|demo)/[\w/]+\.py", word) and not inline:
-        return word.removesuffix(".py").replace("/", ".")
     return None
 
 
@@ -132,7 +131,7 @@ make quickstart
 ```
 
 ```bash
-deepspeed --num_gpus 8 train/align.py recipe.yaml \\
+deepspeed --num_gpus 8 --module train.align recipe.yaml \\
     --bf16 True ...
 for gpu in 0 1; do python -m eval.generate gqa ... --answers A & done; wait
 ```

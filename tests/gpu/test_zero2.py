@@ -33,7 +33,7 @@ def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.de
         **options,
         deepspeed="train/configs/deepspeed/zero2.json",
     )
-    command = [sys.executable, "train/align.py", *words]
+    command = [sys.executable, "-m", "train.align", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert losses(tmp_path / "zero2") == pytest.approx(expected, rel=0.01)

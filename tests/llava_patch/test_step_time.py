@@ -13,7 +13,7 @@ import json, dataclasses, llava_patch
 llava_patch.install()
 from llava_patch.step_time import measure
 towers = [f"sparseformer-clip-b?weights=random&image_size={size}" for size in (64, 128)]
-print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "tiny", 1)]))
+print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "llama-20m", 1)]))
 """
     (tmp_path / "program.py").write_text(program)
     printed = run_forked(tmp_path / "program.py", printed=tmp_path / "printed.txt")
@@ -27,6 +27,8 @@ print(json.dumps([dataclasses.asdict(row) for row in measure(towers, "tiny", 1)]
 
 @pytest.mark.slow
 def test_an_unknown_llm_is_a_sentence(llava: None, tmp_path: Path) -> None:
-    command = ["-m", "llava_patch.step_time", "--llm", "2b"]
+    command = ["-m", "llava_patch.step_time", "--llm", "tinyllama"]
     printed = run_forked(*command, printed=tmp_path / "printed.txt", exitcode=2)
-    assert printed.strip().splitlines()[-1].startswith("error: Unknown --llm '2b'. Did you mean '1b'?")
+    assert (
+        printed.strip().splitlines()[-1].startswith("error: Unknown --llm 'tinyllama'. Did you mean 'tinyllama-1.1b'")
+    )

@@ -32,6 +32,6 @@ def test_the_machine_is_described() -> None:
 
 
 def test_counts_begin_at_one() -> None:
-    require_positive(batches=[1, 2], repeats=1)
-    with pytest.raises(UserError, match="--prompt-tokens must be at least 1, got 0"):
+    require_positive(batch_sizes=[1, 2], repeats=1)
+    with pytest.raises(UserError, match="--prompt_tokens must be at least 1, got 0"):
         require_positive(prompt_tokens=[3, 0])

@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of noise in two folders."""
+    """Eight noise images in two folders."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for index in range(8):
@@ -55,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damaged(images: Path, tmp_path: Path) -> Path:
-    """The eight pictures and two unreadable ones among them, in each folder one."""
+    """The eight images plus two unreadable ones, one in each folder."""
     folder = tmp_path / "damaged"
     shutil.copytree(images, folder)
     for name in ("0/3.png", "1/4.png"):  # between 2 and 4, 3 and 5
@@ -65,7 +65,7 @@ def damaged(images: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def image_shards(tmp_path_factory: pytest.TempPathFactory, images: Path) -> str:
-    """The same pictures in three webdataset shards."""
+    """The same images in three webdataset shards."""
     folder = tmp_path_factory.mktemp("shards")
     files = sorted(images.rglob("*.png"))
     for number in range(3):
@@ -77,7 +77,7 @@ def image_shards(tmp_path_factory: pytest.TempPathFactory, images: Path) -> str:
 
 @pytest.fixture(scope="session")
 def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted bootstrap on them, with a checkpoint of each step."""
+    """An uninterrupted bootstrap on these images, with a checkpoint of each step."""
     from tests.train.vision.bootstrap_runs import RESUMABLE, arguments
     from train.bootstrap import main
 
@@ -89,7 +89,7 @@ def whole(clip_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def small_encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: SparseFormerConfig) -> Path:
-    """A SparseFormer for pictures of 32 pixels, as it was initialised."""
+    """An untrained SparseFormer for images of 32 pixels."""
     from sparse_vlm.encoder import SparseFormer
 
     directory = tmp_path_factory.mktemp("small_encoder") / "encoder"
@@ -101,7 +101,7 @@ def small_encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: Spa
 
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four folders of one-coloured pictures, and labels.csv: is there red in it, is there blue, is it a picture."""
+    """Four folders of one-coloured images, and labels.csv: contains red, contains blue, is a picture."""
     from tests.train.vision.finetune_runs import CLASSES
 
     folder = tmp_path_factory.mktemp("folders")
@@ -117,7 +117,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def zero3() -> Iterator[None]:
-    """As transformers has it after --deepspeed train/configs/deepspeed/zero3.json."""
+    """Set transformers' state as after --deepspeed train/configs/deepspeed/zero3.json."""
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -1,4 +1,4 @@
-"""Stages as processes of their own, on the CPU."""
+"""Run stages as separate processes on the CPU."""
 
 import os
 import subprocess
@@ -9,19 +9,19 @@ from tests.forked import ROOT, run_together
 from tests.ports import free_port
 
 
-def deepspeed(script: str, arguments: list[str], processes: int = 2) -> None:
-    """Under DeepSpeed's launcher, as docs/training.md says."""
+def deepspeed(module: str, arguments: list[str], processes: int = 2) -> None:
+    """Run a module under DeepSpeed's launcher, as in docs/training.md."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
     launcher += ["--master_port", str(free_port())]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
-    command = [*launcher, script, *arguments]
+    command = [*launcher, "--module", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def forked(script: str, arguments: list[str], processes: int = 2) -> None:
-    """In processes with the environment that DeepSpeed's and torch's launchers make, but forked.
+def forked(module: str, arguments: list[str], processes: int = 2) -> None:
+    """Run a module in forked processes with the environment that DeepSpeed's and torch's launchers set.
 
     That the launchers themselves make such processes is tested once a stage for DeepSpeed's, and with LLaVA's training
     for torch's.
@@ -30,4 +30,4 @@ def forked(script: str, arguments: list[str], processes: int = 2) -> None:
     shared = {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     out = arguments[arguments.index("--output_dir") + 1]
-    run_together([script, *arguments], ranks, Path(f"{out}.txt"))
+    run_together(["-m", module, *arguments], ranks, Path(f"{out}.txt"))

@@ -1,4 +1,4 @@
-"""Training on a fake GPU: what a batch of each kind and the monitors do with a model there."""
+"""Batches of each kind and the measurements, with a model on a fake GPU."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_a_batch(
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     made = data((model, processor), data_dir, "chats.json", tmp_path / "cache" if cached else None, **options)
     batch = made.collator([made.training[index] for index in range(4)])
-    predicting = batch.pop("logits_to_keep")  # a mask has to be counted: a number that a GPU has to be asked for
+    predicting = batch.pop("logits_to_keep")  # counting a mask would have to wait for the GPU
     batch["shift_labels"] = torch.full(predicting.shape, IGNORE).masked_scatter(predicting, batch["labels"])
     with fake_gpu() as gpu:
         gpu.move(model, torch.bfloat16)
@@ -38,7 +38,7 @@ def test_a_batch(
 
 
 def test_the_monitors(clip_dir: Path) -> None:
-    """Up to where numbers come to the CPU: a GPU that is not there has none."""
+    """Up to where values move to the CPU, which a fake GPU does not have."""
     teacher = open_teacher(str(clip_dir))
     student, _ = bootstrap_from(teacher, tokens=4, stem_channels=8, repeats=2)
     task, classes = BootstrapTask(student.eval(), teacher), torch.randn(5, 24)

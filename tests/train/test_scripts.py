@@ -1,4 +1,4 @@
-"""The shell scripts: their flags exist, and their files are there."""
+"""The shell scripts: their options and files exist."""
 
 import re
 from dataclasses import fields
@@ -16,19 +16,21 @@ SCRIPTS = sorted((ROOT / "train" / "scripts").glob("*.sh"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_flag_exists(script: Path) -> None:
+def test_every_option_exists(script: Path) -> None:
     text = script.read_text()
     stage = AlignArguments if "align" in script.name else InstructArguments
     known = {field.name for kind in (stage, ModelArguments, DataArguments) for field in fields(kind)}
-    used = set(re.findall(r"--(\w+) ", text)) - {"num_gpus", "chat_template"}
+    used = set(re.findall(r"--(\w+) ", text)) - {"num_gpus", "module", "chat_template"}
     assert used
     assert used <= known
-    for name in re.findall(r'"\$\(dirname "\$0"\)/([^"]+)"', text):
-        assert (script.parent / name).is_file()
+    files = [ROOT / name for name in re.findall(r'"\$clone/([^"]+)"', text)]
+    files += [script.parent / name for name in re.findall(r'"\$\(dirname "\$0"\)/(\w[^"]+)"', text)]
+    assert files
+    assert all(file.is_file() for file in files)
 
 
 def test_the_hours_in_the_documentation_follow_from_the_cost() -> None:
-    """docs/training.md says how they are reckoned."""
+    """docs/training.md describes the calculation."""
     text = (ROOT / "docs" / "training.md").read_text()
     rows = re.findall(r"^\| [\w.-]+ \| ([\d.e]+) \| (.+) \|$", text, re.MULTILINE)
     assert len(rows) == 3
@@ -42,5 +44,5 @@ def test_the_hours_in_the_documentation_follow_from_the_cost() -> None:
         assert stated == [round(hours, 1) for hours in expected]
 
 
-def test_there_is_one_for_each_stage() -> None:
+def test_each_stage_has_a_script() -> None:
     assert [script.name for script in SCRIPTS] == ["align.sh", "instruct.sh", "instruct_lora.sh"]

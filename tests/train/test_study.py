@@ -1,4 +1,4 @@
-"""train/study.py: variants become bootstraps, equal ones are run once, results become a table and figures."""
+"""train.study: variants become bootstraps, equal ones run once, results become a table and figures."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from train.stages.command_line import parse_arguments
 from train.study import main, read_study, runs_of
 from train.vision.bootstrap_arguments import ARGUMENTS
 
-STUDIES = sorted((Path(__file__).parents[2] / "train" / "configs" / "studies").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "train" / "configs" / "studies"
+STUDIES = sorted(set(FOLDER.glob("*.yaml")) - {FOLDER / "base.yaml"})
 STUDY = {
     "title": "Test",
     "arguments": {
@@ -39,7 +40,7 @@ STUDY = {
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """A study of two runs over six pictures, which lie in images/."""
+    """A study of two runs on six images, which are in images/."""
     (tmp_path / "images").mkdir()
     generator = np.random.default_rng(0)
     for index in range(6):
@@ -51,7 +52,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def words(study: Path, teacher: Path) -> list[str]:
-    """The command line."""
+    """Return the command line of a study."""
     images = str(study.parent / "images")
     paths = ["--teacher", str(teacher), "--data_path", images, "--eval_data_path", images]
     return [str(study), "--output_dir", str(study.parent / "out"), *paths]
@@ -69,7 +70,7 @@ def test_results_of_a_study(
         ("tokens", "5"),
         ("blocks", "default"),
     ]
-    assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are one run
+    assert results[0]["final"] == results[2]["final"] != results[1]["final"]  # the first and the last are the same run
     assert results[0]["curve"] == [[1, results[0]["final"]["centered_cosine"]]]
     assert results[0]["final"]["centered_cosine"] != results[0]["final"]["cosine"]
     assert {"tokens.png", "blocks.png", "study.md"} <= {path.name for path in out.iterdir()}
@@ -77,36 +78,37 @@ def test_results_of_a_study(
     assert caplog.text.count("$ python -m") == 4  # two runs, each trained and measured
     caplog.clear()
     assert main(words(study, clip_dir)) == 0
-    assert "$ python -m" not in caplog.text  # everything was done
+    assert "$ python -m" not in caplog.text  # everything is done
     assert main([*words(study, clip_dir), "--max_steps", "2"]) == 2
-    assert "was made with max_steps 1, now it is 2. Choose another" in capsys.readouterr().err
+    assert "was made with max_steps 1, but now it is 2. Choose another" in capsys.readouterr().err
 
 
-def test_a_failing_run_is_one_sentence(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_run_is_a_one_line_error(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(words(study, tmp_path / "missing")) == 2
-    assert "train.bootstrap failed with exit status 2. Run again" in capfd.readouterr().err.splitlines()[-1]
+    assert "train.bootstrap failed with exit status 2. Run the study again" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
-        ("title: x", "is no study"),
+        ("title: x", "is not a study"),
         ("title: x\ngroups: {}", "it has no groups of variants"),
         ("title: x\ngroups: {a: {b: {}}}\nmeasures: []", "unexpected keyword argument 'measures'"),
         ("title: x\ngroups: {a: {b: {}}}\ncurve: loss", "Unknown curve 'loss'"),
-        ("title: [", "is no study"),
-        ("title: x\ngroups: [a]", "are no mapping"),
-        ("title: x\ngroups: {a: {b 1: {}, b/1: {tokens: 4}}}", "Two variants would have the folder a-b_1"),
+        ("title: x\ngroups: {a: {b: {}}}\nbase: none.yaml", "Cannot read the recipe "),
+        ("title: [", "is not a study"),
+        ("title: x\ngroups: [a]", "do not map groups"),
+        ("title: x\ngroups: {a: {b 1: {}, b/1: {tokens: 4}}}", "Two variants would share the folder a-b_1"),
     ],
 )
-def test_bad_studies(tmp_path: Path, text: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_studies(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     assert main(words(tmp_path / "bad.yaml", tmp_path)) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_studies_of_the_project_fit_the_script(file: Path, tmp_path: Path) -> None:
+def test_shipped_studies_fit_the_command(file: Path, tmp_path: Path) -> None:
     paths = {"teacher": "t", "data_path": "d", "eval_data_path": "e"}
     runs = runs_of(read_study(file), paths, tmp_path)
     assert len(runs) > 2

@@ -1,7 +1,8 @@
-"""The data of the alignment and the instruction stage: its flags, data sets, and what makes batches of them."""
+"""The data of the alignment and the instruction stage: options, data sets and collator."""
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,37 +26,47 @@ from train.language.visual_cache import use_cached_tokens
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
-# Whose packed conversations do not see each other: tests/vlm/language/test_families.py compares them with single ones.
+# Types whose packed conversations do not attend to each other; tests/vlm/language/test_families.py compares them with
+# single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
 
 
 @dataclass
 class DataArguments:
-    """The data, in LLaVA's format."""
+    """The training data and how samples become rows."""
 
     data_path: str = field(metadata={"help": "LLaVA JSON or JSONL, wds:SHARDS, hf:NAME, or a YAML mixture of these"})
-    image_folder: str = field(default=".", metadata={"help": "what the samples' image paths are relative to"})
-    eval_data_path: str | None = field(default=None, metadata={"help": "held-out data for --eval_strategy steps"})
-    eval_image_folder: str | None = field(default=None, metadata={"help": "default: --image_folder"})
-    model_max_length: int = field(default=2048, metadata={"help": "tokens of a sample at most; see --too_long"})
+    image_folder: str = field(default=".", metadata={"help": "folder that the image paths are relative to"})
+    eval_data_path: str | None = field(
+        default=None, metadata={"help": "held-out data, measured with --eval_strategy steps"}
+    )
+    eval_image_folder: str | None = field(
+        default=None, metadata={"help": "as --image_folder, for --eval_data_path; default: --image_folder"}
+    )
+    model_max_length: int = field(
+        default=2048, metadata={"help": "maximum number of tokens per sample; see --too_long"}
+    )
     too_long: str = field(
-        default="error", metadata={"help": "error | skip | truncate: what becomes of a sample over --model_max_length"}
+        default="error", metadata={"help": "samples over --model_max_length: error | skip | truncate"}
     )
     independent_turns: bool = field(
-        default=False, metadata={"help": "turns of a sample share the image but do not see each other (VQA)"}
+        default=False, metadata={"help": "turns of a sample share the image but do not attend to each other (VQA)"}
     )
     packing: bool = field(
-        default=False, metadata={"help": "short conversations of a batch share a row and do not see each other"}
+        default=False, metadata={"help": "short conversations of a batch share a row without attending to each other"}
     )
-    on_bad_sample: str = field(default="error", metadata={"help": "error | skip (reads all data once at the start)"})
+    on_bad_sample: str = field(
+        default="error", metadata={"help": "bad samples: error | skip (reads all data once at the start)"}
+    )
     cache_visual_tokens: str | None = field(
-        default=None, metadata={"help": "directory: a frozen vision tower computes each picture's tokens only once"}
+        default=None,
+        metadata={"help": "directory for visual tokens, which a frozen vision tower computes once per image"},
     )
 
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage trains on and is measured on, and what makes batches of it."""
+    """The data sets of a stage and the collator that makes their batches."""
 
     training: ConversationDataset
     held_out: ConversationDataset | None
@@ -63,7 +74,7 @@ class StageData:
 
 
 def pixel_values(image_processor: SparseFormerImageProcessor, image: Image.Image) -> torch.Tensor:
-    """float[3,H,W] of one image by the model directory's own image processor."""
+    """Preprocess one image with the model directory's image processor: float[3, H, W]."""
     return image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
@@ -77,40 +88,29 @@ def make_data(
     tower: bool = False,
     plain: bool = False,
 ) -> StageData:
-    """The data sets and the collator.
+    """Make the data sets and the collator.
 
     Args:
-        language: whether parts behind the embedding train too. If not, or with several processes, a batch without
-            images gets a blank one: otherwise nothing would have a gradient, or some process would wait.
-        tower: whether the vision tower trains, or a part of it.
-        plain: LLaVA's format for captions in the place of the model directory's chat template.
+        data_args: the options.
+        args: the stage's arguments.
+        model: the model that trains.
+        processor: the model's processor.
+        language: True if the language model trains. If not, or with several processes, a batch without images gets a
+            blank one: otherwise no weight would have a gradient, or processes would wait for each other forever.
+        tower: True if the vision tower trains, even if only in part.
+        plain: use LLaVA's caption format instead of the model's chat template.
 
     Raises:
-        UserError: settings that do not go together, or bad data.
+        UserError: contradictory settings, or bad data.
     """
     if data_args.cache_visual_tokens is not None and tower:
-        raise UserError("--cache_visual_tokens is for a frozen vision tower; here it trains, or a part of it.")
+        raise UserError("--cache_visual_tokens is for a frozen vision tower, but here it trains, at least in part.")
     _check_rows(data_args, model)
     _check_evaluation(data_args, args)
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
     chat = ChatFormat(processor.tokenizer, template, model.config.image_token_id, processor.num_image_tokens, plain)
     preprocess = functools.partial(pixel_values, processor.image_processor)
-    limit = _limit(data_args, model)
-
-    def dataset(data_path: str, image_folder: str) -> ConversationDataset:
-        return ConversationDataset(
-            open_sources(data_path, image_folder),
-            chat,
-            preprocess,
-            independent_turns=data_args.independent_turns,
-            limit=limit,
-            on_bad_sample=data_args.on_bad_sample,
-            seed=args.order_seed,
-        )
-
-    training, held_out = dataset(data_args.data_path, data_args.image_folder), None
-    if data_args.eval_data_path is not None:
-        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder)
+    training, held_out = _open_datasets(data_args, args, chat, preprocess, _limit(data_args, model))
     _write_skipped(training, args)
     shape, image_key = preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
@@ -129,13 +129,39 @@ def make_data(
     return StageData(training, held_out, collator)
 
 
+def _open_datasets(
+    data_args: DataArguments,
+    args: StageArguments,
+    chat: ChatFormat,
+    preprocess: Callable[[Image.Image], torch.Tensor],
+    limit: LengthLimit,
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    """Open the training data and, with --eval_data_path, the held-out data."""
+
+    def dataset(data_path: str, image_folder: str) -> ConversationDataset:
+        return ConversationDataset(
+            open_sources(data_path, image_folder),
+            chat,
+            preprocess,
+            independent_turns=data_args.independent_turns,
+            limit=limit,
+            on_bad_sample=data_args.on_bad_sample,
+            seed=args.order_seed,
+        )
+
+    training, held_out = dataset(data_args.data_path, data_args.image_folder), None
+    if data_args.eval_data_path is not None:
+        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder)
+    return training, held_out
+
+
 def _limit(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> LengthLimit:
-    """--model_max_length, or the language model's positions where they are fewer, which is logged."""
+    """Return --model_max_length, or the language model's number of positions if that is lower, and log it."""
     positions = most_positions(model.config.get_text_config())
     if positions is None or positions >= data_args.model_max_length:
         return LengthLimit(data_args.model_max_length, data_args.too_long)
     logger.warning(
-        "The language model has %d positions: samples may be so long, not --model_max_length %d.",
+        "The language model has %d positions, which replace --model_max_length %d as the limit of a sample.",
         positions,
         data_args.model_max_length,
     )
@@ -143,37 +169,35 @@ def _limit(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -
 
 
 def _check_rows(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> None:
-    """What --packing and --independent_turns need of the language model."""
+    """Check that the language model supports --packing and --independent_turns."""
     text: Any = model.config.get_text_config()
     if data_args.packing and text.model_type not in PACKABLE:
         raise UserError(
             f"--packing is not known to keep the conversations of a row apart in a language model of type "
-            f"{text.model_type!r}; it is in {', '.join(PACKABLE)}. Leave it out."
+            f"{text.model_type!r}. It is supported for {', '.join(PACKABLE)}. Leave it out."
         )
     if not data_args.independent_turns:
         return
-    # Their 4D mask is taken as it is: by sdpa alone, and in the place of a sliding window's.
+    # Their 4D mask is used as given, but only by sdpa, and it replaces that of a sliding window.
     if text._attn_implementation not in ("sdpa", None):
-        raise UserError("--independent_turns needs the attention implementation sdpa; it uses a 4D mask.")
+        raise UserError("--independent_turns needs --attn_implementation sdpa, because it uses a 4D mask.")
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     if window is not None and window < data_args.model_max_length:
         raise UserError(
-            f"--independent_turns cannot keep the language model's sliding window of {window} tokens: lower "
-            f"--model_max_length {data_args.model_max_length} to it."
+            f"--independent_turns does not support the language model's sliding window of {window} tokens: lower "
+            f"--model_max_length {data_args.model_max_length} to {window}."
         )
 
 
 def _check_evaluation(data_args: DataArguments, args: StageArguments) -> None:
-    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)  # an enum that prints as its class
-    if strategy != "no" and data_args.eval_data_path is None:
-        raise UserError(f"--eval_strategy {strategy} needs held-out data: give --eval_data_path.")
-    if strategy == "no" and data_args.eval_data_path is not None:
-        raise UserError(f"--eval_data_path {data_args.eval_data_path} is measured with --eval_strategy steps or epoch.")
+    args.require_held_out(data_args.eval_data_path)
+    if args.eval_strategy == "no" and data_args.eval_data_path is not None:
+        raise UserError(f"--eval_data_path {data_args.eval_data_path} needs --eval_strategy steps or epoch.")
     args.require_metric(["loss"], {})
 
 
 def _packing(model: SparseVLMForConditionalGeneration) -> str:
-    """flash attention tells conversations apart in a single row alone; a mask costs the row's length squared."""
+    """Flash attention needs all conversations in one row; a mask would cost the square of that row's length."""
     return "one row" if "flash" in (model.config.get_text_config()._attn_implementation or "") else "longest"
 
 

@@ -11,19 +11,19 @@ from train.stages.precision import compute_dtype
 from train.stages.stage import StageArguments
 
 
-def four_bits(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConfig:
-    """How the language model is loaded.
+def qlora_config(kind: str, double: bool, args: StageArguments) -> BitsAndBytesConfig:
+    """Return the quantization with which the language model is loaded.
 
     Args:
         kind: "nf4" or "fp4".
-        double: quantise the blocks' scales as well.
-        args: says in what precision the stage computes.
+        double: quantise the scales of the blocks as well.
+        args: determine the precision in which the stage computes.
 
     Raises:
-        UserError: unknown kind, no bitsandbytes, or ZeRO-3, which would have to split packed weights.
+        UserError: unknown kind, bitsandbytes is missing, or ZeRO-3, which cannot shard packed weights.
     """
     if find_spec("bitsandbytes") is None:
         raise UserError("--bits 4 needs bitsandbytes: pip install bitsandbytes.")
     if is_deepspeed_zero3_enabled():
-        raise UserError("--bits 4 does not go together with ZeRO-3: use train/configs/deepspeed/zero2.json.")
+        raise UserError("--bits 4 does not work with ZeRO-3: use train/configs/deepspeed/zero2.json.")
     return quantization(4, compute_dtype(args), kind, double=double)

@@ -1,4 +1,4 @@
-"""A stage's result: the model directory that it started from, with the weights that trained."""
+"""Write the result of a stage: the starting model directory with the trained weights."""
 
 from pathlib import Path
 from typing import Any
@@ -25,27 +25,29 @@ def write_result(
     dtype: str | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a model directory, atomically. Frozen weights are those of `start` to the bit, in whatever precision the
-    stage held them; an adapter is added in float32.
+    """Write a model directory atomically.
+
+    Frozen weights are copied from `start` bit for bit, in whatever precision the stage stored them. An adapter is
+    merged in float32.
 
     Args:
-        start: the model directory that the stage began with.
+        start: the model directory that the stage started from.
         trained: a directory with TRAINED_FILE, or with an adapter as peft saves it.
-        output_dir: of the result; see `new_directory`.
-        dtype: of the result, a key of DTYPES; None: that of `start`.
-        provenance: what the result's card says; None: what that of `start` says.
+        output_dir: the result; see `new_directory`.
+        dtype: dtype of the result, a key of DTYPES; None: that of `start`.
+        provenance: provenance for the result's card; None: that of `start`.
 
     Raises:
-        UserError: a directory is missing, what trained does not fit, a number is too large for `dtype`, or the output
-            would replace an input.
+        UserError: a directory is missing, the trained weights do not fit, a value is too large for `dtype`, or the
+            output would replace an input.
     """
     check_output(output_dir, start, trained)
     dtype = saved_dtype(start) if dtype is None else dtype
     model, processor = load_vlm(start, dtype=torch.float32)
     try:
-        result: Any = _with(model, Path(trained))
+        result: Any = _merged(model, Path(trained))
     except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"What trained, in {trained}, does not fit {start}: {one_line(error)}") from error
+        raise UserError(f"The trained weights in {trained} do not fit {start}: {one_line(error)}") from error
     if provenance is not None:
         result.config.provenance = provenance
     convert(result, DTYPES[dtype])
@@ -55,7 +57,7 @@ def write_result(
         check_opens(temporary)
 
 
-def _with(model: nn.Module, trained: Path) -> nn.Module:
+def _merged(model: nn.Module, trained: Path) -> nn.Module:
     if not (trained / TRAINED_FILE).is_file():
         return PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
     parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""The trainer of the stages of a VLM: batches of like lengths; it saves what trains and nothing else."""
+"""The trainer of a VLM: batches of similar lengths, checkpoints of the trained weights alone."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,22 +22,22 @@ from train.stages.trainer import StageTrainer
 
 
 class LengthGroups(Sampler[int]):
-    """The rows in an order in which those of like lengths come together, as transformers' LengthGroupedSampler has it.
+    """Order rows so that those of similar lengths come together, as transformers' LengthGroupedSampler does.
 
-    It follows from (seed, epoch) alone. transformers' own is drawn from the global random numbers: an interrupted run
-    would go on with other rows.
+    The order depends only on (seed, epoch). transformers' sampler draws it from the global random numbers, so that an
+    interrupted run would resume with other rows.
 
     Args:
-        batch_size: rows of a step of one process.
-        lengths: of all rows.
-        seed: of the order.
+        batch_size: rows of one process in one step.
+        lengths: the lengths of all rows.
+        seed: seed of the order.
     """
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
         self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """For the data loader, before each epoch."""
+        """Set the epoch; the data loader calls this before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,14 +49,17 @@ class LengthGroups(Sampler[int]):
 
 
 class ConversationTrainer(StageTrainer):
-    """StageTrainer that groups rows by length without reading their images (group_by_length), whose `eval_loss` is the
-    mean over all answers' tokens, however they lie in batches, and that leaves out the
-    frozen weights, which the starting model has, wherever it saves: TRAINED_FILE, of an adapter peft's own files, in
-    DeepSpeed's checkpoints what `exclude_frozen_parameters` writes."""
+    """StageTrainer for conversations.
+
+    - `group_by_length` groups rows by length without reading their images.
+    - `eval_loss` is the mean over all tokens of all answers, independent of the batch size.
+    - Frozen weights are never saved, since the starting model has them: checkpoints have TRAINED_FILE, peft's own files
+      for an adapter, or DeepSpeed's with `exclude_frozen_parameters`.
+    """
 
     args: StageArguments
     _in_checkpoint = False
-    _evaluated: tuple[float, int] = (0.0, 0)  # the sum of this process' tokens' losses, and their number
+    _evaluated: tuple[float, int] = (0.0, 0)  # this process' sum of token losses, and number of tokens
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -66,8 +69,8 @@ class ConversationTrainer(StageTrainer):
         return LengthGroups(batch, dataset.lengths(), self.args.order_seed)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
-        # Going on within an epoch, transformers tells it to a loader that skips what was seen, and on several processes
-        # accelerate hands that one's on to samplers of its own only: LengthGroups would have the first epoch's order.
+        # When resuming within an epoch, transformers sets the epoch of a loader that skips the seen batches, and with
+        # several processes accelerate passes that on only to its own samplers: LengthGroups would use epoch 0's order.
         options["train_dataloader"].set_epoch(options["epoch"])
         super()._run_epoch(*args, **options)
 
@@ -79,7 +82,7 @@ class ConversationTrainer(StageTrainer):
         return predicted
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
-        # transformers takes the mean over samples of their batch's mean
+        # transformers would average the means of batches.
         self._evaluated = (0.0, 0)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
         sums: Any = self.accelerator.reduce(torch.tensor(self._evaluated, device=self.args.device), "sum")
@@ -97,7 +100,7 @@ class ConversationTrainer(StageTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self._in_checkpoint and self.is_deepspeed_enabled and not isinstance(self.model, PeftModel):
-            return  # a run goes on from DeepSpeed's own files; these would gather a whole model for nothing
+            return  # a run resumes from DeepSpeed's own files; these would gather a whole model for nothing
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -126,7 +129,7 @@ class ConversationTrainer(StageTrainer):
         if saved.keys() != trained.keys():
             name = min(saved.keys() ^ trained.keys())
             raise UserError(
-                f"{checkpoint} is of a run in which other weights train ({name} …). Choose another "
+                f"{checkpoint} belongs to a run that trains other weights ({name} …). Choose another "
                 "--output_dir, or start with the arguments of that run."
             )
         with torch.no_grad():
@@ -135,12 +138,12 @@ class ConversationTrainer(StageTrainer):
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that train, a tied one once."""
+    """Return the trained weights, a tied one once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def keep_frozen_weights(model: nn.Module) -> None:
-    """From now on a strict `load_state_dict` (DeepSpeed's) leaves frozen weights that it is not given as they are."""
+    """Let a strict `load_state_dict` (DeepSpeed's) keep the frozen weights that the state dict lacks."""
 
     def fill(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
         for name, parameter in module.named_parameters(remove_duplicate=False):

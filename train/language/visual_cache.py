@@ -1,4 +1,4 @@
-"""`--cache_visual_tokens DIR`: a frozen vision tower computes each picture's tokens once, before the training."""
+"""`--cache_visual_tokens DIR`: a frozen vision tower computes each image's tokens once, before training."""
 
 import hashlib
 import json
@@ -16,13 +16,14 @@ from sparse_vlm.data.conversations.dataset import ConversationDataset, SampleIma
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
+from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.stages.precision import compute_dtype
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
-SHARD_PICTURES = 512
+SHARD_IMAGES = 512
 
 
 def use_cached_tokens(
@@ -32,30 +33,30 @@ def use_cached_tokens(
     processor: SparseVLMProcessor,
     args: StageArguments,
 ) -> None:
-    """From now on the data sets read visual tokens from below `directory`; those that are not there are computed first.
+    """Compute the missing visual tokens below `directory`, and make the data sets read them from there.
 
-    The tokens lie in a folder named by a fingerprint of all that they follow from, so that those of another encoder are
-    never read; they stay where they are. Each process computes its share of the pictures. What was computed before an
-    interruption is not computed again.
+    The folder of the tokens is named by a fingerprint of everything that determines them, so tokens of another encoder
+    are never read. Folders are never removed. Each process computes its share of the images. After an interruption,
+    only missing tokens are computed.
 
     Args:
-        directory: seen by all processes.
-        datasets: of one model; pictures that several have are computed once.
-        model: its vision tower is frozen, whole (not split by ZeRO-3) and moved to the stage's device.
-        processor: the model's.
-        args: the stage's: device, precision (the tokens are kept in it), batch size, data workers.
+        directory: the cache, visible to all processes.
+        datasets: the data sets; tokens of images that they share are computed once.
+        model: the model. Its vision tower is frozen, not sharded, and moved to the stage's device.
+        processor: the model's processor.
+        args: device, precision (also of the stored tokens), batch size and data workers.
 
     Raises:
-        UserError: a picture or a shard cannot be read, or the tower is split.
+        UserError: an image or a shard cannot be read, or ZeRO-3 has sharded the tower.
     """
     tower: nn.Module = model.model.vision_tower
     if any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
         raise UserError(
-            "--cache_visual_tokens needs the whole vision tower in each process, but ZeRO-3 has split it: use "
+            "--cache_visual_tokens needs the whole vision tower in each process, but ZeRO-3 has sharded it: use "
             "train/configs/deepspeed/zero2.json."
         )
     tower.to(args.device).eval()
-    _same_everywhere(tower, args)
+    _broadcast(tower, args)
     about = _about(model, processor, compute_dtype(args))
     folder = Path(directory) / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     cache = VisualTokenCache(folder)
@@ -68,21 +69,21 @@ def use_cached_tokens(
     cache.refresh()
     total = _sum(computed, args)
     if args.process_index == 0:
-        counts = f"{total} computed now, {len(distinct) - total} were there"
-        logger.warning("Visual tokens of %d pictures in %s: %s", len(distinct), folder, counts)
+        counts = f"{total} computed now, {len(distinct) - total} found"
+        logger.warning("Visual tokens of %d images in %s: %s", len(distinct), folder, counts)
     for dataset in datasets:
         dataset.visual_tokens = cache
 
 
-def _same_everywhere(tower: nn.Module, args: StageArguments) -> None:
-    """Gives all processes the first one's weights: under ZeRO-3 it alone has read them when the model is loaded."""
+def _broadcast(tower: nn.Module, args: StageArguments) -> None:
+    """Send the first process' weights to all: under ZeRO-3, loading reads them only there."""
     if args.world_size > 1:
         for weight in tower.state_dict().values():
             torch.distributed.broadcast(weight, 0)
 
 
 def _sum(count: int, args: StageArguments) -> int:
-    """Over the processes."""
+    """Sum over the processes."""
     total = torch.tensor(count, device=args.device)
     if args.world_size > 1:
         torch.distributed.all_reduce(total)
@@ -92,14 +93,10 @@ def _sum(count: int, args: StageArguments) -> int:
 def _about(
     model: SparseVLMForConditionalGeneration, processor: SparseVLMProcessor, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """All that visual tokens follow from, beside the picture."""
-    weights = hashlib.sha256()
-    for name, weight in sorted(model.model.vision_tower.state_dict().items()):
-        weights.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        weights.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    """Return everything that determines visual tokens, except the image."""
     return {
         "format": 1,
-        "vision_weights": weights.hexdigest(),
+        "vision_weights": fingerprint(model.model.vision_tower),
         "preprocessing": processor.image_processor.to_dict(),
         "vision_feature_layer": model.config.vision_feature_layer,
         "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
@@ -108,7 +105,7 @@ def _about(
 
 
 def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> Callable[[torch.Tensor], torch.Tensor]:
-    """float[I, 3, H, W] -> float[I, n, C] on the CPU, as the frozen tower gives them in the stage's precision."""
+    """Return the frozen tower as float[I, 3, H, W] -> float[I, n, C] on the CPU, in the stage's precision."""
     dtype = compute_dtype(args)
 
     @torch.no_grad()
@@ -121,14 +118,14 @@ def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> 
 
 def _fill(
     cache: VisualTokenCache,
-    pictures: Sequence[SampleImage],
+    images: Sequence[SampleImage],
     encode: Callable[[torch.Tensor], torch.Tensor],
     preprocess: Callable[[Any], torch.Tensor],
     args: StageArguments,
 ) -> int:
-    """Computes and writes what is missing of this process' pictures; how many of them it was."""
+    """Compute and write the missing tokens of this process' images, and return the number of those images."""
     loader = DataLoader(
-        _Missing(pictures, cache, preprocess),
+        _Missing(images, cache, preprocess),
         batch_size=args.per_device_train_batch_size,
         num_workers=args.dataloader_num_workers,
         collate_fn=list,
@@ -141,7 +138,7 @@ def _fill(
         if missing:
             tokens = encode(torch.stack(list(missing.values())))
             new |= {key: one.clone() for key, one in zip(missing, tokens, strict=True)}
-        if len(new) >= SHARD_PICTURES:
+        if len(new) >= SHARD_IMAGES:
             cache.add(new)
             new = {}
     if new:
@@ -150,20 +147,20 @@ def _fill(
 
 
 class _Missing(Dataset):
-    """(key, float[3, H, W]) of each picture, or (key, None) of one that is in the cache."""
+    """(key, float[3, H, W]) of each image, or (key, None) if it is in the cache."""
 
     def __init__(
-        self, pictures: Sequence[SampleImage], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
+        self, images: Sequence[SampleImage], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
     ) -> None:
-        self.pictures, self.cache, self.preprocess = pictures, cache, preprocess
+        self.images, self.cache, self.preprocess = images, cache, preprocess
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None]:
-        picture = self.pictures[index]
-        data = picture.read()
+        image = self.images[index]
+        data = image.read()
         key = file_hash(data)
         if key in self.cache:
             return key, None
-        return key, self.preprocess(picture.decode(data))
+        return key, self.preprocess(image.decode(data))

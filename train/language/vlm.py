@@ -1,4 +1,4 @@
-"""What the alignment and the instruction stage share beside their data: the model, its parts, the final directory."""
+"""The model of the alignment and the instruction stage: loading, parameter groups, training, result."""
 
 import logging
 import shutil
@@ -22,8 +22,8 @@ from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.language.data import StageData
 from train.language.result import write_result
 from train.language.trainer import ConversationTrainer, keep_frozen_weights
-from train.stages.frozen import hold_frozen, say_weight_bytes
-from train.stages.stage import Part, StageArguments, prepare, publish, run, say_what_trains
+from train.stages.frozen import cast_frozen, log_weight_bytes
+from train.stages.stage import ParameterGroup, StageArguments, log_trainable, prepare, publish, run
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 class ModelArguments:
     """The model to start from."""
 
-    model_name_or_path: str = field(metadata={"help": "a directory of `sparse-vlm build` or of an earlier stage"})
+    model_name_or_path: str = field(metadata={"help": "model directory of `sparse-vlm build` or of an earlier stage"})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "of the language model: sdpa (default) | eager | flash_attention_2 | …"}
+        default=None,
+        metadata={"help": "attention of the language model: sdpa (default) | eager | flash_attention_2 | …"},
     )
     output_dtype: str | None = field(
         default=None,
-        metadata={"help": f"of the result's weights: {' | '.join(DTYPES)}; default: that of model_name_or_path"},
+        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)}; default: that of --model_name_or_path"},
     )
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class ModelArguments:
 def load(
     model_args: ModelArguments, args: StageArguments, quantization: BitsAndBytesConfig | None = None
 ) -> tuple[SparseVLMForConditionalGeneration, SparseVLMProcessor]:
-    """Prepares the start and loads the model in float32; `train` converts what is frozen where the stage is in bf16."""
+    """Call `prepare` and load the model in float32. With bf16, `train` casts the frozen weights."""
     args.refuse_full_eval()
     prepare(args)
     model, processor = load_vlm(
@@ -59,43 +60,46 @@ def load(
         quantization=quantization,
         device=None if quantization is None else args.device,
     )
-    # Under ZeRO-3 transformers 5.23 also keeps the renamings that no name needed, and would save with them reversed.
+    # Under ZeRO-3, transformers 5.23 also keeps renamings that no name needed, and would reverse them on saving.
     model._weight_conversions = []  # type: ignore[assignment]
     return model, processor
 
 
-def vlm_parts(
+def vlm_groups(
     model: SparseVLMForConditionalGeneration,
     *,
     tower: float | None,
     projector: float | None,
     language: float | None,
     focusing: float | None = None,
-) -> list[Part]:
-    """The parts of a VLM with their learning rates (None: frozen). The head counts as language.
+) -> list[ParameterGroup]:
+    """Return the parameter groups of a VLM. A learning rate of None freezes its group.
 
     Args:
-        focusing: of the tower's stem and focusing transformer; None: they are a part of the tower like the rest.
+        tower: learning rate of the vision tower.
+        projector: learning rate of the projector.
+        language: learning rate of the language model with its head.
+        focusing: learning rate of the tower's stem and focusing transformer; None: they belong to the tower.
     """
     new = [] if focusing is None else [*focusing_parameters(model)]
     named = [
-        Part("focusing", tuple(new), focusing),
-        Part("vision tower", _without(new, model.model.vision_tower), tower),
-        Part("projector", tuple(model.model.multi_modal_projector.parameters()), projector),
+        ParameterGroup("focusing", tuple(new), focusing),
+        ParameterGroup("vision tower", _without(new, model.model.vision_tower), tower),
+        ParameterGroup("projector", tuple(model.model.multi_modal_projector.parameters()), projector),
     ]
-    rest = _without([parameter for part in named for parameter in part.parameters], model)
-    return [part for part in [*named, Part("language model", rest, language)] if part.parameters]
+    rest = _without([parameter for group in named for parameter in group.parameters], model)
+    return [group for group in [*named, ParameterGroup("language model", rest, language)] if group.parameters]
 
 
 def focusing_parameters(model: SparseVLMForConditionalGeneration) -> list[nn.Parameter]:
-    """What bootstrapping made new in the vision tower: its stem and focusing transformer.
+    """Return the parameters of the vision tower that bootstrapping does not inherit: stem and focusing transformer.
 
     Raises:
-        UserError: the tower is no SparseFormer.
+        UserError: the tower is not a SparseFormer.
     """
     encoder: Any = getattr(model.model.vision_tower, "encoder", None)
     if not hasattr(encoder, "focus"):
-        raise UserError("--tune_focusing is for a SparseFormer; this model's vision tower has no focusing part.")
+        raise UserError("--tune_focusing is for a SparseFormer; this model's vision tower has no focusing transformer.")
     return [*encoder.stem.parameters(), *encoder.focus.parameters()]
 
 
@@ -106,23 +110,23 @@ def _without(parameters: Sequence[nn.Parameter], module: nn.Module) -> tuple[nn.
 
 def train(
     model: SparseVLMForConditionalGeneration | PeftModel,
-    parts: Sequence[Part],
+    groups: Sequence[ParameterGroup],
     model_args: ModelArguments,
     args: StageArguments,
     data: StageData,
     processor: SparseVLMProcessor,
 ) -> None:
-    """Trains and makes output_dir a model directory: the starting one with what trained, an adapter merged."""
+    """Train, and publish the starting model with the trained weights in output_dir. An adapter is merged."""
     if args.load_best_model_at_end:
-        raise UserError("--load_best_model_at_end is not supported: --keep_checkpoints True keeps the best one too.")
-    say_what_trains(model, parts, args)
-    hold_frozen(model, args)
-    say_weight_bytes(model, args)
+        raise UserError("--load_best_model_at_end is not supported. Keep all checkpoints with --keep_checkpoints True.")
+    log_trainable(model, groups, args)
+    cast_frozen(model, args)
+    log_weight_bytes(model, args)
     if not isinstance(model, PeftModel):
         keep_frozen_weights(model)
     args.prediction_loss_only = True  # the logits of an evaluation would fill the memory
     trainer = ConversationTrainer(
-        parts,
+        groups,
         model=model,
         args=args,
         train_dataset=data.training,
@@ -138,16 +142,16 @@ def train(
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(trained))
     if args.process_index == 0:
-        unset_hf_deepspeed_config()  # this process alone loads, nothing may be sharded
+        unset_hf_deepspeed_config()  # only this process loads the model: it must not be sharded
         provenance = _provenance(model, args, data.training)
         write_result(model_args.model_name_or_path, trained, result, model_args.output_dtype, provenance)
         shutil.rmtree(trained)
-        publish(result, Path(args.output_dir), check_opens, keep_checkpoints=args.keep_checkpoints)
+        publish(result, args, check_opens)
         logger.warning("Model directory: %s", args.output_dir)
 
 
 def _provenance(model: nn.Module, args: StageArguments, dataset: ConversationDataset) -> dict[str, Any]:
-    """The starting model's, and this stage: its data by their names without folders."""
+    """Return the starting model's provenance plus this stage, with the file names of its data."""
     config: Any = model.config
     earlier = config.provenance or {}
     names = dict.fromkeys(Path(entry.source.name).name for entry in dataset.entries)

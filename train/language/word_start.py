@@ -1,10 +1,10 @@
-"""`--word_start N`: the projector starts where a picture's tokens read like the words of its caption (ours).
+"""`--word_start N`: initialise the projector so that an image's tokens lie near its caption's word embeddings (ours).
 
-From a random start the projector has to find through all of the frozen language model which directions it reads as
-words. Here the projector's last layer is solved by least squares in one pass over captioned pictures: the target of
-visual token k is the language model's embedding of its caption's word k, the caption repeated to fill all the tokens.
-What a language model can do with a caption's text, it can then do with the picture to begin with. A hidden layer before
-the last stays random, drawn wider than weights that are to be trained, so that its GELU bends within its inputs' range.
+From a random start, the projector must discover through the whole frozen language model which directions the model
+reads as words. Instead, this solves the projector's last layer by least squares in one pass over captioned images: the
+target of visual token k is the language model's embedding of word k of the caption, which is repeated to fill all
+tokens. Then the language model can begin with what it can do with the caption's text. The hidden layer stays random,
+with a wider distribution than usual, so that its GELU is nonlinear within the range of its inputs.
 """
 
 import logging
@@ -25,16 +25,16 @@ from train.language.data import StageData
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
-HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 1.0, 0.5  # of a hidden unit's sum over normalised inputs; of its offset
-RIDGE = 1e-4  # times the mean of the features' sums of squares
+HIDDEN_WEIGHT_STD, HIDDEN_BIAS_STD = 1.0, 0.5  # of a hidden unit's sum over normalised inputs, and of its bias
+RIDGE = 1e-4  # relative to the mean of the features' sums of squares
 
 
 class LeastSquares:
-    """Linear map with offset from rows of features to rows of targets, from sums alone (float64).
+    """Affine least squares from features to targets, from running sums in float64.
 
     Args:
-        features: width of a row.
-        targets: width of a row.
+        features: number of features.
+        targets: number of targets.
     """
 
     def __init__(self, features: int, targets: int) -> None:
@@ -43,8 +43,8 @@ class LeastSquares:
         self.squares = torch.zeros(targets, dtype=torch.float64)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """float[R, F] and float[R, T]."""
-        if features.device.type == "mps":  # it has no float64
+        """Add R rows of features, float[R, F], and targets, float[R, T]."""
+        if features.device.type == "mps":  # MPS has no float64
             features, targets = features.cpu(), targets.cpu()
         rows = torch.cat([features, features.new_ones(len(features), 1)], dim=1).double()
         self.gram += (rows.T @ rows).cpu()
@@ -52,10 +52,10 @@ class LeastSquares:
         self.squares += targets.double().square().sum(0).cpu()
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
-        """(weight float64[T, F], bias float64[T], explained share of the targets' variance around their mean)."""
+        """Return weight float64[T, F], bias float64[T], and the explained share of the targets' variance."""
         count = self.gram[-1, -1]
         damping = ridge * self.gram.diagonal().mean() * torch.eye(len(self.gram), dtype=torch.float64)
-        damping[-1, -1] = 0  # the offset is free
+        damping[-1, -1] = 0  # the bias is not regularised
         solution = torch.linalg.solve(self.gram + damping, self.cross)
         explained = 2 * (solution * self.cross).sum(0) - (solution * (self.gram @ solution)).sum(0)
         mean_part = self.cross[-1].square() / count
@@ -64,31 +64,55 @@ class LeastSquares:
 
 
 def start_from_words(
-    model: SparseVLMForConditionalGeneration, data: StageData, pictures: int, args: StageArguments
+    model: SparseVLMForConditionalGeneration, data: StageData, count: int, args: StageArguments
 ) -> None:
-    """Sets the projector's weights in place; the same in every process.
+    """Set the projector's weights in place, equally in every process.
 
     Args:
-        model: tower, projector and word embeddings are used; the rest of the language model is not.
-        data: of the stage; all that the assistant says in a sample counts as its pictures' caption.
-        pictures: how many samples are read, randomly chosen; all if there are fewer.
+        model: the model, of which only tower, projector and word embeddings run.
+        data: the stage's data. All answers of a sample together are the caption of its images.
+        count: number of samples to read, randomly chosen; all if there are fewer.
         args: device, batch size and seed.
 
     Raises:
-        UserError: under ZeRO-3, or no chosen sample has a picture and words.
+        UserError: under ZeRO-3, or no chosen sample has an image and words.
     """
     if is_deepspeed_zero3_enabled():
         raise UserError(
             "--word_start needs the whole projector in each process: use train/configs/deepspeed/zero2.json, "
             "not ZeRO-3."
         )
-    for part in (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings()):
-        part.to(args.device)
+    for module in (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings()):
+        module.to(args.device)
     projector: Any = model.model.multi_modal_projector
     hidden, last = projector[:-1], projector[-1]
     _redraw(hidden, args.seed)
+    chosen = random.Random(args.seed).sample(range(len(data.training)), min(count, len(data.training)))
     problem = LeastSquares(last.in_features, last.out_features)
-    chosen = random.Random(args.seed).sample(range(len(data.training)), min(pictures, len(data.training)))
+    _add_samples(problem, model, data, chosen, args)
+    if not problem.gram[-1, -1]:
+        raise UserError(
+            f"None of the {len(chosen)} samples of --word_start has an image and words: raise it, or leave it out."
+        )
+    weight, bias, share = problem.solve(RIDGE)
+    with torch.no_grad():
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
+    if args.process_index == 0:
+        logger.warning(
+            "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.", 100 * share
+        )
+
+
+def _add_samples(
+    problem: LeastSquares,
+    model: SparseVLMForConditionalGeneration,
+    data: StageData,
+    chosen: list[int],
+    args: StageArguments,
+) -> None:
+    """Add the hidden features and the word embeddings of the chosen samples."""
+    projector: Any = model.model.multi_modal_projector
     batches = DataLoader(
         Subset(data.training, chosen),
         batch_size=args.train_batch_size,
@@ -96,30 +120,21 @@ def start_from_words(
         collate_fn=list,
     )
     with torch.no_grad():
-        for batch in tqdm(batches, desc="Words of the captions", disable=args.disable_tqdm or args.process_index > 0):
+        for batch in tqdm(batches, desc="word start", disable=args.disable_tqdm or args.process_index > 0):
             worded = [(item["images"], words) for item in batch if (words := _words(item["row"], data.training))]
             images = [image for of_sample, _ in worded for image in of_sample]
             if not images:
                 continue
             stacked = torch.stack(images).to(args.device)
             tokens = stacked if data.collator.image_key == "visual_tokens" else model.model.encode_images(stacked)
-            tokens = tokens.to(last.weight.dtype)  # a cache's may have less precision
+            tokens = tokens.to(projector[-1].weight.dtype)  # cached tokens may have a lower precision
             targets = torch.cat([_repeated(words, len(of_sample), tokens.shape[1]) for of_sample, words in worded])
             embedded = model.get_input_embeddings()(targets.to(args.device))
-            problem.add(hidden(tokens).flatten(0, 1), embedded.flatten(0, 1))
-    if not problem.gram[-1, -1]:
-        read = f"the {len(chosen)} samples of --word_start"
-        raise UserError(f"None of {read} has a picture and words: raise it, or leave it out.")
-    weight, bias, share = problem.solve(RIDGE)
-    with torch.no_grad():
-        last.weight.copy_(weight)
-        last.bias.copy_(bias)
-    if args.process_index == 0:
-        logger.warning("--word_start: the tokens explain %.1f %% of their captions' word embeddings.", 100 * share)
+            problem.add(projector[:-1](tokens).flatten(0, 1), embedded.flatten(0, 1))
 
 
 def _redraw(hidden: nn.Sequential, seed: int) -> None:
-    """New random weights before the projector's last layer; a linear projector has only a norm there."""
+    """Draw new weights for the layers before the projector's last one. A linear projector has only a norm there."""
     generator = torch.Generator().manual_seed(seed)
     for layer in hidden:
         if isinstance(layer, nn.Linear):
@@ -130,11 +145,11 @@ def _redraw(hidden: nn.Sequential, seed: int) -> None:
 
 
 def _words(row: Row, dataset: ConversationDataset) -> list[int]:
-    """A sample's answers without control tokens, such as those that end turns; nothing may be left."""
+    """Return the tokens of a sample's answers without control tokens such as ends of turns; may be empty."""
     control = dataset.chat.control_ids
     return [token for token in row.targets if token != IGNORE and token not in control]
 
 
-def _repeated(words: list[int], pictures: int, width: int) -> Tensor:
-    """int64[pictures, width]: the words over and over, the same for each picture of a sample."""
-    return torch.tensor([words[k % len(words)] for k in range(width)]).expand(pictures, width)
+def _repeated(words: list[int], images: int, width: int) -> Tensor:
+    """Repeat the words to `width`, equally for each image of a sample: int64[images, width]."""
+    return torch.tensor([words[k % len(words)] for k in range(width)]).expand(images, width)

@@ -1,1 +1,1 @@
-"""The whole pipeline on easy-VQA, offline, on two CPU cores: `python -m train.quickstart`."""
+"""The whole pipeline on easy-VQA, offline and on two CPU cores: `python -m train.quickstart`."""

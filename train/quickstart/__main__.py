@@ -1,15 +1,14 @@
-"""The quickstart: from two packages to a working vision-language model with a bootstrapped SparseFormer inside.
+"""Train a working vision-language model with a bootstrapped SparseFormer, offline, from two PyPI packages.
 
-    make quickstart              # or: python -m train.quickstart
-    QUICKSTART_FAST=1 …          # a smoke version that trains next to nothing
-    make quickstart-compare      # also trains the same LLM on the dense teacher's 64 tokens
+    python -m train.quickstart                      # or: make quickstart
+    python -m train.quickstart --compare            # also train the same LLM on the dense teacher's 64 tokens
+    QUICKSTART_FAST=1 python -m train.quickstart    # a smoke test that hardly trains
 
-Every step is one of the project's own commands, printed before it runs. A step whose result exists is skipped, and a
-step that was killed goes on from its last checkpoint, so running it again is all there is to resuming.
+Every step is one of the project's own commands, printed before it runs. Run it again to resume: steps whose results
+exist are skipped, and an interrupted training step resumes from its last checkpoint.
 Result: runs/quickstart/report.md, report.json, and the model directory runs/quickstart/model.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -20,7 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.errors import UserError
 from train.forked import fork_python
 from train.quickstart.paths import Paths
 from train.quickstart.report import SECONDS_FILE, write_report
@@ -28,13 +28,13 @@ from train.quickstart.steps import FAST, FULL, Step, all_steps
 
 
 def run_step(step: Step, paths: Paths, console: Console) -> None:
-    """Runs a step unless its result exists, and notes its seconds.
+    """Run a step unless its result exists, and log its seconds.
 
     Raises:
-        UserError: the command failed; its own message stands above.
+        UserError: the command failed; its own message comes before.
     """
     if step.result.exists():
-        console.print(f"[green]done before[/] {step.title}")
+        console.print(f"[green]already done[/] {step.title}")
         return
     console.rule(step.title, align="left")
     console.print(f"$ {shlex.join(['python', *step.arguments])}", style="dim", soft_wrap=True)
@@ -43,21 +43,19 @@ def run_step(step: Step, paths: Paths, console: Console) -> None:
     process = fork_python(step.arguments)
     process.join()
     if process.exitcode:
-        raise UserError(
-            f"The step '{step.title}' failed with exit status {process.exitcode}. Run again to go on from here."
-        )
+        raise UserError(f"The step '{step.title}' failed with exit status {process.exitcode}. Run it again to resume.")
     seconds = round(time.monotonic() - start, 1)
     with (paths.root / SECONDS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step.name, "seconds": seconds, "resumed": resumed}) + "\n")
 
 
 def quickstart(root: Path, compare: bool, fast: bool) -> None:
-    """Runs all steps and writes the report.
+    """Run all steps and write the report.
 
     Args:
-        root: folder of all results.
+        root: directory for all results.
         compare: also train and evaluate the LLM on the dense teacher's tokens.
-        fast: the smoke version.
+        fast: run the smoke test.
     """
     console = Console()
     paths = Paths(root)
@@ -78,14 +76,15 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, help="default: runs/quickstart, or runs/quickstart-fast")
-    parser.add_argument("--compare", action="store_true", help="also the same LLM on the dense teacher's tokens")
-    arguments = parser.parse_args(argv)
+    """Run the command and return the exit status."""
     fast = os.environ.get("QUICKSTART_FAST", "") not in ("", "0")
-    root = arguments.output_dir or Path("runs") / ("quickstart-fast" if fast else "quickstart")
-    return exit_with_sentence(lambda: quickstart(root, arguments.compare, fast))
+    default = Path("runs") / ("quickstart-fast" if fast else "quickstart")
+    parser = CommandParser.of_module("train.quickstart", __doc__)
+    parser.add_argument(
+        "--output_dir", type=Path, default=default, help="directory for all results; default: %(default)s"
+    )
+    parser.add_argument("--compare", action="store_true", help="also train the same LLM on the dense teacher's tokens")
+    return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast), argv)
 
 
 if __name__ == "__main__":

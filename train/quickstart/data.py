@@ -1,21 +1,20 @@
-"""easy-VQA's training split as LLaVA data: captions for the alignment, conversations for the instruction tuning.
+"""Convert easy-VQA's training split to LLaVA data for the alignment and the instruction tuning.
 
     python -m train.quickstart.data --output_dir runs/quickstart/data
 
-train/, validation/: the images of the training split; validation images are used for measuring and for choosing
-settings, never for training.
-captions.json: one caption per training image, e.g. "a red circle". Captions follow from the training questions and
-answers alone.
+train/, validation/: the images of the training split. Validation images serve to measure and to choose settings, never
+to train.
+captions.json: one caption per training image, e.g. "a red circle", derived from the training questions and answers.
 reading.json: conversations without an image, whose prompts hold the caption instead: the LLM learns to answer the
-questions from words, and to say the caption when it is asked nothing.
+questions from words, and to repeat the caption when there is no question.
 instruct.json: conversations about images: first with as many answers "yes" as "no", then with as many questions about
-the colour that is shown as about others. Without these a model that never recognises a colour does well, because seven
-of eight such questions name another one. The order is a curriculum: train on the file sequentially.
+the colour in the image as about other colours. Without the latter, a model that never recognises a colour would do
+well, because seven of eight such questions name another colour. The order is a curriculum: train on the file
+sequentially.
 validation.json, questions.json: the questions about the validation images and the test questions (all, or those about
 the first images), in the official format.
 """
 
-import argparse
 import random
 import shutil
 import sys
@@ -24,7 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.data.conversations.formats import IMAGE_PLACEHOLDER
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.data.conversations.encoding import IMAGE_PLACEHOLDER
 from sparse_vlm.data.easy_vqa import (
     COLOURS,
     Attributes,
@@ -36,16 +36,15 @@ from sparse_vlm.data.easy_vqa import (
     prompt,
     split_folder,
 )
-from sparse_vlm.errors import exit_with_sentence
 from sparse_vlm.files import new_directory, write_json
 
 Record = dict[str, Any]
 Questions = dict[int, list[VqaQuestion]]
-Sort = Callable[[VqaQuestion], bool | None]
+Kind = Callable[[VqaQuestion], bool | None]
 
 
 def caption_records(attributes: dict[int, Attributes], order: random.Random) -> list[Record]:
-    """One LLaVA sample an image, shuffled: the image, then its caption."""
+    """Return one LLaVA sample per image, shuffled: the image, then its caption."""
     images = order.sample(sorted(attributes), len(attributes))
     return [_record(f"caption-{i}", [(IMAGE_PLACEHOLDER, attributes[i].caption)], f"{i}.png") for i in images]
 
@@ -53,7 +52,7 @@ def caption_records(attributes: dict[int, Attributes], order: random.Random) -> 
 def text_records(
     attributes: dict[int, Attributes], questions: Questions, count: int, order: random.Random
 ) -> list[Record]:
-    """`count` conversations without an image: each prompt is the caption and a question, one the caption alone."""
+    """Return `count` conversations without an image. Prompts are the caption, and the caption with a question."""
     records: list[Record] = []
     for image in _rounds(usable_images(questions, by_colour) & attributes.keys(), count, order):
         caption = attributes[image].caption
@@ -63,50 +62,50 @@ def text_records(
     return records
 
 
-def image_records(questions: Questions, sort: Sort, count: int, order: random.Random) -> list[Record]:
-    """`count` conversations about images; all usable images once before any comes again, with other questions.
+def image_records(questions: Questions, kind: Kind, count: int, order: random.Random) -> list[Record]:
+    """Return `count` conversations about images. An image repeats, with other questions, only after all had a turn.
 
     Args:
-        questions: of each image.
-        sort: what is balanced.
-        count: of conversations.
+        questions: the questions of each image.
+        kind: the property whose two values are balanced.
+        count: number of conversations.
         order: random numbers.
     """
     records: list[Record] = []
-    for image in _rounds(usable_images(questions, sort), count, order):
-        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], sort, order)]
+    for image in _rounds(usable_images(questions, kind), count, order):
+        turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], kind, order)]
         turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
-        records.append(_record(f"image-{sort.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
+        records.append(_record(f"image-{kind.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
 
 
 def by_answer(question: VqaQuestion) -> bool | None:
-    """Sort of a yes/no question: whether the answer is "yes"; None of another."""
+    """True if the answer is "yes", False if "no", None for other questions."""
     return question.answer == "yes" if question.kind == "yes/no" else None
 
 
 def by_colour(question: VqaQuestion) -> bool | None:
-    """Sort of a yes/no question about a colour: whether the image shows it; None of another."""
+    """True if a yes/no question is about a colour in the image, False if about another colour, None otherwise."""
     about_colour = question.kind == "yes/no" and set(question.text.rstrip("?").split()) & set(COLOURS)
     return question.names_what_is_shown if about_colour else None
 
 
-def usable_images(questions: Questions, sort: Sort) -> set[int]:
-    """The images that have questions of both sorts."""
-    return {image for image, found in questions.items() if {True, False} <= {sort(question) for question in found}}
+def usable_images(questions: Questions, kind: Kind) -> set[int]:
+    """Return the images that have questions of both kinds."""
+    return {image for image, found in questions.items() if {True, False} <= {kind(question) for question in found}}
 
 
-def balanced(questions: Sequence[VqaQuestion], sort: Sort, order: random.Random, each: int = 2) -> list[VqaQuestion]:
-    """Different questions of one image, shuffled: at most `each` of both sorts and of the rest."""
+def balanced(questions: Sequence[VqaQuestion], kind: Kind, order: random.Random, each: int = 2) -> list[VqaQuestion]:
+    """Draw distinct questions of one image, shuffled: at most `each` of either kind and of the others."""
     groups: dict[bool | None, list[VqaQuestion]] = {True: [], False: [], None: []}
     for question in {question.text: question for question in questions}.values():
-        groups[sort(question)].append(question)
+        groups[kind(question)].append(question)
     chosen = [question for group in groups.values() for question in order.sample(group, min(each, len(group)))]
     return order.sample(chosen, len(chosen))
 
 
 def _rounds(images: set[int], count: int, order: random.Random) -> list[int]:
-    """`count` images in random order, all of them before one is repeated."""
+    """Draw `count` images in random order, each once before any repeats."""
     drawn: list[int] = []
     while len(drawn) < count:
         drawn += order.sample(sorted(images), min(len(images), count - len(drawn)))
@@ -123,12 +122,12 @@ def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = Non
 
 
 def official(questions: Iterable[VqaQuestion]) -> list[list[str | int]]:
-    """Questions in the official format: [question, answer, image id] each."""
+    """Convert questions to the official format: [question, answer, image id] each."""
     return [[q.text, q.answer, q.image_id] for q in questions]
 
 
 def _copy_images(image_ids: Iterable[int], folder: Path) -> None:
-    """Make `folder` hold these images of the training split and no others."""
+    """Make `folder` hold exactly these images of the training split."""
     source = split_folder("train") / "images"
     shutil.rmtree(folder, ignore_errors=True)
     with new_directory(folder) as temporary:
@@ -146,16 +145,16 @@ def write_data(
     validation_images: int,
     seed: int,
 ) -> None:
-    """Write the folders and files that the module's head lists, instruct.json last.
+    """Write the folders and files that the module's docstring lists, instruct.json last.
 
     Args:
-        output_dir: of the files.
-        texts: conversations without an image.
-        images_by_answer: conversations about images with as many questions answered "yes" as "no".
-        images_by_colour: with as many questions about the colour that the image shows as about others.
-        test_images: test images whose questions are asked; None: all.
-        validation_images: images of the training split that are held out of training, the same for every seed.
-        seed: of every order.
+        output_dir: directory for the files.
+        texts: number of conversations without an image.
+        images_by_answer: number of conversations about images that balance the answers "yes" and "no".
+        images_by_colour: number of conversations about images that balance the colour in the image and others.
+        test_images: number of test images whose questions are asked; None: all.
+        validation_images: number of images of the training split to hold out, the same ones for every seed.
+        seed: seed of every order.
 
     Raises:
         UserError: easy-VQA is not installed, or no images would be left to validate on or to train on.
@@ -179,19 +178,18 @@ def write_data(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    """Run the command and return the exit status."""
+    parser = CommandParser.of_module("train.quickstart.data", __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True, help="directory for the files")
     parser.add_argument("--texts", type=int, default=160, help="conversations without an image")
-    parser.add_argument("--images_by_answer", type=int, default=320, help="conversations, yes and no in balance")
+    parser.add_argument("--images_by_answer", type=int, default=320, help="conversations that balance yes and no")
     parser.add_argument(
-        "--images_by_colour", type=int, default=320, help="conversations, the colour shown and others in balance"
+        "--images_by_colour", type=int, default=320, help="conversations that balance the colour shown and others"
     )
     parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
     parser.add_argument("--validation_images", type=int, default=200, help="training images to hold out")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = vars(parser.parse_args(argv))
-    return exit_with_sentence(lambda: write_data(**arguments))
+    parser.add_argument("--seed", type=int, default=0, help="seed of every order")
+    return parser.run(lambda arguments: write_data(**vars(arguments)), argv)
 
 
 if __name__ == "__main__":

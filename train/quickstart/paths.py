@@ -1,4 +1,4 @@
-"""Where the quickstart's results lie."""
+"""The paths of the quickstart's results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,13 @@ from sparse_vlm.data.easy_vqa import split_folder
 
 @dataclass(frozen=True)
 class Paths:
-    """Where everything lies."""
+    """The paths below the root of a run."""
 
     root: Path
 
     @property
     def data(self) -> Path:
-        """What `train.quickstart.data` writes."""
+        """The output of `train.quickstart.data`."""
         return self.root / "data"
 
     @property
@@ -34,12 +34,12 @@ class Paths:
 
     @property
     def scores(self) -> Path:
-        """Of the final model."""
+        """The scores of the final model."""
         return self.root / "scores.json"
 
     @property
     def dense_scores(self) -> Path:
-        """Of the same LLM on the dense teacher's tokens, with --compare."""
+        """The scores of the same LLM on the dense teacher's tokens, with --compare."""
         return self.root / "dense" / "scores.json"
 
     @property
@@ -54,17 +54,17 @@ class Paths:
 
     @property
     def zero_shot(self) -> Path:
-        """Accuracies of teacher and student."""
+        """Zero-shot accuracies of teacher and student."""
         return self.root / "zero_shot.json"
 
     @property
     def train_images(self) -> Path:
-        """The images that everything is trained on."""
+        """The images of all training."""
         return self.data / "train"
 
     @property
     def validation_images(self) -> Path:
-        """Images of the training split that are held out of training."""
+        """Held-out images of the training split."""
         return self.data / "validation"
 
     @property
@@ -79,5 +79,5 @@ class Paths:
 
     @property
     def test_images(self) -> Path:
-        """easy-VQA's test images, for the report alone."""
+        """easy-VQA's test images, used only for the report."""
         return split_folder("test") / "images"

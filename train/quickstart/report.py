@@ -1,4 +1,4 @@
-"""The quickstart's report: report.json for machines, report.md with tables and pictures for people."""
+"""The quickstart's report: numbers in report.json, tables and figures in report.md."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ SECONDS_FILE = "seconds.jsonl"
 
 
 def write_report(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
-    """Writes report.json, report.md and its figures after these steps; returns the content of report.json."""
+    """Write report.json, report.md and the figures, and return the content of report.json."""
     report = collect(paths, steps)
     write_json(paths.root / "report.json", report)
     encoder = SparseFormer.from_pretrained(paths.encoder)
@@ -36,7 +36,7 @@ def write_report(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
-    """The numbers of all steps, and which of them read test data."""
+    """Collect the numbers of all steps, and the names of the steps that read test data."""
     scores, zero_shot = _read(paths.scores), _read(paths.zero_shot)
     dense = _read(paths.dense_scores) if paths.dense_scores.exists() else None
     seconds: Counter[str] = Counter()
@@ -68,8 +68,10 @@ def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def _compare(paths: Paths) -> list[dict[str, Any]] | None:
-    """Visual tokens, seconds of an instruction-tuning step and of the first token: SparseFormer, then dense; None
-    where they have not been measured, or not all: a comparison that was interrupted."""
+    """Return visual tokens, seconds per tuning step and seconds to the first token, of SparseFormer and dense tower.
+
+    None if the comparison has not run to its end.
+    """
     if not (paths.first_token.exists() and paths.step_time.exists()):
         return None
     first_tokens, steps = _read(paths.first_token)["results"], _read(paths.step_time)["results"]
@@ -89,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _bars(paths: Paths) -> dict[str, dict[str, float]]:
-    """Accuracy by question type, of the model and the floors."""
+    """Return the accuracy by question type of the model and the floors."""
     scores = _read(paths.scores)
     rows = {"model": scores["scores"], **{f"floor: {name}": floor for name, floor in scores["floors"].items()}}
     return {name: {"all": row["accuracy"], **row["accuracy_by_type"]} for name, row in rows.items()}
@@ -106,16 +108,25 @@ def _comparison_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [heading, "|---|---:|---:|---:|", *table, ""]
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+def _accuracy_lines(report: dict[str, Any]) -> list[str]:
+    """Return the table of accuracies by question type: model, dense tower and floors."""
     kinds = list(report["accuracy_by_type"])
-    low, high = report["confidence_95"]
     rows = [["SparseFormer + SmolLM2-135M", report["accuracy"], report["accuracy_by_type"]]]
     if report["dense_accuracy"] is not None:
-        dense = "dense teacher + SmolLM2-135M, settings not tuned for it"
+        dense = "dense teacher + SmolLM2-135M, with settings not tuned for it"
         rows.append([dense, report["dense_accuracy"], report["dense_accuracy_by_type"]])
     for name, by_type in report["floors_by_type"].items():
         rows.append([f"floor: {name.replace('_', ' ')}", report[f"floor_{name}"], by_type])
+    return [
+        f"| | all | {' | '.join(kinds)} |",
+        f"|---|---:|{'---:|' * len(kinds)}",
+        *(f"| {name} | {total:.2%} | {' | '.join(f'{by[k]:.2%}' for k in kinds)} |" for name, total, by in rows),
+    ]
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Format the report as Markdown."""
+    low, high = report["confidence_95"]
     seconds = report["seconds_by_step"]
     lines = [
         "# Quickstart",
@@ -124,9 +135,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{report['visual_tokens']} visual tokens. 95% interval of the model's accuracy (bootstrap over images): "
         f"{low:.2%} – {high:.2%}.",
         "",
-        f"| | all | {' | '.join(kinds)} |",
-        f"|---|---:|{'---:|' * len(kinds)}",
-        *(f"| {name} | {total:.2%} | {' | '.join(f'{by[k]:.2%}' for k in kinds)} |" for name, total, by in rows),
+        *_accuracy_lines(report),
         "",
         "![accuracy](accuracy.png)",
         "",
@@ -137,7 +146,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"| cosine of their embeddings on the validation images | {report['alignment_cosine']:.4f} |",
         "",
         *_comparison_lines(report["compared"] or []),
-        "Where the SparseFormer looks, RoIs and sampling points, step by step:",
+        "RoIs and sampling points of the SparseFormer at each sampling step:",
         "",
         "![RoIs](rois.png)",
         "",
@@ -150,10 +159,13 @@ def as_markdown(report: dict[str, Any]) -> str:
         "",
     ]
     if report["steps_resumed"]:
-        lines += [f"Resumed, so without the seconds before the interruption: {', '.join(report['steps_resumed'])}.", ""]
+        lines += [
+            f"Resumed, so without the seconds before the interruption: {', '.join(report['steps_resumed'])}.",
+            "",
+        ]
     lines += [
-        "The captions that the language model reads and that the projector is aligned with follow from the training "
-        "questions' answers. These steps, and no others, read test images or questions: "
+        "The captions for the language model and the projector are derived from the training questions and answers. "
+        "Only these steps read test images or questions: "
         f"{', '.join(report['steps_that_read_test_data'])}.",
         "",
     ]

@@ -1,11 +1,10 @@
-"""Seconds of an instruction-tuning step of several models, which take turns in one process.
+"""Time of an instruction-tuning step of several models, which take turns in one process.
 
     python -m train.quickstart.step_time --models runs/quickstart/built runs/quickstart/dense/built \\
         --data_path runs/quickstart/data/instruct.json --image_folder IMAGES --output step_time.json
 
-A step here is the forward and backward pass of one batch of conversations about images, everything training, in
-float32; the optimizer's own time is the same for all and left out. The models alternate on every batch, after one
-unrecorded step each, so that a change of the machine's load meets all of them. Run nothing else beside it.
+A step is the forward and backward pass of one batch of conversations about images in float32, with all weights
+training; the optimizer, whose time is the same for all models, is left out. Run nothing else at the same time.
 """
 
 import argparse
@@ -20,9 +19,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sparse_vlm.errors import UserError, exit_with_sentence
+from sparse_vlm.command_line import CommandParser
+from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files, write_json
-from sparse_vlm.measure.timing import require_positive, take_turns
+from sparse_vlm.measure.timing import machine, require_positive, take_turns
 from train.language import vlm
 from train.language.data import DataArguments, make_data
 from train.stages.stage import StageArguments
@@ -31,16 +31,13 @@ BATCH_SIZE = 8
 
 
 def batches_for(directory: Path, data: DataArguments, count: int, scratch: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """Return the model, training, and the last `count` batches of the file, which are about images.
+    """Return the model in training mode, and the last `count` batches of the file, which are about images.
 
     Args:
-        directory: of the model.
-        data: as for `train.instruct`.
-        count: batches.
-        scratch: where the stage's arguments may write.
-
-    Raises:
-        UserError: the file has too few samples.
+        directory: model directory.
+        data: data arguments of `train.instruct`.
+        count: number of batches.
+        scratch: output directory of the stage's arguments.
     """
     args = StageArguments(output_dir=str(scratch), use_cpu=True)
     model, processor = vlm.load(vlm.ModelArguments(str(directory)), args)
@@ -69,26 +66,31 @@ def _step(model: nn.Module, batch: dict[str, Any]) -> None:
     model.zero_grad()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, and return the exit status."""
+    parser = CommandParser.of_module("train.quickstart.step_time", __doc__)
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="directories of `sparse-vlm build`")
-    parser.add_argument("--data_path", required=True, help="LLaVA JSON; its last samples are taken")
-    parser.add_argument("--image_folder", required=True)
-    parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3, help="recorded steps of each model on each batch")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file for every measurement")
-    args = parser.parse_args(argv)
-    check_output_files({"--output": args.output}, [*args.models, args.data_path, args.image_folder])
-    require_positive(batches=args.batches, repeats=args.repeats)
-    data = DataArguments(data_path=args.data_path, image_folder=args.image_folder, independent_turns=True)
-    seconds = measure(args.models, data, args.batches, args.repeats, args.output.parent)
+    parser.add_argument("--data_path", required=True, help="LLaVA JSON; its last samples are used")
+    parser.add_argument("--image_folder", required=True, help="folder of its images")
+    parser.add_argument("--batches", type=int, default=4, help="number of batches (default: 4)")
+    parser.add_argument("--repeats", type=int, default=3, help="recorded steps per model and batch (default: 3)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for every run")
+    return parser.run(_run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    inputs = [*arguments.models, arguments.data_path, arguments.image_folder]
+    check_output_files({"--output": arguments.output}, inputs)
+    require_positive(batches=arguments.batches, repeats=arguments.repeats)
+    data = DataArguments(data_path=arguments.data_path, image_folder=arguments.image_folder, independent_turns=True)
+    seconds = measure(arguments.models, data, arguments.batches, arguments.repeats, arguments.output.parent)
     results = [
         {"model": str(model), "median_seconds": statistics.median(found), "seconds": found}
-        for model, found in zip(args.models, seconds, strict=True)
+        for model, found in zip(arguments.models, seconds, strict=True)
     ]
-    write_json(args.output, {"threads": torch.get_num_threads(), "batch_size": BATCH_SIZE, "results": results})
+    about = {"machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}
+    write_json(arguments.output, about | {"results": results})
 
 
 if __name__ == "__main__":
-    sys.exit(exit_with_sentence(lambda: main()))
+    sys.exit(main())

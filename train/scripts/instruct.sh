@@ -1,15 +1,19 @@
 #!/bin/bash
-# LLaVA-1.5's second stage, with its numbers: projector and language model, on 665k conversations, one epoch, 128 a step.
+# LLaVA-1.5's second stage with its settings: train the projector and the language model on 665k conversations for one
+# epoch, 128 per step.
 #   MODEL=aligned DATA=llava_v1_5_mix665k.json IMAGES=images OUT=tuned GPUS=8 train/scripts/instruct.sh
-# GPUS: 1, 2, 4 or 8. Any flag of train/instruct.py may follow. Weights, gradients and AdamW's two moments take 16 bytes a parameter, so 112 GB
-# for 7B, split over the GPUs by ZeRO-3; with too little add --deepspeed train/configs/deepspeed/zero3_offload.json.
-# LLaVA's data has conversations of more than 2048 tokens, which LLaVA's code cuts: they are left out here, counted, and
-# listed in OUT/skipped_samples.txt. To find them all the data is read once before the first step.
+# GPUS: 1, 2, 4 or 8. Further options of train.instruct may follow. Weights, gradients and AdamW's two moments take
+# 16 bytes per parameter, so 112 GB for 7B, which ZeRO-3 divides among the GPUs; with less memory add
+# --deepspeed train/configs/deepspeed/zero3_offload.json.
+# LLaVA's data has conversations of more than 2048 tokens, which LLaVA's code truncates. Here they are left out, counted,
+# and listed in OUT/skipped_samples.txt; to find them, all data is read once before the first step.
 # Hours and memory: docs/training.md.
 set -euo pipefail
 
-exec deepspeed --num_gpus "${GPUS:-8}" "$(dirname "$0")/../instruct.py" \
-    --deepspeed "$(dirname "$0")/../configs/deepspeed/zero3.json" \
+clone="$(cd "$(dirname "$0")/../.." && pwd)"
+export PYTHONPATH="$clone${PYTHONPATH:+:$PYTHONPATH}"
+exec deepspeed --num_gpus "${GPUS:-8}" --module train.instruct \
+    --deepspeed "$clone/train/configs/deepspeed/zero3.json" \
     --num_processes "${GPUS:-8}" \
     --model_name_or_path "$MODEL" \
     --data_path "$DATA" \

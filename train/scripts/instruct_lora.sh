@@ -1,6 +1,6 @@
 #!/bin/bash
-# LLaVA-1.5's second stage with LoRA: instruct.sh with LLaVA's own numbers for it. The frozen weights are
-# in bf16: 14 GB for 7B, split over the GPUs by ZeRO-3. QLoRA: add --bits 4 --deepspeed train/configs/deepspeed/zero2.json.
+# LLaVA-1.5's second stage with LoRA: instruct.sh with LLaVA's LoRA settings. The frozen weights are in bf16: 14 GB for
+# 7B, which ZeRO-3 divides among the GPUs. For QLoRA add --bits 4 --deepspeed train/configs/deepspeed/zero2.json.
 set -euo pipefail
 
 exec "$(dirname "$0")/instruct.sh" \

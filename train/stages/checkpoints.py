@@ -1,4 +1,4 @@
-"""Which checkpoints of an output directory are whole."""
+"""Find the complete checkpoints of an output directory."""
 
 import json
 import logging
@@ -12,19 +12,19 @@ logger = logging.getLogger(__name__)
 
 
 def all_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Every `checkpoint-N` of an output directory, whole or not."""
+    """Return every `checkpoint-N` of an output directory, complete or not."""
     return list(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete `checkpoint-N` (the trainer's state is written last), or None."""
+    """Return the newest complete `checkpoint-N`, or None. The trainer's state, written last, marks it as complete."""
     found = [(_step_of(path), path) for path in all_checkpoints(output_dir)]
     complete = [(step, path) for step, path in found if step is not None]
     return max(complete)[1] if complete else None
 
 
 def remove_incomplete(output_dir: str | Path) -> None:
-    """Removes each `checkpoint-N` that a crash cut short: the trainer would count it as one of those to keep."""
+    """Remove each `checkpoint-N` that a crash cut short: the trainer would count it as one of those to keep."""
     for path in all_checkpoints(output_dir):
         if _step_of(path) is None:
             logger.warning("Removing the incomplete checkpoint %s", path)
@@ -32,7 +32,7 @@ def remove_incomplete(output_dir: str | Path) -> None:
 
 
 def _step_of(checkpoint: Path) -> int | None:
-    """The step of a complete checkpoint; None if it was cut short."""
+    """Return the step of a complete checkpoint, or None if it was cut short."""
     try:
         return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["global_step"]
     except (OSError, ValueError):

@@ -1,7 +1,9 @@
-"""Command lines of the training scripts: an optional recipe file, then flags that override it."""
+"""Command lines of the training commands: an optional recipe file, then options that override it."""
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,69 +11,120 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.command_line import CommandParser, describe, spell_options, unknown_option
+from sparse_vlm.errors import UserError, exit_with_sentence
 
 
-def parse_arguments(classes: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
-    """The argument classes, filled from a command line.
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show defaults where there are any; keep the line breaks of the description and the examples."""
 
-    The first word may be a recipe: a YAML or JSON file of argument names and values. A flag of the command line wins
-    over the recipe, and the recipe over the default; a null in a recipe leaves the default.
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class StageParser(CommandParser, HfArgumentParser):
+    """A `CommandParser` whose options are the fields of dataclasses, by transformers' HfArgumentParser.
+
+    Args:
+        classes: dataclasses, one object of each is parsed.
+        module: the command's dotted name.
+        docstring: the command's module docstring, see `CommandParser.of_module`.
+    """
+
+    def __init__(self, classes: Sequence[type], module: str, docstring: str | None) -> None:
+        prog = f"python -m {module}"
+        super().__init__(prog, *describe(docstring))
+        self.usage = f"{prog} [RECIPE.yaml] [--OPTION VALUE ...]"
+        self.formatter_class = _Help
+        self.dataclass_types = list(classes)  # type: ignore[arg-type]
+        for each in classes:
+            self._add_dataclass_arguments(each)  # type: ignore[arg-type]
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Drop transformers' aliases with hyphens: `CommandParser` accepts hyphens in every option."""
+        return super().add_argument(*(name for name in names if "-" not in name.lstrip("-")), **options)
+
+
+def run_command(
+    module: str,
+    docstring: str | None,
+    classes: Sequence[type],
+    command: Callable[..., None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse a training command's arguments, run it on them and return the exit status.
+
+    Args:
+        module: the command's dotted name.
+        docstring: the command's module docstring: description and examples of `--help`.
+        classes: the command's argument classes.
+        command: called with one object of each class.
+        argv: the words after the command's name; None: those of this process.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return exit_with_sentence(lambda: command(*parse_arguments(classes, words, module, docstring)))
+
+
+def parse_arguments(
+    classes: Sequence[type], argv: Sequence[str], module: str = "train", docstring: str | None = None
+) -> tuple[Any, ...]:
+    """Fill argument classes from a command line.
+
+    The first word may be a recipe, see `read_recipe`. Options override the recipe, and the recipe overrides the
+    defaults. A null in a recipe keeps the default.
 
     Args:
         classes: dataclasses; one object of each is returned, in this order.
-        argv: the words behind the script's name, e.g. `["recipe.yaml", "--max_steps", "10"]`.
+        argv: the words after the command's name, e.g. `["recipe.yaml", "--max_steps", "10"]`.
+        module: the command's dotted name, for help and errors.
+        docstring: the command's module docstring, for the help.
 
     Raises:
-        UserError: an unknown flag or recipe entry (the nearest ones are named), or an unreadable recipe.
-        SystemExit: argparse's own errors: a missing or malformed value.
+        UserError: an unknown option, in the command line or in the recipe, or an unreadable recipe.
+        SystemExit: `--help`, or a missing or malformed value.
     """
-    parser = HfArgumentParser(classes, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = StageParser(classes, module, docstring)
     words = list(argv)
-    # deepspeed's launcher puts --local_rank=N before all other words
+    # DeepSpeed's launcher puts --local_rank=N before all other words.
     start = next((index for index, word in enumerate(words) if not word.startswith("--local_rank=")), 0)
-    if words and not words[start].startswith("-"):
-        recipe = read_recipe(words.pop(start), classes)
-        words[:0] = [word for name, value in recipe.items() if value is not None for word in _as_words(name, value)]
-    *filled, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        raise unknown_choice("argument", unknown[0].lstrip("-").partition("=")[0], _names(classes))
-    return tuple(filled)
+    recipe = words.pop(start) if words and not words[start].startswith("-") else None
+    words = spell_options(words, parser._option_string_actions, parser.prog)
+    if recipe is not None:
+        values = read_recipe(recipe, classes, parser.prog)
+        words[:0] = [word for name, value in values.items() if value is not None for word in _as_words(name, value)]
+    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
 
 
-def read_recipe(file: str | Path, classes: Sequence[type]) -> dict[str, Any]:
-    """Argument names and values of a YAML or JSON file.
+def read_recipe(file: str | Path, classes: Sequence[type], program: str = "train") -> dict[str, Any]:
+    """Read option names and values from a YAML or JSON file.
+
+    `base: FILE`, relative to the recipe, names a file of further options, which those of the recipe override. A base
+    has no base of its own.
+
+    Args:
+        file: the recipe.
+        classes: dataclasses whose fields are the options.
+        program: the command, for errors.
 
     Raises:
-        UserError: the file is missing or no mapping, or names an argument that no class has.
+        UserError: a file is missing or not a mapping, or names an option that none of the classes has.
     """
-    try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))  # JSON is YAML
-    except OSError as error:
-        raise UserError(f"There is no recipe {file}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The recipe {file} is no text in UTF-8: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"The recipe {file} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"The recipe {file} does not hold argument names and values (NAME: VALUE, a line each).")
-    for name in values:
-        if name not in _names(classes):
-            raise unknown_choice(f"argument in the recipe {file}", str(name), _names(classes))
-    return values
+    recipe = _read_mapping(Path(file))
+    values = {}
+    if (base := recipe.pop("base", None)) is not None:
+        values = _checked(_read_mapping(Path(file).parent / str(base)), Path(file).parent / str(base), classes, program)
+    return values | _checked(recipe, Path(file), classes, program)
 
 
 def check_ranges(arguments: object, ranges: Mapping[str, str]) -> None:
-    """Whether numbers lie where they must; None, a value that is not given, lies anywhere.
+    """Check that numbers lie in their intervals. None, a value that is not given, passes.
 
     Args:
         arguments: an object of an argument class.
-        ranges: name -> interval as in mathematics, e.g. "(0, 1]" or "[0, inf)".
+        ranges: name -> interval in mathematical notation, e.g. "(0, 1]" or "[0, inf)".
 
     Raises:
-        UserError: one does not.
+        UserError: a number lies outside its interval.
     """
     for name, interval in ranges.items():
         value = getattr(arguments, name)
@@ -84,11 +137,32 @@ def check_ranges(arguments: object, ranges: Mapping[str, str]) -> None:
             raise UserError(f"--{name} must lie in {interval}, got {value:g}.")
 
 
-def _names(classes: Sequence[type]) -> list[str]:
-    return [item.name for part in classes for item in fields(part) if item.init]
+def _read_mapping(file: Path) -> dict[Any, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except OSError as error:
+        raise UserError(f"Cannot read the recipe {file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The recipe {file} is not UTF-8 text: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The recipe {file} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The recipe {file} must hold option names and values, one `NAME: VALUE` per line.")
+    return values
+
+
+def _checked(recipe: Mapping[Any, Any], file: Path, classes: Sequence[type], program: str) -> dict[str, Any]:
+    """Return the recipe with its names spelled as the options are."""
+    names = [item.name for each in classes for item in fields(each) if item.init]
+    values = {str(name).replace("-", "_"): value for name, value in recipe.items()}
+    for name in values:
+        if name not in names:
+            options = [f"--{each}" for each in names]
+            raise UserError(f"The recipe {file}: {unknown_option(f'--{name}', options, program)}")
+    return values
 
 
 def _as_words(name: str, value: Any) -> list[str]:
-    """A mapping is JSON, as transformers' flags have it."""
+    """A mapping is written as JSON, as transformers expects it."""
     values = value if isinstance(value, list) else [value]
     return [f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)]

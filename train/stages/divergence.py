@@ -1,4 +1,4 @@
-"""A run that diverges ends with one sentence, before anything of it is saved."""
+"""Stop a run that has diverged, before anything of it is saved."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from sparse_vlm.errors import UserError
 
-UNWATCHED = "grad_norm"  # with a loss scale, of --fp16, an infinite one is a step left out and no divergence
+UNWATCHED = "grad_norm"  # under --fp16, an infinite one means a skipped step, not divergence
 
 
 def require_finite(values: Mapping[str, object], step: int) -> None:
-    """Whether all that was measured at a step are finite numbers.
+    """Check that everything measured at a step is finite.
 
     Raises:
-        UserError: the first that is not.
+        UserError: a value is not finite; the first one is named.
     """
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value) and name != UNWATCHED:
@@ -23,21 +23,21 @@ def require_finite(values: Mapping[str, object], step: int) -> None:
 
 
 def require_finite_weights(finite: Tensor, step: int) -> None:
-    """Whether a model may be saved.
+    """Check that a model may be saved.
 
     Args:
-        finite: bool, of `weights_are_finite`, of all processes.
-        step: for the error.
+        finite: bool, the results of `weights_are_finite` of all processes.
+        step: the training step, for the message.
 
     Raises:
-        UserError: it has weights that are NaN or infinite.
+        UserError: some weights are NaN or infinite.
     """
     if not finite.all():
         raise _diverged("weights are not finite", step)
 
 
 def weights_are_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """bool[1] on their device; of ZeRO-3's parameters those that this process holds."""
+    """Return bool[1] on the parameters' device. Under ZeRO-3, only this process' shards are checked."""
     held = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
     return torch.stack([tensor.detach().isfinite().all() for tensor in held]).all().unsqueeze(0)
 

@@ -1,4 +1,4 @@
-"""Frozen weights of a stage that computes in bf16: held in bf16, which takes half of float32's memory."""
+"""Frozen weights of a stage that computes in bf16 are stored in bf16, in half of float32's memory."""
 
 import logging
 from collections.abc import Iterator
@@ -16,40 +16,40 @@ from train.stages.arguments import StageArguments
 from train.stages.precision import compute_dtype
 
 logger = logging.getLogger(__name__)
-# Autocast converts the weights of the first three at each use, so that nothing is lost if they are converted once.
-HELD = (nn.Linear, _ConvNd, Conv1D, nn.Embedding)
+# Autocast casts the weights of the first three at each use, so casting them once loses nothing.
+CAST = (nn.Linear, _ConvNd, Conv1D, nn.Embedding)
 
 
-def hold_frozen(model: nn.Module, args: StageArguments) -> None:
-    """Converts frozen matrices to the precision that the stage computes in, if it is bf16, in place.
+def cast_frozen(model: nn.Module, args: StageArguments) -> None:
+    """Cast frozen matrices in place to bf16, if the stage computes in bf16.
 
-    Norms, whatever trains, and what coordinates follow from keep their dtype, and embeddings give float32 as before:
-    under autocast the outputs are those of float32 weights that were rounded to bf16. Under ZeRO-3 each process
-    converts its shards; to be called before the engine is made.
+    Norms, trained weights, and the weights that coordinates depend on keep their dtype, and embeddings still return
+    float32: under autocast, the outputs are those of float32 weights that were rounded to bf16. Under ZeRO-3, each
+    process casts its shards; call this before the engine is made.
 
     Raises:
-        UserError: ZeRO-3 keeps the shards on a disk.
+        UserError: ZeRO-3 keeps the shards on NVMe.
     """
     dtype = compute_dtype(args)
     if dtype != torch.bfloat16:
         return
-    for module in _held_modules(model):
+    for module in _cast_modules(model):
         frozen = [p for p in module.parameters(recurse=False) if not p.requires_grad and p.is_floating_point()]
         for parameter in frozen:
-            _convert(parameter, dtype)
+            _cast(parameter, dtype)
         if frozen and isinstance(module, nn.Embedding):
             module.register_forward_hook(_in_float32)
 
 
-def say_weight_bytes(model: nn.Module, args: StageArguments) -> None:
-    """The main process logs how much memory the weights take, e.g. "Weights: 13.48 GB in bfloat16"."""
+def log_weight_bytes(model: nn.Module, args: StageArguments) -> None:
+    """Log the memory that the weights take, e.g. "Weights: 13.48 GB in bfloat16", in the main process."""
     if args.process_index == 0:
         held = sorted(weight_bytes(model).items())
         logger.warning("Weights: %s", ", ".join(f"{size / 1e9:.3g} GB in {dtype}" for dtype, size in held))
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of a model's parameters by dtype, a tied one once; of a process' shards under ZeRO-3."""
+    """Return the bytes of a model's parameters by dtype. A tied one counts once; under ZeRO-3, only own shards."""
     counts: dict[str, int] = {}
     for parameter in model.parameters():
         held = getattr(parameter, "ds_tensor", parameter)
@@ -58,23 +58,22 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def _held_modules(module: nn.Module) -> Iterator[nn.Module]:
-    # a focusing transformer's tokens, from which coordinates follow, would take on the dtype of its weights
+def _cast_modules(module: nn.Module) -> Iterator[nn.Module]:
+    # A focusing transformer's tokens, which determine coordinates, would take on the dtype of its weights.
     if isinstance(module, Float32Module | FocusingTransformer):
         return
-    if isinstance(module, HELD):
+    if isinstance(module, CAST):
         yield module
     for child in module.children():
-        yield from _held_modules(child)
+        yield from _cast_modules(child)
 
 
-def _convert(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
     shard: Any = getattr(parameter, "ds_tensor", None)
     if shard is not None:
         if shard.numel() != shard.ds_numel:
             raise UserError(
-                "--bf16 True does not go together with parameters on NVMe: use "
-                "train/configs/deepspeed/zero3_offload.json."
+                "--bf16 True does not work with parameters on NVMe: use train/configs/deepspeed/zero3_offload.json."
             )
         pinned = shard.is_pinned()
         shard.data = shard.data.to(dtype)

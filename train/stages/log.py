@@ -1,4 +1,4 @@
-"""The log of a training stage: log.jsonl, a line per logged step or evaluation."""
+"""The log of a training stage: log.jsonl, one line per logged step or evaluation."""
 
 import json
 import math
@@ -14,14 +14,16 @@ LOG_NAME = "log.jsonl"
 
 
 class JsonlLog(TrainerCallback):
-    """One line per logged step: step, loss, lr (of the first group), grad_norm, what else the trainer logs beside the
-    loss, seconds of training so far. An evaluation is a line of its own: step, its metrics (eval_…), seconds. A number
-    that is not finite is null.
+    """Write one line per logged step and one per evaluation.
 
-    A resumed run drops the lines after its checkpoint and goes on, so the file reads like one uninterrupted run.
+    A step has step, loss, lr (of the first group), grad_norm, whatever else the trainer logs with the loss, and the
+    seconds of training so far. An evaluation has step, its metrics (eval_…) and seconds. Numbers that are not finite
+    are written as null.
+
+    A resumed run drops the lines after its checkpoint, so the file reads like one uninterrupted run.
 
     Args:
-        path: of the JSONL file; only the main process writes.
+        path: the JSONL file. Only the main process writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,12 +60,12 @@ class JsonlLog(TrainerCallback):
 
 
 def _line(values: dict[str, Any]) -> str:
-    """JSON has neither NaN nor infinity (with --fp16, the grad_norm of a step that is left out): null."""
+    """JSON has neither NaN nor infinity (the grad_norm of a skipped step under --fp16): null."""
     numbers = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
     return json.dumps(numbers, allow_nan=False) + "\n"
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a stage's log.jsonl; a last line cut short by a crash is left out."""
+    """Return the lines of a stage's log.jsonl, without a last line that a crash cut short."""
     *lines, _cut_short = Path(path).read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Precision of a stage: bf16 with DeepSpeed is autocast over float32 weights, as without DeepSpeed."""
+"""The precision of a stage: bf16 is autocast over float32 weights, with DeepSpeed as without."""
 
 import json
 from pathlib import Path
@@ -11,29 +11,29 @@ from sparse_vlm.errors import UserError
 
 
 def with_autocast(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed configuration whose bf16 is torch's autocast.
+    """Return a DeepSpeed configuration whose bf16 is torch's autocast.
 
-    DeepSpeed's own bf16 casts every weight, those of the encoder's coordinates too, which must stay float32.
+    DeepSpeed's own bf16 casts every weight, even those of the encoder's coordinates, which must stay float32.
 
     Args:
         deepspeed: the configuration, its JSON text, or a JSON file, as for transformers' --deepspeed.
 
     Raises:
-        UserError: the file is missing or holds no JSON object.
+        UserError: the file is missing or does not hold a JSON object.
     """
     config = deepspeed
     if isinstance(deepspeed, str):
         try:
             config = json.loads(deepspeed if deepspeed.startswith("{") else Path(deepspeed).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"--deepspeed {deepspeed} is no readable JSON file: {error}.") from error
+            raise UserError(f"--deepspeed {deepspeed} is not a readable JSON file: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed {deepspeed} does not hold a JSON object.")
     return config | {"bf16": {"enabled": False}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
 
 
 def compute_dtype(args: TrainingArguments) -> torch.dtype:
-    """In what a stage's matrix products are computed; `args` are after `with_autocast`."""
+    """Return the dtype of a stage's matrix products. `args` have gone through `with_autocast`."""
     deepspeed: Any = args.deepspeed
     if args.bf16 or (isinstance(deepspeed, dict) and deepspeed.get("torch_autocast", {}).get("enabled")):
         return torch.bfloat16

@@ -1,12 +1,13 @@
-"""What every training stage shares: its start, its end, the report of what trains.
+"""The start, the end and the parameter groups of a training stage.
 
-Knows nothing of the model. A stage makes its model, data and parts, and calls `run`.
+Knows nothing of the model. A stage makes its model, data and parameter groups, and calls `run`.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,71 +16,73 @@ from transformers import Trainer, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import check_output, write_text
+from sparse_vlm.files import check_output, new_directory, write_text
 from train.stages.arguments import StageArguments
 from train.stages.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
 from train.stages.log import LOG_NAME, JsonlLog
 
 logger = logging.getLogger(__name__)
+GROUPS_FILE = "parameter_groups.txt"
 
 
 @dataclass(frozen=True)
-class Part:
-    """Named parameters that train with one learning rate, or not at all (`learning_rate` None)."""
+class ParameterGroup:
+    """Named parameters that train at one learning rate, or are frozen (`learning_rate` None)."""
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     learning_rate: float | None
 
 
-def what_trains(model: nn.Module, parts: Sequence[Part]) -> str:
-    """Sets `requires_grad` of every parameter from the parts and returns the table that says so.
+def set_trainable(model: nn.Module, groups: Sequence[ParameterGroup]) -> str:
+    """Set `requires_grad` of every parameter and return a table of the groups.
 
     Raises:
-        ValueError: the parts do not hold each parameter of the model exactly once.
+        ValueError: the groups do not hold each parameter of the model exactly once.
     """
-    named = [id(parameter) for part in parts for parameter in part.parameters]
+    named = [id(parameter) for group in groups for parameter in group.parameters]
     if len(named) != len(set(named)) or set(named) != {id(parameter) for parameter in model.parameters()}:
-        raise ValueError("The parts must hold each parameter of the model exactly once.")
-    lines = [f"{'part':<24} {'parameters':>14}  learning rate"]
-    for part in parts:
-        for parameter in part.parameters:
-            parameter.requires_grad_(part.learning_rate is not None)
-        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in part.parameters)  # ZeRO-3 shards
-        rate = "frozen" if part.learning_rate is None else f"{part.learning_rate:g}"
-        lines.append(f"{part.name:<24} {count:>14,}  {rate}")
+        raise ValueError("The groups must hold each parameter of the model exactly once.")
+    lines = [f"{'group':<24} {'parameters':>14}  learning rate"]
+    for group in groups:
+        for parameter in group.parameters:
+            parameter.requires_grad_(group.learning_rate is not None)
+        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in group.parameters)  # ZeRO-3 shard
+        rate = "frozen" if group.learning_rate is None else f"{group.learning_rate:g}"
+        lines.append(f"{group.name:<24} {count:>14,}  {rate}")
     return "\n".join(lines)
 
 
-def say_what_trains(model: nn.Module, parts: Sequence[Part], args: StageArguments) -> None:
-    """`what_trains`; the main process logs the table and writes it to output_dir/what_trains.txt."""
-    table = what_trains(model, parts)
+def log_trainable(model: nn.Module, groups: Sequence[ParameterGroup], args: StageArguments) -> None:
+    """Call `set_trainable`; the main process logs the table and writes it to output_dir/parameter_groups.txt."""
+    table = set_trainable(model, groups)
     if args.process_index == 0:
-        logger.warning("What trains:\n%s", table)
-        write_text(Path(args.output_dir) / "what_trains.txt", table + "\n")
+        logger.warning("Parameter groups:\n%s", table)
+        write_text(Path(args.output_dir) / GROUPS_FILE, table + "\n")
 
 
 def prepare(args: StageArguments) -> None:
-    """Fails early: an output directory that is finished or a file, a checkpoint to go on from, or another number of
-    processes, or of samples in a step, than asked for. Tells DeepSpeed of the processes, and seeds. To be called before
-    a model is loaded.
+    """Check the output directory, the processes and the batch, start DeepSpeed's communication, and seed.
+
+    Call this before a model is loaded.
 
     Raises:
-        UserError: with the values.
+        UserError: the output directory holds a finished model or is a file, or the number of processes or of samples
+            per step is not the one that was asked for.
     """
     if (Path(args.output_dir) / "config.json").exists():
         raise UserError(f"{args.output_dir} already holds a finished model. Choose another --output_dir or remove it.")
     check_output(str(args.output_dir))
     if args.resume_from_checkpoint is not None:
         raise UserError(
-            f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run goes on from the last "
+            f"--resume_from_checkpoint {args.resume_from_checkpoint} is not supported: a run resumes from the last "
             "complete checkpoint in its --output_dir by itself. Leave it out."
         )
-    asked = args.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world_size != asked:
+    expected = args.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != expected:
         raise UserError(
-            f"{asked} processes were asked for but {args.world_size} trains. Launch with "
-            f"`deepspeed --num_gpus {asked} ...` or torchrun (accelerate on a CPU may start one process only)."
+            f"Expected {expected} processes, but {args.world_size} are running. Launch with "
+            f"`deepspeed --num_gpus {expected} ...` or torchrun (on a CPU, accelerate may start only one process)."
         )
     _check_global_batch(args)
     if args.n_gpu > 1:
@@ -90,10 +93,10 @@ def prepare(args: StageArguments) -> None:
         import deepspeed  # slow, and needs a compiler
 
         try:
-            deepspeed.init_distributed()  # ZeRO-3 shards while it loads; on a CPU transformers leaves this out
-        except ModuleNotFoundError as error:  # mpi4py, where nobody says which of how many processes this is
+            deepspeed.init_distributed()  # ZeRO-3 shards while it loads; transformers leaves this out on a CPU
+        except ModuleNotFoundError as error:  # mpi4py, which DeepSpeed tries where no launcher set the rank
             raise UserError(
-                "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun in place of python."
+                "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun instead of python."
             ) from error
     set_seed(args.seed)
 
@@ -104,16 +107,16 @@ def _check_global_batch(args: StageArguments) -> None:
         raise UserError(
             f"A step would have {args.per_device_train_batch_size} · {args.gradient_accumulation_steps} · "
             f"{args.world_size} = {per_step} samples (per device · accumulation · processes), but the learning rate is "
-            f"for --global_batch_size {args.global_batch_size}. Change --gradient_accumulation_steps or "
-            "--per_device_train_batch_size; or the rate, and the size with it."
+            f"meant for --global_batch_size {args.global_batch_size}. Change --gradient_accumulation_steps or "
+            "--per_device_train_batch_size, or change the rate and --global_batch_size together."
         )
 
 
 def refuse_zero3() -> None:
-    """For stages whose process 0 alone saves the model; to be called after `prepare`.
+    """For stages whose main process alone saves the model. Call this after `prepare`.
 
     Raises:
-        UserError: each process would hold a share of the weights only.
+        UserError: under ZeRO-3, where a process holds only a shard of the weights.
     """
     if is_deepspeed_zero3_enabled():
         raise UserError(
@@ -122,10 +125,10 @@ def refuse_zero3() -> None:
 
 
 def run(trainer: Trainer) -> None:
-    """Trains from the last complete checkpoint in output_dir, or from the start, writing output_dir/log.jsonl.
+    """Train from the last complete checkpoint in output_dir, or from the start, and write output_dir/log.jsonl.
 
     Raises:
-        UserError: one that the data set raised; there is no batch.
+        UserError: the data set raised it, or holds no batch.
     """
     output_dir = Path(str(trainer.args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -134,26 +137,40 @@ def run(trainer: Trainer) -> None:
     if trainer.is_world_process_zero():
         remove_incomplete(output_dir)
     if checkpoint is not None:
-        logger.warning("Going on from %s", checkpoint)
+        logger.warning("Resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step == 0:  # transformers only warns
         raise UserError(
-            "Training ended before its first step: the data hold no whole batch. Give more data, or make "
-            "--per_device_train_batch_size smaller."
+            "Training ended before its first step: the data do not fill one batch. Give more data, or reduce "
+            "--per_device_train_batch_size."
         )
 
 
-def publish(source: Path, output_dir: Path, opens: Callable[[Path], object], *, keep_checkpoints: bool) -> None:
-    """Moves a finished model's files to output_dir, config.json last (it marks the model as complete), and removes
-    `source` and, unless kept, the checkpoints. To be called by the main process alone.
+@contextmanager
+def finished_model(args: StageArguments, opens: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a directory for the files of the finished model and publish it, see `publish`."""
+    finished = Path(args.output_dir) / ".finished"
+    with new_directory(finished) as directory:
+        yield directory
+    publish(finished, args, opens)
 
-    `opens` opens such a directory: what it refuses is not published, and the checkpoints stay.
+
+def publish(source: Path, args: StageArguments, opens: Callable[[Path], object]) -> None:
+    """Move a finished model's files to output_dir, then remove `source` and, unless they are kept, the checkpoints.
+
+    config.json moves last: it marks the model as complete. Call this in the main process only.
+
+    Args:
+        source: the finished model.
+        args: output_dir and keep_checkpoints.
+        opens: opens a model directory. If it raises, nothing is published and the checkpoints stay.
     """
     opens(source)
-    (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line say the same
+    output_dir = Path(args.output_dir)
+    (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line hold the same
     for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, output_dir / path.name)
     source.rmdir()
-    if not keep_checkpoints:
+    if not args.keep_checkpoints:
         for path in all_checkpoints(output_dir):
             shutil.rmtree(path)

@@ -1,12 +1,9 @@
-"""What a checkpoint and a run that goes on from it must have in common: variant.json in the checkpoint."""
+"""What a checkpoint and the run that resumes from it must share: variant.json in the checkpoint."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
@@ -15,21 +12,21 @@ VARIANT_FILE = "variant.json"
 
 
 def write_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
-    """Writes a run's variant, JSON values, into its checkpoint."""
+    """Write a run's variant, JSON values, into its checkpoint."""
     write_json(checkpoint / VARIANT_FILE, variant)
 
 
 def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
-    """Compares the variant of a run with that of the checkpoint it is to go on from.
+    """Compare a run's variant with that of the checkpoint it would resume from.
 
     Raises:
-        UserError: they differ (the first such value is named), or the checkpoint holds none.
+        UserError: they differ (the message names the first difference), or the checkpoint has none.
     """
     try:
         earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{checkpoint} has no readable {VARIANT_FILE}, so it is not known whether this run can go on from it "
+            f"{checkpoint} has no readable {VARIANT_FILE}, so this run cannot tell whether it may resume from it "
             "(was it written with --save_only_model True, by another program, or by an older version?). Choose another "
             "--output_dir, or remove the checkpoint."
         ) from error
@@ -37,18 +34,9 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
     for name in present | earlier:
         if earlier.get(name) != present.get(name):
             raise UserError(
-                f"{checkpoint} is of another variant: its {name} is {earlier.get(name)}, this run's "
+                f"{checkpoint} belongs to another variant: its {name} is {earlier.get(name)}, this run's is "
                 f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
             )
-
-
-def fingerprint(module: nn.Module) -> str:
-    """The same for the same weights, whatever file, dtype of at most 32 bits and device they come from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The arguments of `train/bootstrap.py`."""
+"""The arguments of `train.bootstrap`."""
 
 import json
 from dataclasses import dataclass, field
@@ -21,26 +21,36 @@ class StudentArguments:
     teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG[@FILE], or a directory of either"})
     tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
     image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
-    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks left out; default: a third"})
-    tune_blocks: int | None = field(default=None, metadata={"help": "next blocks that train; default: a third"})
-    freeze_blocks: int | None = field(default=None, metadata={"help": "last blocks, which stay; default: the rest"})
-    focus_width: int | None = field(default=None, metadata={"help": "default: half the teacher's width"})
+    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks to drop; default: a third"})
+    tune_blocks: int | None = field(
+        default=None, metadata={"help": "next blocks, inherited and trained; default: a third"}
+    )
+    freeze_blocks: int | None = field(
+        default=None, metadata={"help": "last blocks, inherited and frozen; default: the rest"}
+    )
+    focus_width: int | None = field(
+        default=None, metadata={"help": "width of the focusing transformer; default: half the teacher's"}
+    )
     focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
-    sampling_points: int = field(default=16, metadata={"help": "points a token samples in its RoI"})
+    sampling_points: int = field(default=16, metadata={"help": "points that a token samples in its RoI"})
     stem_channels: int = field(default=64, metadata={"help": "channels of the early convolution"})
-    initial_rois: str | None = field(default=None, metadata={"help": "JSON file, [x1, y1, x2, y2] in [0, 1] per token"})
-    match_tokens: bool = field(default=False, metadata={"help": "latent tokens start with the teacher's statistics"})
-    inherit: bool = field(default=True, metadata={"help": "False: copy nothing, the baseline from scratch"})
+    initial_rois: str | None = field(
+        default=None, metadata={"help": "JSON file with [x1, y1, x2, y2] in [0, 1] per token"}
+    )
+    match_tokens: bool = field(default=False, metadata={"help": "initialise latent tokens to the teacher's statistics"})
+    inherit: bool = field(default=True, metadata={"help": "False: inherit nothing, the from-scratch baseline"})
 
     def __post_init__(self) -> None:
         if self.match_tokens and not self.inherit:
-            raise UserError("--match_tokens True fits tokens to inherited blocks, but --inherit False inherits none.")
+            raise UserError(
+                "--match_tokens True matches tokens to inherited blocks, but --inherit False inherits none."
+            )
 
     def read_rois(self) -> torch.Tensor | None:
-        """The file of `initial_rois`, float32[tokens, 4].
+        """Read the file of `initial_rois`: float32[tokens, 4].
 
         Raises:
-            UserError: no such file, or something else in it.
+            UserError: the file is missing or malformed.
         """
         if self.initial_rois is None:
             return None
@@ -50,7 +60,7 @@ class StudentArguments:
             raise UserError(f"Cannot read --initial_rois {self.initial_rois}: {error.strerror}.") from None
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"--initial_rois {self.initial_rois} is no JSON list of [x1, y1, x2, y2] ({error})."
+                f"--initial_rois {self.initial_rois} is not a JSON list of [x1, y1, x2, y2] ({error})."
             ) from None
         return rois
 
@@ -59,36 +69,45 @@ class StudentArguments:
 class ImageArguments:
     """The images: see `sparse_vlm.data.images.sources.open_images`."""
 
-    data_path: str = field(metadata={"help": "a folder, wds:SHARDS, hf:NAME, …; labels are not used"})
-    eval_data_path: str | None = field(default=None, metadata={"help": "held-out images for the alignment, the same"})
+    data_path: str = field(metadata={"help": "training images: a folder, wds:SHARDS, hf:NAME, …; labels are ignored"})
+    eval_data_path: str | None = field(
+        default=None, metadata={"help": "held-out images to measure the alignment on, as --data_path"}
+    )
     eval_samples: int | None = field(
-        default=None, metadata={"help": "so many of them, spread evenly; of a stream: the first"}
+        default=None, metadata={"help": "held-out images to use: evenly spaced, or the first of a stream; default: all"}
     )
     hold_out: bool = field(
-        default=False, metadata={"help": "train on none of the held-out images, which lie among those of --data_path"}
+        default=False,
+        metadata={"help": "leave the held-out images, which are among those of --data_path, out of training"},
     )
-    zero_shot_data_path: str | None = field(default=None, metadata={"help": "a folder with a folder per class"})
-    class_names: str | None = field(default=None, metadata={"help": "file, a name per class folder; default: ImageNet"})
-    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of a picture that a crop keeps"})
-    on_bad_image: str = field(default="error", metadata={"help": "error | skip (counted and reported)"})
-    samples_per_epoch: int | None = field(default=None, metadata={"help": "of a stream: images of an epoch"})
-    image_column: str | None = field(default=None, metadata={"help": "column (hf) or ending (wds) of the images"})
+    zero_shot_data_path: str | None = field(
+        default=None, metadata={"help": "labelled images for zero-shot accuracy: a folder per class"}
+    )
+    class_names: str | None = field(
+        default=None, metadata={"help": "file with one name per class folder; default: ImageNet's"}
+    )
+    min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of an image that a crop keeps"})
+    on_bad_image: str = field(default="error", metadata={"help": "unreadable images: error | skip (and count)"})
+    samples_per_epoch: int | None = field(default=None, metadata={"help": "images per epoch of a stream"})
+    image_column: str | None = field(
+        default=None, metadata={"help": "column (hf:) or file ending (wds:) of the images"}
+    )
     statistics_images: int = field(
-        default=64, metadata={"help": "of them, for what is measured before the start (match_tokens, center)"}
+        default=64, metadata={"help": "training images for the statistics of --match_tokens and --center"}
     )
-    shuffle_buffer: int = field(default=1000, metadata={"help": "images that a reader of a stream shuffles among"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "images that each reader of a stream shuffles"})
 
     def __post_init__(self) -> None:
         at_least_one = dict.fromkeys(("eval_samples", "samples_per_epoch", "statistics_images"), "[1, inf)")
         if self.eval_samples is not None and self.eval_data_path is None:
-            raise UserError("--eval_samples is a number of held-out images: give --eval_data_path too.")
+            raise UserError("--eval_samples needs held-out images: give --eval_data_path too.")
         if self.hold_out and (self.eval_samples is None or self.eval_data_path != self.data_path):
             raise UserError(
-                "--hold_out True takes --eval_samples images out of --data_path: give a number of them, and the same "
-                "path as --eval_data_path."
+                "--hold_out True leaves --eval_samples images of --data_path out of training: give --eval_samples, and "
+                "the same path as --eval_data_path."
             )
         if self.zero_shot_data_path is not None and self.eval_data_path is None:
-            raise UserError("Zero-shot accuracy is measured together with the alignment: give --eval_data_path too.")
+            raise UserError("--zero_shot_data_path needs --eval_data_path: both are measured together.")
         check_ranges(self, {**at_least_one, "min_crop_area": "(0, 1]", "shuffle_buffer": "[0, inf)"})
 
 
@@ -96,31 +115,45 @@ class ImageArguments:
 class ObjectiveArguments:
     """The loss, and how the teacher runs: see `sparse_vlm.bootstrap.objective`."""
 
-    alignment_weight: float = field(default=1.0, metadata={"help": "of 1 − cosine of the final representations"})
-    token_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens and patches under them"})
-    feature_weight: float = field(default=0.0, metadata={"help": "of the smooth L1 of the final representations"})
-    entry_weight: float = field(default=0.0, metadata={"help": "of 1 − cosine of tokens entering the inherited blocks"})
-    center: bool = field(default=False, metadata={"help": "cosines of deviations from the teacher's mean"})
-    teacher_image_size: int | None = field(default=None, metadata={"help": "a second teacher view, at this size"})
-    view_weight: float | None = field(default=None, metadata={"help": "of the second view; default: 1 if there is one"})
+    alignment_weight: float = field(default=1.0, metadata={"help": "weight of 1 − cosine of the final representations"})
+    token_weight: float = field(
+        default=0.0, metadata={"help": "weight of 1 − cosine of tokens and the patches under them"}
+    )
+    feature_weight: float = field(
+        default=0.0, metadata={"help": "weight of the smooth L1 of the final representations"}
+    )
+    entry_weight: float = field(
+        default=0.0, metadata={"help": "weight of 1 − cosine of tokens entering the inherited blocks"}
+    )
+    center: bool = field(default=False, metadata={"help": "take cosines of deviations from the teacher's mean"})
+    teacher_image_size: int | None = field(default=None, metadata={"help": "add a second teacher view at this size"})
+    view_weight: float | None = field(
+        default=None, metadata={"help": "weight of the second view; default: 1 if there is one"}
+    )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
 
     @property
     def weights(self) -> LossWeights:
-        """The weights of the terms."""
+        """The weights of the loss terms."""
         view = float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight
         return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view, self.entry_weight)
 
 
 @dataclass
 class BootstrapTraining(StageArguments):
-    """transformers' TrainingArguments, with what bootstrapping adds. --eval_steps alone turns evaluation on."""
+    """StageArguments plus those of bootstrapping. --eval_steps alone turns evaluation on."""
 
-    tuned_lr_scale: float = field(default=0.1, metadata={"help": "rate of the tuned blocks, times --learning_rate"})
-    layer_decay: float = field(default=1.0, metadata={"help": "their rate falls by this factor per block downwards"})
-    ema_decay: float | None = field(default=None, metadata={"help": "publish a moving average, e.g. 0.9999"})
-    metric_for_best_model: str | None = field(default="cosine", metadata={"help": "for --load_best_model_at_end"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept while running"})
+    tuned_lr_scale: float = field(
+        default=0.1, metadata={"help": "learning rate of the tuned blocks, relative to --learning_rate"}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "a tuned block's learning rate relative to the next one's"}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "publish a moving average with this decay, e.g. 0.9999"}
+    )
+    metric_for_best_model: str | None = field(default="cosine", metadata={"help": "metric of --load_best_model_at_end"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints to keep while running"})
 
     def __post_init__(self) -> None:
         if self.eval_steps is not None and self.eval_strategy == "no":
@@ -129,8 +162,8 @@ class BootstrapTraining(StageArguments):
         by_steps = self.eval_strategy == self.save_strategy == "steps"
         if self.load_best_model_at_end and by_steps and self.eval_steps != self.save_steps:
             raise UserError(
-                f"--load_best_model_at_end needs a checkpoint of each evaluation: --save_steps is {self.save_steps:g}, "
-                f"--eval_steps {self.eval_steps:g}. Make them equal."
+                "--load_best_model_at_end needs a checkpoint at each evaluation, but --save_steps is "
+                f"{self.save_steps:g} and --eval_steps is {self.eval_steps:g}. Make them equal."
             )
         check_ranges(self, {"ema_decay": "[0, 1)", "layer_decay": "(0, 1]", "tuned_lr_scale": "[0, inf)"})
 

@@ -1,4 +1,4 @@
-"""The images of a bootstrap: to train on, held out, for a picture at the end."""
+"""The images of a bootstrap: for training, for evaluation, and for the figure at the end."""
 
 from itertools import islice
 from typing import Any
@@ -20,10 +20,10 @@ HeldOut = HeldOutStream | HeldOutImages
 
 
 def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_buffer: int) -> ImageSource:
-    """The images of --data_path, with --hold_out those that are not measured with.
+    """Open the images of --data_path; with --hold_out, without the held-out ones.
 
     Raises:
-        UserError: they cannot be opened, or none can be held out.
+        UserError: the images cannot be opened, or cannot be held out.
     """
     found = open_images(
         images.data_path,
@@ -38,20 +38,20 @@ def training_images(images: ImageArguments, transform: Any, seed: int, shuffle_b
         return found
     if isinstance(found, ImageStream):
         raise UserError(
-            f"--hold_out True is for folders and tables, {images.data_path} is a stream: keep shards for "
-            "--eval_data_path that are not in --data_path."
+            f"--hold_out True is for folders and tables, but {images.data_path} is a stream: give --eval_data_path "
+            "shards that are not in --data_path."
         )
-    held_out = set(_held_out(images, found))
+    held_out = set(_held_out_indices(images, found))
     if len(held_out) == len(found):
         raise UserError(f"--hold_out True leaves none of the {len(found)} images of {images.data_path} to train on.")
     return ImageSubset(found, [index for index in range(len(found)) if index not in held_out])
 
 
 def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
-    """The images of --eval_data_path, always the same in the same order.
+    """Open the images of --eval_data_path, always the same ones in the same order.
 
     Raises:
-        UserError: they cannot be opened, or are fewer than --eval_samples.
+        UserError: the images cannot be opened, or are fewer than --eval_samples.
     """
     if images.eval_data_path is None:
         return None
@@ -61,46 +61,49 @@ def held_out_images(images: ImageArguments, transform: Any) -> HeldOut | None:
         transform,
         on_bad_image=images.on_bad_image,
         samples_per_epoch=images.eval_samples if prefix in STREAMS else None,
-        # the training images may lie in a table while these lie in a folder, which has no columns
-        image_column=images.image_column if prefix is not None else None,
+        # The training images may come from a table and these from a folder, which has no columns.
+        image_column=images.image_column if prefix in PREFIXES else None,
         shuffle_buffer=0,
     )
     if isinstance(found, ImageStream):
         return HeldOutStream(found)
-    return HeldOutImages(found, _held_out(images, found))
+    return HeldOutImages(found, _held_out_indices(images, found))
 
 
-def _held_out(images: ImageArguments, found: IndexedImages) -> list[int]:
-    """Which ones of --eval_data_path: --eval_samples at equal distances."""
+def _held_out_indices(images: ImageArguments, found: IndexedImages) -> list[int]:
+    """Choose --eval_samples evenly spaced images of --eval_data_path."""
     if images.eval_samples is None:
         return list(range(len(found)))
     if images.eval_samples > len(found):
         raise UserError(
-            f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} holds {len(found)}. "
-            "Leave it out for all of them."
+            f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} has {len(found)}. "
+            "Leave it out to use all of them."
         )
-    return _spread(found, images.eval_samples)
+    return _evenly_spaced(found, images.eval_samples)
 
 
-def _spread(images: IndexedImages, count: int) -> list[int]:
-    """So many indices at equal distances: a folder is often sorted by class."""
+def _evenly_spaced(images: IndexedImages, count: int) -> list[int]:
+    """Folders are often sorted by class, so the first images would not be typical."""
     return [index * len(images) // count for index in range(count)]
 
 
 def typical_images(images: ImageArguments, transform: Any) -> Tensor:
-    """Training images, spread evenly, of a stream the first: float[statistics_images or all there are, 3, H, W]."""
+    """Read up to `statistics_images` training images: float[N, 3, H, W].
+
+    They are evenly spaced; of a stream they are the first.
+    """
     found = training_images(images, transform, seed=0, shuffle_buffer=0)
     count = images.statistics_images
-    chosen = found if isinstance(found, ImageStream) else Subset(found, _spread(found, min(count, len(found))))
+    chosen = found if isinstance(found, ImageStream) else Subset(found, _evenly_spaced(found, min(count, len(found))))
     return torch.stack([item["pixel_values"] for item in islice(iter(chosen), count)])
 
 
-def some_pictures(images: ImageArguments, count: int = 4) -> list[Image.Image]:
-    """The first held-out pictures that can be read, or the first of all."""
+def figure_images(images: ImageArguments, count: int = 4) -> list[Image.Image]:
+    """Read the first readable held-out images, or training images if none are held out."""
 
     def unchanged(image: Image.Image) -> Image.Image:
         return image
 
     source = held_out_images(images, unchanged) or training_images(images, unchanged, seed=0, shuffle_buffer=0)
-    pictures = (item["pixel_values"] for item in iter(source) if item.get("readable", True))
-    return list(islice(pictures, count))
+    readable = (item["pixel_values"] for item in iter(source) if item.get("readable", True))
+    return list(islice(readable, count))

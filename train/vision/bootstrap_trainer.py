@@ -1,4 +1,4 @@
-"""The trainer of the bootstrapping stage: named losses, moving average of the student, evaluation, variant."""
+"""The trainer of bootstrapping: logged loss terms, moving average of the student, evaluation, variant."""
 
 import logging
 import time
@@ -19,39 +19,38 @@ from sparse_vlm.bootstrap import BootstrapTask
 from sparse_vlm.bootstrap.roi_statistics import RoIStatistics, roi_numbers, roi_statistics
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
+from sparse_vlm.fingerprint import fingerprint
 from train.stages.divergence import require_finite
-from train.stages.stage import Part
-from train.stages.variant import fingerprint
+from train.stages.stage import ParameterGroup
 from train.vision.image_trainer import ImageSource, ImageTrainer
 from train.vision.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 
 logger = logging.getLogger(__name__)
 EMA_FILE = "ema.safetensors"
-# What an evaluation measures, and what only with labelled images.
+# The metrics of an evaluation, and those that need labelled images.
 MEASURED = ("cosine", "centered_cosine", "roi_size", "roi_spread", "roi_outside")
 ZERO_SHOT = ("zero_shot_student", "zero_shot_teacher")
 
 
 class BootstrapTrainer(ImageTrainer):
-    """ImageTrainer that knows what student, teacher and alignment are.
+    """ImageTrainer for a `BootstrapTask`.
 
-    - Each log line has the terms of the loss, the cosine and the images per second beside the loss.
-    - `evaluate` measures alignment and RoIs on `eval_dataset`, and zero-shot accuracy; the best checkpoint is Trainer's
-      (`load_best_model_at_end` by `eval_cosine`).
+    - Each log line has the terms of the loss, the cosine and the images per second besides the loss.
+    - `evaluate` measures the alignment and the RoIs on `eval_dataset`, and the zero-shot accuracy.
     - A checkpoint also holds ema.safetensors (float32).
 
     Args:
-        parts: as given to `what_trains`.
+        groups: as given to `set_trainable`.
         task: the model.
-        images: to train on.
-        ema_decay: of the moving average of the student's weights (it rises to this value, timm's warm-up); None: off.
-        zero_shot: labelled images; None: no zero-shot accuracy.
+        images: the training images.
+        ema_decay: decay of the moving average of the student's weights, reached by timm's warm-up; None: off.
+        zero_shot: the zero-shot classification; None: off.
         **trainer: transformers' Trainer arguments.
     """
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        groups: Sequence[ParameterGroup],
         *,
         task: BootstrapTask,
         images: ImageSource,
@@ -59,26 +58,26 @@ class BootstrapTrainer(ImageTrainer):
         zero_shot: ZeroShotTask | None = None,
         **trainer: Any,
     ) -> None:
-        super().__init__(parts, images=images, model=task, **trainer)
+        super().__init__(groups, images=images, model=task, **trainer)
         self.task, self.zero_shot = task, zero_shot
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(task.student, ema_decay, use_warmup=True, dtype=torch.float32)
             self.add_callback(EmaUpdate(self.ema, task.student))
         self._terms: list[dict[str, Tensor]] = []
-        self._since: float | None = None  # when the images seen began to be counted
+        self._since: float | None = None  # when the count of seen images began
         self._seen = 0
         self._teacher_accuracy: float | None = None
-        # not the position embeddings: resampled on another processor, they may differ in the last bit
+        # Not the position embeddings: resampled on another processor, they may differ in the last bit.
         self._teacher_weights = fingerprint(task.teacher.trunk.blocks)
 
     @property
     def student(self) -> SparseFormer:
-        """What is evaluated and published: the moving average where there is one, else the trained weights."""
+        """The student that is evaluated and published: the moving average if there is one, else the trained weights."""
         return self.task.student if self.ema is None else self.ema.module
 
     def published(self) -> str:
-        """What `student` is after training, for people."""
+        """Describe `student` after training, for the log."""
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         step = self.state.best_global_step if best else self.state.global_step
         kind = "the trained weights" if self.ema is None else f"the moving average (decay {self.ema.decay:g})"
@@ -109,14 +108,14 @@ class BootstrapTrainer(ImageTrainer):
         super().log(logs, start_time)
 
     def measure(self) -> dict[str, float]:
-        """Alignment, RoIs and zero-shot accuracy of the student as it is now; all processes take part.
+        """Measure the alignment, the RoIs and the zero-shot accuracy of the student. All processes must call this.
 
         Returns:
-            cosine, centered_cosine, images, unreadable, roi_size, roi_spread, roi_outside; with a zero-shot set also
-            zero_shot_student, zero_shot_teacher, zero_shot_images, zero_shot_unreadable.
+            cosine, centered_cosine, images, unreadable, roi_size, roi_spread and roi_outside; with zero-shot images
+            also zero_shot_student, zero_shot_teacher, zero_shot_images and zero_shot_unreadable.
 
         Raises:
-            UserError: one of them is not a finite number: training has diverged.
+            UserError: a value is not finite: training has diverged.
         """
         student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
         alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
@@ -134,20 +133,20 @@ class BootstrapTrainer(ImageTrainer):
         return measured if self.zero_shot is None else measured | self._measure_zero_shot(self.zero_shot)
 
     @torch.no_grad()
-    def require_finite_rois(self, pictures: Sequence[Image.Image]) -> None:
-        """For a run without held-out images: a finite loss says nothing of RoIs that have grown beyond all numbers.
+    def require_finite_rois(self, images: Sequence[Image.Image]) -> None:
+        """Check the student's RoIs on some images: a finite loss does not imply finite RoIs.
 
         Raises:
-            UserError: those of some picture are not finite.
+            UserError: some RoIs are not finite.
         """
         student = self.student.to(self.args.device).eval()
-        pixels = torch.stack([student.transform(picture) for picture in pictures]).to(self.args.device)
+        pixels = torch.stack([student.transform(image) for image in images]).to(self.args.device)
         require_finite(_named(roi_statistics(roi_numbers(student(pixels).rois[-1]))), self.state.global_step)
 
     def _measure_zero_shot(self, zero_shot: ZeroShotTask) -> dict[str, float]:
         student, gather = self.student, self.accelerator.gather_for_metrics
         classes, images = zero_shot.classes, zero_shot.images
-        if self._teacher_accuracy is None:  # it stays the same
+        if self._teacher_accuracy is None:  # it never changes
             teacher = measure_zero_shot(self.task.target, classes, self._batches(images), gather)
             self._teacher_accuracy = teacher.value
         own = measure_zero_shot(lambda x: student(x).pooled, classes, self._batches(images), gather)
@@ -167,12 +166,12 @@ class BootstrapTrainer(ImageTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measure().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since, self._seen = None, 0  # images per second are those of training
+        self._since, self._seen = None, 0  # images_per_second is about training alone
         return metrics
 
     def variant(self) -> dict[str, Any]:
-        parts = {part.name: sum(p.numel() for p in part.parameters) for part in self.parts}
-        own = {"student": self.task.student.config.to_dict(), "parts": parts, "ema": self.ema is not None}
+        groups = {group.name: sum(p.numel() for p in group.parameters) for group in self.groups}
+        own = {"student": self.task.student.config.to_dict(), "groups": groups, "ema": self.ema is not None}
         return super().variant() | own | {"teacher_weights": self._teacher_weights}
 
     def restore(self, checkpoint: Path) -> None:
@@ -199,7 +198,7 @@ def _named(rois: RoIStatistics) -> dict[str, float]:
 
 
 class EmaUpdate(TrainerCallback):
-    """Updates a moving average after each step of the optimizer."""
+    """Update a moving average after each optimizer step."""
 
     def __init__(self, ema: ModelEmaV3, student: SparseFormer) -> None:
         self.ema, self.student = ema, student

@@ -1,4 +1,4 @@
-"""Metrics of classification, in the form that transformers' Trainer asks for: top-1 accuracy, AUROC."""
+"""Classification metrics in the form that transformers' Trainer expects: top-1 accuracy and AUROC."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,19 +14,21 @@ from sparse_vlm.data.images.labels import Labels
 from sparse_vlm.errors import UserError
 
 logger = logging.getLogger(__name__)
+Metric = Callable[[EvalPrediction], dict[str, Any]]
 
 
 def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float | None:
-    """The probability that a random positive has a higher score than a random negative; a tie counts half.
+    """Probability that a random positive has a higher score than a random negative; ties count half.
 
-    That is the Mann–Whitney statistic: (sum of the positives' ranks − p (p + 1) / 2) / (p n), ties with mean ranks.
+    This is the Mann–Whitney statistic: (sum of the positives' ranks − p (p + 1) / 2) / (p n), where ties have the mean
+    of their ranks.
 
     Args:
-        scores: float[N], any scale.
-        labels: 0 or 1, [N].
+        scores: float[N], on any scale.
+        labels: [N], 0 or 1.
 
     Returns:
-        in [0, 1]; None if there are only positives or only negatives: then it is not defined.
+        A value in [0, 1]; None (undefined) if all labels are equal.
     """
     positive = labels > 0.5
     positives = int(positive.sum())
@@ -38,18 +40,16 @@ def auroc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float |
     return float((ranks[position][positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def of_readable(
-    metric: Callable[[EvalPrediction], dict[str, Any]], loss: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[EvalPrediction], dict[str, Any]]:
-    """A metric, and the loss, over the images that can be read; how many those are ("images"), and the "unreadable".
+def over_readable(metric: Metric, loss: Callable[[Tensor, Tensor], Tensor]) -> Metric:
+    """Restrict a metric to the readable images, and add the loss and the numbers of images and unreadable ones.
 
     Args:
-        metric: of logits and labels.
+        metric: a function of logits and labels.
         loss: logits and labels -> float[].
 
     Returns:
-        a metric whose labels are (labels, bool[N] whether it can be read), of all held-out images; it raises UserError
-        if none can.
+        A metric whose labels are (labels, bool[N] that is True for readable images), over all held-out images. It
+        raises UserError if none is readable.
     """
 
     def measured(prediction: EvalPrediction) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def of_readable(
 
 
 def metric_names(labels: Labels) -> tuple[str, ...]:
-    """What an evaluation on these images measures, the undefined ones too."""
+    """Return the names of the metrics on these images, including undefined ones."""
     return ("loss", "auroc", *(f"auroc_{name}" for name in labels.classes)) if labels.multi_label else ("loss", "top1")
 
 
 def undefined_metrics(labels: Labels) -> dict[str, str]:
-    """Those that are not defined for these held-out images -> why."""
+    """Return the metrics that are undefined on these held-out images -> the reason."""
     if not labels.multi_label:
         return {}
     same = (labels.values == labels.values[0]).all(dim=0).tolist()
@@ -81,13 +81,13 @@ def undefined_metrics(labels: Labels) -> dict[str, str]:
 
 
 def top_1(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of the images whose highest logit is their class's."""
+    """Share of the images whose highest logit belongs to their class."""
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     return {"top1": float((logits.argmax(-1) == labels).mean())}
 
 
-def auroc_of(classes: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float | None]]:
-    """The metric: AUROC of each class (None where it is not defined: reported) and the mean of those that are."""
+def auroc_metric(classes: Sequence[str]) -> Metric:
+    """Return the metric: AUROC of each class, and the mean of the defined ones. Undefined ones are None and logged."""
 
     def metric(prediction: EvalPrediction) -> dict[str, float | None]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)

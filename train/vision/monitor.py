@@ -1,6 +1,6 @@
-"""What is measured while bootstrapping: alignment with the teacher, RoIs, zero-shot accuracy.
+"""Measurements during bootstrapping: alignment with the teacher, RoIs, zero-shot accuracy.
 
-Pure measurements over a data loader; when to take them and where they go is the trainer's business.
+Functions of a data loader. The trainer decides when to call them and where the results go.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,15 +25,15 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Alignment:
-    """Over the held-out images.
+    """Alignment of a student with its teacher over held-out images.
 
     Attributes:
         cosine: mean cosine of the student's final representation with the teacher's.
-        centered_cosine: the same of their deviations from their own means over these images: 0 for a student that
-            gives the same whatever it sees, whose `cosine` may be high.
-        rois: of the RoIs that the last unit samples.
-        images: how many.
-        unreadable: how many more could not be read; they count in nothing.
+        centered_cosine: mean cosine of their deviations from their own means over these images. It is 0 for a student
+            with a constant output, whose `cosine` may be high.
+        rois: statistics of the RoIs that the last unit samples.
+        images: number of images.
+        unreadable: number of unreadable images, which are excluded.
     """
 
     cosine: float
@@ -47,16 +47,16 @@ class Alignment:
 def measure_alignment(
     task: BootstrapTask, student: SparseFormer, batches: Batches, gather: Callable[[Tensor], Tensor]
 ) -> Alignment:
-    """Student against teacher on held-out images.
+    """Compare the student with the teacher on held-out images.
 
     Args:
-        task: knows the teacher.
-        student: in eval mode; the task's own or its moving average.
+        task: holds the teacher.
+        student: the task's student or its moving average, in eval mode.
         batches: "pixel_values" float[B, 3, H, W] and "readable" bool[B], on the student's device.
-        gather: joins the processes' tensors along the batch.
+        gather: concatenates the tensors of all processes along the batch.
 
     Raises:
-        UserError: there is no image, or none that can be read.
+        UserError: there are no images, or none is readable.
     """
 
     def measured(batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -64,22 +64,21 @@ def measure_alignment(
         output = student(images)
         return output.pooled.float(), task.target(images), roi_numbers(output.rois[-1])
 
-    (pooled, target, rois), unreadable = _of_readable(measured, batches, gather, "--eval_data_path")
+    (pooled, target, rois), unreadable = _over_readable(measured, batches, gather, "--eval_data_path")
     cosines = mean_cosine(pooled, target), centered_cosine(pooled, target)
     return Alignment(*cosines, roi_statistics(rois), len(rois), unreadable)
 
 
-def _of_readable(
+def _over_readable(
     measured: Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]],
     batches: Batches,
     gather: Callable[[Tensor], Tensor],
     flag: str,
 ) -> tuple[list[Tensor], int]:
-    """What is measured of the images that can be read, each tensor joined over batches and processes, on the CPU; and
-    how many cannot be."""
+    """Return the measured tensors of all readable images, on the CPU, and the number of unreadable images."""
     rows = [[gather(tensor).cpu() for tensor in (batch["readable"], *measured(batch))] for batch in batches]
     if not rows:
-        raise UserError(f"The held-out data ({flag}) holds no image.")
+        raise UserError(f"The held-out data ({flag}) holds no images.")
     readable, *tensors = (torch.cat(parts) for parts in zip(*rows, strict=True))
     if not readable.any():
         raise UserError(f"None of the {len(readable)} held-out images ({flag}) can be read.")
@@ -88,11 +87,11 @@ def _of_readable(
 
 @dataclass(frozen=True)
 class ZeroShotTask:
-    """A labelled set and the teacher's embeddings of its classes.
+    """Labelled images and the teacher's embeddings of their classes.
 
     Attributes:
         images: the labelled images.
-        classes: unit embeddings float32[K, D] on the CPU.
+        classes: unit embeddings, float32[K, D] on the CPU.
     """
 
     images: HeldOutImages
@@ -107,17 +106,17 @@ def open_zero_shot_task(
     on_bad_image: str = "error",
     device: torch.device | str = "cpu",
 ) -> ZeroShotTask:
-    """A folder of labelled images for zero-shot classification with open_clip's ImageNet templates.
+    """Open a folder of labelled images for zero-shot classification with open_clip's ImageNet templates.
 
     Args:
-        teacher: with a text side.
+        teacher: a teacher with a text side.
         folder: one subfolder per class.
-        class_names: a file with one name per line, in the order of the sorted subfolders; None: ImageNet-1k's.
+        class_names: file with one name per line, in the order of the sorted subfolders; None: ImageNet-1k's names.
         on_bad_image: "error" or "skip".
-        device: where the text side embeds the names (ImageNet's are 80,000 captions); it goes back to the CPU.
+        device: where the text side embeds the names (80,000 captions for ImageNet), before it returns to the CPU.
 
     Raises:
-        UserError: the teacher has no text side, or there are not as many names as folders.
+        UserError: the teacher has no text side, or the numbers of names and folders differ.
     """
     if teacher.text is None:
         raise UserError(f"Zero-shot classification needs a teacher with a text side (open_clip:…), not {teacher.name}.")
@@ -137,12 +136,12 @@ def open_zero_shot_task(
 
 @dataclass(frozen=True)
 class ZeroShotAccuracy:
-    """Over the labelled images.
+    """Zero-shot accuracy over labelled images.
 
     Attributes:
-        value: share of those whose nearest class embedding is their label's.
-        images: how many.
-        unreadable: how many more could not be read; they count in nothing.
+        value: share of the images whose nearest class embedding is that of their label.
+        images: number of images.
+        unreadable: number of unreadable images, which are excluded.
     """
 
     value: float
@@ -154,21 +153,21 @@ class ZeroShotAccuracy:
 def measure_zero_shot(
     encode: Callable[[Tensor], Tensor], classes: Tensor, batches: Batches, gather: Callable[[Tensor], Tensor]
 ) -> ZeroShotAccuracy:
-    """Zero-shot classification of labelled images.
+    """Classify labelled images by the nearest class embedding.
 
     Args:
         encode: float[B, 3, H, W] -> float[B, D].
         classes: float32[K, D].
         batches: "pixel_values", "labels" int64[B] and "readable" bool[B].
-        gather: as above.
+        gather: as in `measure_alignment`.
 
     Raises:
-        UserError: there is no image, or none that can be read.
+        UserError: there are no images, or none is readable.
     """
 
     def measured(batch: Mapping[str, Tensor]) -> tuple[Tensor]:
         images = batch["pixel_values"]
         return (hits(encode(images), classes.to(images.device), batch["labels"]).float(),)
 
-    (right,), unreadable = _of_readable(measured, batches, gather, "--zero_shot_data_path")
+    (right,), unreadable = _over_readable(measured, batches, gather, "--zero_shot_data_path")
     return ZeroShotAccuracy(right.mean().item(), len(right), unreadable)

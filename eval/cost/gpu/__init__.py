@@ -1,1 +1,1 @@
-"""`make gpu`: what this project computes on a GPU, checked against the CPU, and what it costs; docs/gpu.md."""
+"""Checks and measurements of this project on a GPU, see docs/gpu.md; run by `make gpu`."""

@@ -1,7 +1,11 @@
-"""Checks and measurements on a GPU, with a report: `python -m eval.cost.gpu`; docs/gpu.md says what is in it.
+"""Check this project on a GPU and measure its cost; write a report.
 
-Each piece runs in a process of its own, for as long as its box of time allows: one that fails, hangs or needs a package
-that is not installed is a line in the report, and the others go on. Exit status 1: something failed.
+    python -m eval.cost.gpu --device cuda
+    python -m eval.cost.gpu --device cuda --only encoders step --minutes 4
+    python -m eval.cost.gpu --device cpu --tiny
+
+Each piece runs in a process of its own and has a time limit. A piece that fails, hangs or lacks a package gets a line
+in the report, and the others still run. Exits with status 1 if a piece failed. docs/gpu.md describes the pieces.
 """
 
 import argparse
@@ -19,31 +23,33 @@ from typing import Any
 
 from eval.cost.gpu.pieces import PIECES, ROOT, Piece, missing
 from eval.cost.gpu.report import write_report
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.device_arguments import add_device_argument
-from sparse_vlm.errors import UserError, exit_with_sentence, unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 
-GRACE = 10.0  # seconds beyond its box in which a piece may end by itself
+GRACE = 10.0  # seconds beyond its time limit in which a piece may end by itself
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m eval.cost.gpu`."""
-    parser = argparse.ArgumentParser(prog="python -m eval.cost.gpu", description=(__doc__ or "").splitlines()[0])
+def build_parser() -> CommandParser:
+    """Make the parser of `python -m eval.cost.gpu`."""
+    parser = CommandParser.of_module("eval.cost.gpu", __doc__)
     names = ", ".join(piece.name for piece in PIECES)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"these pieces alone: {names}")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="all but these")
-    parser.add_argument("--tiny", action="store_true", help="very small models: to see that everything runs")
-    parser.add_argument("--minutes", type=float, default=8, help="for everything; what does not fit in is left out")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu"), help="for report.md, report.json and logs")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"run only these pieces: {names}")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="NAME", help="leave out these pieces")
+    parser.add_argument("--tiny", action="store_true", help="very small models, to check that everything runs")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8,
+        help="time limit for all pieces (default: 8)",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu"), help="folder for the report and logs")
     add_device_argument(parser)
     return parser
 
 
 def chosen(pieces: Sequence[Piece], only: Sequence[str] | None, skip: Sequence[str]) -> list[Piece]:
-    """The pieces of these names.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """Select the pieces that `only` names (all if None), without those in `skip`."""
     names = [piece.name for piece in pieces]
     for name in (*(only or ()), *skip):
         if name not in names:
@@ -52,7 +58,7 @@ def chosen(pieces: Sequence[Piece], only: Sequence[str] | None, skip: Sequence[s
 
 
 def run_piece(piece: Piece, folder: Path, device: str, tiny: bool, seconds: float) -> dict[str, Any]:
-    """Runs a piece within its box of time; what it has left, and what became of it."""
+    """Run a piece within its time limit, and return its outcome and results."""
     lacking = missing(piece.needs)
     if lacking:
         return _outcome(piece, "left out", f"it needs {lacking}", 0)
@@ -81,7 +87,7 @@ def _outcome(piece: Piece, status: str, reason: str, seconds: float) -> dict[str
 
 
 def _run_boxed(words: Sequence[str], log: Path, seconds: float) -> int | None:
-    """A command's exit status; None: it took longer, and was killed with all that it had started."""
+    """Run a command and return its exit status; None if it was killed, with all processes it started, at the limit."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     with (
         log.open("wb") as printed,
@@ -94,22 +100,18 @@ def _run_boxed(words: Sequence[str], log: Path, seconds: float) -> int | None:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            if process.poll() is None:  # also where we are interrupted ourselves
+            if process.poll() is None:  # also if this process is interrupted
                 os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:
-    """What a process that broke off said last; usually an exception."""
+    """Return the last line that a process printed, usually an exception."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def run(arguments: argparse.Namespace, words: Sequence[str], pieces: Sequence[Piece] = PIECES) -> int:
-    """Runs the chosen pieces one after the other, and writes the report after each; the exit status.
-
-    Raises:
-        UserError: an unknown piece or device, or no time.
-    """
+    """Run the chosen pieces in order, write the report after each, and return the exit status."""
     selected = chosen(pieces, arguments.only, arguments.skip)
     if arguments.minutes <= 0:
         raise UserError(f"--minutes must be positive, got {arguments.minutes:g}.")
@@ -122,7 +124,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str], pieces: Sequence[Pi
         "command": shlex.join(["python", "-m", "eval.cost.gpu", *words]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": str(device),
-        "size": "tiny: the times mean nothing" if arguments.tiny else "real",
+        "size": "tiny: the times are meaningless" if arguments.tiny else "real",
     }
     end = time.monotonic() + 60 * arguments.minutes
     results: list[dict[str, Any]] = []
@@ -131,7 +133,7 @@ def run(arguments: argparse.Namespace, words: Sequence[str], pieces: Sequence[Pi
         write_report(folder, about, results)
         last = results[-1]
         print(f"{piece.name}: {last['status']}, {last['seconds']:.0f} s {last['reason']}".rstrip(), flush=True)
-    print(f"Written: {folder / 'report.md'}, and report.json beside it.")
+    print(f"Wrote {folder / 'report.md'}, and report.json beside it.")
     checks = {piece.name for piece in selected if piece.is_check}
     bad = [
         each
@@ -142,10 +144,9 @@ def run(arguments: argparse.Namespace, words: Sequence[str], pieces: Sequence[Pi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Parse the command line, run the pieces, and return the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    arguments = build_parser().parse_args(words)
-    return exit_with_sentence(lambda: run(arguments, words))
+    return build_parser().run(lambda arguments: run(arguments, words), words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pieces of `python -m eval.cost.gpu`: what each needs, and how long it may take."""
+"""The pieces of `python -m eval.cost.gpu`, with the packages that each needs and its time limit."""
 
 import importlib.metadata
 import tomllib
@@ -14,14 +14,14 @@ VLM = ("vlm:transformers", "train:accelerate")
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the report, made in a process of its own.
+    """A part of the report, which runs in a process of its own.
 
     Attributes:
-        name: for --only and --skip.
-        title: of its section.
-        function: "module:function", takes a `Work`.
-        seconds: after which it is stopped.
-        needs: packages, "EXTRA:NAME" as pyproject.toml's extra of that name asks for them, or "NAME" in any version.
+        name: name for --only and --skip.
+        title: title of its section.
+        function: "module:function"; the function takes a `Work`.
+        seconds: time limit.
+        needs: packages: "EXTRA:NAME" in the version that pyproject.toml's extra asks for, or "NAME" in any version.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Piece:
 
     @property
     def is_check(self) -> bool:
-        """Whether it compares, rather than measures: it must then have run to its end."""
+        """Whether the piece checks results; then it must run to its end."""
         return "test:pytest" in self.needs
 
 
@@ -40,7 +40,7 @@ def _check(name: str, title: str, seconds: int, *needs: str) -> Piece:
     return Piece(name, title, f"eval.cost.gpu.checks:{name}", seconds, ("test:pytest", *needs))
 
 
-# In the order of their worth: what comes late is left out first where the time does not suffice.
+# Most useful first: if the time does not suffice, the last pieces are left out.
 PIECES: tuple[Piece, ...] = (
     Piece("machine", "The machine", "eval.cost.gpu.tables:machine", 45),
     _check("encoder", "Checks of the encoder", 60),
@@ -59,7 +59,7 @@ PIECES: tuple[Piece, ...] = (
 
 
 def missing(needs: Sequence[str]) -> str:
-    """What of the packages is not installed, or not in a version that fits; "": nothing."""
+    """Name the packages that are not installed or have an unsuitable version; "" if there are none."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lacking = []
     for need in needs:

@@ -1,4 +1,4 @@
-"""The report of `python -m eval.cost.gpu`, written anew after every piece."""
+"""The report of `python -m eval.cost.gpu`, rewritten after every piece."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from sparse_vlm.files import write_json, write_text
 
 
 def write_report(folder: Path, about: Mapping[str, str], results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes report.json and report.md, each atomically.
+    """Write report.json and report.md, each atomically.
 
     Args:
-        folder: for both.
+        folder: folder for both files.
         about: command, date and so on.
-        results: of the pieces that ended, each with "name", "title", "status" ("passed", "failed", "stopped", "left
-            out"), "reason", "seconds", and what `Work` has written, if it has.
+        results: one for each piece that ended, with "name", "title", "status" ("passed", "failed", "stopped", "left
+            out"), "reason", "seconds", and the values that `Work` wrote, if any.
     """
     write_json(folder / "report.json", {**about, "pieces": list(results)})
     parts = ["# GPU report\n", *(f"- {name}: {value}" for name, value in about.items()), ""]
@@ -38,5 +38,5 @@ def _section(result: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a table's cell can hold."""
+    """Put text on one line and escape it for a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

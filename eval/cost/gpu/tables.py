@@ -1,4 +1,4 @@
-"""The pieces that measure: the machine, vision towers, language models behind visual tokens."""
+"""Pieces that measure: the machine, vision towers, and language models with visual tokens."""
 
 import importlib.metadata
 import platform
@@ -33,12 +33,12 @@ TOWERS = (
 TINY_TOWERS = ("sparseformer-clip-b@64", "timm:vit_tiny_patch16_224@32")
 BATCHES = (1, 8, 64, 256)
 VISUAL_TOKENS = (16, 64, 576)
-PROMPT = 64  # tokens of text behind the visual ones
+PROMPT = 64  # text tokens after the visual ones
 PACKAGES = ("torch", "triton", "timm", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "flash-attn")
 
 
 def machine(work: Work) -> None:
-    """What the report was made on, and how fast it multiplies."""
+    """Describe the machine and measure the speed of its matrix products."""
     work.head("what", "value")
     for name, value in machine_of(work.device).items():
         work.row(name, str(value), name=name, value=value)
@@ -77,12 +77,12 @@ def _gpu(device: torch.device) -> dict[str, str]:
         query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
         done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
         lines = done.stdout.split()
-        found["driver"] = lines[0] if done.returncode == 0 and lines else "nvidia-smi does not say"
+        found["driver"] = lines[0] if done.returncode == 0 and lines else "unknown to nvidia-smi"
     return found
 
 
 def encoders(work: Work) -> None:
-    """Images a second of all towers, as they are and from CUDA graphs; the towers of a batch take turns."""
+    """Measure images per second of all towers, eager and from CUDA graphs; the towers of a batch take turns."""
     _head_of_towers(work)
     towers = _towers(work)
     models = {mode: _built(work, towers, mode) for mode in (("eager", "graphs") if _on_cuda(work) else ("eager",))}
@@ -92,7 +92,7 @@ def encoders(work: Work) -> None:
 
 
 def compiled(work: Work) -> None:
-    """Images a second with torch.compile, tower by tower: each is compiled anew for each batch."""
+    """Measure images per second with torch.compile, tower by tower; each is recompiled for each batch size."""
     _head_of_towers(work)
     longest = 0.0
     for batch in (1,) if work.tiny else (1, 64, 8, 256):
@@ -112,7 +112,7 @@ def _towers(work: Work) -> list[Tower]:
 
 
 def _built(work: Work, towers: Sequence[Tower], mode: str) -> list[nn.Module]:
-    with work.device:  # random weights are drawn where they stay: a CPU takes minutes
+    with work.device:  # draw random weights on the device; a CPU takes minutes
         return [build(tower, name_of(_dtype(work)), mode, work.device) for tower in towers]
 
 
@@ -146,7 +146,7 @@ def _measure_towers(work: Work, towers: Sequence[Tower], models: Sequence[nn.Mod
 
 
 def prefill(work: Work) -> None:
-    """Seconds from a tower's tokens to the first word: projector, LLM on tokens and prompt, choice of the word."""
+    """Time the first token without the vision tower: projector, LLM on visual tokens and prompt, choice of token."""
     work.head("LLM", "visual tokens", "prompt tokens", "ms", "GMAC")
     for name in _llms(work):
         work.attempt(name, partial(_measure_prefills, work, name))
@@ -156,17 +156,17 @@ def _measure_prefills(work: Work, name: str) -> None:
     llm = open_llm(name)
     with work.device:
         model = llm.load(_dtype(work)).to(work.device)
-        width = llm.config.hidden_size  # of the shape that `sparse-vlm build` makes, behind a ViT-L's 1,024 channels
+        width = llm.config.hidden_size  # projector as `sparse-vlm build` makes it, for a ViT-L's 1,024 channels
         projector = nn.Sequential(nn.LayerNorm(1024), nn.Linear(1024, width), nn.GELU(), nn.Linear(width, width))
         projector.to(work.device, _dtype(work))
         words = torch.randint(llm.config.vocab_size, (1, PROMPT))
         visual = {count: torch.randn(1, count, 1024, dtype=_dtype(work)) for count in VISUAL_TOKENS}
 
-    def first_word(tokens: Tensor) -> Tensor:
+    def first_token(tokens: Tensor) -> Tensor:
         embedded = torch.cat([projector(tokens), model.get_input_embeddings()(words)], dim=1)
         return model(inputs_embeds=embedded, use_cache=True, logits_to_keep=1).logits[0, -1].argmax()
 
-    runs = [partial(first_word, tokens) for tokens in visual.values()]
+    runs = [partial(first_token, tokens) for tokens in visual.values()]
     with torch.inference_mode():
         seconds = take_turns(runs, 2 if work.tiny else 10, work.device)
         for count, run, times in zip(visual, runs, seconds, strict=True):
@@ -176,7 +176,7 @@ def _measure_prefills(work: Work, name: str) -> None:
 
 
 def step(work: Work) -> None:
-    """Seconds and memory of training steps: frozen LLMs, as in the alignment, and all weights with AdamW."""
+    """Measure training steps: with frozen LLMs, as in the alignment, and with AdamW on all weights."""
     work.head("LLM", "what trains", "visual tokens", "text tokens", "ms", "peak MB")
     small, large = _llms(work)
     for name, frozen in ((small, True), (large, True), (small, False), (large, False)):

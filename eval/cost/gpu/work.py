@@ -1,4 +1,4 @@
-"""What a piece is given, and what it leaves: a JSON file that is whole after every row."""
+"""Task and results of a piece; the results are a JSON file that is complete after every row."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from sparse_vlm.files import write_json
 
 
 class Work:
-    """A piece's task, and its result so far.
+    """Task of a piece, and its results so far.
 
     Args:
-        output: the JSON file.
+        output: JSON file to write.
         device: where to compute.
-        tiny: whether to compute something very small, to see that it runs.
-        seconds: to spend.
+        tiny: use very small models, to check that everything runs.
+        seconds: time limit.
     """
 
     def __init__(self, output: Path, device: torch.device, tiny: bool, seconds: float) -> None:
@@ -29,48 +29,48 @@ class Work:
 
     @property
     def left(self) -> float:
-        """Seconds that are left."""
+        """Seconds left until the time limit."""
         return self._end - time.monotonic()
 
     @property
     def rows(self) -> int:
-        """Rows so far."""
+        """Number of rows so far."""
         return len(self._result["rows"])
 
     def head(self, *heading: str) -> None:
-        """Names the table's columns."""
+        """Set the heading of the table."""
         self._result["heading"] = list(heading)
         self.write()
 
     def row(self, *cells: str, **values: Any) -> None:
-        """Adds a row for people, and its numbers for programs."""
+        """Add a row of text, and the same numbers as JSON values."""
         self._result["rows"].append(list(cells))
         self._result["values"].append(values)
         self.write()
 
     def note(self, sentence: str) -> None:
-        """Adds a sentence below the table, e.g. about what was left out."""
+        """Add a sentence below the table, e.g. about rows that were left out."""
         self._result["notes"].append(sentence)
         self.write()
 
     def fail(self, sentence: str) -> None:
-        """Adds something that is wrong; the piece goes on."""
+        """Add a failure; the piece continues."""
         self._result["failures"].append(sentence)
         self.write()
 
     def write(self) -> None:
-        """Writes the result so far."""
+        """Write the results so far."""
         write_json(self._output, self._result)
 
     def attempt(self, label: str, run: Callable[[], None], needs: float = 0) -> None:
-        """Runs a part of the piece; what goes wrong in it is written down, and the rest goes on.
+        """Run a part of the piece; errors are recorded, and the piece continues.
 
-        Too little time or memory is a limit of the machine; anything else is a failure.
+        Too little time or memory is a limit of the machine and becomes a note; any other error is a failure.
 
         Args:
-            label: of the part, for a sentence.
-            run: adds its rows.
-            needs: seconds that it will take, as far as that is known.
+            label: name of the part in the note or failure.
+            run: adds the rows of the part.
+            needs: expected seconds, if known.
         """
         if self.left <= needs:
             self.note(f"{label}: left out, there was no time for it.")
@@ -78,8 +78,8 @@ class Work:
         try:
             run()
         except torch.OutOfMemoryError:
-            self.note(f"{label}: left out, the memory does not suffice.")
-        except Exception as error:  # of a compiler, a driver, a library: the other rows do not depend on it
+            self.note(f"{label}: left out, there was not enough memory.")
+        except Exception as error:  # from a compiler, a driver or a library; the other rows do not depend on it
             self.fail(f"{label}: {one_line(error)}")
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # for the next part's models
+            torch.cuda.empty_cache()  # free memory for the models of the next part

@@ -1,6 +1,8 @@
-"""One piece in a process of its own: `python -m eval.cost.gpu.worker MODULE:FUNCTION --output FILE --seconds 60`."""
+"""Run one piece of `python -m eval.cost.gpu` in this process.
 
-import argparse
+python -m eval.cost.gpu.worker eval.cost.gpu.tables:machine --output machine.json --device cpu --seconds 60
+"""
+
 import importlib
 import sys
 from collections.abc import Sequence
@@ -9,12 +11,13 @@ from pathlib import Path
 import torch
 
 from eval.cost.gpu.work import Work
+from sparse_vlm.command_line import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status. An exception ends in a traceback, whose last line the report shows."""
-    parser = argparse.ArgumentParser(prog="python -m eval.cost.gpu.worker", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("function", help="MODULE:FUNCTION")
+    """Run the piece and return 0. An exception ends in a traceback, whose last line the report shows."""
+    parser = CommandParser.of_module("eval.cost.gpu.worker", __doc__)
+    parser.add_argument("function", help="MODULE:FUNCTION of the piece")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, required=True)

@@ -21,7 +21,7 @@ OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
 def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "cost.json"
     models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]
-    assert main(["--models", *models, "--batches", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
+    assert main(["--models", *models, "--batch_sizes", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     assert [(result["batch"], result["threads"]) for result in report["results"]] == [(1, 1), (2, 1)]
     for result in report["results"]:
@@ -54,7 +54,7 @@ def tokens_of(found: Any) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "dense", "tolerance"),
-    [("packed", False, 1e-5), ("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
+    [("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
 )
 def test_no_mode_changes_the_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
     tower = open_tower("timm:vit_tiny_patch16_224@64" if dense else tiny_variant)
@@ -86,13 +86,10 @@ def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str)
     ("arguments", "sentence"),
     [
         (["--repeats", "0"], "--repeats must be at least 1, got 0."),
-        (["--batches", "1", "0"], "--batches must be at least 1, got 0."),
+        (["--batch_sizes", "1", "0"], "--batch_sizes must be at least 1, got 0."),
         (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
-        (
-            ["--modes", "eager", "packed", "onnx", "--dtypes", "bfloat16"],
-            "--modes packed onnx takes float32 on the CPU",
-        ),
-        (["--modes", "graphs"], "--modes graphs takes CUDA graphs: add --device cuda."),
+        (["--modes", "eager", "onnx", "--dtypes", "bfloat16"], "--modes onnx takes float32 on the CPU"),
+        (["--modes", "graphs"], "--modes graphs needs a CUDA device: add --device cuda."),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
     ],

@@ -28,10 +28,10 @@ def test_the_timed_token_is_the_one_that_generate_gives(answerer: Answerer) -> N
 
 def test_models_side_by_side(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "first.json"
-    assert main(["--models", str(vlm_dir), str(vlm_dir), "--output", str(output), "--pictures", "3"]) == 0
+    assert main(["--models", str(vlm_dir), str(vlm_dir), "--output", str(output), "--limit", "3"]) == 0
     assert "prefill" in capsys.readouterr().out
     report = json.loads(output.read_text())
-    assert report["machine"]["threads"] == 1
+    assert report["threads"] == 1
     assert len(report["results"]) == 2
     for result in report["results"]:
         assert result["visual_tokens"] == 6
@@ -44,7 +44,7 @@ def test_models_side_by_side(vlm_dir: Path, tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["--models", "nowhere", "--output", "x.json"], "There is no model directory nowhere"),
-        (["--models", "nowhere", "--output", "x.json", "--pictures", "0"], "--pictures must lie in 1…"),
+        (["--models", "nowhere", "--output", "x.json", "--limit", "0"], "--limit must lie in 1…"),
         (["--models", "nowhere", "--output", "x.json", "--threads", "0"], "--threads must be at least 1"),
     ],
 )

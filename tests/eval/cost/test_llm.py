@@ -56,7 +56,7 @@ def test_a_run_leaves_every_measurement(
     tmp_path: Path, vlm_dir: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, own = tmp_path / "llm.json", str(vlm_dir.parent / "llm")
-    arguments = ["--models", TOWER, f"{tiny_variant}@32", "--prompt-tokens", "6", "--repeats", "2"]
+    arguments = ["--models", TOWER, f"{tiny_variant}@32", "--prompt_tokens", "6", "--repeats", "2"]
     assert main(["--llms", "tiny", own, *arguments, "--output", str(output)]) == 0
     tiny, opened = json.loads(output.read_text())["results"]
     assert (tiny["weights"], opened["weights"], opened["llm"]) == ("random", "its own", "llm")
@@ -84,5 +84,5 @@ def test_unknown_llms_are_refused() -> None:
 
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--prompt-tokens", "0"]) == 2
-    assert "--prompt-tokens must be at least 1, got 0." in capsys.readouterr().err
+    assert main(["--prompt_tokens", "0"]) == 2
+    assert "--prompt_tokens must be at least 1, got 0." in capsys.readouterr().err

@@ -61,8 +61,8 @@ def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--models", "open_clip:ViT-B-32"], "open_clip:ViT-B-32 has no parts that are known here"),
-        (["--batch", "0"], "--batch must be at least 1, got 0."),
+        (["--models", "open_clip:ViT-B-32"], "The parts of open_clip:ViT-B-32 are not known here"),
+        (["--batch_size", "0"], "--batch_size must be at least 1, got 0."),
         (["--threads", "0"], "--threads must be at least 1, got 0."),
     ],
 )

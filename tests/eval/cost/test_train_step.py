@@ -57,7 +57,7 @@ def test_a_frozen_model_holds_no_moments_and_its_step_costs_less() -> None:
 
 def test_a_run_leaves_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "step.json"
-    sizes = ["--visual-tokens", "4", "9", "--text-tokens", "6", "--repeats", "2"]
+    sizes = ["--visual_tokens", "4", "9", "--text_tokens", "6", "--repeats", "2"]
     assert main(["--llm", "tiny", *sizes, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     assert report["weights"] == "random"
@@ -70,7 +70,7 @@ def test_a_run_leaves_every_measurement(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--llm", "tiny", "--visual-tokens", "0"], "--visual-tokens must be at least 1, got 0."),
+        (["--llm", "tiny", "--visual_tokens", "0"], "--visual_tokens must be at least 1, got 0."),
         (["--llm", "tinny"], "Unknown LLM 'tinny'"),
     ],
 )

@@ -44,7 +44,7 @@ def test_top_1_counts_the_largest_logit(encoder_dir: Path, folder: Path, tmp_pat
             logits = encoder(transform(Image.new("RGB", (64, 64), colour))[None]).pooled
             hits.append(int(logits.argmax()) == label)
     assert 0 < sum(hits) < 9, "all or none would say little"
-    arguments = ["--encoder", str(encoder_dir), "--images", str(folder), "--device", "cpu", "--batch-size", "4"]
+    arguments = ["--encoder", str(encoder_dir), "--images", str(folder), "--device", "cpu", "--batch_size", "4"]
     assert main([*arguments, "--output", str(tmp_path / "top1.json")]) == 0
     result = json.loads((tmp_path / "top1.json").read_text())
     assert result["top1"] == sum(hits) / 9

@@ -55,4 +55,4 @@ def test_too_few_images(clip_dir: Path, images: Path, tmp_path: Path, capsys: py
     for index in (5, 6):
         (images / f"{index}.png").unlink()
     assert main(["--teacher", str(clip_dir), "--encoder", str(tmp_path / "student"), "--images", str(images)]) == 2
-    assert "holds 5 images; five neighbours need at least 6" in capsys.readouterr().err
+    assert "has 5 images; five neighbours need at least 6" in capsys.readouterr().err

@@ -20,7 +20,8 @@ def test_a_row_for_each_size_and_a_figure(
     encoder_dir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figure = tmp_path / "figure.png"
-    assert main([str(encoder_dir), str(picture), "--scales", "1", "2", "--figure", str(figure)]) == 0
+    words = ["--encoder", str(encoder_dir), "--images", str(picture)]
+    assert main([*words, "--scales", "1", "2", "--figure", str(figure)]) == 0
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [int(row[0]) for row in rows] == [64, 128]
     assert [float(row[3]) == 0 for row in rows] == [True, False]
@@ -35,5 +36,5 @@ def test_tokens_stay_as_many(tiny_encoder: SparseFormer) -> None:
 
 
 def test_scales_are_checked(encoder_dir: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(encoder_dir), str(picture), "--scales", "0"]) == 2
+    assert main(["--encoder", str(encoder_dir), "--images", str(picture), "--scales", "0"]) == 2
     assert capsys.readouterr().err == "error: --scales must be at least 1, got 0.\n"

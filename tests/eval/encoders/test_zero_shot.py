@@ -78,4 +78,4 @@ def test_a_teacher_without_a_text_side_is_refused(
     weights = tmp_path / "weights.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), weights)
     assert main(["--teacher", f"timm:test_vit@{weights}", "--encoder", str(tmp_path / "encoder")]) == 2
-    assert "has no text side" in capsys.readouterr().err
+    assert "has no text encoder" in capsys.readouterr().err

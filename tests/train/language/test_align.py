@@ -16,7 +16,7 @@ from train.stages.log import read_log
 
 
 def flags(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> list[str]:
-    """The command line of a short run on the CPU."""
+    """Return the command line of a short run on the CPU."""
     values = {
         "model_name_or_path": vlm_dir,
         "data_path": data_dir / "captions.json",
@@ -37,7 +37,7 @@ def losses(out: Path) -> list[float]:
 
 
 def changed(before: Path, after: Path) -> set[str]:
-    """The parts of a model directory whose weights differ."""
+    """Return the modules of a model directory whose weights differ."""
     old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
     assert old.keys() == new.keys()
     names = {part for name in old if not torch.equal(old[name], new[name]) for part in name.split(".")}
@@ -55,7 +55,7 @@ def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: 
     assert not any(name.startswith(("checkpoint", ".", "training_args")) for name in files)
     for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_text() == (vlm_dir / name).read_text()
-    assert "frozen" in (tmp_path / "out" / "what_trains.txt").read_text()
+    assert "frozen" in (tmp_path / "out" / "parameter_groups.txt").read_text()
     start, result = (load_vlm(folder)[0].config.to_dict() for folder in (vlm_dir, tmp_path / "out"))
     assert result["provenance"] == start["provenance"] | {"stages": [{"stage": "align", "data": ["captions.json"]}]}
     assert result | {name: start[name] for name in ("_name_or_path", "provenance")} == start
@@ -92,31 +92,31 @@ def test_a_model_of_native_aspect_trains(encoder_dir: Path, llm_dir: Path, data_
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"version": "plane"}, "Unknown --version 'plane'. Did you mean 'plain'"),
-        ({"version": "plain", "independent_turns": True}, "--version plain knows no turns"),
+        ({"version": "plain", "independent_turns": True}, "--version plain has no turns"),
         ({"eval_strategy": "steps"}, "--eval_strategy steps needs held-out data: give --eval_data_path"),
-        ({"eval_data_path": "x.json"}, "--eval_data_path x.json is measured with --eval_strategy"),
-        ({"model_max_lenght": 3}, "Unknown argument 'model_max_lenght'. Did you mean 'model_max_length'"),
+        ({"eval_data_path": "x.json"}, "--eval_data_path x.json needs --eval_strategy"),
+        ({"model_max_lenght": 3}, "Unknown option --model_max_lenght. Did you mean --model_max_length?"),
     ],
 )
-def test_settings_that_mean_nothing_are_a_sentence(
+def test_meaningless_settings_are_a_one_line_error(
     vlm_dir: Path,
     data_dir: Path,
     tmp_path: Path,
     options: dict[str, object],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_checkpoints_hold_what_trains_and_tensorboard_the_curves(
+def test_checkpoints_hold_trained_weights_and_tensorboard_the_curves(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an evaluation every second step, on images and text-only samples."""
+    """Evaluations every second step, on images and text-only samples."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
     evaluation = {"eval_strategy": "steps", "eval_steps": 2, "eval_data_path": data_dir / "chats.json"}
     options = {"max_steps": 4, "save_steps": 2, "keep_checkpoints": True, "report_to": "tensorboard", **evaluation}
@@ -134,10 +134,8 @@ def test_checkpoints_hold_what_trains_and_tensorboard_the_curves(
     assert list((tmp_path / "curves").rglob("events.out.tfevents.*"))
 
 
-def test_the_loss_of_an_evaluation_does_not_depend_on_the_batch_size(
-    vlm_dir: Path, data_dir: Path, tmp_path: Path
-) -> None:
-    """Captions and answers of one token: a mean over samples of their batches' means differs by some percent."""
+def test_eval_loss_does_not_depend_on_the_batch_size(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Captions and one-token answers: an average of batch means would differ by some percent."""
     found = []
     for size in (1, 2, 5, 6):
         options = {"eval_strategy": "steps", "eval_steps": 1, "eval_data_path": data_dir / "mixed.json"}
@@ -149,7 +147,7 @@ def test_the_loss_of_an_evaluation_does_not_depend_on_the_batch_size(
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
 
 
-def test_checkpoints_without_the_optimizer_are_no_place_to_go_on_from(
+def test_a_run_cannot_resume_without_the_optimizer(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = flags(vlm_dir, data_dir, tmp_path / "out", max_steps=2, save_steps=1, save_only_model=True)
@@ -160,30 +158,30 @@ def test_checkpoints_without_the_optimizer_are_no_place_to_go_on_from(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot start with these options: One of min_lr or min_lr_rate"),
-        ({"optim": "galore_adamw"}, "The training cannot start with these options: "),
-        ({"use_liger_kernel": True}, "The training cannot start with these options: "),
-        ({"push_to_hub": True}, "The training cannot start with these options: "),
-        ({"bf16_full_eval": True}, "--bf16_full_eval would change nothing"),
+        ({"optim": "galore_adamw"}, "Training cannot start with these options: "),
+        ({"use_liger_kernel": True}, "Training cannot start with these options: "),
+        ({"push_to_hub": True}, "Training cannot start with these options: "),
+        ({"bf16_full_eval": True}, "--bf16_full_eval has no effect"),
     ],
 )
-def test_what_transformers_refuses_is_a_sentence(
+def test_options_that_transformers_refuses_is_a_one_line_error(
     vlm_dir: Path,
     data_dir: Path,
     tmp_path: Path,
     options: dict[str, object],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 2
     printed = capsys.readouterr().err
-    assert sentence in printed
+    assert message in printed
     assert len(printed.strip().splitlines()[-1]) < 700
 
 
-def test_a_mixture_trains_and_what_it_skips_is_written_down(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_a_mixture_trains_and_lists_skipped_samples(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     bad = [{"id": "lost", "image": "lost.png", "conversations": []}]
     (tmp_path / "bad.json").write_text(json.dumps(bad))
     entries = [{"data_path": f"{data_dir}/{name}.json", "image_folder": str(data_dir)} for name in ("captions", "text")]
@@ -205,7 +203,7 @@ def test_a_sample_over_the_length_is_found_before_the_first_step(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """LLaVA#999: it stopped the third step, and again at every restart."""
+    """LLaVA#999: such a sample stopped the third step, and again at every restart."""
     records = json.loads((data_dir / "captions.json").read_text())
     turns = [{"from": "human", "value": "<image>\nCount."}, {"from": "gpt", "value": "one, two, three. " * 40}]
     records.append({"id": "long", "image": "red.png", "conversations": turns})
@@ -226,13 +224,13 @@ def test_a_sample_over_the_length_is_found_before_the_first_step(
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_sentence_at_the_command_line(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_bad_input_is_a_one_line_error_at_the_command_line(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG no")
     data = tmp_path / "data.json"
     turns = '[{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]'
     data.write_text(f'[{{"id": "s", "image": "corrupt.png", "conversations": {turns}}}]')
     options = {"data_path": data, "image_folder": tmp_path, "dataloader_num_workers": 1}
-    command = ["train/align.py", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
+    command = ["-m", "train.align", *flags(vlm_dir, data_dir, tmp_path / "out", **options)]
     printed = run_together(command, [{}], tmp_path / "printed.txt", exitcode=2)
     assert printed.splitlines()[-1].startswith("error: Sample s: The image ")
     assert "Traceback" not in printed
@@ -240,12 +238,12 @@ def test_bad_input_is_one_sentence_at_the_command_line(vlm_dir: Path, data_dir: 
 
 @pytest.mark.slow
 def test_two_processes_with_zero2_follow_one_process(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """From the captions' words on, the same global batches in the same order; the sums run in another order, so the
+    """With --word_start, the same global batches in the same order. The sums have another order, so the
     curves drift apart by rounding (float32), which AdamW amplifies where gradients are near zero: 1e-3 of a loss of
     about 10."""
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "word_start": 6}
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)) == 0
     options = {"per_device_train_batch_size": 1, "deepspeed": "train/configs/deepspeed/zero2.json", "num_processes": 2}
-    deepspeed("train/align.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **options))
+    deepspeed("train.align", flags(vlm_dir, data_dir, tmp_path / "two", **common, **options))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     assert changed(vlm_dir, tmp_path / "two") == {"multi_modal_projector"}

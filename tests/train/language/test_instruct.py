@@ -21,18 +21,18 @@ QLORA = {**LORA, "bits": 4}
 FOCUSING = {"tune_focusing": True, "mm_focusing_lr": 2e-4}
 ORDERS = [{"train_sampling_strategy": name} for name in ("random", "sequential", "group_by_length")]
 INTERRUPTED = 130  # by Ctrl-C
-WITHIN_EPOCH_2 = {"per_device_train_batch_size": 3}  # three steps an epoch: checkpoint-4 lies in the second
+WITHIN_EPOCH_2 = {"per_device_train_batch_size": 3}  # three steps per epoch: checkpoint-4 lies in the second
 
 
 def run(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> set[str]:
-    """Runs the stage on chats.json (images and text-only samples mixed); what changed."""
+    """Run the stage on chats.json (images and text-only samples mixed) and return the changed modules."""
     options = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, **options}
     assert instruct.main(flags(vlm_dir, data_dir, out, **options)) == 0
     load_vlm(out, dtype=torch.float32)
     return changed(vlm_dir, out)
 
 
-def test_full_tuning_leaves_the_tower_alone(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_full_tuning_keeps_the_tower(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     assert run(vlm_dir, data_dir, tmp_path / "out", max_steps=20) == {"language_model", "multi_modal_projector"}
     curve = losses(tmp_path / "out")
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
@@ -41,14 +41,12 @@ def test_full_tuning_leaves_the_tower_alone(vlm_dir: Path, data_dir: Path, tmp_p
 def test_tower_tuning_has_its_own_rate(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     options = {"unfreeze_mm_vision_tower": True, "mm_vision_tower_lr": 2e-4, "mm_projector_lr": 0.0}
     assert run(vlm_dir, data_dir, tmp_path / "out", **options) == {"language_model", "vision_tower"}
-    table = (tmp_path / "out" / "what_trains.txt").read_text()
+    table = (tmp_path / "out" / "parameter_groups.txt").read_text()
     assert [line.split()[-1] for line in table.splitlines()[1:]] == ["0.0002", "0", "0.001"]
 
 
 @pytest.mark.parametrize("lora", [{}, LORA])
-def test_the_focusing_part_alone_can_be_tuned(
-    vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]
-) -> None:
+def test_focusing_alone_can_be_tuned(vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]) -> None:
     out = tmp_path / "out"
     everything = {"language_model", "vision_tower", "multi_modal_projector"}
     assert run(vlm_dir, data_dir, out, **FOCUSING, **lora) == everything
@@ -57,11 +55,11 @@ def test_the_focusing_part_alone_can_be_tuned(
     assert all(same for name, same in tower.items() if ".cortex." in name)
     assert not all(same for name, same in tower.items() if ".focus." in name)
     assert not all(same for name, same in tower.items() if ".stem." in name)
-    assert "focusing" in (out / "what_trains.txt").read_text()
+    assert "focusing" in (out / "parameter_groups.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"bits": 4}, "--bits 4 freezes the language model: add --lora_enable True"),
         ({"bits": 8}, "--bits must be 4 or 16, got 8"),
@@ -71,17 +69,17 @@ def test_the_focusing_part_alone_can_be_tuned(
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end"),
     ],
 )
-def test_settings_that_do_not_go_together_are_a_sentence(
+def test_contradictory_settings_are_a_one_line_error(
     vlm_dir: Path,
     data_dir: Path,
     tmp_path: Path,
     options: dict[str, object],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = flags(vlm_dir, data_dir, tmp_path / "out", data_path=data_dir / "chats.json", **options)
     assert instruct.main(arguments) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", [LORA, QLORA])
@@ -116,7 +114,7 @@ def test_a_checkpoint_of_an_adapter_is_small_and_merges_to_the_same_model(
     assert {weights[name].dtype for name in weights if ".language_model." in name} == {torch.bfloat16}
     words[3] = str(vlm_dir)
     assert merge_lora.main(words) == 2
-    assert "holds no LoRA adapter" in capsys.readouterr().err
+    assert "does not hold a LoRA adapter" in capsys.readouterr().err
 
 
 def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -126,7 +124,7 @@ def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir
 
 
 @pytest.mark.parametrize("options", [{}, LORA, QLORA, FOCUSING, *(order | WITHIN_EPOCH_2 for order in ORDERS)])
-def test_an_interrupted_run_goes_on_to_the_same_curve(
+def test_an_interrupted_run_resumes_with_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(vlm_dir, data_dir, tmp_path / "whole", save_steps=2, **options)
@@ -176,10 +174,10 @@ def test_two_processes_with_zero3_follow_one_process(
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, "lora_dropout": 0.0, **options}
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
-    more |= {"deepspeed": f"train/{config}.json", "num_processes": 2}
-    if config == "zero3_offload":  # the first process alone has read the tower when the other needs it
+    more |= {"deepspeed": f"train/configs/deepspeed/{config}.json", "num_processes": 2}
+    if config == "zero3_offload":  # the second process needs the tower, which only the first has read
         more |= {"cache_visual_tokens": tmp_path / "cache"}
-    start("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
+    start("train.instruct", flags(vlm_dir, data_dir, tmp_path / "two", **common, **more))
     load_vlm(tmp_path / "two", dtype=torch.float32)
     assert changed(vlm_dir, tmp_path / "two") == changed(vlm_dir, tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
@@ -187,13 +185,13 @@ def test_two_processes_with_zero3_follow_one_process(
 
 @pytest.mark.slow
 def test_zero3_in_bf16_trains_coordinates_as_one_process_does(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """What is left is the noise of bf16 elsewhere (measured: updates 7 %)."""
+    """The remaining difference is bf16 noise elsewhere (measured: 7 % of the updates)."""
     options: dict[str, object] = {"unfreeze_mm_vision_tower": True, "bf16": True, "max_steps": 5}
     options |= {"train_sampling_strategy": "sequential", "optim": "sgd"}  # SGD's steps are as exact as the gradients
     run(vlm_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **options)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 1}
     more |= {"deepspeed": "train/configs/deepspeed/zero3.json", "num_processes": 2, **options}
-    forked("train/instruct.py", flags(vlm_dir, data_dir, tmp_path / "two", **more))
+    forked("train.instruct", flags(vlm_dir, data_dir, tmp_path / "two", **more))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-2)
     old, one, two = (load_file(path / "model.safetensors") for path in (vlm_dir, tmp_path / "one", tmp_path / "two"))
     islands = [name for name in one if re.search(r"\.(initial_rois|points|encoding|adjustment)\.", name)]
@@ -205,26 +203,30 @@ def test_zero3_in_bf16_trains_coordinates_as_one_process_does(vlm_dir: Path, dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "options"), [("zero2", QLORA), ("zero3", {}), ("zero3", LORA)])
-def test_a_run_under_deepspeed_goes_on_to_the_same_curve(
+def test_a_run_under_deepspeed_resumes_with_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, config: str, options: dict[str, object]
 ) -> None:
-    """From a checkpoint that holds what trains; the tower is frozen."""
+    """The checkpoint holds only trained weights; the tower is frozen."""
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "per_device_train_batch_size": 2}
-    more |= {"deepspeed": f"train/{config}.json", "save_steps": 2, "max_steps": 4, "save_total_limit": 2}
+    more |= {
+        "deepspeed": f"train/configs/deepspeed/{config}.json",
+        "save_steps": 2,
+        "max_steps": 4,
+        "save_total_limit": 2,
+    }
     more |= {"keep_checkpoints": True, **options}
     out, halves = tmp_path / "out", tmp_path / "halves"
-    forked("train/instruct.py", flags(vlm_dir, data_dir, out, **more), 1)
+    forked("train.instruct", flags(vlm_dir, data_dir, out, **more), 1)
     shutil.copytree(out / "checkpoint-2", halves / "checkpoint-2")
     shutil.copy(out / "log.jsonl", halves)
-    forked("train/instruct.py", flags(vlm_dir, data_dir, halves, **more), 1)
+    forked("train.instruct", flags(vlm_dir, data_dir, halves, **more), 1)
     assert losses(halves) == pytest.approx(losses(out), abs=1e-5)
     assert changed(out, halves) == set()
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_within_the_second_epoch(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Three steps an epoch; checkpoint-4 lies in the second, and what is skipped there is skipped in its order, which
-    is ours: those of accelerate's own samplers are its business."""
+def test_two_processes_resume_within_the_second_epoch(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Three steps per epoch: checkpoint-4 lies in the second, whose seen batches are skipped in that epoch's order."""
     more = {
         "deepspeed": "train/configs/deepspeed/zero2.json",
         "num_processes": 2,
@@ -234,8 +236,8 @@ def test_two_processes_go_on_within_the_second_epoch(vlm_dir: Path, data_dir: Pa
     more |= {"save_steps": 4, "save_total_limit": 2, "keep_checkpoints": True}
     more |= {"train_sampling_strategy": "group_by_length"}
     out, halves = tmp_path / "out", tmp_path / "halves"
-    forked("train/align.py", flags(vlm_dir, data_dir, out, **more))
+    forked("train.align", flags(vlm_dir, data_dir, out, **more))
     shutil.copytree(out / "checkpoint-4", halves / "checkpoint-4")
     shutil.copy(out / "log.jsonl", halves)
-    forked("train/align.py", flags(vlm_dir, data_dir, halves, **more))
+    forked("train.align", flags(vlm_dir, data_dir, halves, **more))
     assert losses(halves) == losses(out)

@@ -1,4 +1,4 @@
-"""4-bit weights are the language model's alone."""
+"""Only the language model has 4-bit weights."""
 
 import sys
 from pathlib import Path
@@ -9,14 +9,14 @@ from bitsandbytes.nn import Linear4bit
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout
-from train.language.qlora import four_bits
+from train.language.qlora import qlora_config
 from train.language.vlm import ModelArguments, load
 from train.stages.stage import StageArguments
 
 
-def test_the_language_model_alone_is_packed(vlm_dir: Path, tmp_path: Path) -> None:
+def test_only_the_language_model_is_quantised(vlm_dir: Path, tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
-    model, _ = load(ModelArguments(str(vlm_dir)), args, four_bits("nf4", double=True, args=args))
+    model, _ = load(ModelArguments(str(vlm_dir)), args, qlora_config("nf4", double=True, args=args))
     packed = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     assert len(packed) == 2 * 7
     assert all(".language_model.layers." in name for name in packed)
@@ -27,14 +27,16 @@ def test_the_language_model_alone_is_packed(vlm_dir: Path, tmp_path: Path) -> No
 @pytest.mark.usefixtures("zero3")
 def test_zero3_is_refused(tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(UserError, match="--bits 4 does not go together with ZeRO-3"):
-        four_bits("nf4", double=True, args=args)
+    with pytest.raises(UserError, match="--bits 4 does not work with ZeRO-3"):
+        qlora_config("nf4", double=True, args=args)
 
 
-def test_without_bitsandbytes_it_is_a_sentence(vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And every other kind of tuning does without it."""
+def test_missing_bitsandbytes_is_a_one_line_error(
+    vlm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other kinds of tuning work without it."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(UserError, match="--bits 4 needs bitsandbytes: pip install bitsandbytes"):
-        four_bits("nf4", double=True, args=args)
+        qlora_config("nf4", double=True, args=args)
     assert keep_four_bit_layout(load(ModelArguments(str(vlm_dir)), args)[0]) == 0

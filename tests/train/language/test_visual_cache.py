@@ -1,4 +1,4 @@
-"""--cache_visual_tokens: the numbers of the tower itself, computed once, and never another tower's."""
+"""--cache_visual_tokens: the tower's own tokens, computed once, never another tower's."""
 
 import logging
 from pathlib import Path
@@ -40,7 +40,7 @@ def computed(caplog: pytest.LogCaptureFixture) -> str:
 
 
 @torch.no_grad()
-def test_encoded_images_are_what_the_projector_takes(loaded: Loaded, data_dir: Path) -> None:
+def test_encoded_images_are_the_projectors_input(loaded: Loaded, data_dir: Path) -> None:
     model = loaded[0]
     pixels = torch.stack([data(loaded, data_dir, "captions.json").training[i]["images"][0] for i in range(2)])
     taken: list[torch.Tensor] = []
@@ -54,7 +54,7 @@ def test_encoded_images_are_what_the_projector_takes(loaded: Loaded, data_dir: P
 def test_batches_with_cached_tokens_give_the_same_logits(
     loaded: Loaded, data_dir: Path, tmp_path: Path, options: dict[str, bool]
 ) -> None:
-    """Pictures and text-only samples; a batch of these alone has the blank picture."""
+    """Images and text-only samples; a batch of the latter alone has the blank image."""
     with_pixels = data(loaded, data_dir, "chats.json", **options)
     cached = data(loaded, data_dir, "chats.json", tmp_path / "cache", **options)
     for items in ((0, 1, 2, 3), (1, 3)):
@@ -64,22 +64,22 @@ def test_batches_with_cached_tokens_give_the_same_logits(
         torch.testing.assert_close(loaded[0](**batch).logits, loaded[0](**expected).logits, atol=1e-5, rtol=0)
 
 
-def test_only_what_is_missing_is_computed(
+def test_only_missing_tokens_are_computed(
     loaded: Loaded, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.language.visual_cache.SHARD_PICTURES", 4)
+    monkeypatch.setattr("train.language.visual_cache.SHARD_IMAGES", 4)
     cache = tmp_path / "cache"
     with caplog.at_level(logging.WARNING):
         data(loaded, data_dir, "captions.json", cache)
-        assert computed(caplog) == "6 computed now, 0 were there"
+        assert computed(caplog) == "6 computed now, 0 found"
         data(loaded, data_dir, "chats.json", cache)
-        assert computed(caplog) == "0 computed now, 6 were there"
+        assert computed(caplog) == "0 computed now, 6 found"
         (folder,) = cache.iterdir()
         shards = sorted(folder.glob("*.safetensors"), key=lambda shard: shard.stat().st_size)
         assert len(shards) == 2
-        shards[0].unlink()  # as if interrupted before it
+        shards[0].unlink()  # as if interrupted before writing it
         data(loaded, data_dir, "captions.json", cache)
-        assert computed(caplog) == "2 computed now, 4 were there"
+        assert computed(caplog) == "2 computed now, 4 found"
 
 
 def test_another_tower_never_gets_these_tokens(
@@ -93,15 +93,15 @@ def test_another_tower_never_gets_these_tokens(
             model.model.vision_tower.encoder.stem.conv.weight += 0.1
         caplog.clear()
         second = data(loaded, data_dir, "captions.json", cache).training[0]["images"][0]
-        assert computed(caplog) == "6 computed now, 0 were there"
+        assert computed(caplog) == "6 computed now, 0 found"
         processor.image_processor.image_mean = [0.1, 0.2, 0.3]
         data(loaded, data_dir, "captions.json", cache)
-        assert computed(caplog) == "6 computed now, 0 were there"
+        assert computed(caplog) == "6 computed now, 0 found"
     assert not torch.allclose(first, second)
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_damaged_picture_is_named(loaded: Loaded, tmp_path: Path) -> None:
+def test_a_damaged_image_is_named(loaded: Loaded, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
     turns = '[{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]'
     (tmp_path / "bad.json").write_text(f'[{{"id": "s", "image": "bad.png", "conversations": {turns}}}]')
@@ -110,7 +110,7 @@ def test_a_damaged_picture_is_named(loaded: Loaded, tmp_path: Path) -> None:
 
 
 def test_a_stage_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Held-out pictures are cached as well, and packed rows pass through the trainer."""
+    """Held-out images are cached too, and packed rows pass through the trainer."""
     more = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "eval_data_path": data_dir / "chats.json"}
     curves = []
     for name, cache in (("without", {}), ("with", {"cache_visual_tokens": tmp_path / "cache", "packing": True})):

@@ -1,4 +1,4 @@
-"""The stages' batches on a real (tiny) VLM: padding, mixing, independence and the blank image change no number."""
+"""Batches on a real tiny VLM: padding, mixing, independence and the blank image do not change the numbers."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
 from train.language.trainer import ConversationTrainer, LengthGroups
-from train.language.vlm import ModelArguments, load, vlm_parts
-from train.stages.stage import StageArguments, what_trains
+from train.language.vlm import ModelArguments, load, vlm_groups
+from train.stages.stage import StageArguments, set_trainable
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, P
 def test_a_packed_batch_has_the_same_loss_and_gradients(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, tmp_path: Path, packing: str
 ) -> None:
-    """With images and text-only samples side by side, and one that is much longer."""
+    """Images and text-only samples, one of which is much longer."""
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+    set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=1.0))
     turns = [{"from": "human", "value": "Count."}, {"from": "gpt", "value": ", ".join(map(str, range(60)))}]
     records = [*json.loads((data_dir / "chats.json").read_text()), {"id": "long", "conversations": turns}]
     (tmp_path / "data.json").write_text(json.dumps(records))
@@ -76,7 +76,7 @@ def test_packing_is_for_known_language_models(
     monkeypatch.setattr(loaded[0].config.get_text_config(), "_attn_implementation_internal", "flash_attention_2")
     assert data(loaded, data_dir, "chats.json", packing=True)[1].packing == "one row"
     monkeypatch.setattr(loaded[0].config.get_text_config(), "model_type", "bloom")
-    with pytest.raises(UserError, match=r"language model of type 'bloom'; it is in gemma, .* Leave it out"):
+    with pytest.raises(UserError, match=r"language model of type 'bloom'. It is supported for gemma, .* Leave it out"):
         data(loaded, data_dir, "chats.json", packing=True)
 
 
@@ -108,7 +108,7 @@ def test_the_blank_image_has_zero_gradient_and_changes_nothing(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, independent: bool
 ) -> None:
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=None))
+    set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=None))
     dataset, with_blank = data(loaded, data_dir, "text.json", language=False, independent_turns=independent)
     _, without = data(loaded, data_dir, "text.json", independent_turns=independent)
     examples = [dataset[0], dataset[1]]
@@ -123,7 +123,7 @@ def test_the_blank_image_has_zero_gradient_and_changes_nothing(
 
 def test_a_frozen_tower_runs_without_a_graph(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
     model = loaded[0]
-    what_trains(model, vlm_parts(model, tower=None, projector=1.0, language=None))
+    set_trainable(model, vlm_groups(model, tower=None, projector=1.0, language=None))
     dataset, collate = data(loaded, data_dir, "captions.json")
     batch = collate([dataset[0]])
     assert not model.model.vision_tower(batch["pixel_values"]).last_hidden_state.requires_grad
@@ -137,13 +137,13 @@ def test_independent_turns_need_sdpa(loaded: tuple[PreTrainedModel, ProcessorMix
     model = loaded[0]
     model.set_attn_implementation({"text_config": "eager"})
     try:
-        with pytest.raises(UserError, match="needs the attention implementation sdpa"):
+        with pytest.raises(UserError, match="needs --attn_implementation sdpa"):
             data(loaded, data_dir, "captions.json", independent_turns=True)
     finally:
         model.set_attn_implementation({"text_config": "sdpa"})
 
 
-def test_independent_turns_and_a_sliding_window_do_not_go_together(
+def test_independent_turns_refuse_a_sliding_window(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded[0].config.get_text_config(), "sliding_window", 1000, raising=False)
@@ -151,7 +151,7 @@ def test_independent_turns_and_a_sliding_window_do_not_go_together(
         data(loaded, data_dir, "captions.json", independent_turns=True)
 
 
-def test_the_language_models_positions_are_a_limit(
+def test_the_language_models_positions_limit_samples(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded[0].config.get_text_config(), "max_position_embeddings", 12)
@@ -159,17 +159,19 @@ def test_the_language_models_positions_are_a_limit(
         data(loaded, data_dir, "captions.json")
 
 
-def test_the_focusing_part_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
+def test_focusing_can_have_its_own_rate(loaded: tuple[PreTrainedModel, ProcessorMixin]) -> None:
     model = loaded[0]
-    parts = {part.name: part for part in vlm_parts(model, tower=None, focusing=2.0, projector=1.0, language=None)}
-    what_trains(model, list(parts.values()))
+    groups = {group.name: group for group in vlm_groups(model, tower=None, focusing=2.0, projector=1.0, language=None)}
+    set_trainable(model, list(groups.values()))
     encoder = model.model.vision_tower.encoder
-    assert {part.learning_rate for part in parts.values()} == {2.0, 1.0, None}
+    assert {group.learning_rate for group in groups.values()} == {2.0, 1.0, None}
     assert all(p.requires_grad for part in (encoder.stem, encoder.focus) for p in part.parameters())
     assert not any(p.requires_grad for p in encoder.cortex.parameters())
 
 
-def test_other_attention_is_the_same_numbers_or_a_sentence(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     logits = []
     for attention in ("sdpa", "eager"):
@@ -188,7 +190,7 @@ def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_d
     gradients, runs = [], []
     for again in (False, True):
         model, processor = load(ModelArguments(str(vlm_dir)), args)
-        what_trains(model, vlm_parts(model, tower=1.0, projector=1.0, language=1.0))
+        set_trainable(model, vlm_groups(model, tower=1.0, projector=1.0, language=1.0))
         if again:
             model.activation_checkpointing_enable({"use_reentrant": False})
         dataset, collate = data((model, processor), data_dir, "chats.json")
@@ -211,15 +213,15 @@ def test_grouping_by_length_reads_no_image(
     monkeypatch.setattr("sparse_vlm.data.conversations.images.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
-    parts = vlm_parts(loaded[0], tower=None, projector=1.0, language=None)
-    trainer = ConversationTrainer(parts, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
+    groups = vlm_groups(loaded[0], tower=None, projector=1.0, language=None)
+    trainer = ConversationTrainer(groups, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
     assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths
     assert sorted(sampler) == list(range(8))
 
 
-def test_length_groups_follow_from_seed_and_epoch_alone() -> None:
+def test_length_groups_depend_only_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         groups = LengthGroups(2, [3, 9, 4, 8] * 8, seed)
         groups.set_epoch(epoch)

@@ -33,11 +33,11 @@ def opened(vlm_dir: Path, data_dir: Path, tmp_path: Path, file: str = "captions.
 
 
 def explained(caplog: pytest.LogCaptureFixture) -> list[float]:
-    """What the log says of each start, as a share."""
+    """Return the explained share that the log reports for each word start."""
     return [float(found) / 100 for found in re.findall(r"explain (.*) % of", caplog.text)]
 
 
-def test_sums_in_pieces_give_the_solution_of_least_squares() -> None:
+def test_running_sums_give_the_least_squares_solution() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(50, 6, generator=generator)
     targets = features @ torch.randn(6, 3, generator=generator) + 5 + torch.randn(50, 3, generator=generator)
@@ -53,7 +53,7 @@ def test_sums_in_pieces_give_the_solution_of_least_squares() -> None:
     assert share == pytest.approx(1 - (left / (targets - targets.mean(0)).double().square().sum()).item())
 
 
-def test_a_feature_that_is_always_nought_is_no_obstacle() -> None:
+def test_a_constant_zero_feature_is_harmless() -> None:
     problem = LeastSquares(2, 1)
     problem.add(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[3.0], [5.0]]))
     weight, bias, _ = problem.solve(ridge=1e-9)
@@ -62,7 +62,7 @@ def test_a_feature_that_is_always_nought_is_no_obstacle() -> None:
 
 
 @pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
-def test_tokens_come_close_to_the_words_as_the_log_says(
+def test_tokens_approach_the_words_as_logged(
     encoder_dir: Path,
     llm_dir: Path,
     data_dir: Path,
@@ -81,7 +81,7 @@ def test_tokens_come_close_to_the_words_as_the_log_says(
         projected = model.model.multi_modal_projector(
             model.model.encode_images(torch.stack([i["images"][0] for i in items]))
         )
-        # the caption "It is red." without the token that ends the turn, from its beginning again and again
+        # the caption "It is red." without the end-of-turn token, repeated
         tokenizer = data.training.chat.tokenizer
         captions = [tokenizer(e.sample.turns[-1][1], add_special_tokens=False).input_ids for e in data.training.entries]
         width = projected.shape[1]
@@ -92,7 +92,7 @@ def test_tokens_come_close_to_the_words_as_the_log_says(
     assert share > 0.3
 
 
-def test_the_stage_trains_from_there_and_a_run_that_goes_on_does_not_start_again(
+def test_the_stage_starts_from_words_once_and_a_resumed_run_does_not(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"word_start": 4, "max_steps": 4, "save_steps": 2, "learning_rate": 1e-3}
@@ -113,7 +113,7 @@ def test_the_stage_trains_from_there_and_a_run_that_goes_on_does_not_start_again
     assert len(read_log(tmp_path / "cut" / "log.jsonl")) == 4
 
 
-def test_cached_tokens_and_text_only_samples_start_it_too(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_word_start_accepts_cached_tokens_and_text_only_samples(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     starts = []
     for options in ({}, {"cache_visual_tokens": str(tmp_path / "cache")}):
         model, data, args = opened(vlm_dir, data_dir, tmp_path, "chats.json", **options)
@@ -122,8 +122,8 @@ def test_cached_tokens_and_text_only_samples_start_it_too(vlm_dir: Path, data_di
     torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-5)
 
 
-def test_a_caption_without_words_is_left_out(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    """Of control tokens alone, behind which nothing is left of what the assistant says."""
+def test_captions_without_words_are_left_out(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Answers of control tokens alone have no words."""
     projectors = []
     for without in (False, True):
         model, data, args = opened(vlm_dir, data_dir, tmp_path)
@@ -145,7 +145,7 @@ def replaced(data: StageData, items: list[dict[str, Any]]) -> StageData:
 
 
 class _Listed:
-    """A data set of these items."""
+    """Wrap items as a data set."""
 
     def __init__(self, dataset: ConversationDataset, items: list[dict[str, Any]]) -> None:
         self.chat, self.items = dataset.chat, items
@@ -158,24 +158,24 @@ class _Listed:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"word_start": -1}, "--word_start must lie in [0, inf), got -1."),
-        ({"word_start": 3, "data_path": "text.json"}, "None of the 3 samples of --word_start has a picture"),
+        ({"word_start": 3, "data_path": "text.json"}, "None of the 3 samples of --word_start has an image"),
     ],
 )
-def test_what_cannot_start_is_a_sentence(
+def test_an_impossible_word_start_is_a_one_line_error(
     vlm_dir: Path,
     data_dir: Path,
     tmp_path: Path,
     options: dict[str, Any],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if "data_path" in options:
         options = options | {"data_path": data_dir / options["data_path"]}
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", **options)) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_zero3_is_refused_before_anything_moves(

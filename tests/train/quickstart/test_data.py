@@ -1,4 +1,4 @@
-"""The quickstart's data: true captions, balanced answers, one image per conversation, nothing of the test split."""
+"""The quickstart's data: correct captions, balanced answers, one image per conversation, no test data."""
 
 import json
 import random
@@ -10,7 +10,7 @@ pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.easy_vqa import VqaQuestion, attributes_from_questions, load_questions
-from train.quickstart.data import Sort, balanced, by_answer, by_colour, main, usable_images
+from train.quickstart.data import Kind, balanced, by_answer, by_colour, main, usable_images
 
 SORTED = [
     ("is there a red shape?", "yes"),
@@ -33,7 +33,7 @@ def _read(path: Path) -> list:
     return json.loads(path.read_text())
 
 
-def test_every_record_is_a_sound_llava_sample(data: Path) -> None:
+def test_every_record_is_a_valid_llava_sample(data: Path) -> None:
     captions, reading, instruct = (_read(data / f"{name}.json") for name in ("captions", "reading", "instruct"))
     training = [q for q in load_questions("train") if (data / "train" / f"{q.image_id}.png").exists()]
     assert [len(captions), len(reading), len(instruct)] == [len(attributes_from_questions(training)), 20, 50]
@@ -58,22 +58,22 @@ def test_answers_are_the_official_ones(data: Path, name: str) -> None:
             assert known[image, human.removeprefix("<image>\n")] == answer
 
 
-@pytest.mark.parametrize("sort", [by_answer, by_colour])
-def test_questions_of_both_sorts(sort: Sort) -> None:
+@pytest.mark.parametrize("kind", [by_answer, by_colour])
+def test_questions_of_both_kinds(kind: Kind) -> None:
     questions = load_questions("train")
     asked = {image: [q for q in questions if q.image_id == image] for image in range(50)}
-    usable = usable_images(asked, sort)
+    usable = usable_images(asked, kind)
     assert 20 < len(usable) < 50
     for image in usable:
-        chosen = balanced(asked[image], sort, random.Random(0))
-        sorts = [sort(question) for question in chosen]
-        assert 1 <= sorts.count(True) <= 2
-        assert 1 <= sorts.count(False) <= 2
-        assert sorts.count(None) <= 2
+        chosen = balanced(asked[image], kind, random.Random(0))
+        kinds = [kind(question) for question in chosen]
+        assert 1 <= kinds.count(True) <= 2
+        assert 1 <= kinds.count(False) <= 2
+        assert kinds.count(None) <= 2
         assert len({question.text for question in chosen}) == len(chosen)
 
 
-def test_sorts_of_questions() -> None:
+def test_kinds_of_questions() -> None:
     questions = [VqaQuestion(0, 0, text, answer) for text, answer in SORTED]
     assert [by_answer(question) for question in questions] == [True, False, False, None]
     assert [by_colour(question) for question in questions] == [True, True, None, None]
@@ -84,7 +84,7 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
     assert _read(data / "questions.json") == expected
 
 
-def test_validation_images_are_left_out(tmp_path: Path) -> None:
+def test_validation_images_are_held_out(tmp_path: Path) -> None:
     arguments = ["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images"]
     assert main([*arguments, "300"]) == 0
     assert main([*arguments, "200"]) == 0
@@ -106,8 +106,8 @@ def test_all_images_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
-def test_images_come_again_when_more_are_asked_for(tmp_path: Path) -> None:
+def test_images_repeat_when_there_are_too_few(tmp_path: Path) -> None:
     main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]
     assert len(images) == 3000
-    assert len(set(images)) == 1811  # the others have no question about the colour shown, or about no other
+    assert len(set(images)) == 1811  # the others lack questions about the colour shown, or about another

@@ -45,7 +45,7 @@ def _start(output_dir: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_the_smoke_quickstart_survives_a_kill_and_ends_in_a_report(tmp_path: Path) -> None:
+def test_the_smoke_quickstart_resumes_after_a_kill_and_writes_a_report(tmp_path: Path) -> None:
     first = _start(tmp_path / "run")
     deadline = time.monotonic() + 300
     while not (tmp_path / "run/teacher/open_clip_config.json").exists():

@@ -1,4 +1,4 @@
-"""The numbers of a report, from the steps' files: all of them, and those of a comparison that was interrupted."""
+"""The numbers of a report, complete or with an interrupted comparison."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def write(file: Path, content: Any) -> None:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
-    """Of a quickstart without a comparison."""
+    """The paths of a quickstart without a comparison."""
     paths = Paths(tmp_path)
     write(paths.scores, EVALUATED)
     write(paths.zero_shot, {"teacher": 0.9, "student": 0.8})
@@ -42,8 +42,8 @@ def paths(tmp_path: Path) -> Paths:
     return paths
 
 
-def test_a_comparison_is_reported_when_all_of_it_is_there(paths: Paths) -> None:
-    """Also where the run was interrupted after the dense model's scores, or after the first of two times."""
+def test_only_a_complete_comparison_is_reported(paths: Paths) -> None:
+    """The run may be interrupted after the dense model's scores, or after the first of two timings."""
     files = [(paths.dense_scores, EVALUATED), (paths.step_time, {"results": STEPS})]
     for file, content in [(None, None), *files]:
         if file is not None:

@@ -16,7 +16,7 @@ pytest.importorskip("easy_vqa")
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Step]]:
-    """The steps on a CPU with such capabilities."""
+    """Return the steps on a CPU with these capabilities."""
 
     def made(compare: bool = False, **capabilities: bool) -> list[Step]:
         monkeypatch.setattr("train.quickstart.steps.packaged_llm", lambda: Path("smollm2.gguf"))
@@ -27,7 +27,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list
 
 
 def bf16(steps: list[Step]) -> list[str]:
-    """The steps that train in bf16."""
+    """Return the steps that train in bf16."""
     parser = HfArgumentParser(StageArguments)  # type: ignore[arg-type]
     training = [step for step in steps if "--output_dir" in step.arguments and "--save_steps" in step.arguments]
     assert training
@@ -38,14 +38,14 @@ def bf16(steps: list[Step]) -> list[str]:
     return [name for name, (arguments, *_) in parsed.items() if arguments.bf16]
 
 
-def test_bf16_is_for_cpus_that_multiply_it(steps: Callable[..., list[Step]]) -> None:
+def test_bf16_is_for_cpus_with_amx(steps: Callable[..., list[Step]]) -> None:
     language = ["read", "align", "instruct"]
     assert bf16(steps(amx_bf16=True)) == language
     assert bf16(steps(True, amx_bf16=True)) == [*language, *(f"dense_{name}" for name in language)]
     assert bf16(steps(amx_bf16=False, avx512_f=True)) == bf16(steps()) == []  # an ARM CPU has no such entry
 
 
-def test_a_comparison_comes_behind_the_quickstart(steps: Callable[..., list[Step]]) -> None:
+def test_a_comparison_follows_the_quickstart(steps: Callable[..., list[Step]]) -> None:
     alone, compared = steps(), steps(True)
     assert compared[: len(alone)] == alone
     names = [step.name for step in compared]
@@ -53,8 +53,8 @@ def test_a_comparison_comes_behind_the_quickstart(steps: Callable[..., list[Step
     assert names[len(alone) :] == [*(f"dense_{name}" for name in names[4 : len(alone)]), "step_time", "first_token"]
 
 
-def test_test_data_are_for_the_report_alone(steps: Callable[..., list[Step]], tmp_path: Path) -> None:
-    """No step that trains, or whose result a later step trains on, reads them."""
+def test_only_the_report_uses_test_data(steps: Callable[..., list[Step]], tmp_path: Path) -> None:
+    """Steps that train, or whose results are trained on, do not read them."""
     readers = [step.name for step in steps(True) if reads_test_split(step, Paths(tmp_path))]
     evaluations = ["evaluate", "evaluate_no_image", "score"]
     assert readers == ["zero_shot", *evaluations, *(f"dense_{name}" for name in evaluations)]

@@ -1,4 +1,4 @@
-"""A run that diverges: one sentence, its checkpoints are of before, nothing is published."""
+"""A run that diverges: a one-line error, finite checkpoints, nothing is published."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from train.vision.bootstrap_trainer import BootstrapTrainer
 
 
 class Break(TrainerCallback):
-    """The step's update leaves a weight that is no number."""
+    """Set a weight to NaN in a step's update."""
 
     def __init__(self, parameter: torch.nn.Parameter, step: int) -> None:
         self.parameter, self.step = parameter, step
@@ -33,20 +33,20 @@ class Break(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("broken", "logged_every", "sentence", "lines"),
+    ("broken", "logged_every", "message", "lines"),
     [
-        (4, 1, r"weights are not finite at step 4\. ", [1, 2, 3, 4]),  # its own loss was finite; a checkpoint is due
+        (4, 1, r"weights are not finite at step 4\. ", [1, 2, 3, 4]),  # its loss was finite; a checkpoint is due
         (5, 1, r"loss is nan at step 6\. ", [1, 2, 3, 4, 5]),
-        (5, 5, r"weights are not finite at step 6\. ", [5]),  # before the next line
+        (5, 5, r"weights are not finite at step 6\. ", [5]),  # before the next logged step
         (8, 1, r"weights are not finite at step 8\. ", [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
 )
-def test_the_last_good_checkpoint_stays(
-    broken: int, logged_every: int, sentence: str, lines: list[int], tmp_path: Path
+def test_the_last_finite_checkpoint_stays(
+    broken: int, logged_every: int, message: str, lines: list[int], tmp_path: Path
 ) -> None:
     stage = trainer(tmp_path, logging_steps=logged_every)
     stage.add_callback(Break(stage.model.lm_head.weight, broken))
-    with pytest.raises(UserError, match=sentence + "Nothing was published"):
+    with pytest.raises(UserError, match=message + "Nothing was published"):
         run(stage)
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint == tmp_path / f"checkpoint-{2 * ((broken - 1) // 2)}"
@@ -56,19 +56,19 @@ def test_the_last_good_checkpoint_stays(
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == lines
 
 
-def test_a_run_whose_last_update_breaks_it_is_not_published(tmp_path: Path) -> None:
+def test_a_run_that_diverges_in_its_last_update_is_not_published(tmp_path: Path) -> None:
     stage = trainer(tmp_path, save_strategy="no", max_steps=3)
     stage.add_callback(Break(stage.model.lm_head.weight, 3))
     with pytest.raises(UserError, match="weights are not finite at step 3"):
         run(stage)
 
 
-def test_frozen_weights_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
-    """A padding row of an embedding may hold anything."""
+def test_frozen_weights_may_be_infinite(tmp_path: Path) -> None:
+    """The padding row of an embedding may hold anything."""
     stage = trainer(tmp_path, max_steps=2)
     stage.model.model.embed_tokens.weight.data[49] = math.nan
     stage.train_dataset = [row for row in stage.train_dataset if 49 not in row["input_ids"]]
-    stage.parts = [part for part in stage.parts if part.name != "head"]
+    stage.groups = [group for group in stage.groups if group.name != "head"]
     stage._require_finite_weights()
 
 
@@ -89,16 +89,16 @@ class InfiniteNorm(TrainerCallback):
             logs["grad_norm"] = math.inf
 
 
-def test_the_filter_that_hides_it_is_refused(tmp_path: Path) -> None:
+def test_the_filter_that_hides_divergence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--logging_nan_inf_filter True .* hide that training diverges"):
         StageArguments(output_dir=str(tmp_path), use_cpu=True, logging_nan_inf_filter=True)
 
 
 @pytest.mark.parametrize("rate", [0.1, 100])
-def test_a_bootstrap_that_diverges_ends_with_a_sentence(
+def test_a_bootstrap_that_diverges_ends_with_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float
 ) -> None:
-    """torch's backward pass would kill the process where points are no numbers."""
+    """torch's backward pass would kill the process at sampling points that are NaN."""
     options = {"learning_rate": rate, "max_steps": 60, "logging_steps": 7, "save_steps": 1}
     assert main(arguments(clip_dir, images, tmp_path / "out", **options)) == 2
     assert "error: Training has diverged: " in capsys.readouterr().err.splitlines()[-1]
@@ -111,7 +111,7 @@ def test_a_bootstrap_that_diverges_ends_with_a_sentence(
 
 
 @pytest.mark.parametrize("held_out", [True, False])
-def test_rois_beyond_all_numbers_are_not_published(
+def test_infinite_rois_are_not_published(
     clip_dir: Path,
     images: Path,
     tmp_path: Path,
@@ -119,7 +119,7 @@ def test_rois_beyond_all_numbers_are_not_published(
     capsys: pytest.CaptureFixture[str],
     held_out: bool,
 ) -> None:
-    """The loss says nothing of them: the sine of a RoI is finite, and all points lie on the image's edge."""
+    """The loss does not show them: the sine of a RoI is finite, and all points lie on the image's edge."""
 
     def run_and_grow(stage: BootstrapTrainer) -> None:
         run(stage)
@@ -132,7 +132,7 @@ def test_rois_beyond_all_numbers_are_not_published(
     assert not (tmp_path / "out/config.json").exists()
 
 
-def test_json_has_finite_numbers_only(tmp_path: Path) -> None:
+def test_the_log_has_only_finite_numbers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json is not written: rois\.1\.size is not a finite number"):
         write_json(tmp_path / "a.json", {"rois": [{"size": 1.0}, {"size": math.inf}]})
     assert not list(tmp_path.iterdir())

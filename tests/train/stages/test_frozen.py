@@ -1,4 +1,4 @@
-"""Frozen weights in bf16: what is held so, that the losses are autocast's, and what is written."""
+"""Frozen weights in bf16: which are cast, equal losses, and the result."""
 
 import shutil
 from pathlib import Path
@@ -16,21 +16,21 @@ from tests.train.language.test_instruct import LORA, QLORA
 from tests.train.launch import forked
 from train import align, instruct
 from train.stages.arguments import StageArguments
-from train.stages.frozen import hold_frozen, weight_bytes
+from train.stages.frozen import cast_frozen, weight_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 @pytest.fixture(scope="module")
 def bf16_dir(encoder_dir: Path, llm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The VLM of `vlm_dir` in bfloat16."""
+    """Return the VLM of `vlm_dir` in bfloat16."""
     directory = tmp_path_factory.mktemp("bf16") / "vlm"
     build_vlm(encoder_dir, llm_dir, directory, dtype="bfloat16")
     return directory
 
 
 def train_in_bf16(stage: str, start: Path, data_dir: Path, out: Path, **options: object) -> list[float]:
-    """Its losses."""
+    """Run a stage and return its losses."""
     main = {"align": align.main, "instruct": instruct.main}[stage]
     options = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "bf16": True, **options}
     assert main(flags(start, data_dir, out, **options)) == 0
@@ -41,14 +41,14 @@ def dtypes_of(directory: Path) -> dict[str, torch.dtype]:
     return {name: weight.dtype for name, weight in load_file(directory / "model.safetensors").items()}
 
 
-def test_matrices_that_are_frozen_are_held_in_bf16_and_nothing_else(vlm_dir: Path, tmp_path: Path) -> None:
+def test_only_frozen_matrices_are_cast_to_bf16(vlm_dir: Path, tmp_path: Path) -> None:
     model, _ = load_vlm(vlm_dir)
     model.requires_grad_(requires_grad=False)
     model.model.multi_modal_projector.requires_grad_(requires_grad=True)
     before = weight_bytes(model)
-    hold_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True))
+    cast_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True))
     assert weight_bytes(model) == before, "the stage computes in float32"
-    hold_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
+    cast_frozen(model, StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
     held = weight_bytes(model)
     assert held["float32"] + 2 * held["bfloat16"] == before["float32"]
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
@@ -63,7 +63,7 @@ def test_matrices_that_are_frozen_are_held_in_bf16_and_nothing_else(vlm_dir: Pat
 
 
 @pytest.mark.parametrize(("stage", "options"), [("align", {}), ("align", {"word_start": 6}), ("instruct", LORA)])
-def test_the_losses_are_those_of_autocast_over_float32_to_the_bit(
+def test_losses_equal_those_of_autocast_over_float32(
     bf16_dir: Path,
     data_dir: Path,
     tmp_path: Path,
@@ -73,12 +73,12 @@ def test_the_losses_are_those_of_autocast_over_float32_to_the_bit(
 ) -> None:
     held = train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "held", **options)
     assert changed(bf16_dir, tmp_path / "held") >= {"multi_modal_projector"}
-    monkeypatch.setattr("train.language.vlm.hold_frozen", lambda model, args: None)
+    monkeypatch.setattr("train.language.vlm.cast_frozen", lambda model, args: None)
     assert train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "converted", **options) == held
 
 
 @pytest.mark.parametrize("options", [{}, LORA, QLORA, {"tune_focusing": True}])
-def test_a_result_has_the_dtype_of_the_start_and_its_frozen_weights_to_the_bit(
+def test_a_result_keeps_the_dtype_and_the_frozen_weights_of_the_start(
     vlm_dir: Path, bf16_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     for start in (vlm_dir, bf16_dir):
@@ -101,7 +101,7 @@ def test_the_dtype_of_the_result_can_be_chosen(
     assert load_vlm(tmp_path / "out")[0].config.dtype == torch.float32, "what load_vlm was asked for"
 
 
-def test_an_unknown_dtype_is_a_sentence(
+def test_an_unknown_dtype_is_a_one_line_error(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", output_dtype="bf16")) == 2
@@ -109,7 +109,7 @@ def test_an_unknown_dtype_is_a_sentence(
 
 
 @pytest.mark.parametrize("options", [{}, LORA])
-def test_a_run_in_bf16_goes_on_to_the_same_curve(
+def test_a_bf16_run_resumes_with_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     stage = "instruct" if options else "align"
@@ -135,14 +135,18 @@ def test_two_processes_with_deepspeed_follow_one_process(
     config: str,
     options: dict[str, object],
 ) -> None:
-    """Mixed dtypes under DeepSpeed itself. Sums of bf16 products run in another order: 1e-2 of a loss of about 10."""
+    """Mixed dtypes under DeepSpeed. Sums of bf16 products have another order: 1e-2 of a loss of about 10."""
     common = {"train_sampling_strategy": "sequential", "max_steps": 5, **options}
     if stage == "instruct":
         common["lora_dropout"] = 0.0
     one = train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "one", per_device_train_batch_size=2, **common)
     more = {"data_path": data_dir / "chats.json", "learning_rate": 1e-3, "bf16": True, **common}
-    more |= {"per_device_train_batch_size": 1, "deepspeed": f"train/{config}.json", "num_processes": 2}
-    forked(f"train/{stage}.py", flags(bf16_dir, data_dir, tmp_path / "two", **more))
+    more |= {
+        "per_device_train_batch_size": 1,
+        "deepspeed": f"train/configs/deepspeed/{config}.json",
+        "num_processes": 2,
+    }
+    forked(f"train.{stage}", flags(bf16_dir, data_dir, tmp_path / "two", **more))
     assert losses(tmp_path / "two") == pytest.approx(one, abs=1e-2)
     assert changed(bf16_dir, tmp_path / "two") == changed(bf16_dir, tmp_path / "one")
     assert dtypes_of(tmp_path / "two") == dtypes_of(bf16_dir)

@@ -1,4 +1,4 @@
-"""bf16 under DeepSpeed becomes autocast, wherever the configuration comes from."""
+"""bf16 under DeepSpeed becomes autocast, from any form of configuration."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from train.stages.precision import with_autocast
 CONFIG: dict[str, Any] = {"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
 
 
-def test_a_dict_a_text_and_a_file_are_the_same(tmp_path: Path) -> None:
+def test_dict_text_and_file_are_equivalent(tmp_path: Path) -> None:
     file = tmp_path / "zero2.json"
     file.write_text(json.dumps(CONFIG))
     found = with_autocast(str(file))
@@ -22,10 +22,10 @@ def test_a_dict_a_text_and_a_file_are_the_same(tmp_path: Path) -> None:
     assert found["zero_optimization"] == {"stage": 2}
 
 
-@pytest.mark.parametrize(("text", "sentence"), [(None, "is no readable JSON file"), ("[]", "hold a JSON object")])
-def test_a_bad_file_is_a_sentence(text: str | None, sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "message"), [(None, "is not a readable JSON file"), ("[]", "hold a JSON object")])
+def test_a_bad_file_is_a_one_line_error(text: str | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "zero2.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         with_autocast(str(file))

@@ -17,11 +17,11 @@ from tests.forked import run_program
 from train.stages.checkpoints import last_checkpoint
 from train.stages.log import read_log
 from train.stages.stage import (
-    Part,
+    ParameterGroup,
     StageArguments,
     prepare,
     run,
-    what_trains,
+    set_trainable,
 )
 from train.stages.trainer import StageTrainer
 
@@ -34,16 +34,20 @@ def tiny_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=16, attention_dropout=0.1, **heads))
 
 
-def two_parts(model: LlamaForCausalLM) -> list[Part]:
+def two_groups(model: LlamaForCausalLM) -> list[ParameterGroup]:
     head, layers = model.lm_head.weight, tuple(model.model.layers.parameters())
     rest = tuple(p for p in model.parameters() if all(p is not q for q in (head, *layers)))
-    return [Part("head", (head,), 1e-2), Part("layers", layers, 1e-3), Part("rest", rest, None)]
+    return [
+        ParameterGroup("head", (head,), 1e-2),
+        ParameterGroup("layers", layers, 1e-3),
+        ParameterGroup("rest", rest, None),
+    ]
 
 
 def trainer(output_dir: Path, **options: object) -> StageTrainer:
     model = tiny_llama()
-    parts = two_parts(model)
-    what_trains(model, parts)
+    groups = two_groups(model)
+    set_trainable(model, groups)
     ids = torch.randint(50, (24, 10), generator=torch.Generator().manual_seed(1))
     data = [{"input_ids": row, "labels": row} for row in ids]
     values = {"per_device_train_batch_size": 3, "max_steps": STEPS, "save_steps": 2, "weight_decay": 0.1, **options}
@@ -54,7 +58,7 @@ def trainer(output_dir: Path, **options: object) -> StageTrainer:
         dataloader_pin_memory=False,
         **values,  # type: ignore[arg-type]
     )
-    return StageTrainer(parts, model=model, args=args, train_dataset=data)
+    return StageTrainer(groups, model=model, args=args, train_dataset=data)
 
 
 def curve(output_dir: Path) -> list[tuple[float, float, float]]:
@@ -69,7 +73,7 @@ def test_evaluation_never_drops_the_last_batch(tmp_path: Path) -> None:
 
 
 class Numbers(IterableDataset):
-    """A stream of which every reader would give everything."""
+    """A stream that every reader would yield in full."""
 
     def __len__(self) -> int:
         return 6
@@ -78,7 +82,7 @@ class Numbers(IterableDataset):
         return ({"labels": torch.tensor([number])} for number in range(6))
 
 
-def test_held_out_data_is_read_once_whatever_the_training_loaders_are(tmp_path: Path) -> None:
+def test_held_out_data_is_read_once_for_any_training_loader(tmp_path: Path) -> None:
     stage = trainer(tmp_path, dataloader_num_workers=2, dataloader_persistent_workers=True)
     for held_out in (Numbers(), [{"labels": torch.tensor([number])} for number in range(3)]):
         loader = stage.get_eval_dataloader(held_out)
@@ -87,7 +91,7 @@ def test_held_out_data_is_read_once_whatever_the_training_loaders_are(tmp_path: 
     assert (stage.args.dataloader_num_workers, stage.args.dataloader_persistent_workers) == (2, True)
 
 
-def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
+def test_each_group_has_its_rate_and_norms_do_not_decay(tmp_path: Path) -> None:
     stage = trainer(tmp_path)
     groups = stage.create_optimizer().param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-2, 0.1), (1e-3, 0.1), (1e-3, 0.0)]
@@ -96,20 +100,20 @@ def test_each_part_has_its_rate_and_norms_no_decay(tmp_path: Path) -> None:
     assert trained == {id(p) for p in stage.model.parameters() if p.requires_grad}
 
 
-def test_what_trains_counts_every_parameter_once() -> None:
+def test_set_trainable_counts_every_parameter_once() -> None:
     model = tiny_llama()
-    parts = two_parts(model)
-    table = what_trains(model, parts)
+    groups = two_groups(model)
+    table = set_trainable(model, groups)
     assert "head                                800  0.01" in table
     assert table.splitlines()[-1].endswith("frozen")
     assert not model.model.embed_tokens.weight.requires_grad
     assert model.lm_head.weight.requires_grad
-    for wrong in (parts[:2], [*parts, parts[0]]):
+    for wrong in (groups[:2], [*groups, groups[0]]):
         with pytest.raises(ValueError, match="exactly once"):
-            what_trains(model, wrong)
+            set_trainable(model, wrong)
 
 
-def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
     run(trainer(tmp_path / "whole"))
     program = """
         import os, signal, sys
@@ -141,7 +145,7 @@ def test_kill_9_and_run_again_gives_the_same_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_damaged_checkpoint_is_a_sentence(name: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     run(trainer(tmp_path, save_total_limit=2))
     shutil.rmtree(tmp_path / f"checkpoint-{STEPS}")
     (tmp_path / f"checkpoint-{STEPS - 2}" / name).write_bytes(b"damaged")
@@ -149,8 +153,8 @@ def test_a_damaged_checkpoint_is_a_sentence(name: str, tmp_path: Path) -> None:
         run(trainer(tmp_path))
 
 
-def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Path) -> None:
-    """Its last step lies within an epoch (6 batches of 4): transformers alone would take one more step."""
+def test_a_finished_but_unpublished_run_does_not_train_further(tmp_path: Path) -> None:
+    """The last step lies within an epoch (6 batches of 4), where transformers would take one more step."""
     whole = trainer(tmp_path, per_device_train_batch_size=4)
     run(whole)
     again = trainer(tmp_path, per_device_train_batch_size=4)
@@ -161,18 +165,18 @@ def test_a_run_that_ended_before_it_was_published_trains_no_further(tmp_path: Pa
         assert torch.equal(one, other)
 
 
-def test_a_checkpoint_of_deepspeed_is_refused_without_it(tmp_path: Path) -> None:
-    """transformers would go on with a new optimizer, without a word."""
+def test_a_deepspeed_checkpoint_is_refused_without_deepspeed(tmp_path: Path) -> None:
+    """transformers would silently continue with a new optimizer."""
     run(trainer(tmp_path, max_steps=4))
     variant = tmp_path / "checkpoint-4/variant.json"
     assert json.loads(variant.read_text()) == {"deepspeed_processes": 0}
     variant.write_text('{"deepspeed_processes": 8}')
-    with pytest.raises(UserError, match="its deepspeed_processes is 8, this run's 0"):
+    with pytest.raises(UserError, match="its deepspeed_processes is 8, this run's is 0"):
         run(trainer(tmp_path, max_steps=6))
 
 
-def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: Path) -> None:
-    """An incomplete checkpoint-7 is newer by its number than the one of step 4, the only one that is complete."""
+def test_incomplete_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    """By its number, the incomplete checkpoint-7 is newer than checkpoint-4, the only complete one."""
     run(trainer(tmp_path, max_steps=4))
     (tmp_path / "checkpoint-7").mkdir()
     run(trainer(tmp_path, max_steps=6))
@@ -180,18 +184,18 @@ def test_incomplete_checkpoints_are_removed_before_they_count_as_kept(tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore:There seems not to be a single sample")
-def test_a_run_without_a_batch_is_a_sentence(tmp_path: Path) -> None:
-    """transformers alone would be content with step 0, and the starting weights would be published."""
-    with pytest.raises(UserError, match="ended before its first step: the data hold no whole batch"):
+def test_a_run_without_a_batch_is_a_one_line_error(tmp_path: Path) -> None:
+    """transformers would accept step 0, and the starting weights would be published."""
+    with pytest.raises(UserError, match="ended before its first step: the data do not fill one batch"):
         run(trainer(tmp_path, per_device_train_batch_size=32, dataloader_drop_last=True))
 
 
-def test_values_that_do_not_go_together_are_a_sentence(tmp_path: Path) -> None:
+def test_contradictory_values_are_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="load_best_model_at_end requires the save and eval strategy to match"):
         StageArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True)
 
 
-def test_seed_decides_the_curve(tmp_path: Path) -> None:
+def test_the_seed_determines_the_curve(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(trainer(tmp_path / name, seed=seed))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
@@ -199,13 +203,13 @@ def test_seed_decides_the_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "file/out"])
-def test_a_folder_that_cannot_be_made_is_a_sentence(name: str, tmp_path: Path) -> None:
+def test_an_output_directory_that_cannot_be_made_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"Cannot write the directory .*{name}: .*/file is a file"):
         prepare(StageArguments(output_dir=str(tmp_path / name), use_cpu=True))
 
 
-def test_deepspeed_without_its_launcher_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_without_its_launcher_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deepspeed = pytest.importorskip("deepspeed")
 
     def discover() -> None:
@@ -220,7 +224,7 @@ def test_deepspeed_without_its_launcher_is_a_sentence(tmp_path: Path, monkeypatc
 
 def test_start_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, num_processes=2)
-    with pytest.raises(UserError, match="2 processes were asked for but 1 trains"):
+    with pytest.raises(UserError, match="Expected 2 processes, but 1 are running"):
         prepare(args)
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True, warmup_ratio=0.03)
     assert args.warmup_steps == 0.03

@@ -1,4 +1,4 @@
-"""Short bootstraps on the CPU: their command lines, and what they leave behind."""
+"""Short bootstraps on the CPU: command lines and results."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from train.vision.bootstrap_arguments import ARGUMENTS
 from train.vision.bootstrap_trainer import BootstrapTrainer
 
 Line = dict[str, float]
-# Epochs of the eight pictures have two steps: checkpoint 3 lies within one.
+# Epochs of the eight images have two steps, so checkpoint 3 lies within one.
 RESUMABLE: dict[str, Any] = {"max_steps": 5, "save_steps": 2, "ema_decay": 0.9, "eval_steps": 1}
 
 
 def arguments(teacher: Path, images: Path | str, out: Path, **options: Any) -> list[str]:
-    """The command line of a short run."""
+    """Return the command line of a short run."""
     values = {
         "teacher": teacher,
         "data_path": images,
@@ -39,7 +39,7 @@ def arguments(teacher: Path, images: Path | str, out: Path, **options: Any) -> l
 
 
 def measuring(teacher: Path, images: Path, held_out: Path | str, out: Path, **options: Any) -> list[str]:
-    """The command line of one that measures, also with two classes, and goes on without unreadable images."""
+    """Return the command line of a run with evaluations and two classes that skips unreadable images."""
     names = out.parent / "names.txt"
     names.write_text("cat\ndog\n")
     places = {"eval_data_path": held_out, "class_names": names, "on_bad_image": "skip"}
@@ -51,7 +51,7 @@ def flags(values: dict[str, Any]) -> list[str]:
 
 
 def trained(out: Path) -> list[Line]:
-    """The log's lines of training steps, without what differs from run to run."""
+    """Return the log's lines of training steps, without timings."""
     lines = [line for line in read_log(out / "log.jsonl") if "loss" in line]
     return [{name: line[name] for name in line if name not in ("seconds", "images_per_second")} for line in lines]
 
@@ -66,7 +66,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def assert_same(out: Path, whole: Path) -> None:
-    """The same curve, evaluations and weights, bit by bit."""
+    """Assert that curve, evaluations and weights are equal bit for bit."""
     assert trained(out) == trained(whole)
     assert evaluated(out) == evaluated(whole)
     expected = weights(whole)
@@ -74,7 +74,7 @@ def assert_same(out: Path, whole: Path) -> None:
 
 
 def make(command: list[str]) -> BootstrapTrainer:
-    """The trainer of a command line, with the student that the run would have."""
+    """Return the trainer of a command line, with the student that the run would have."""
     student, sources, objective, args = parse_arguments(ARGUMENTS, command)
     set_seed(args.seed)
     return make_trainer(*make_task(student, sources, objective), sources, args)

@@ -1,20 +1,21 @@
-"""Short runs of train/finetune.py: command lines, and stopping one."""
+"""Short runs of train.finetune: command lines, and a callback that stops a run."""
 
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train.finetune import FinetuneTrainer, make_trainer
+from train.finetune import make_trainer
 from train.stages.arguments import StageArguments
 from train.stages.command_line import parse_arguments
 from train.vision.finetune_arguments import FinetuneArguments
+from train.vision.finetune_trainer import FinetuneTrainer
 
 CLASSES = ("black", "blue", "red", "white")  # of the fixture class_folders
 
 
 def words(encoder_dir: Path, folders: Path, out: Path, **extra: Any) -> list[str]:
-    """The command line of a short run on the CPU."""
+    """Return the command line of a short run on the CPU."""
     fixed: dict[str, Any] = {
         "encoder": encoder_dir,
         "data_path": folders,
@@ -31,13 +32,13 @@ def words(encoder_dir: Path, folders: Path, out: Path, **extra: Any) -> list[str
 
 
 def make(command: list[str]) -> FinetuneTrainer:
-    """The trainer of a command line."""
+    """Return the trainer of a command line."""
     arguments, args = parse_arguments((FinetuneArguments, StageArguments), command)
     return make_trainer(arguments, args)
 
 
 class StopAt(TrainerCallback):
-    """Saves and stops after a step."""
+    """Save and stop after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -1,4 +1,4 @@
-"""train/bootstrap.py: images and a teacher become an encoder directory; moving average, best checkpoint."""
+"""train.bootstrap: images and a teacher become an encoder directory; moving average, best checkpoint."""
 
 import json
 import shutil
@@ -54,8 +54,8 @@ def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names:
         assert alignment[name] == pytest.approx(last[f"eval_{name}"], abs=1e-6)
     fates = {fate["fate"] for fate in json.loads((out / "inheritance.json").read_text())["fates"]}
     assert fates == {"new", "dropped", "copied and tuned", "copied and frozen"}
-    for picture in ("losses.png", "rois.png"):
-        assert min(matplotlib.image.imread(out / picture).shape[:2]) > 200
+    for figure in ("losses.png", "rois.png"):
+        assert min(matplotlib.image.imread(out / figure).shape[:2]) > 200
     assert list(out.glob("runs/*/events.out.tfevents.*"))
     assert not list(out.glob("checkpoint-*"))
     assert not list(out.glob(".*"))
@@ -87,7 +87,7 @@ def test_checkpointed_activations_give_the_same_curve(
 
 
 def test_a_student_can_start_with_the_teachers_statistics(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """Of three images at equal distances; the loss can be of deviations from their mean representation."""
+    """From three evenly spaced images; the loss may use deviations from their mean representation."""
     options = {"statistics_images": 3, "center": True, "match_tokens": True}
     task = make(arguments(clip_dir, images, tmp_path, **options)).task
     every = open_images(str(images), task.student.transform)
@@ -111,13 +111,13 @@ def test_frozen_weights_stay_and_the_others_move(clip_dir: Path, images: Path, t
 
 
 def test_each_tuned_block_has_its_rate(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """The block next to the frozen ones is the fastest; what is new has the full rate; all else is frozen."""
+    """The block next to the frozen ones has the highest rate of all blocks, and new weights have the full rate."""
     options = {"layer_decay": 0.5, "tuned_lr_scale": 0.1, "drop_blocks": 1, "tune_blocks": 3, "freeze_blocks": 2}
     trainer = make(arguments(clip_dir, images, tmp_path, weight_decay=0.05, **options))
-    rates = {part.name: part.learning_rate for part in trainer.parts}
+    rates = {group.name: group.learning_rate for group in trainer.groups}
     expected = {"new": 1e-3, "inherited block 0": 2.5e-5, "inherited block 1": 5e-5, "inherited block 2": 1e-4}
     assert {name: rate for name, rate in rates.items() if rate is not None} == pytest.approx(expected)
-    table = (tmp_path / "what_trains.txt").read_text()
+    table = (tmp_path / "parameter_groups.txt").read_text()
     assert "inherited block 1               198,272  5e-05" in table
     assert "inherited, frozen" in table
     student = trainer.task.student
@@ -129,7 +129,7 @@ def test_each_tuned_block_has_its_rate(clip_dir: Path, images: Path, tmp_path: P
 
 
 def test_the_published_weights_are_the_moving_average(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """Against the average taken by hand: after step n the decay is min(0.6, 1 − n^(−2/3)), and 0 after the first."""
+    """Compare with an explicit average: after step n the decay is min(0.6, 1 − n^(−2/3)), and 0 after step 1."""
     command = arguments(clip_dir, images, tmp_path / "by hand", max_steps=5)
     trainer, history = make(command), []
 
@@ -156,7 +156,7 @@ def test_the_published_weights_are_the_moving_average(clip_dir: Path, images: Pa
 
 
 def test_the_best_checkpoint_is_published(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """The rate is so high that alignment gets lost again, and it falls from one evaluation to the next."""
+    """The learning rate is so high that the alignment falls between evaluations."""
     options = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "ema_decay": 0.3, "max_steps": 6}
     options |= {"eval_data_path": images, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     assert main(arguments(clip_dir, images, tmp_path, **options)) == 0
@@ -169,7 +169,7 @@ def test_the_best_checkpoint_is_published(clip_dir: Path, images: Path, tmp_path
 
 
 def test_accumulated_batches_are_one_batch(clip_dir: Path, images: Path, whole: Path, tmp_path: Path) -> None:
-    """Two batches of 2 for one of 4, with clipping; the sums run in another order."""
+    """Two batches of 2 against one of 4, with clipping; sums have another order."""
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)) == 0
     assert [line["loss"] for line in trained(tmp_path)] == pytest.approx([x["loss"] for x in trained(whole)], abs=1e-4)

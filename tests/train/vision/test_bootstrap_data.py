@@ -1,4 +1,4 @@
-"""What bootstrapping opens its pictures with, and what it refuses."""
+"""The images of bootstrapping: training, held out, unreadable, refused."""
 
 import json
 import tarfile
@@ -15,7 +15,7 @@ from sparse_vlm.errors import UserError
 from tests.train.vision.bootstrap_runs import arguments, evaluated, make, measuring
 from train.bootstrap import main
 from train.vision.bootstrap_arguments import ImageArguments
-from train.vision.bootstrap_images import held_out_images, some_pictures, training_images, typical_images
+from train.vision.bootstrap_images import figure_images, held_out_images, training_images, typical_images
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_zero_shot_without_held_out_images_is_refused(
     command = [word for name, value in places.items() for word in (f"--{name}", str(value))]
     command += ["--tokens", "4", "--max_steps", "1", "--zero_shot_data_path", str(tmp_path), "--use_cpu", "true"]
     assert main(command) == 2
-    assert "measured together with the alignment: give --eval_data_path too" in capsys.readouterr().err
+    assert "--zero_shot_data_path needs --eval_data_path: both are measured together" in capsys.readouterr().err
 
 
 def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
@@ -61,10 +61,10 @@ def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, image_s
     assert (tmp_path / "rois.png").is_file()
 
 
-def test_held_out_shards_are_measured_once_whatever_the_workers(
+def test_held_out_shards_are_measured_once_with_any_number_of_workers(
     clip_dir: Path, images: Path, image_shards: str, tmp_path: Path
 ) -> None:
-    """Three shards: with two readers, one would begin anew before the other has read all of its own."""
+    """Three shards: one of two readers would restart before the other has finished."""
     settings = ({"eval_data_path": images}, {"eval_data_path": image_shards, "dataloader_num_workers": 2})
     measured = [make(arguments(clip_dir, images, tmp_path, **options)).measure() for options in settings]
     assert measured[0] == pytest.approx(measured[1], abs=1e-6)
@@ -76,14 +76,14 @@ def pixels(spec: str | Path, **options: Any) -> list[bytes]:
     return [item["pixel_values"].numpy().tobytes() for item in found]
 
 
-def test_some_of_a_folder_are_spread_and_of_shards_the_first(images: Path, image_shards: str) -> None:
+def test_samples_of_a_folder_are_evenly_spaced_and_of_shards_the_first(images: Path, image_shards: str) -> None:
     every = pixels(images)
     assert len(set(every)) == 8
     assert pixels(images, eval_samples=3) == [every[0], every[2], every[5]]
     assert pixels(image_shards, eval_samples=5) == pixels(image_shards)[:5]
 
 
-def test_what_is_held_out_is_not_trained_on(images: Path) -> None:
+def test_held_out_images_are_not_trained_on(images: Path) -> None:
     sources = ImageArguments(str(images), eval_data_path=str(images), eval_samples=3, hold_out=True)
     held_out, rest = held_out_images(sources, v2.PILToTensor()), training_images(sources, v2.PILToTensor(), 0, 0)
     assert isinstance(rest, ImageSubset)
@@ -93,7 +93,7 @@ def test_what_is_held_out_is_not_trained_on(images: Path) -> None:
     assert len(typical_images(sources, v2.PILToTensor())) == 5
 
 
-def test_a_run_that_holds_out(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+def test_a_run_with_held_out_images(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     options = {"eval_data_path": images, "eval_samples": 2, "hold_out": True, "max_steps": 2, "eval_steps": 2}
     assert main(arguments(clip_dir, images, tmp_path / "out", num_train_epochs=1, **options)) == 0
     assert json.loads((tmp_path / "out/alignment.json").read_text())["images"] == 2
@@ -101,14 +101,15 @@ def test_a_run_that_holds_out(clip_dir: Path, images: Path, tmp_path: Path) -> N
 
 def test_streams_hold_out_other_shards(image_shards: str) -> None:
     sources = ImageArguments(image_shards, eval_data_path=image_shards, eval_samples=3, hold_out=True)
-    with pytest.raises(UserError, match=r"--hold_out True is for folders and tables, wds:.* is a stream: keep shards"):
+    with pytest.raises(
+        UserError,
+        match=r"--hold_out True is for folders and tables, but wds:.* is a stream: give --eval_data_path shards",
+    ):
         training_images(sources, v2.PILToTensor(), 0, 0)
 
 
-def test_unreadable_held_out_images_count_in_nothing(
-    clip_dir: Path, images: Path, damaged: Path, tmp_path: Path
-) -> None:
-    """What is measured is what the readable ones alone give, in whatever batches, as a folder or as shards."""
+def test_unreadable_held_out_images_are_excluded(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
+    """Results equal those of the readable images alone, for any batch size, from a folder or shards."""
     command = measuring(clip_dir, images, images, tmp_path / "out", zero_shot_data_path=images)
     expected = make(command).measure()
     assert (expected["unreadable"], expected["zero_shot_unreadable"]) == (0, 0)
@@ -124,8 +125,8 @@ def test_unreadable_held_out_images_count_in_nothing(
     assert measured == pytest.approx({name: expected[name] for name in names} | {"unreadable": 2}, abs=1e-6)
 
 
-def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
-    """Of four chosen ones; nor does the figure show a picture that could not be read."""
+def test_the_number_of_measured_images_is_reported(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
+    """Four images are chosen, of which some are unreadable; the figure does not show these either."""
     command = measuring(clip_dir, images, damaged, tmp_path / "out", eval_samples=4, eval_steps=1, max_steps=1)
     assert main(command) == 0
     line = evaluated(tmp_path / "out")[-1]
@@ -133,14 +134,14 @@ def test_the_number_of_images_is_what_was_measured(clip_dir: Path, images: Path,
     alignment = json.loads((tmp_path / "out/alignment.json").read_text())
     assert (alignment["images"], alignment["unreadable"]) == (2, 2)
     sources = ImageArguments(data_path="nowhere", eval_data_path=str(damaged), on_bad_image="skip")
-    shown = [picture.tobytes() for picture in some_pictures(sources, count=10)]
+    shown = [image.tobytes() for image in figure_images(sources, count=10)]
     assert sorted(shown) == sorted(Image.open(file).tobytes() for file in images.rglob("*.png"))
 
 
-def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
+def test_a_bad_image_in_the_last_evaluation_is_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Read in a worker process, after training."""
+    """The image is read in a worker process, after training."""
     (tmp_path / "held out").mkdir()
     (tmp_path / "held out/broken.png").write_bytes(b"\x89PNG nothing more")
     options = {"eval_data_path": tmp_path / "held out", "max_steps": 1, "dataloader_num_workers": 1}
@@ -150,7 +151,7 @@ def test_a_held_out_image_that_stops_the_last_measurement_is_one_sentence(
     assert printed.splitlines()[-1].startswith(f"error: The image {tmp_path / 'held out/broken.png'} cannot be read")
 
 
-def test_nothing_to_measure_is_one_sentence(
+def test_missing_held_out_images_is_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "held out").mkdir()
@@ -162,7 +163,7 @@ def test_nothing_to_measure_is_one_sentence(
 
 
 def test_remote_shards_need_a_number(image_shards: str) -> None:
-    """Those of a pipe do not tell how many they hold, as those behind a URL."""
+    """Like URLs, pipes do not tell how many images they hold."""
     remote = image_shards.replace("wds:", "wds:pipe:cat ")
     with pytest.raises(UserError, match=r"give --samples_per_epoch \(held-out images: --eval_samples\)"):
         pixels(remote)

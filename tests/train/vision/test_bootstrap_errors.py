@@ -1,4 +1,4 @@
-"""train/bootstrap.py: bad input is one sentence."""
+"""train.bootstrap: bad input is a one-line error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from train.bootstrap import main
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"data_path": "nowhere"}, "There is no image folder nowhere"),
         ({"data_path": "{empty}"}, "holds no image files"),
@@ -26,14 +26,14 @@ from train.bootstrap import main
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers must lie in [0, inf), got -1"),
         ({"seed": -1}, "--seed must lie in [0, 4294967295], got -1"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for language models"),
-        ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential would change nothing"),
-        ({"bf16_full_eval": True}, "--bf16_full_eval would change nothing"),
+        ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy sequential has no effect"),
+        ({"bf16_full_eval": True}, "--bf16_full_eval has no effect"),
         ({"global_batch_size": 1024}, "A step would have 4 · 1 · 1 = 4 samples"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot start with these options: One of min_lr or min_lr_rate"),
-        ({"optim": "galore_adamw"}, "The training cannot start with these options: "),
-        ({"neftune_noise_alpha": 5}, "The training cannot start with these options: "),
-        ({"use_liger_kernel": True}, "The training cannot start with these options: "),
-        ({"push_to_hub": True}, "The training cannot start with these options: "),
+        ({"optim": "galore_adamw"}, "Training cannot start with these options: "),
+        ({"neftune_noise_alpha": 5}, "Training cannot start with these options: "),
+        ({"use_liger_kernel": True}, "Training cannot start with these options: "),
+        ({"push_to_hub": True}, "Training cannot start with these options: "),
         ({"warmup_ratio": 2}, "--warmup_ratio must lie in [0, 1), got 2"),
         (
             {"load_best_model_at_end": True},
@@ -47,10 +47,10 @@ from train.bootstrap import main
         ({"learning_rate": -1}, "--learning_rate must lie in [0, inf), got -1"),
         ({"learning_rate": "nan"}, "--learning_rate must lie in [0, inf), got nan"),
         ({"weight_decay": -1}, "--weight_decay must lie in [0, inf), got -1"),
-        ({"lr_scheduler_kwargs": "{{num_cycles: 1}}"}, "An argument is no valid JSON: {num_cycles: 1} (Expecting"),
+        ({"lr_scheduler_kwargs": "{{num_cycles: 1}}"}, "An argument is not valid JSON: {num_cycles: 1} (Expecting"),
         (
             {"metric_for_best_model": "zero_shot_student", "eval_steps": 1, "eval_data_path": "{images}"},
-            "--metric_for_best_model zero_shot_student cannot be measured: it needs labelled images, give --zero_shot",
+            "--metric_for_best_model zero_shot_student cannot be measured: it needs labelled images: give --zero_shot",
         ),
         (
             {"metric_for_best_model": "eval_cosinus", "eval_steps": 1, "eval_data_path": "{images}"},
@@ -62,12 +62,15 @@ from train.bootstrap import main
         ({"layer_decay": 0}, "--layer_decay must lie in (0, 1], got 0"),
         ({"tuned_lr_scale": -1}, "--tuned_lr_scale must lie in [0, inf), got -1"),
         ({"min_crop_area": 0}, "--min_crop_area must lie in (0, 1], got 0"),
-        ({"eval_samples": 3}, "--eval_samples is a number of held-out images: give --eval_data_path too"),
-        ({"hold_out": True}, "--hold_out True takes --eval_samples images out of --data_path: give a number of them"),
-        ({"hold_out": True, "eval_data_path": "{images}"}, "give a number of them, and the same path as --eval_data"),
+        ({"eval_samples": 3}, "--eval_samples needs held-out images: give --eval_data_path too"),
+        (
+            {"hold_out": True},
+            "--hold_out True leaves --eval_samples images of --data_path out of training: give --eval_samples",
+        ),
+        ({"hold_out": True, "eval_data_path": "{images}"}, "give --eval_samples, and the same path as --eval_data"),
         (
             {"hold_out": True, "eval_data_path": "{empty}", "eval_samples": 2},
-            "give a number of them, and the same path as --eval_data_path",
+            "give --eval_samples, and the same path as --eval_data_path",
         ),
         (
             {"hold_out": True, "eval_data_path": "{images}", "eval_samples": 8},
@@ -76,7 +79,7 @@ from train.bootstrap import main
         ({"eval_samples": 9, "eval_data_path": "{images}"}, "asks for 9 images, but"),
         (
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": '{{"offload": true}}'},
-            "--activation_checkpointing_kwargs asks for",
+            "--activation_checkpointing_kwargs is",
         ),
         ({"eval_steps": 2}, "give --eval_data_path"),
         ({"eval_steps": 1, "save_steps": 2, "load_best_model_at_end": True}, "Make them equal"),
@@ -84,16 +87,16 @@ from train.bootstrap import main
             {"zero_shot_data_path": "nowhere", "eval_data_path": "{images}"},
             "no folder nowhere with a folder of images",
         ),
-        ({"tokenz": 4}, "Unknown argument 'tokenz'. Did you mean 'tokens'"),
+        ({"tokenz": 4}, "Unknown option --tokenz. Did you mean --tokens"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_bad_input_is_a_one_line_error(
     clip_dir: Path,
     images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
-    sentence: str,
+    message: str,
 ) -> None:
     places = {"images": images, "empty": tmp_path / "empty", "broken": tmp_path / "broken"}
     places |= {"weights": tmp_path / "weights.safetensors"}
@@ -104,5 +107,5 @@ def test_bad_input_is_one_sentence(
     values = {name: str(value).format(**places) for name, value in options.items()}
     assert main([*arguments(clip_dir, images, tmp_path / "out"), *flags(values)]) == 2
     error = capsys.readouterr().err
-    assert sentence in error
+    assert message in error
     assert error.splitlines()[-1].startswith("error: ")

@@ -1,4 +1,4 @@
-"""Bootstrapping under DeepSpeed, with one process and with two, in bf16 and compiled: the curve of a plain run."""
+"""Bootstrapping under DeepSpeed, with one and two processes, in bf16 and compiled follows a plain run."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def test_zero2_processes_follow_one_process(
     options = {"per_device_train_batch_size": 4 // processes, "deepspeed": "train/configs/deepspeed/zero2.json"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
     start = deepspeed if processes > 1 else forked
-    start("train/bootstrap.py", [*command, "--num_processes", str(processes)], processes)
+    start("train.bootstrap", [*command, "--num_processes", str(processes)], processes)
     for name, lines in (("loss", trained), ("cosine", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
@@ -43,11 +43,11 @@ def test_zero2_processes_follow_one_process(
 def test_two_processes_without_deepspeed_follow_one(
     clip_dir: Path, images: Path, image_shards: str, whole: Path, tmp_path: Path
 ) -> None:
-    """torch's DistributedDataParallel. The held-out pictures come in shards, which one process reads for both."""
+    """torch's DistributedDataParallel. Held-out images come from shards, which one process reads for both."""
     options = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "num_processes": 2}
     options |= {"ddp_backend": "gloo"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=image_shards, **RESUMABLE, **options)
-    forked("train/bootstrap.py", command)
+    forked("train.bootstrap", command)
     for name, lines in (("loss", trained), ("eval_cosine", evaluated)):
         found, expected = ([line[name] for line in lines(out)] for out in (tmp_path, whole))
         assert found == pytest.approx(expected, abs=1e-4)
@@ -55,29 +55,29 @@ def test_two_processes_without_deepspeed_follow_one(
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_same_images_out(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
-    """Ten held-out pictures, two of them unreadable, in batches of 2 × 3: the last one is filled up."""
+def test_two_processes_exclude_the_same_images(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
+    """Ten held-out images, two of them unreadable, in batches of 2 × 3: the last one is filled up."""
     options = {"max_steps": 1, "eval_steps": 1, "learning_rate": 0, "per_device_eval_batch_size": 3}
     options |= {"zero_shot_data_path": damaged}
     assert main(measuring(clip_dir, images, damaged, tmp_path / "one", **options)) == 0
     options |= {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-    forked("train/bootstrap.py", measuring(clip_dir, images, damaged, tmp_path / "two", **options))
+    forked("train.bootstrap", measuring(clip_dir, images, damaged, tmp_path / "two", **options))
     line = evaluated(tmp_path / "two")[-1]
     assert line == pytest.approx(evaluated(tmp_path / "one")[-1], abs=1e-5)
     assert (line["eval_images"], line["eval_unreadable"], line["eval_zero_shot_unreadable"]) == (8, 2, 2)
 
 
 @pytest.mark.slow
-def test_deepspeed_goes_on_and_publishes_the_best(
+def test_deepspeed_resumes_and_publishes_the_best_checkpoint(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The rate is so high that alignment gets lost again. What DeepSpeed saved is for runs under DeepSpeed alone."""
+    """The learning rate is so high that the alignment falls again. Runs without DeepSpeed refuse its checkpoints."""
     options: dict[str, Any] = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "ema_decay": 0.3, "max_steps": 6}
     options |= {"eval_data_path": images, "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
     options |= {"keep_checkpoints": True, "save_total_limit": 9}
     whole, again = tmp_path / "whole", tmp_path / "again"
     forked(
-        "train/bootstrap.py",
+        "train.bootstrap",
         arguments(clip_dir, images, whole, **options, deepspeed="train/configs/deepspeed/zero2.json"),
         1,
     )
@@ -89,9 +89,9 @@ def test_deepspeed_goes_on_and_publishes_the_best(
     shutil.copytree(whole / "checkpoint-3", again / "checkpoint-3")
     shutil.copy(whole / "log.jsonl", again / "log.jsonl")
     assert main(arguments(clip_dir, images, again, **options)) == 2
-    assert "its deepspeed_processes is 1, this run's 0" in capsys.readouterr().err
+    assert "its deepspeed_processes is 1, this run's is 0" in capsys.readouterr().err
     forked(
-        "train/bootstrap.py",
+        "train.bootstrap",
         arguments(clip_dir, images, again, **options, deepspeed="train/configs/deepspeed/zero2.json"),
         1,
     )
@@ -100,11 +100,11 @@ def test_deepspeed_goes_on_and_publishes_the_best(
 
 @pytest.mark.slow
 def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path, tmp_path: Path) -> None:
-    """Float32 weights in either case, so that the coordinates keep theirs."""
+    """Weights are float32 in both cases, so coordinates are too."""
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "teacher_dtype": "bfloat16", "bf16": True}
     assert main(arguments(clip_dir, images, tmp_path / "alone", **options)) == 0
     command = arguments(clip_dir, images, tmp_path / "zero2", deepspeed="train/configs/deepspeed/zero2.json", **options)
-    forked("train/bootstrap.py", command, 1)
+    forked("train.bootstrap", command, 1)
     losses = [[line["loss"] for line in trained(tmp_path / out)] for out in ("alone", "zero2")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "zero2").values())
@@ -112,7 +112,7 @@ def test_bf16_is_autocast_with_deepspeed_as_without(clip_dir: Path, images: Path
 
 @pytest.mark.slow
 def test_a_compiled_task_gives_the_same_curve(clip_dir: Path, images: Path, whole: Path, tmp_path: Path) -> None:
-    """Captured and differentiated by torch.compile; inductor's own code would take minutes on two cores."""
+    """Captured and differentiated by torch.compile; inductor would take minutes on two cores."""
     options = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     command = arguments(clip_dir, images, tmp_path, eval_data_path=images, **RESUMABLE, **options)
     run_together(["-m", "train.bootstrap", *command], [{}], tmp_path / "printed.txt")

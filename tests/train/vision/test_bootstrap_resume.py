@@ -1,4 +1,4 @@
-"""A bootstrap that was interrupted goes on to the same curve, bit by bit, or is refused with a sentence."""
+"""An interrupted bootstrap resumes with the same curve bit for bit, or is refused with a one-line error."""
 
 import shutil
 import signal
@@ -14,7 +14,7 @@ from train.bootstrap import main
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
-def test_any_checkpoint_goes_on_to_the_same_curve(
+def test_any_checkpoint_resumes_with_the_same_curve(
     step: int, clip_dir: Path, images: Path, whole: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
@@ -24,7 +24,7 @@ def test_any_checkpoint_goes_on_to_the_same_curve(
 
 
 @pytest.mark.parametrize("kind", ["wds", "wds-resampled"])
-def test_streams_go_on_with_the_same_pixels(kind: str, clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
+def test_streams_resume_with_the_same_pixels(kind: str, clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
     """Two data workers, each with its own shards; step 3 lies within an epoch."""
     shards = image_shards.replace("wds", kind, 1)
     options = {"max_steps": 5, "save_steps": 1, "ema_decay": 0.9, "dataloader_num_workers": 2, "shuffle_buffer": 4}
@@ -37,10 +37,10 @@ def test_streams_go_on_with_the_same_pixels(kind: str, clip_dir: Path, image_sha
     assert_same(again, tmp_path / "whole")
 
 
-def test_kill_9_while_a_checkpoint_is_written_loses_only_the_steps_since_the_last(
+def test_a_kill_during_a_save_loses_only_the_steps_since_the_last_checkpoint(
     clip_dir: Path, images: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The process dies with half an optimizer.pt in checkpoint-4: the run goes on from checkpoint-2."""
+    """The process dies with half an optimizer.pt in checkpoint-4, so the run resumes from checkpoint-2."""
     program = """
         import os, signal, sys
         from pathlib import Path
@@ -64,32 +64,32 @@ def test_kill_9_while_a_checkpoint_is_written_loses_only_the_steps_since_the_las
     assert (out / "checkpoint-4/optimizer.pt").exists()
     assert not (out / "config.json").exists()
     assert main(command) == 0
-    assert f"Going on from {out / 'checkpoint-2'}" in caplog.text
+    assert f"Resuming from {out / 'checkpoint-2'}" in caplog.text
     assert f"Removing the incomplete checkpoint {out / 'checkpoint-4'}" in caplog.text
     assert_same(out, whole)
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"tokens": 9}, "its student.focus.tokens is 4, this run's 9"),
-        ({"tune_blocks": 1}, "its parts.inherited, frozen is 399872, this run's 598144"),
-        ({"ema_decay": None}, "its ema is True, this run's False"),
+        ({"tokens": 9}, "its student.focus.tokens is 4, this run's is 9"),
+        ({"tune_blocks": 1}, "its groups.inherited, frozen is 399872, this run's is 598144"),
+        ({"ema_decay": None}, "its ema is True, this run's is False"),
     ],
 )
-def test_a_checkpoint_of_another_variant_is_a_sentence(
+def test_a_checkpoint_of_another_variant_is_a_one_line_error(
     clip_dir: Path,
     images: Path,
     whole: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
-    sentence: str,
+    message: str,
 ) -> None:
     shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")
     values = {name: value for name, value in {**RESUMABLE, **options}.items() if value is not None}
     assert main(arguments(clip_dir, images, tmp_path, eval_data_path=images, **values)) == 2
-    assert f"checkpoint-2 is of another variant: {sentence}" in capsys.readouterr().err
+    assert f"checkpoint-2 belongs to another variant: {message}" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_weights_is_another_variant(
@@ -101,10 +101,10 @@ def test_a_teacher_of_other_weights_is_another_variant(
     save_file(weights, teacher / "open_clip_model.safetensors")
     shutil.copytree(whole / "checkpoint-2", tmp_path / "out" / "checkpoint-2")
     assert main(arguments(teacher, images, tmp_path / "out", eval_data_path=images, **RESUMABLE)) == 2
-    assert "checkpoint-2 is of another variant: its teacher_weights is " in capsys.readouterr().err
+    assert "checkpoint-2 belongs to another variant: its teacher_weights is " in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_no_variant_is_a_sentence(
+def test_a_checkpoint_without_a_variant_is_a_one_line_error(
     clip_dir: Path, images: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(whole / "checkpoint-2", tmp_path / "checkpoint-2")

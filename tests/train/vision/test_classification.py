@@ -1,10 +1,10 @@
-"""AUROC and top-1 against their definitions."""
+"""AUROC and top-1 accuracy against their definitions."""
 
 import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from train.vision.classification import auroc, auroc_of, top_1
+from train.vision.classification import auroc, auroc_metric, top_1
 
 
 def by_definition(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -21,7 +21,7 @@ def test_auroc_is_the_share_of_pairs_in_order(seed: int) -> None:
         assert auroc(scores, labels) == pytest.approx(by_definition(scores, labels), abs=1e-12)
 
 
-def test_auroc_at_its_ends() -> None:
+def test_auroc_at_its_extremes() -> None:
     scores = np.array([0.1, 0.2, 0.3, 0.4])
     assert auroc(scores, np.array([0, 0, 1, 1])) == 1
     assert auroc(scores, np.array([1, 1, 0, 0])) == 0
@@ -33,7 +33,7 @@ def test_auroc_at_its_ends() -> None:
 def test_metrics_per_class(caplog: pytest.LogCaptureFixture) -> None:
     logits = np.array([[1.0, 3.0, 0.0], [0.0, 2.0, 1.0], [2.0, 1.0, 5.0]])
     labels = np.array([[0, 1, 1], [0, 0, 1], [1, 1, 1]])
-    measured = auroc_of(["a", "b", "c"])(EvalPrediction(logits, labels))
+    measured = auroc_metric(["a", "b", "c"])(EvalPrediction(logits, labels))
     assert measured == {"auroc": 0.75, "auroc_a": 1.0, "auroc_b": 0.5, "auroc_c": None}
     assert caplog.messages == ["No AUROC, because all held-out images have the same label: c"]
     assert top_1(EvalPrediction(logits, np.array([1, 0, 2]))) == {"top1": pytest.approx(2 / 3)}

@@ -1,4 +1,4 @@
-"""train/finetune.py: an encoder learns classes and opens again; one label and several; resume."""
+"""train.finetune: an encoder learns one or several labels per image, opens again, and resumes."""
 
 import json
 import shutil
@@ -13,9 +13,10 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.integrations.timm import create_from_directory
 from tests.train.launch import forked
 from tests.train.vision.finetune_runs import CLASSES, StopAt, make, words
-from train.finetune import FinetuneTask, main, parts_of
+from train.finetune import layer_groups, main
 from train.stages.log import read_log
 from train.stages.stage import run
+from train.vision.finetune_trainer import FinetuneTask
 
 
 def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
@@ -28,13 +29,13 @@ def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path,
     assert metrics == {"top1": 1.0, "images": 8, "unreadable": 0}
     assert json.loads((out / "classes.json").read_text()) == {"classes": list(CLASSES), "several_per_image": False}
     encoder = SparseFormer.from_pretrained(out)
-    pictures = torch.stack([encoder.transform(Image.new("RGB", (30, 24), colour)) for colour in CLASSES])
-    assert encoder(pictures).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
+    images = torch.stack([encoder.transform(Image.new("RGB", (30, 24), colour)) for colour in CLASSES])
+    assert encoder(images).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
     assert "drop_path_rate" not in encoder.config.cortex.options
     assert len(read_log(out / "log.jsonl")) >= 30
 
 
-def test_an_evaluation_in_bf16_does_not_change_what_is_published(
+def test_an_evaluation_in_bf16_does_not_change_the_result(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
     for out, full in ((tmp_path / "plain", False), (tmp_path / "bf16", True)):
@@ -79,7 +80,7 @@ def test_a_resumed_run_has_the_same_curve(small_encoder_dir: Path, class_folders
     assert [step for step, _ in curves[0]] == [1, 2, 3, 4, 5]
 
 
-def test_data_seed_is_the_order_of_the_images_alone(
+def test_data_seed_affects_only_the_order_of_the_images(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
     def order(**seeds: int) -> list[list[int]]:
@@ -99,10 +100,10 @@ def test_unreadable_images_are_counted(small_encoder_dir: Path, class_folders: P
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_unreadable_held_out_images_count_in_nothing(
+def test_unreadable_held_out_images_are_excluded(
     several: bool, small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    """Loss and metric are those of the readable ones alone, in whatever batches."""
+    """Loss and metric are those of the readable images alone, for any batch size."""
     damaged, bad = tmp_path / "damaged", "black/25.png"
     shutil.copytree(class_folders, damaged)
     (damaged / bad).write_bytes(b"\x89PNG nothing more")
@@ -123,7 +124,7 @@ def test_unreadable_held_out_images_count_in_nothing(
         assert evaluated(damaged, batch_size) == pytest.approx(expected | {"eval_unreadable": 1}, abs=1e-5)
 
 
-def test_metrics_say_how_many_could_not_be_read(
+def test_metrics_count_unreadable_images(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held_out = tmp_path / "held out"
@@ -145,7 +146,7 @@ def test_metrics_say_how_many_could_not_be_read(
 def test_checkpointed_activations_give_the_same_curve(
     flag: str, small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
-    """With dropped paths, which the second pass must drop again."""
+    """With stochastic depth, which the second pass must repeat."""
     curves = []
     for name, more in (("kept", {}), ("again", {flag: True})):
         assert main(words(small_encoder_dir, class_folders, tmp_path / name, drop_path=0.5, max_steps=2, **more)) == 0
@@ -160,7 +161,7 @@ def test_deepspeed_follows_a_plain_run(small_encoder_dir: Path, class_folders: P
     command = words(
         small_encoder_dir, class_folders, tmp_path / "zero2", deepspeed="train/configs/deepspeed/zero2.json", **options
     )
-    forked("train/finetune.py", command, 1)
+    forked("train.finetune", command, 1)
     curves = [[loss for _, loss in curve(tmp_path / name)] for name in ("plain", "zero2")]
     assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "zero2")]
@@ -169,7 +170,7 @@ def test_deepspeed_follows_a_plain_run(small_encoder_dir: Path, class_folders: P
 
 def test_layers_have_falling_rates(small_encoder_dir: Path) -> None:
     model = create_from_directory(small_encoder_dir)
-    parts = parts_of(model, 1.0, 0.5)
+    parts = layer_groups(model, 1.0, 0.5)
     assert [part.name for part in parts] == ["layer 0", "layer 1", "layer 2", "layer 3", "head"]
     assert [part.learning_rate for part in parts] == [0.5**4, 0.5**3, 0.5**2, 0.5, 1.0]
     assert parts[-1].parameters == tuple(model.get_classifier().parameters())

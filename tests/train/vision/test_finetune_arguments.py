@@ -1,4 +1,4 @@
-"""A value out of its range is refused with the range, before anything is opened."""
+"""Values out of range are refused before anything is opened."""
 
 import pytest
 
@@ -27,5 +27,5 @@ def test_ranges(name: str, value: float, interval: str) -> None:
     assert str(caught.value) == f"--{name} must lie in {interval}, got {value:g}."
 
 
-def test_the_ends_of_a_range_belong_to_it_where_it_says_so() -> None:
+def test_closed_ranges_include_their_ends() -> None:
     FinetuneArguments("encoder", "images", layer_decay=1.0, drop_path=0.0, rand_augment_magnitude=30, reprob=1.0)

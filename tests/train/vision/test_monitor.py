@@ -1,4 +1,4 @@
-"""What is measured while bootstrapping, against numbers taken image by image."""
+"""The measurements of bootstrapping against values computed image by image."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_a_zero_shot_task_has_an_embedding_per_folder(clip_dir: Path, labelled: 
     assert task.images[1]["pixel_values"].shape == (3, 32, 32)
 
 
-def test_names_must_be_as_many_as_folders(clip_dir: Path, labelled: Path, tmp_path: Path) -> None:
+def test_names_and_folders_must_match_in_number(clip_dir: Path, labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("cat\n")
     teacher = open_teacher(str(clip_dir))
     with pytest.raises(UserError, match="has 2 class folders, but ImageNet-1k has 1000 names"):

@@ -1,0 +1,41 @@
+"""Options that all evaluations of encoders share."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.files import check_output_files
+from sparse_vlm.measure.timing import require_positive
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add --encoder."""
+    parser.add_argument("--encoder", type=Path, required=True, help="directory of a SparseFormer")
+
+
+def add_teacher(parser: argparse.ArgumentParser, specification: str) -> None:
+    """Add --teacher; `specification` says which ones are accepted."""
+    parser.add_argument("--teacher", required=True, help=f"the encoder's teacher: {specification}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --batch_size, --device, --dtype and --output."""
+    parser.add_argument("--batch_size", type=int, default=64, help="images computed together (default: 64)")
+    add_device_arguments(parser)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+
+
+def begin(arguments: argparse.Namespace, *inputs: str | Path) -> tuple[torch.device, torch.dtype]:
+    """Check the options of `add_arguments`, and choose device and dtype.
+
+    Args:
+        arguments: the parsed command line.
+        inputs: files and folders that the output must not replace, beside --encoder.
+    """
+    check_output_files({"--output": arguments.output}, [arguments.encoder, *inputs])
+    require_positive(batch_size=arguments.batch_size)
+    device = choose_device(arguments.device)
+    return device, choose_dtype(arguments.dtype, device)
