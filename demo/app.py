@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import CommandParser, add_device_arguments
 from sparse_vlm.errors import UserError
 
 POSITIVE = ("max_new_tokens", "concurrency", "queue", "max_upload_mb", "max_megapixels", "max_images")

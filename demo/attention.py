@@ -13,7 +13,7 @@ from demo.models import OpenModel
 from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder.preprocessing import remove_canvas
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.sampling_steps import SamplingStep, record_sampling_steps
+from sparse_vlm.encoder.runtime.sampling_steps import SamplingStep, record_sampling_steps
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
 
 QUERIES = 16  # answer tokens per pass; memory holds their attention to all preceding tokens

@@ -11,7 +11,7 @@ from demo.generation import Generation
 from demo.models import OpenModel
 from demo.session import View
 from sparse_vlm.draw import draw_heat, draw_sampling_steps, to_image_coordinates
-from sparse_vlm.sampling_steps import covered_share, nearest_token, spread_over_rois
+from sparse_vlm.encoder.runtime.sampling_steps import covered_share, nearest_token, spread_over_rois
 
 ALL = 0  # a choice of tokens; 1 is the first token
 ROWS = (

@@ -8,9 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from demo.markup import as_answer, as_typed
+from sparse_vlm.encoder.runtime.sampling_steps import SamplingStep
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import decode_image
-from sparse_vlm.sampling_steps import SamplingStep
 from sparse_vlm.vlm.chat import check_question, user_message
 
 

@@ -9,7 +9,7 @@ from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
 from eval.scoring.protocol import Benchmark, Question
 from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 

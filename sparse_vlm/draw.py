@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import make_transform, remove_canvas
+from sparse_vlm.encoder.runtime.sampling_steps import SamplingStep, record_sampling_steps
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.sampling_steps import SamplingStep, record_sampling_steps
 
 SIDE = 600  # pixels of a drawing's longer side
 MARGIN = 0.25  # around the image, relative to its side: RoIs may extend beyond the image

@@ -135,6 +135,7 @@ def test_options_take_hyphens_and_underscores(option: str, capsys: pytest.Captur
     )
 
 
+@pytest.mark.slow
 def test_convert_writes_an_encoder_directory(
     released_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

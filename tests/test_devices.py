@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_vlm import cli
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, devices_here, free_bytes, peak_bytes, synchronize
 from sparse_vlm.errors import UserError
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from sparse_vlm.draw import MARGIN, SIDE, draw_heat, draw_sampling_steps, roi_figure, to_image_coordinates
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.runtime.sampling_steps import SamplingStep, nearest_token, record_sampling_steps
 from sparse_vlm.errors import UserError
 from sparse_vlm.figures import save_figure
-from sparse_vlm.sampling_steps import SamplingStep, nearest_token, record_sampling_steps
 
 WHITE = np.ones((8, 8, 3), dtype=np.float32)
 

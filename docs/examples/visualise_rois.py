@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Sequence
 
 from sparse_vlm.draw import roi_figure
+from sparse_vlm.encoder.runtime.sampling_steps import covered_share, record_sampling_steps
 from sparse_vlm.figures import save_figure
 from sparse_vlm.image_files import open_image
 from sparse_vlm.model_directory import open_encoder
-from sparse_vlm.sampling_steps import covered_share, record_sampling_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:

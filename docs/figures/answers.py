@@ -1,7 +1,6 @@
-"""Draw the README's figure: where the quickstart's model samples, step by step, and what it answers.
+"""Draw the README's figure: RoIs of the quickstart's model at each sampling step, and its answers.
 
-`make quickstart` trains the model:
-
+Example:
     python docs/figures/answers.py --model runs/quickstart/model --output docs/figures/answers.png
 """
 
@@ -21,7 +20,7 @@ from sparse_vlm.vlm.loading import load_vlm
 QUESTIONS = {
     0: "what color is the shape?",
     2: "what shape does the image contain?",
-}  # by image of easy-VQA's test split
+}  # number of easy-VQA's test image -> question
 
 
 def draw(arguments: argparse.Namespace) -> None:
@@ -33,7 +32,8 @@ def draw(arguments: argparse.Namespace) -> None:
     figure = roi_figure(model.model.vision_tower.encoder, images)
     steps = len(figure.axes) // len(images)
     for row, (image, question) in enumerate(zip(images, QUESTIONS.values(), strict=True)):
-        label = f"{question}\n\n→  {answer(model, processor, image, easy_vqa.prompt(question))}"
+        text = answer(model, processor, image, easy_vqa.prompt(question))
+        label = f"{question}\n\n→  {text}"
         figure.axes[row * steps].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=12)
     figure.set_size_inches(2.4 * steps + 2.4, 2.5 * len(images))
     save_figure(figure, arguments.output)

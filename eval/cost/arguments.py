@@ -8,7 +8,7 @@ import torch
 
 from eval.cost.report import check_report
 from eval.cost.runtimes import Setting
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.measure.timing import require_positive

@@ -22,8 +22,7 @@ from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats
 from eval.cost.measurement import Result, measure
 from eval.cost.report import Section, check_report, megabytes, publish
 from eval.cost.runtimes import MODES, ONNX, Setting, build
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_argument
+from sparse_vlm.command_line import CommandParser, add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.export import require_onnx

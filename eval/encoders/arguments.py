@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.files import check_output_files
 from sparse_vlm.measure.timing import require_positive

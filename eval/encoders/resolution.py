@@ -22,16 +22,15 @@ from torch import Tensor
 
 from eval.encoders.arguments import add_encoder
 from eval.tables import rich_table
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import CommandParser, add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from sparse_vlm.figures import check_figure, save_figure
 from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import require_positive, take_turns
-from sparse_vlm.sampling_steps import record_sampling_steps
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ Examples:
 import argparse
 from importlib.util import find_spec
 
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import CommandParser, add_device_arguments
 from sparse_vlm.errors import UserError
 
 

@@ -7,8 +7,7 @@ Examples:
 
 import argparse
 
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_arguments
+from sparse_vlm.command_line import CommandParser, add_device_arguments
 
 
 def add_arguments(parser: CommandParser) -> None:

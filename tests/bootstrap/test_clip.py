@@ -224,7 +224,7 @@ def test_bad_input_is_a_one_sentence_error(
     with pytest.raises(UserError, match=r"open_clip cannot open .*broken"):
         SparseClip.load(broken)
     (broken / "sparseformer.json").write_text("{")
-    with pytest.raises(UserError, match=r"sparseformer\.json is no valid JSON"):
+    with pytest.raises(UserError, match=r"sparseformer\.json is not valid JSON"):
         SparseClip.load(broken)
 
 

@@ -173,6 +173,7 @@ def test_impossible_weights(clip_dir: Path) -> None:
         _task(clip_dir, second_view=open_teacher(str(clip_dir)))
 
 
+@pytest.mark.slow
 def test_training_aligns_and_keeps_the_rois_apart(clip_dir: Path) -> None:
     task = _task(clip_dir)
     images = torch.randn(8, 3, 32, 32)

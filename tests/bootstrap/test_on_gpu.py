@@ -22,6 +22,7 @@ def task(clip_dir: Path) -> BootstrapTask:
     return BootstrapTask(student, teacher, ALL, second, teacher_dtype=torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_every_term_of_the_loss(task: BootstrapTask, autocast: bool) -> None:
     with fake_gpu() as gpu, torch.autocast("cuda", torch.bfloat16, enabled=autocast):

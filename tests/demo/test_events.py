@@ -48,6 +48,7 @@ def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
     return {component: value for update in updates for component, value in update.items()}
 
 
+@pytest.mark.slow
 def test_a_question_that_is_too_long_goes_back_into_the_box(
     events: Events, message: dict[str, Any], warnings: list[str]
 ) -> None:

@@ -88,6 +88,7 @@ def ask(
     return list(answer(models, session, decoding, max_new_tokens))[-1]
 
 
+@pytest.mark.slow
 def test_two_turns_with_images(sparse: OpenModel, vlm: tuple[Any, Any], images: list[Image.Image]) -> None:
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
@@ -129,6 +130,7 @@ def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Im
     assert 0 < float(expected.sum(dim=1).max()) < 1
 
 
+@pytest.mark.slow
 def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path, images: list[Image.Image]) -> None:
     models = [sparse, opened(dense_vlm_dir)]
     session = Session()
@@ -152,6 +154,7 @@ def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path
     assert table.count("ms") == 6
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Image]) -> None:
     model = opened(llava_dir)
     session = Session()
@@ -166,6 +169,7 @@ def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Imag
         ask([model], session)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("directory", ["vlm_dir", "llava_dir"])
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")  # int8 computes in float16 beside a float32 model

@@ -11,6 +11,7 @@ from demo.models import open_model
 from tests.fake_gpu import fake_gpu
 
 
+@pytest.mark.slow
 def test_rois_and_pixels_are_on_the_cpu(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(vlm_dir, torch.device("cpu"), torch.float32, None)
     with fake_gpu() as gpu:

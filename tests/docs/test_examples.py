@@ -28,6 +28,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_encode_image(image: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("encode_image", image, "--model", encoder_dir)
     assert "6 latent tokens of 128 channels, and 1 more (CLS)" in capsys.readouterr().out
@@ -41,6 +42,7 @@ def test_swap_clip_tower(clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "clip" / "open_clip_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_build_vlm(
     image: Path, encoder_dir: Path, llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def test_onnx_runtime_computes_the_same_on_photographs(exported: Path, encoder_d
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=0, atol=1e-4 * ours.abs().max().item())
 
 
+@pytest.mark.slow
 def test_the_file_describes_itself(exported: Path, tiny_config: SparseFormerConfig) -> None:
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     config = json.loads(session.get_modelmeta().custom_metadata_map["config"])

@@ -120,6 +120,7 @@ def test_a_low_precision_model_is_saved_and_opened(tiny_encoder: SparseFormer, t
     assert torch.equal(again.stem.conv.weight, tiny_encoder.stem.conv.weight.float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1_tiny", "btsp_clip_tiny"])
 @torch.no_grad()
 def test_one_graph_for_any_batch_and_size_without_breaks(name: str) -> None:
@@ -131,6 +132,7 @@ def test_one_graph_for_any_batch_and_size_without_breaks(name: str) -> None:
         assert_same(compiled(others), encoder(others), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_exported_saved_and_opened_with_any_size(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = (torch.export.Dim(side, min=8, max=512) for side in ("height", "width"))

@@ -10,10 +10,11 @@ from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
-from sparse_vlm.sampling_steps import record_sampling_steps
+from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sparseformer-v1-t", "sparseformer-augreg-b", "sparseformer-clip-b"])
 def test_an_encoder(name: str, dtype: torch.dtype) -> None:

@@ -243,6 +243,7 @@ def test_a_limited_run_is_continued_without_the_limit(
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_generation_options_are_recorded(vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
     found = {}
     for name, options in {

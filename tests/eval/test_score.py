@@ -50,6 +50,7 @@ def blind(tmp_path: Path, questions: list[dataset.VqaQuestion]) -> Path:
     return write_answers(tmp_path / "blind.jsonl", questions, ["no"] * len(questions), image=False)
 
 
+@pytest.mark.slow
 def test_report(
     file: Path,
     answers: Path,
@@ -249,6 +250,7 @@ def test_files_with_other_line_ends_and_marks(file: Path, answers: Path, tmp_pat
     assert other["scores"] == make_report("easy_vqa", answers, questions=file)["scores"]
 
 
+@pytest.mark.slow
 def test_the_report_says_how_answers_were_generated(file: Path, answers: Path) -> None:
     assert (
         "how the answers were generated is not recorded" in make_report("easy_vqa", answers, questions=file)["protocol"]

@@ -17,12 +17,14 @@ def run(teacher: Path, images: Path, out: Path, **options: object) -> list[float
     return losses(out)
 
 
+@pytest.mark.slow
 def test_bootstrap(teacher_dir: Path, images: Path, tmp_path: Path, device: torch.device) -> None:
     expected = run(teacher_dir, images, tmp_path / "cpu", **placed("cpu", bf16=False))
     found = run(teacher_dir, images, tmp_path / "out", **placed(device.type, bf16=True))
     assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_losses(
     teacher_dir: Path, images: Path, tmp_path: Path, device: torch.device
 ) -> None:

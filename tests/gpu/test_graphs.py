@@ -44,6 +44,7 @@ def test_replays_are_exact(tiny_encoder: SparseFormer, device: torch.device, dty
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_more_shapes_than_graphs(tiny_encoder: SparseFormer, device: torch.device) -> None:
     plain = tiny_encoder.to(device)

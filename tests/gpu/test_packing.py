@@ -9,6 +9,7 @@ from tests.gpu.placed import placed
 from tests.gpu.runs import instructed
 
 
+@pytest.mark.slow
 def test_packed_is_padded(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     attention = "sdpa"
     if device.type == "cuda":

@@ -12,6 +12,7 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
+@pytest.mark.slow
 def test_instruct(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     options = {**LORA, "bits": 4}
     expected = instructed(words_dir, data_dir, tmp_path / "cpu", **placed("cpu", bf16=False), **options)

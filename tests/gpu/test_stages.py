@@ -12,12 +12,14 @@ from tests.gpu.runs import LORA, aligned, instructed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
+@pytest.mark.slow
 def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     expected = aligned(words_dir, data_dir, tmp_path / "cpu", **placed("cpu", bf16=False))
     found = aligned(words_dir, data_dir, tmp_path / "out", **placed(device.type, bf16=True))
     assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
 def test_instruct(
     lora: dict[str, object], words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device

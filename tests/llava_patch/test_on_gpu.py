@@ -8,6 +8,7 @@ from tests.fake_gpu import assert_on_gpu, fake_gpu
 from tests.llava_patch.test_tower import arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_tower(tower: str, dtype: torch.dtype, trains: bool) -> None:

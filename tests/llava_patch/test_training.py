@@ -32,8 +32,8 @@ def test_alignment_only_trains_the_projector(pretrained: Path) -> None:
 
 
 def test_alignment_with_the_real_smollm2(smollm2_gguf: Path, tower: str, data: Path, tmp_path: Path) -> None:
-    """SmolLM2-135M-Instruct as its package has it, as a directory that LLaVA opens; two steps on captions."""
-    from sparse_vlm.vlm.language.causal_lm import load_llm  # needs transformers 5, and only this test does
+    """Two steps on captions with SmolLM2-135M-Instruct from its package, saved as a directory that LLaVA opens."""
+    from sparse_vlm.vlm.language.causal_lm import load_llm  # only this test needs transformers 5
 
     for part in load_llm(smollm2_gguf):
         part.save_pretrained(tmp_path / "smollm2")

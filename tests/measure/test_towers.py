@@ -20,6 +20,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({name for names in SETS.values() for name in names}))
 def test_gmacs_and_tokens_are_the_published_ones(name: str) -> None:
     tower = open_tower(name)
@@ -36,6 +37,7 @@ def test_timm_and_open_clip_have_one_shape() -> None:
     assert theirs.gmacs == pytest.approx(ours.gmacs, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_image_size_for_all_and_one_of_its_own() -> None:
     assert str(open_tower("timm:vit_tiny_patch16_224", 64)) == "timm:vit_tiny_patch16_224@64"
     tower = open_tower("timm:vit_tiny_patch16_224@32", 64)

@@ -15,6 +15,7 @@ from train.stages.stage import StageArguments
 from train.vision.monitor import measure_alignment, measure_zero_shot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("options", [{}, {"packing": True}, {"independent_turns": True}])
 def test_a_batch(
@@ -37,6 +38,7 @@ def test_a_batch(
         assert_on_gpu(out.loss, out.logits)
 
 
+@pytest.mark.slow
 def test_the_monitors(clip_dir: Path) -> None:
     """Up to where values move to the CPU, which a fake GPU does not have."""
     teacher = open_teacher(str(clip_dir))

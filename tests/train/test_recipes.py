@@ -106,6 +106,7 @@ def test_the_teacher_exists_with_that_tag(recipe: Path) -> None:
         assert tag in open_clip.list_pretrained_tags_by_model(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if "timm:" in r.read_text()], ids=by_name)
 def test_the_stated_cost_is_counted(recipe: Path) -> None:
     """For timm's teachers only: open_clip cannot build models on the meta device."""

@@ -58,6 +58,7 @@ def one_by_one(answerer: Answerer, asked: Asked) -> list[str]:
     return [answer(answerer.model, answerer.processor, images[i], text, answerer.max_new_tokens) for i, text in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_rows", [1, 16, 1000])
 def test_batched_answers_equal_single_answers(
     answerer: Answerer, asked: Asked, one_by_one: list[str], batch_rows: int

@@ -144,6 +144,7 @@ def test_smollm2_from_gguf(
     assert model.generate(**encode_prompt(processor, images[0], "What?"), max_new_tokens=2).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_untied_llm_of_another_family_with_spare_rows(
     tmp_path: Path, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -55,6 +55,7 @@ def test_command(
     assert capsys.readouterr().out.strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6)
 
 
+@pytest.mark.slow
 def test_command_about_several_images_and_sampled(
     vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
 ) -> None:

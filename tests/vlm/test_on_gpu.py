@@ -17,6 +17,7 @@ from tests.encoder.runtime.replays import CpuRecorder
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_prompt(vlm_dir: Path, images: list[Image.Image], shown: bool, dtype: torch.dtype) -> None:
@@ -30,6 +31,7 @@ def test_a_prompt(vlm_dir: Path, images: list[Image.Image], shown: bool, dtype: 
         assert out.logits.dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # when the prefix is copied
 def test_questions_about_an_image_share_its_prefix(
     vlm_dir: Path, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch

@@ -134,6 +134,7 @@ def test_visual_tokens_are_the_patches_that_enter_the_last_block(
     assert not torch.allclose(got[0], got[1])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_full_keeps_cls(tmp_path: Path, clip_dir: Path, llm_dir: Path, images: list[Image.Image]) -> None:
     build_vlm(clip_dir, llm_dir, tmp_path / "vlm", vision_feature_select_strategy="full")

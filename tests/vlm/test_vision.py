@@ -95,6 +95,7 @@ def test_registers_are_not_visual_tokens(strategy: str, tokens: int) -> None:
         torch.testing.assert_close(features, model.multi_modal_projector(kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("with_cls", "strategy", "tokens"), [(True, "full", 7), (False, "default", 5), (False, "full", 5)]
 )

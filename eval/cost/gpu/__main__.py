@@ -23,8 +23,7 @@ from typing import Any
 
 from eval.cost.gpu.pieces import PIECES, ROOT, Piece, missing
 from eval.cost.gpu.report import write_report
-from sparse_vlm.command_line import CommandParser
-from sparse_vlm.device_arguments import add_device_argument
+from sparse_vlm.command_line import CommandParser, add_device_argument
 from sparse_vlm.errors import UserError, unknown_choice
 
 GRACE = 10.0  # seconds beyond its time limit in which a piece may end by itself

@@ -76,10 +76,13 @@ def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = No
         if source.directory is not None:
             return open_timm_directory(source.directory, pretrained, image_size)
         return open_timm(source.name, source.file, pretrained, image_size)
-    from sparse_vlm.bootstrap.teachers.open_clip import (  # an extra, and slow to import
-        open_open_clip,
-        open_open_clip_directory,
-    )
+    try:
+        from sparse_vlm.bootstrap.teachers.open_clip import (  # an extra, and slow to import
+            open_open_clip,
+            open_open_clip_directory,
+        )
+    except ModuleNotFoundError as error:
+        raise UserError(f"The teacher {spec!r} needs {error.name}: pip install 'sparse-vlm[bootstrap]'.") from error
 
     if source.directory is not None:
         return open_open_clip_directory(source.directory, pretrained, image_size)

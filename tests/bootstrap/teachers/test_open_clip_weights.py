@@ -27,6 +27,7 @@ def tagged_name(tiny_name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return tiny_name
 
 
+@pytest.mark.slow
 def test_the_activation_belongs_to_the_weights() -> None:
     """By default, open_clip only warns that it uses the wrong activation for ViT-L-14 with OpenAI's weights."""
     assert weights_options("ViT-L-14", "openai")["force_quick_gelu"]

@@ -1,6 +1,7 @@
 """Teachers have the preprocessing of their weights, and errors say what to do. (Their outputs: test_families.py.)"""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,14 @@ def test_damaged_weights(content: bytes, tiny_name: str, tmp_path: Path) -> None
             open_teacher(str(tmp_path / family))
 
 
+def test_a_missing_open_clip_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    for name in [name for name in sys.modules if name.startswith("sparse_vlm.bootstrap.teachers.open_clip")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"needs open_clip: pip install 'sparse-vlm\[bootstrap\]'\."):
+        open_teacher("open_clip:ViT-B-16/openai")
+
+
 def test_incomplete_directories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not contain a teacher: it has neither open_clip's"):
         open_teacher(str(tmp_path))
@@ -160,9 +169,9 @@ def test_incomplete_directories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a valid JSON object"):
         open_teacher(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "sparseformer"}')
-    with pytest.raises(UserError, match=r"the architecture '' in its config\.json is none of timm's"):
+    with pytest.raises(UserError, match=r"timm does not know the architecture '' of its config\.json"):
         open_teacher(str(tmp_path))
-    for family, sentence in (("mae", "holds no weights"), ("openai clip", "could not be loaded")):
+    for family, sentence in (("mae", "does not contain weights"), ("openai clip", "could not be loaded")):
         write_family(family, tmp_path / family)
         (tmp_path / family / "model.safetensors").unlink()
         with pytest.raises(UserError, match=sentence):
@@ -170,6 +179,7 @@ def test_incomplete_directories(tmp_path: Path) -> None:
         assert open_teacher(str(tmp_path / family), pretrained=False).cortex.depth == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DINOV2.is_dir(), reason="needs ../shared/data with the DINOv2 weights")
 def test_dinov2_from_a_file_gives_the_golden_features() -> None:
     teacher = open_teacher(f"timm:vit_small_patch14_dinov2.lvd142m@{DINOV2 / 'model_fp16.safetensors'}", image_size=224)

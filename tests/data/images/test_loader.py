@@ -84,6 +84,7 @@ def train(
 
 
 # 10 images make 5 batches or 3 steps per epoch: step 2 is in the first epoch, 3 is its last, and 5 is in the second.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "hf", "wds", "wds-resampled", "hf-stream"])
 @pytest.mark.parametrize(("stop_at", "workers"), [(2, 0), (3, 0), (5, 2)])
 def test_a_resumed_run_sees_the_same_pixels(

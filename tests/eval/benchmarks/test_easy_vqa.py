@@ -28,6 +28,7 @@ def test_all_test_questions_with_their_images(questions: list[Question]) -> None
     assert all(image is not None and image.is_file() for image in images)
 
 
+@pytest.mark.slow
 def test_scores_count_every_question_in_its_kind(questions: list[Question], truth: list[str]) -> None:
     wrong_on_shapes = [
         "square" if question.category == "shape" else answer.upper()

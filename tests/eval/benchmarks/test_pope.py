@@ -41,6 +41,7 @@ def test_the_official_file_asks_the_same_questions(folder: Path) -> None:
     assert [(q.text, q.image, q.category) for q in ours] == [(q.text, q.image, q.category) for q in llavas]
 
 
+@pytest.mark.slow
 def test_a_label_file_in_another_order_gives_the_same_score(folder: Path) -> None:
     lines = (folder / "coco_pope_random.json").read_text().splitlines()
     (folder / "coco_pope_random.json").write_text("\n".join(reversed(lines)) + "\n")

@@ -22,6 +22,7 @@ def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path
     return unpack_scienceqa(tmp_path), tmp_path / "answers.jsonl"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("annotations", ["the folder", "the file", None])
 def test_official_scores_of_llava(released: tuple[Path, Path], annotations: str | None) -> None:
     folder, answers = released

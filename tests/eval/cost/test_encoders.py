@@ -18,6 +18,7 @@ DENSE = Tower("timm:dense", 224, 196, 768, gmacs=16.0, parameters=10)
 OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "cost.json"
     models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]

@@ -12,6 +12,7 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 
 
+@pytest.mark.slow
 def test_the_timed_token_is_the_one_that_generate_gives(answerer: Answerer) -> None:
     model, processor = answerer.model, answerer.processor
     tokens = []

@@ -52,6 +52,7 @@ def test_the_shapes_have_the_published_parameters(name: str, parameters: float) 
     assert open_llm(name).parameters / 1e6 == pytest.approx(parameters, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_measurement(
     tmp_path: Path, vlm_dir: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

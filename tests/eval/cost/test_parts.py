@@ -11,6 +11,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.measure.towers import open_tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "sparseformer-v1-t@64", "timm:vit_tiny_patch16_224@32"])
 @pytest.mark.usefixtures("tiny_variant")
 def test_the_parts_add_up(name: str) -> None:
@@ -18,6 +19,7 @@ def test_the_parts_add_up(name: str) -> None:
     assert sum(count_parts(tower).values()) == pytest.approx(tower.gmacs, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_published_parts() -> None:
     """The spec's numbers for 224 pixels, which count the generator beside the mixing; the RoIs' are in two places."""
     parts = count_parts(open_tower("sparseformer-clip-l"))
@@ -44,6 +46,7 @@ def test_what_is_spent_belongs_to_the_innermost_part(tiny_encoder: SparseFormer)
     assert not any(module._forward_hooks for module in tiny_encoder.modules())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "profile.json"
     models = [f"{tiny_variant}@32", "timm:vit_tiny_patch16_224@32"]

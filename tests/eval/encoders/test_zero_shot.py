@@ -49,6 +49,7 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_teacher_and_student_are_compared(
     clip_dir: Path, tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def changed(before: Path, after: Path) -> set[str]:
     return names & {"vision_tower", "multi_modal_projector", "language_model"}
 
 
+@pytest.mark.slow
 def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", max_steps=40)) == 0
     assert changed(vlm_dir, tmp_path / "out") == {"multi_modal_projector"}
@@ -62,6 +63,7 @@ def test_only_the_projector_changes_and_the_loss_falls(vlm_dir: Path, data_dir: 
     assert "- align: captions.json" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_text_only_batches_neither_fail_nor_move_the_projector(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     arguments = flags(vlm_dir, data_dir, tmp_path / "out", data_path=data_dir / "text.json", max_steps=2)
     assert align.main(arguments) == 0
@@ -77,12 +79,14 @@ def test_a_second_run_into_a_finished_directory_is_refused(
     assert "already holds a finished model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plain_captions_train(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "out", version="plain", max_steps=2)) == 0
     template = "chat_template.jinja"
     assert (tmp_path / "out" / template).read_text() == (vlm_dir / template).read_text(), "the model's own stays"
 
 
+@pytest.mark.slow
 def test_a_model_of_native_aspect_trains(encoder_dir: Path, llm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     build_vlm(encoder_dir, llm_dir, tmp_path / "native", aspect="native")
     assert align.main(flags(tmp_path / "native", data_dir, tmp_path / "out", max_steps=2)) == 0
@@ -113,6 +117,7 @@ def test_meaningless_settings_are_a_one_line_error(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_trained_weights_and_tensorboard_the_curves(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +139,7 @@ def test_checkpoints_hold_trained_weights_and_tensorboard_the_curves(
     assert list((tmp_path / "curves").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_eval_loss_does_not_depend_on_the_batch_size(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     """Captions and one-token answers: an average of batch means would differ by some percent."""
     found = []
@@ -147,6 +153,7 @@ def test_eval_loss_does_not_depend_on_the_batch_size(vlm_dir: Path, data_dir: Pa
     assert found == pytest.approx([found[0]] * 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_cannot_resume_without_the_optimizer(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +164,7 @@ def test_a_run_cannot_resume_without_the_optimizer(
     assert "written with --save_only_model True" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -181,6 +189,7 @@ def test_options_that_transformers_refuses_is_a_one_line_error(
     assert len(printed.strip().splitlines()[-1]) < 700
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_and_lists_skipped_samples(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     bad = [{"id": "lost", "image": "lost.png", "conversations": []}]
     (tmp_path / "bad.json").write_text(json.dumps(bad))
@@ -194,6 +203,7 @@ def test_a_mixture_trains_and_lists_skipped_samples(vlm_dir: Path, data_dir: Pat
     assert (tmp_path / "out" / "skipped_samples.txt").read_text() == 'Sample lost has no "conversations" list.\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["error", "skip", "truncate"])
 def test_a_sample_over_the_length_is_found_before_the_first_step(
     vlm_dir: Path,

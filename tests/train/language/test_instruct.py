@@ -32,12 +32,14 @@ def run(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> set[str]
     return changed(vlm_dir, out)
 
 
+@pytest.mark.slow
 def test_full_tuning_keeps_the_tower(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     assert run(vlm_dir, data_dir, tmp_path / "out", max_steps=20) == {"language_model", "multi_modal_projector"}
     curve = losses(tmp_path / "out")
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
+@pytest.mark.slow
 def test_tower_tuning_has_its_own_rate(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     options = {"unfreeze_mm_vision_tower": True, "mm_vision_tower_lr": 2e-4, "mm_projector_lr": 0.0}
     assert run(vlm_dir, data_dir, tmp_path / "out", **options) == {"language_model", "vision_tower"}
@@ -45,6 +47,7 @@ def test_tower_tuning_has_its_own_rate(vlm_dir: Path, data_dir: Path, tmp_path: 
     assert [line.split()[-1] for line in table.splitlines()[1:]] == ["0.0002", "0", "0.001"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [{}, LORA])
 def test_focusing_alone_can_be_tuned(vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]) -> None:
     out = tmp_path / "out"
@@ -82,6 +85,7 @@ def test_contradictory_settings_are_a_one_line_error(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LORA, QLORA])
 def test_lora_is_merged_into_a_plain_directory(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, lora: dict[str, object]
@@ -92,12 +96,14 @@ def test_lora_is_merged_into_a_plain_directory(
     assert {path.name for path in vlm_dir.iterdir()} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_independent_turns_train(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     run(vlm_dir, data_dir, tmp_path / "a", independent_turns=True, max_steps=20)
     curve = losses(tmp_path / "a")
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_adapter_is_small_and_merges_to_the_same_model(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,12 +123,14 @@ def test_a_checkpoint_of_an_adapter_is_small_and_merges_to_the_same_model(
     assert "does not hold a LoRA adapter" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     run(vlm_dir, data_dir, tmp_path / "kept", lora_dropout=0.0, **LORA)
     run(vlm_dir, data_dir, tmp_path / "again", lora_dropout=0.0, activation_checkpointing=True, **LORA)
     assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, LORA, QLORA, FOCUSING, *(order | WITHIN_EPOCH_2 for order in ORDERS)])
 def test_an_interrupted_run_resumes_with_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch

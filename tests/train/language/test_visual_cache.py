@@ -39,6 +39,7 @@ def computed(caplog: pytest.LogCaptureFixture) -> str:
     return message.partition(": ")[2]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encoded_images_are_the_projectors_input(loaded: Loaded, data_dir: Path) -> None:
     model = loaded[0]
@@ -109,6 +110,7 @@ def test_a_damaged_image_is_named(loaded: Loaded, tmp_path: Path) -> None:
         data(loaded, tmp_path, "bad.json", tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_stage_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     """Held-out images are cached too, and packed rows pass through the trainer."""
     more = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "eval_data_path": data_dir / "chats.json"}

@@ -169,6 +169,7 @@ def test_focusing_can_have_its_own_rate(loaded: tuple[PreTrainedModel, Processor
     assert not any(p.requires_grad for p in encoder.cortex.parameters())
 
 
+@pytest.mark.slow
 def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
     vlm_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
         load(ModelArguments(str(vlm_dir), "flash_attention_2"), args)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
     gradients, runs = [], []

@@ -61,6 +61,7 @@ def test_a_constant_zero_feature_is_harmless() -> None:
     assert bias.item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
 def test_tokens_approach_the_words_as_logged(
     encoder_dir: Path,
@@ -92,6 +93,7 @@ def test_tokens_approach_the_words_as_logged(
     assert share > 0.3
 
 
+@pytest.mark.slow
 def test_the_stage_starts_from_words_once_and_a_resumed_run_does_not(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_word_start_accepts_cached_tokens_and_text_only_samples(vlm_dir: Path, d
     torch.testing.assert_close(*starts, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_captions_without_words_are_left_out(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     """Answers of control tokens alone have no words."""
     projectors = []

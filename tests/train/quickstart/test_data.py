@@ -33,6 +33,7 @@ def _read(path: Path) -> list:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_record_is_a_valid_llava_sample(data: Path) -> None:
     captions, reading, instruct = (_read(data / f"{name}.json") for name in ("captions", "reading", "instruct"))
     training = [q for q in load_questions("train") if (data / "train" / f"{q.image_id}.png").exists()]
@@ -43,6 +44,7 @@ def test_every_record_is_a_valid_llava_sample(data: Path) -> None:
     assert not any("image" in record for record in reading)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reading", "instruct"])
 def test_answers_are_the_official_ones(data: Path, name: str) -> None:
     known = {(q.image_id, q.text): q.answer for q in load_questions("train")}
@@ -84,6 +86,7 @@ def test_questions_are_the_official_test_questions(data: Path) -> None:
     assert _read(data / "questions.json") == expected
 
 
+@pytest.mark.slow
 def test_validation_images_are_held_out(tmp_path: Path) -> None:
     arguments = ["--output_dir", str(tmp_path), "--images_by_answer", "3800", "--validation_images"]
     assert main([*arguments, "300"]) == 0
@@ -106,6 +109,7 @@ def test_all_images_cannot_be_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_images_repeat_when_there_are_too_few(tmp_path: Path) -> None:
     main(["--output_dir", str(tmp_path), "--texts", "0", "--images_by_answer", "0", "--images_by_colour", "3000"])
     images = [record["image"] for record in _read(tmp_path / "instruct.json")]

@@ -60,4 +60,4 @@ def test_only_a_complete_comparison_is_reported(paths: Paths) -> None:
 def test_the_report_names_the_steps_that_read_test_data(paths: Paths) -> None:
     report = collect(paths, STEPS_RUN)
     assert report["steps_that_read_test_data"] == ["score"]
-    assert "These steps, and no others, read test images or questions: score." in as_markdown(report)
+    assert "Only these steps read test images or questions: score." in as_markdown(report)

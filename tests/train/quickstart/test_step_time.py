@@ -11,6 +11,7 @@ def arguments(models: list[Path], data_dir: Path, output: Path, batches: int) ->
     return [*named, "--image_folder", str(data_dir), "--batches", str(batches), "--output", str(output)]
 
 
+@pytest.mark.slow
 def test_times_the_models_in_turn(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     assert main(arguments([vlm_dir, vlm_dir], data_dir, tmp_path / "out.json", 1)) == 0
     results = json.loads((tmp_path / "out.json").read_text())["results"]

@@ -32,6 +32,7 @@ class Break(TrainerCallback):
             self.parameter.data.view(-1)[0] = math.nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "logged_every", "message", "lines"),
     [
@@ -56,6 +57,7 @@ def test_the_last_finite_checkpoint_stays(
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == lines
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_in_its_last_update_is_not_published(tmp_path: Path) -> None:
     stage = trainer(tmp_path, save_strategy="no", max_steps=3)
     stage.add_callback(Break(stage.model.lm_head.weight, 3))
@@ -72,6 +74,7 @@ def test_frozen_weights_may_be_infinite(tmp_path: Path) -> None:
     stage._require_finite_weights()
 
 
+@pytest.mark.slow
 def test_a_gradient_norm_may_be_infinite_with_a_loss_scale(tmp_path: Path) -> None:
     require_finite({"loss": 1.0, "grad_norm": math.inf, "epoch": 1, "eval_auroc": None}, 3)
     with pytest.raises(UserError, match="eval_loss is inf at step 3"):
@@ -94,6 +97,7 @@ def test_the_filter_that_hides_divergence_is_refused(tmp_path: Path) -> None:
         StageArguments(output_dir=str(tmp_path), use_cpu=True, logging_nan_inf_filter=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.1, 100])
 def test_a_bootstrap_that_diverges_ends_with_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float
@@ -110,6 +114,7 @@ def test_a_bootstrap_that_diverges_ends_with_a_one_line_error(
     assert all(parameter.isfinite().all() for parameter in stage.task.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [True, False])
 def test_infinite_rois_are_not_published(
     clip_dir: Path,

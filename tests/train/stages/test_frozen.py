@@ -62,6 +62,7 @@ def test_only_frozen_matrices_are_cast_to_bf16(vlm_dir: Path, tmp_path: Path) ->
     assert model.get_input_embeddings()(torch.tensor([[1]])).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), [("align", {}), ("align", {"word_start": 6}), ("instruct", LORA)])
 def test_losses_equal_those_of_autocast_over_float32(
     bf16_dir: Path,
@@ -77,6 +78,7 @@ def test_losses_equal_those_of_autocast_over_float32(
     assert train_in_bf16(stage, bf16_dir, data_dir, tmp_path / "converted", **options) == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, LORA, QLORA, {"tune_focusing": True}])
 def test_a_result_keeps_the_dtype_and_the_frozen_weights_of_the_start(
     vlm_dir: Path, bf16_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]
@@ -91,6 +93,7 @@ def test_a_result_keeps_the_dtype_and_the_frozen_weights_of_the_start(
         load_vlm(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "options"), [("align", {}), ("instruct", LORA)])
 def test_the_dtype_of_the_result_can_be_chosen(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, stage: str, options: dict[str, object]
@@ -108,6 +111,7 @@ def test_an_unknown_dtype_is_a_one_line_error(
     assert "Unknown --output_dtype 'bf16'. Did you mean 'bfloat16'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, LORA])
 def test_a_bf16_run_resumes_with_the_same_curve(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, options: dict[str, object]

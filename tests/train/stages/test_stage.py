@@ -113,6 +113,7 @@ def test_set_trainable_counts_every_parameter_once() -> None:
             set_trainable(model, wrong)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
     run(trainer(tmp_path / "whole"))
     program = """
@@ -144,6 +145,7 @@ def test_a_killed_run_resumes_with_the_same_curve(tmp_path: Path) -> None:
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_damaged_checkpoint_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     run(trainer(tmp_path, save_total_limit=2))
@@ -153,6 +155,7 @@ def test_a_damaged_checkpoint_is_a_one_line_error(name: str, tmp_path: Path) -> 
         run(trainer(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_finished_but_unpublished_run_does_not_train_further(tmp_path: Path) -> None:
     """The last step lies within an epoch (6 batches of 4), where transformers would take one more step."""
     whole = trainer(tmp_path, per_device_train_batch_size=4)
@@ -165,6 +168,7 @@ def test_a_finished_but_unpublished_run_does_not_train_further(tmp_path: Path) -
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_deepspeed_checkpoint_is_refused_without_deepspeed(tmp_path: Path) -> None:
     """transformers would silently continue with a new optimizer."""
     run(trainer(tmp_path, max_steps=4))
@@ -175,6 +179,7 @@ def test_a_deepspeed_checkpoint_is_refused_without_deepspeed(tmp_path: Path) -> 
         run(trainer(tmp_path, max_steps=6))
 
 
+@pytest.mark.slow
 def test_incomplete_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     """By its number, the incomplete checkpoint-7 is newer than checkpoint-4, the only complete one."""
     run(trainer(tmp_path, max_steps=4))
@@ -183,6 +188,7 @@ def test_incomplete_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:There seems not to be a single sample")
 def test_a_run_without_a_batch_is_a_one_line_error(tmp_path: Path) -> None:
     """transformers would accept step 0, and the starting weights would be published."""
@@ -195,6 +201,7 @@ def test_contradictory_values_are_a_one_line_error(tmp_path: Path) -> None:
         StageArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True)
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_curve(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(trainer(tmp_path / name, seed=seed))

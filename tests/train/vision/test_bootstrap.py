@@ -26,6 +26,7 @@ def names(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_result_is_an_encoder_directory(clip_dir: Path, images: Path, names: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = {"eval_data_path": images, "eval_steps": 2, "zero_shot_data_path": images, "class_names": names}
@@ -69,6 +70,7 @@ def test_drop_last_is_for_training_only(clip_dir: Path, images: Path, tmp_path: 
     assert [len(batch["pixel_values"]) for batch in trainer.get_train_dataloader()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_persistent_workers_measure_both_held_out_sets(
     clip_dir: Path, images: Path, names: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +80,7 @@ def test_persistent_workers_measure_both_held_out_sets(
     assert measured[0] == pytest.approx(measured[1])
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_give_the_same_curve(
     clip_dir: Path, images: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +105,7 @@ def test_a_student_can_start_with_the_teachers_statistics(clip_dir: Path, images
     assert new != pytest.approx(rms[1], rel=0.2)
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_and_the_others_move(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     assert main(arguments(clip_dir, images, tmp_path / "out")) == 0
     student, teacher = SparseFormer.from_pretrained(tmp_path / "out"), open_teacher(str(clip_dir))
@@ -128,6 +132,7 @@ def test_each_tuned_block_has_its_rate(clip_dir: Path, images: Path, tmp_path: P
         assert decay[id(parameter)] == 0
 
 
+@pytest.mark.slow
 def test_the_published_weights_are_the_moving_average(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     """Compare with an explicit average: after step n the decay is min(0.6, 1 − n^(−2/3)), and 0 after step 1."""
     command = arguments(clip_dir, images, tmp_path / "by hand", max_steps=5)
@@ -155,6 +160,7 @@ def test_the_published_weights_are_the_moving_average(clip_dir: Path, images: Pa
     assert alignment["weights"] == "the moving average (decay 0.6) of step 5"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_published(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     """The learning rate is so high that the alignment falls between evaluations."""
     options = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "ema_decay": 0.3, "max_steps": 6}
@@ -168,6 +174,7 @@ def test_the_best_checkpoint_is_published(clip_dir: Path, images: Path, tmp_path
     assert alignment["alignment_cosine"] == pytest.approx(cosines[best], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_batch(clip_dir: Path, images: Path, whole: Path, tmp_path: Path) -> None:
     """Two batches of 2 against one of 4, with clipping; sums have another order."""
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -188,6 +195,7 @@ def test_collapsed_rois_are_reported(
     assert "The RoIs have collapsed at step 0: all tokens sample one place" in caplog.text
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
     (tmp_path / "images/0/broken.png").write_bytes(b"\x89PNG nothing more")

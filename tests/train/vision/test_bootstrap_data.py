@@ -54,6 +54,7 @@ def test_zero_shot_without_held_out_images_is_refused(
     assert "--zero_shot_data_path needs --eval_data_path: both are measured together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_serve_as_training_and_as_held_out_images(clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
     options = {"eval_data_path": image_shards, "samples_per_epoch": 4, "eval_steps": 1, "max_steps": 3}
     assert main(arguments(clip_dir, image_shards, tmp_path, **options)) == 0
@@ -93,6 +94,7 @@ def test_held_out_images_are_not_trained_on(images: Path) -> None:
     assert len(typical_images(sources, v2.PILToTensor())) == 5
 
 
+@pytest.mark.slow
 def test_a_run_with_held_out_images(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     options = {"eval_data_path": images, "eval_samples": 2, "hold_out": True, "max_steps": 2, "eval_steps": 2}
     assert main(arguments(clip_dir, images, tmp_path / "out", num_train_epochs=1, **options)) == 0
@@ -108,6 +110,7 @@ def test_streams_hold_out_other_shards(image_shards: str) -> None:
         training_images(sources, v2.PILToTensor(), 0, 0)
 
 
+@pytest.mark.slow
 def test_unreadable_held_out_images_are_excluded(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
     """Results equal those of the readable images alone, for any batch size, from a folder or shards."""
     command = measuring(clip_dir, images, images, tmp_path / "out", zero_shot_data_path=images)
@@ -125,6 +128,7 @@ def test_unreadable_held_out_images_are_excluded(clip_dir: Path, images: Path, d
     assert measured == pytest.approx({name: expected[name] for name in names} | {"unreadable": 2}, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_number_of_measured_images_is_reported(clip_dir: Path, images: Path, damaged: Path, tmp_path: Path) -> None:
     """Four images are chosen, of which some are unreadable; the figure does not show these either."""
     command = measuring(clip_dir, images, damaged, tmp_path / "out", eval_samples=4, eval_steps=1, max_steps=1)
@@ -138,6 +142,7 @@ def test_the_number_of_measured_images_is_reported(clip_dir: Path, images: Path,
     assert sorted(shown) == sorted(Image.open(file).tobytes() for file in images.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_bad_image_in_the_last_evaluation_is_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +156,7 @@ def test_a_bad_image_in_the_last_evaluation_is_a_one_line_error(
     assert printed.splitlines()[-1].startswith(f"error: The image {tmp_path / 'held out/broken.png'} cannot be read")
 
 
+@pytest.mark.slow
 def test_missing_held_out_images_is_a_one_line_error(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from tests.train.vision.bootstrap_runs import arguments, flags
 from train.bootstrap import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -40,7 +41,7 @@ from train.bootstrap import main
             "error: --load_best_model_at_end requires the save and eval strategy to match",
         ),
         ({"teacher_dtype": "float16"}, "Unknown --teacher_dtype 'float16'. Did you mean 'bfloat16'"),
-        ({"alignment_weight": 0}, "must not be negative, nor all zero"),
+        ({"alignment_weight": 0}, "finite and not negative, and at least one must be positive"),
         ({"token_weight": "nan"}, "must be finite"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must lie in [1, inf), got 0"),
         ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size must lie in [1, inf), got 0"),

@@ -13,6 +13,7 @@ from tests.train.vision.bootstrap_runs import RESUMABLE, arguments, assert_same
 from train.bootstrap import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_any_checkpoint_resumes_with_the_same_curve(
     step: int, clip_dir: Path, images: Path, whole: Path, tmp_path: Path
@@ -23,6 +24,7 @@ def test_any_checkpoint_resumes_with_the_same_curve(
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wds", "wds-resampled"])
 def test_streams_resume_with_the_same_pixels(kind: str, clip_dir: Path, image_shards: str, tmp_path: Path) -> None:
     """Two data workers, each with its own shards; step 3 lies within an epoch."""
@@ -37,6 +39,7 @@ def test_streams_resume_with_the_same_pixels(kind: str, clip_dir: Path, image_sh
     assert_same(again, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_kill_during_a_save_loses_only_the_steps_since_the_last_checkpoint(
     clip_dir: Path, images: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

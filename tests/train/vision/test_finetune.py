@@ -19,6 +19,7 @@ from train.stages.stage import run
 from train.vision.finetune_trainer import FinetuneTask
 
 
+@pytest.mark.slow
 def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert (
@@ -35,6 +36,7 @@ def test_it_learns_and_opens_again(small_encoder_dir: Path, class_folders: Path,
     assert len(read_log(out / "log.jsonl")) >= 30
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_bf16_does_not_change_the_result(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path
 ) -> None:
@@ -46,6 +48,7 @@ def test_an_evaluation_in_bf16_does_not_change_the_result(
     assert all(torch.equal(plain[name], bf16[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_several_labels(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
     out, table = tmp_path / "out", class_folders / "labels.csv"
     arguments = words(
@@ -64,6 +67,7 @@ def curve(out: Path) -> list[tuple[float, float]]:
     return [(line["step"], line["loss"]) for line in read_log(out / "log.jsonl") if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_curve(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
     extra = {"rand_augment_ops": 2, "mixup": 0.8, "cutmix": 1.0, "reprob": 0.5, "dataloader_drop_last": True}
     curves = []
@@ -91,6 +95,7 @@ def test_data_seed_affects_only_the_order_of_the_images(
     assert order(seed=1, data_seed=7) != order(seed=1, data_seed=8)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
     shutil.copytree(class_folders, tmp_path / "data")
     (tmp_path / "data/red/broken.png").write_bytes(b"\x89PNG nothing more")
@@ -124,6 +129,7 @@ def test_unreadable_held_out_images_are_excluded(
         assert evaluated(damaged, batch_size) == pytest.approx(expected | {"eval_unreadable": 1}, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_metrics_count_unreadable_images(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +147,7 @@ def test_metrics_count_unreadable_images(
     assert "None of the 8 held-out images (--eval_data_path) can be read." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("flag", ["activation_checkpointing", "gradient_checkpointing"])
 def test_checkpointed_activations_give_the_same_curve(

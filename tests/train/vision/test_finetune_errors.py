@@ -15,6 +15,7 @@ from train.vision.finetune_arguments import FinetuneArguments
 from train.vision.finetune_data import read_labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["added", "swapped"])
 def test_classes_that_differ_from_the_checkpoint_are_a_one_line_error(
     change: str, small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,6 +124,7 @@ def test_only_the_difference_of_many_classes_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_bad_image_in_the_last_evaluation_is_a_one_line_error(
     small_encoder_dir: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_truncated_gguf_file(tmp_path: Path, smollm2_gguf: Path) -> None:
         load_llm(tmp_path / "cut.gguf")
 
 
+@pytest.mark.slow
 def test_an_llm_without_padding_token_gets_one(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -87,6 +88,7 @@ def test_an_llm_without_padding_token_gets_one(
     assert load_vlm(tmp_path / "vlm")[1].tokenizer.pad_token == smollm2_tokenizer.eos_token
 
 
+@pytest.mark.slow
 def test_an_llms_generation_settings_can_be_saved_after_training(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path
 ) -> None:

@@ -120,6 +120,7 @@ def in_one_row(prompts: list[Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_every_family(parts: tuple[Path, Path], images: list[Image.Image], tmp_path: Path) -> None:
     llm_dir, vlm_dir = parts
     model: Any

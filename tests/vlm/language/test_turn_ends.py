@@ -40,6 +40,7 @@ def test_a_base_llm_stops_where_the_template_ends_its_turn(
     assert model.generate(**inputs, max_new_tokens=9, **GREEDY).shape[1] == inputs["input_ids"].shape[1] + 1
 
 
+@pytest.mark.slow
 def test_an_llm_without_eos_and_padding(encoder_dir: Path, tmp_path: Path, tokenizer: Any, images: list[Any]) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.eos_token = bare.pad_token = bare.bos_token = None

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.sampling_steps import covered_share, record_sampling_steps, spread_over_rois
+from sparse_vlm.encoder.runtime.sampling_steps import covered_share, record_sampling_steps, spread_over_rois
 
 
 def test_recorded_steps_are_those_of_the_encoder(
