@@ -1,17 +1,20 @@
 """Run a module of LLaVA as a script, with SparseFormer towers: `python -m llava_patch [--cpu] MODULE ARGS…`.
 
-It also works with a launcher:
+A launcher works as well:
 
+    python -m llava_patch llava.train.train --vision_tower sparseformer-clip-l …
     deepspeed --module llava_patch llava.train.train_mem ARGS…
     torchrun -m llava_patch llava.train.train ARGS…
 """
 
+import argparse
 import runpy
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import llava_patch
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 USAGE = "python -m llava_patch [--cpu] MODULE ARGS…, e.g. python -m llava_patch llava.train.train --vision_tower …"
@@ -43,5 +46,17 @@ def run(arguments: Sequence[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):  # behind MODULE they are MODULE's
+        parser = CommandParser.of_module("llava_patch", __doc__)
+        parser.add_argument("--cpu", action="store_true", help="run LLaVA's CUDA calls on the CPU")
+        parser.add_argument("module", metavar="MODULE", help="a module of LLaVA, such as llava.train.train")
+        parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="the module's own arguments")
+        parser.parse_args(words[:1])
+    return exit_with_sentence(lambda: run(words))
+
+
 if __name__ == "__main__":
-    sys.exit(exit_with_sentence(lambda: run(sys.argv[1:])))
+    sys.exit(main())
