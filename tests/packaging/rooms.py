@@ -42,7 +42,8 @@ ROOMS: dict[str, str] = {
 # Imports inside functions that another extra serves than the module's own: optional features.
 OPTIONAL: dict[tuple[str, str], str] = {
     ("sparse_vlm.bootstrap.zero_shot", "open_clip"): "bootstrap",
-    ("sparse_vlm.cli", "transformers"): "vlm",
+    ("sparse_vlm.cli.chat", "transformers"): "vlm",
+    ("sparse_vlm.cli.serve", "transformers"): "vlm",
     ("sparse_vlm.devices", "psutil"): "eval",
     ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.language.quantization", "bitsandbytes"): "train",
