@@ -17,6 +17,7 @@ from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.clip import SparseClip
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.integrations.timm import create_from_directory
 from tests.bootstrap.teachers.families import FAMILIES, OPEN_CLIP, write_family
@@ -268,3 +269,12 @@ def test_a_text_encoder_from_transformers_is_saved_too(clip_dir: Path, tmp_path:
     assert torch.equal(again.model.encode_text(captions), expected)
     again.save(tmp_path / "again")
     assert torch.equal(SparseClip.load(tmp_path / "again").model.encode_text(captions), expected)
+
+
+@torch.no_grad()
+def test_any_number_of_tokens(clip: SparseClip, student: SparseFormer) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    expected = student(images, tokens=7).pooled
+    torch.testing.assert_close(clip.encode_image(images, tokens=7), F.normalize(expected, dim=-1))
+    features = clip.model.visual.trunk.forward_features(images, rois=lay_out_rois(7))
+    assert features.shape[1] == student.num_prefix_tokens + 7
