@@ -3,21 +3,21 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
 from sparse_vlm.errors import UserError, unknown_choice
 
-Density = Literal["linear", "uniform"]
+DENSITIES = ("linear", "uniform")
 PATTERN = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """A set of token counts.
+    """Set of token counts.
 
     Attributes:
         counts: in ascending order, without repetition.
-        text: as people write them, e.g. "4-64" or "9,16,25".
+        text: their notation, e.g. "4-64" or "9,16,25".
     """
 
     counts: tuple[int, ...]
@@ -25,7 +25,7 @@ class TokenCounts:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads "16", "4-64", "9,16,25" or a mixture of these.
+        """Read "16", "4-64", "9,16,25" or a mixture of these.
 
         Raises:
             UserError: something else, a count of 0, or a range that ends before it begins.
@@ -47,18 +47,18 @@ class TokenCounts:
     def __str__(self) -> str:
         return self.text
 
-    def draw(self, uniform: float, density: Density = "linear") -> int:
-        """One of the counts.
+    def draw(self, uniform: float, density: str = "linear") -> int:
+        """Draw one of the counts.
 
         Args:
             uniform: a random number in [0, 1).
-            density: "linear": the probability falls linearly to zero behind the largest count, p(x) = 2 − 2x over
-                their order (RADIO1D, arXiv 2607.03624, found this better than uniform); "uniform": all alike.
+            density: "linear": probabilities fall linearly to zero after the largest count, p(x) = 2 − 2x over the
+                order of the counts, which RADIO1D (arXiv 2607.03624) found better than uniform; "uniform": all equal.
 
         Raises:
             UserError: another density.
         """
-        if density not in get_args(Density):
-            raise unknown_choice("density of token counts", density, get_args(Density))
+        if density not in DENSITIES:
+            raise unknown_choice("density of token counts", density, DENSITIES)
         place = 1 - math.sqrt(1 - uniform) if density == "linear" else uniform
         return self.counts[int(place * len(self.counts))]

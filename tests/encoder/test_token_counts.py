@@ -30,4 +30,4 @@ def test_few_tokens_are_drawn_more_often() -> None:
     assert shares == pytest.approx([0.19 - 0.02 * place for place in range(10)], abs=1e-3)
     assert {counts.draw(place / 10, "uniform") for place in range(10)} == set(counts.counts)
     with pytest.raises(UserError, match="Unknown density of token counts 'normal'"):
-        counts.draw(0.5, "normal")  # type: ignore[arg-type]
+        counts.draw(0.5, "normal")
