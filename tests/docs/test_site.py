@@ -8,18 +8,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Pages whose lines are still longer: take a page off this list when it is rewrapped.
-LONG_LINES = {
-    "README.md",
-    "docs/bootstrapping.md",
-    "docs/efficiency.md",
-    "docs/encoder/speed.md",
-    "docs/gpu.md",
-    "docs/index.md",
-    "docs/results/bootstrapping.md",
-    "docs/results/cost.md",
-    "docs/serving.md",
-}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +57,4 @@ def long_lines(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_end_at_120_columns(page: Path) -> None:
-    if str(page.relative_to(ROOT)) in LONG_LINES:
-        pytest.xfail("not rewrapped yet")
     assert long_lines(page) == []
