@@ -59,6 +59,7 @@ def test_images_are_encoded_by_the_student_and_captions_by_the_teacher(
     assert scale == teacher.logit_scale.exp()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OPEN_CLIP)
 def test_every_family_of_open_clip(family: str, tmp_path: Path) -> None:
     encode_image = write_family(family, tmp_path / "teacher")
@@ -76,6 +77,7 @@ def test_every_family_of_open_clip(family: str, tmp_path: Path) -> None:
     assert again.transform.preprocessing.resize_mode == "squash"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_as_a_timm_model(family: str, tmp_path: Path) -> None:
     write_family(family, tmp_path / "teacher")
@@ -196,6 +198,7 @@ def test_a_different_resize_size_is_logged(
     assert "resizes to 32 pixels, but this SparseFormer's resizes to 40" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_text_encoder_of_another_teacher_is_logged(
     clip_dir: Path, student: SparseFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

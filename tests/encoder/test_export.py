@@ -78,6 +78,7 @@ def test_int8_quantises_everything_except_coordinates(
     assert differences["rois"] < 0.02
 
 
+@pytest.mark.slow
 def test_another_encoder_differs(exported: Path, tiny_encoder: SparseFormer) -> None:
     assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
 

@@ -27,6 +27,7 @@ def test_the_timed_token_is_the_one_that_generate_gives(answerer: Answerer) -> N
     assert len(set(tokens)) > 1, "a constant would pass otherwise"
 
 
+@pytest.mark.slow
 def test_models_side_by_side(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "first.json"
     assert main(["--models", str(vlm_dir), str(vlm_dir), "--output", str(output), "--limit", "3"]) == 0
