@@ -63,7 +63,26 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Exit with one line and status 2, without argparse's list of all options."""
-        self.exit(2, f"error: {message[:1].upper()}{message[1:]}. See {self.prog} --help.\n")
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"error: {message[:1].upper()}{message[1:]}{end} See {self.prog} --help.\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest subcommand or choice where argparse lists all of them."""
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        kind = "command" if isinstance(action, argparse._SubParsersAction) else _name_of(action)
+        hint = _did_you_mean(str(value), known) or f" Choices: {', '.join(known)}."
+        raise argparse.ArgumentError(None, f"Unknown {kind} {value}.{hint}")
+
+    def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
+        """Say that an option needs a value where argparse says "expected one argument"."""
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except argparse.ArgumentError:
+            if not action.option_strings or action.nargs not in (None, "+"):
+                raise
+            raise argparse.ArgumentError(None, f"{_name_of(action)} needs a value.") from None
 
     def run(self, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None = None) -> int:
         """Parse the command line, run `command` on the result and return the exit status; see `exit_with_sentence`."""
@@ -111,9 +130,19 @@ def spell_options(words: Sequence[str], known: Collection[str], program: str) ->
 
 def unknown_option(name: str, known: Collection[str], program: str) -> UserError:
     """Create the error for an unknown option; it names the nearest ones and the command that lists all of them."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return UserError(f"Unknown option {name}.{hint} See {program} --help.")
+    return UserError(f"Unknown option {name}.{_did_you_mean(name, known)} See {program} --help.")
+
+
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return " Did you mean A or B?": the nearest name, and others that are clearly near; "" if none resembles it."""
+    best = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.75) or best
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _name_of(action: argparse.Action) -> str:
+    """Return the long spelling of an option, or the name of a positional argument in the help."""
+    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
 
 
 def _spelling(name: str, known: Collection[str]) -> str | None:

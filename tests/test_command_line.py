@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from sparse_vlm.command_line import CommandParser
+from sparse_vlm.command_line import CommandParser, unknown_option
 from sparse_vlm.errors import UserError
 
 DOCSTRING = """Counts images.
@@ -22,6 +22,8 @@ def parser() -> CommandParser:
     parser.add_argument("--images", required=True)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("-o", "--output")
+    parser.add_argument("--order", choices=["name", "size"])
+    parser.add_argument("--sizes", type=int, nargs="+")
     return parser
 
 
@@ -40,6 +42,12 @@ def test_hyphens_and_underscores_mean_the_same(parser: CommandParser, words: lis
         (["--images", "x", "--batch", "8"], "Unknown option --batch. Did you mean --batch_size?"),
         (["--images", "x", "--batch-size", "many"], "Argument --batch_size: invalid int value: 'many'. See"),
         (["--batch-size", "2"], "The following arguments are required: --images. See"),
+        (["--images"], "--images needs a value. See python -m eval.count --help."),
+        (["--images", "x", "--output"], "--output needs a value. See"),
+        (["--images", "x", "--sizes"], "--sizes needs a value. See"),
+        (["--images", "x", "--order", "nmae"], "Unknown --order nmae. Did you mean name? See python -m"),
+        (["--images", "x", "--order", "zzz"], "Unknown --order zzz. Choices: name, size. See python -m"),
+        (["--images", "x", "--ouput", "y"], "Unknown option --ouput. Did you mean --output? See"),
         (["--images", "x", "left over"], "Unrecognized arguments: left over. See"),
     ],
 )
@@ -71,6 +79,32 @@ def test_a_subcommand_knows_its_own_options(capsys: pytest.CaptureFixture[str]) 
         capsys.readouterr().err
         == "error: Unknown option --max-token. Did you mean --max_tokens? See tool draw --help.\n"
     )
+
+
+def test_a_misspelt_subcommand_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("tool", "A tool.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("draw")
+    inner = commands.add_parser("plug_in").add_subparsers(required=True)
+    inner.add_parser("enable")
+    for words, error in (
+        (["darw"], "Unknown command darw. Did you mean draw? See tool --help."),
+        (["zzz"], "Unknown command zzz. Choices: draw, plug_in. See tool --help."),
+        (["plug_in", "enabel"], "Unknown command enabel. Did you mean enable? See tool plug_in --help."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(words)
+        assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_only_clearly_near_options_are_suggested_beside_the_nearest() -> None:
+    def error(name: str, *known: str) -> str:
+        return str(unknown_option(name, known, "tool"))
+
+    trainings = ["--output_dir", "--output_dtype", "--do_train", "--optim", "--image_folder"]
+    assert error("--outputdir", *trainings) == "Unknown option --outputdir. Did you mean --output_dir? See tool --help."
+    assert " Did you mean --batch_size or --batch_sizes? " in error("--batchsize", "--batch_sizes", "--batch_size")
+    assert " Did you mean --max_tokens? " in error("--max-token", "--tokens", "--max_tokens")
 
 
 def test_the_help_is_the_docstring(parser: CommandParser) -> None:

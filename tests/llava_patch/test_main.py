@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from llava_patch.__main__ import split_arguments
+from llava_patch.__main__ import check_module, main, split_arguments
 from llava_patch.cpu import CudaIsCpu
 from sparse_vlm.errors import UserError
 from tests.llava_patch.tiny import ROOT, losses, run, run_forked, training_arguments
@@ -28,6 +28,59 @@ def test_leading_options_are_passed_to_the_module() -> None:
 def test_a_missing_module_is_a_user_error() -> None:
     with pytest.raises(UserError, match="Usage: python -m llava_patch"):
         split_arguments(["--local_rank=0"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cup", "x"], "Unknown option --cup. Did you mean --cpu? See python -m llava_patch --help."),
+        (["--cpu=1", "x"], "Unknown option --cpu=1. Did you mean --cpu? See"),
+        (["--local_rank=0", "--bf16", "x"], "Unknown option --bf16. See python -m llava_patch --help."),
+        (["--cup"], "Unknown option --cup. Did you mean --cpu?"),
+    ],
+)
+def test_an_unknown_option_before_the_module_is_a_user_error(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("json.nothing", "There is no module json.nothing. Give a module of LLaVA"),
+        ("json.decoder.x", "There is no module json.decoder.x."),
+        ("nothing.at.all", "There is no module nothing.at.all."),
+        ("llava/train/train.py", "There is no module llava/train/train.py."),
+        (".train", "There is no module .train."),
+        ("email", "A package cannot be run: email."),
+    ],
+)
+def test_a_module_that_does_not_exist_is_a_user_error(module: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_module(module)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_modules_and_packages_that_run_pass() -> None:
+    check_module("json.tool")
+    check_module("unittest")
+
+
+def test_a_package_that_lacks_a_dependency_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package/__init__.py").write_text("import a_missing_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_missing_dependency"):
+        check_module("broken_package.part")
+
+
+@pytest.mark.slow
+def test_a_misspelt_module_of_llava_ends_in_one_line(llava: None, tmp_path: Path) -> None:
+    printed = run_forked("-m", "llava_patch", "llava.train.trian", printed=tmp_path / "printed.txt", exitcode=2)
+    assert printed.strip().splitlines()[-1].startswith("error: There is no module llava.train.trian.")
+    assert "Traceback" not in printed
 
 
 def test_cuda_means_the_cpu_only_inside_the_context() -> None:
@@ -52,7 +105,7 @@ def test_missing_llava_is_a_user_error(tmp_path: Path) -> None:
     result = run("-c", program, check=False)
     assert result.returncode == 2
     assert result.stderr.strip() == (
-        "error: LLaVA is not installed here: pip install --no-deps llava-torch==1.2.2.post1"
+        "error: LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
     )
 
 
