@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.published import our_score, read_report
+from eval.published import our_score, read_comparable
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.figures import check_figure, save_figure
 
@@ -61,7 +61,7 @@ def _draw(axes: Axes, reports: Sequence[Mapping[str, Any]]) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     check_figure("--output", arguments.output, arguments.reports)
-    save_figure(token_figure([read_report(path) for path in arguments.reports]), arguments.output)
+    save_figure(token_figure([read_comparable(path) for path in arguments.reports]), arguments.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

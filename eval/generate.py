@@ -47,6 +47,7 @@ def generate_answers(
     with_images: bool = True,
     places: Sequence[int] | None = None,
     seed: int = 0,
+    name: str = "",
 ) -> None:
     """Answer the questions that an answers file does not answer yet, and append the answers to it.
 
@@ -61,6 +62,7 @@ def generate_answers(
         with_images: False asks without the images (the no-image floor).
         places: indices of the questions to answer; None: all.
         seed: seed of sampling; the number of the part is added to it.
+        name: name of the progress bar; by default, that of the file.
 
     Raises:
         UserError: an image is missing or damaged, or the file holds other answers (`open_log`).
@@ -74,7 +76,7 @@ def generate_answers(
     parts = list(_parts(questions, with_images))  # parts of all questions, so that every process numbers them alike
     with (
         open_log(answers, questions, model_id, metadata, asked) as log,
-        tqdm(total=len(asked), initial=len(log.done & asked), desc=answers.stem, unit="question") as progress,
+        tqdm(total=len(asked), initial=len(log.done & asked), desc=name or answers.stem, unit="question") as progress,
     ):
         progressed = True
         while progressed:  # ends after a round without progress: parts left by other processes are claimed, too
@@ -89,6 +91,7 @@ def generate_answers(
                     progress.update(len(log.done & asked) - progress.n)
         if asked - log.done:
             print(f"{answers}: other processes are answering the remaining {len(asked - log.done)} questions.")
+        print(f"Answers: {answers} ({len(log.done)} of {len(questions)} questions)")
 
 
 def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def _run(arguments: argparse.Namespace) -> None:
             with_images=not arguments.no_image,
             places=task.places,
             seed=arguments.seed,
+            name=task.name,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
 from eval.scoring.protocol import Benchmark, Question
-from eval.selection import NAMED, add_benchmarks, add_path, benchmark_names, file_of, path_of
+from eval.selection import add_benchmarks, add_path, benchmark_names, file_of, path_of
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         limit="answer only the first questions, this many",
     )
     parser.add_argument("--model", type=Path, required=True, help="model directory")
-    add_path(parser, "--images", f"folder of the benchmark's images{NAMED}")
+    add_path(
+        parser,
+        "--images",
+        "folder of the benchmark's images; for several benchmarks: NAME=FOLDER for each, or one folder for all",
+    )
     parser.add_argument("--no_image", action="store_true", help="ask without the images: the no-image floor")
     parser.add_argument("--batch_size", type=int, default=96, help="questions generated for together (default: 96)")
     add_device_arguments(parser)
@@ -40,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Task:
     """The questions to answer of one benchmark."""
 
+    name: str
     benchmark: Benchmark
     questions: list[Question]
     places: list[int]
@@ -60,7 +65,7 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
     places = first_questions(benchmark, questions, arguments.limit)
     if not arguments.no_image:
         check_images(questions, places)
-    return Task(benchmark, questions, places, answers)
+    return Task(name, benchmark, questions, places, answers)
 
 
 def read_tasks(arguments: argparse.Namespace) -> list[Task]:

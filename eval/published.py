@@ -19,7 +19,7 @@ from typing import Any
 from eval.scoring.records import Record, field, read_json
 from eval.tables import markdown_table
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, error_context
 
 TABLE = Path(__file__).with_name("published.csv")
 # the protocol behind each column
@@ -75,6 +75,18 @@ def read_report(path: Path) -> Record:
     return dict(report)
 
 
+def read_comparable(path: Path) -> Record:
+    """Read a report of eval.score that has a score beside published ones. Errors name its file.
+
+    Raises:
+        UserError: see `read_report` and `our_score`.
+    """
+    report = read_report(path)
+    with error_context(str(path)):
+        our_score(report)
+    return report
+
+
 def our_score(report: Mapping[str, Any]) -> tuple[str, float]:
     """Return the column of published.csv that a report belongs to, and its score in that column.
 
@@ -115,7 +127,7 @@ def comparison(reports: Sequence[Mapping[str, Any]] = ()) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    print(comparison([read_report(path) for path in arguments.reports]), end="")
+    print(comparison([read_comparable(path) for path in arguments.reports]), end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

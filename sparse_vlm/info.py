@@ -10,6 +10,7 @@ import torch
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_config
 from sparse_vlm.encoder.variants import VARIANTS, variant_config
+from sparse_vlm.errors import UserError
 from sparse_vlm.model_directory import MODEL_TYPE, TOWER, described_by_config, read_config, weight_shapes
 
 # Prefixes of the weights of a model directory; all other weights are the language model's.
@@ -24,6 +25,8 @@ def describe(name: str | None) -> str:
     """
     if name is None:
         return "\n".join(f"{variant:24}{_summary(config)}" for variant, config in VARIANTS.items())
+    if "/" in name and not Path(name).is_dir():  # a variant's name has no slash
+        raise UserError(f"There is no directory {name}.")
     config = read_config(name)
     if config.get("model_type") != MODEL_TYPE:
         return _describe_encoder(name, load_config(name) if Path(name).is_dir() else variant_config(name))

@@ -35,3 +35,9 @@ def test_registers_are_counted(tiny_config: SparseFormerConfig, tmp_path: Path) 
 def test_neither_is_an_error() -> None:
     with pytest.raises(UserError, match="Unknown encoder variant 'nothing'"):
         describe("nothing")
+
+
+@pytest.mark.parametrize("name", ["nowhere/x", "./nowhere", "/nowhere", "nowhere/"])
+def test_a_name_with_a_slash_is_a_directory(name: str) -> None:
+    with pytest.raises(UserError, match=f"^There is no directory {name}\\.$"):
+        describe(name)

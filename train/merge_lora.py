@@ -22,7 +22,9 @@ class MergeArguments:
     """The model, the adapter and the result."""
 
     model_name_or_path: str = field(metadata={"help": "model directory that the adapter was trained on"})
-    adapter: str = field(metadata={"help": "checkpoint-N of `train.instruct --lora_enable True`"})
+    adapter: str = field(
+        metadata={"help": "checkpoint-N of `train.instruct --lora_enable True --keep_checkpoints True`"}
+    )
     output_dir: str = field(metadata={"help": "directory for the merged model"})
     dtype: str | None = field(
         default=None,
@@ -38,6 +40,11 @@ def merge_lora(args: MergeArguments) -> None:
     """
     if args.dtype is not None and args.dtype not in DTYPES:
         raise unknown_choice("--dtype", args.dtype, DTYPES)
+    if not Path(args.adapter).is_dir():
+        raise UserError(
+            f"There is no checkpoint {args.adapter}; train.instruct removes its checkpoints at the end unless "
+            "--keep_checkpoints True."
+        )
     if not (Path(args.adapter) / "adapter_config.json").is_file():
         raise UserError(f"{args.adapter} does not hold a LoRA adapter (adapter_config.json).")
     write_result(args.model_name_or_path, args.adapter, args.output_dir, args.dtype)

@@ -26,13 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
 def add_output(parser: argparse.ArgumentParser, output: str) -> None:
     """Add --output with this default."""
     parser.add_argument(
-        "--output", type=Path, default=Path(output), help=f"JSON file; tables and figure go beside it ({output})"
+        "--output",
+        type=Path,
+        default=Path(output),
+        help=f"JSON file; tables and figure go beside it (default: {output})",
     )
 
 
 def add_repeats(parser: argparse.ArgumentParser, repeats: int) -> None:
     """Add --repeats with this default."""
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"recorded runs of each model ({repeats})")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"recorded runs of each model (default: {repeats})"
+    )
 
 
 def begin(

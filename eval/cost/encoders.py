@@ -131,13 +131,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
     parser = CommandParser.of_module("eval.cost.encoders", __doc__)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--sets", nargs="+", default=["base", "large"], choices=list(SETS), help="sets of towers")
-    which.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help=TOWERS_HELP)
+    which.add_argument(
+        "--sets", nargs="+", default=["base", "large"], choices=list(SETS), help="sets of towers (default: base large)"
+    )
+    which.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help=f"{TOWERS_HELP} (default: those of --sets)")
     parser.add_argument("--image_sizes", type=int, nargs="+", help="sizes for every model (default: its own)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1], help="images computed together (default: 1)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads (default: 1)")
-    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="values as for --dtype of other commands")
-    parser.add_argument("--modes", nargs="+", default=["eager"], choices=MODES, help="how the models run")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["auto"], help="values as for --dtype of other commands (default: auto)"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", default=["eager"], choices=MODES, help="how the models run (default: eager)"
+    )
     add_device_argument(parser)
     add_repeats(parser, 7)
     add_output(parser, "runs/bench/efficiency.json")

@@ -212,8 +212,16 @@ def figure_of(results: Sequence[Result]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
     parser = CommandParser.of_module("eval.cost.llm", __doc__)
-    parser.add_argument("--llms", nargs="+", default=["smollm2-135m"], help="shapes, directories or .gguf files")
-    parser.add_argument("--models", nargs="+", default=list(TOWERS), metavar="NAME[@SIZE]", help=TOWERS_HELP)
+    parser.add_argument(
+        "--llms", nargs="+", default=["smollm2-135m"], help="shapes, directories or .gguf files (default: smollm2-135m)"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(TOWERS),
+        metavar="NAME[@SIZE]",
+        help=f"{TOWERS_HELP} (default: {' '.join(TOWERS)})",
+    )
     parser.add_argument("--prompt_tokens", type=int, default=64, help="tokens of text in the prompt (default: 64)")
     add_repeats(parser, 5)
     add_arguments(parser, output="runs/bench/llm_cost.json")

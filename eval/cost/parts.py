@@ -197,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
     parser = CommandParser.of_module("eval.cost.parts", __doc__)
     names = ["sparseformer-clip-b", "sparseformer-clip-l"]
-    parser.add_argument("--models", nargs="+", default=names, metavar="NAME[@SIZE]", help=TOWERS_HELP)
+    parser.add_argument(
+        "--models", nargs="+", default=names, metavar="NAME[@SIZE]", help=f"{TOWERS_HELP} (default: {' '.join(names)})"
+    )
     parser.add_argument("--batch_size", type=int, default=1, help="images computed together (default: 1)")
     add_repeats(parser, 15)
     add_arguments(parser, output="runs/bench/encoder_profile.json")

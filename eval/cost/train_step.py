@@ -153,10 +153,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
     parser = CommandParser.of_module("eval.cost.train_step", __doc__)
     parser.add_argument(
-        "--llm", default="smollm2-135m", help="a shape of sparse_vlm/measure/llms.py, a directory or a .gguf file"
+        "--llm",
+        default="smollm2-135m",
+        help="a shape of sparse_vlm/measure/llms.py, a directory or a .gguf file (default: smollm2-135m)",
     )
     counts = [17, 49, 64, 196, 576]
-    parser.add_argument("--visual_tokens", type=int, nargs="+", default=counts, help="visual tokens of each sample")
+    parser.add_argument(
+        "--visual_tokens",
+        type=int,
+        nargs="+",
+        default=counts,
+        help=f"visual tokens of each sample (default: {' '.join(map(str, counts))})",
+    )
     parser.add_argument("--text_tokens", type=int, default=64, help="text tokens of each sample (default: 64)")
     parser.add_argument("--batch_size", type=int, default=1, help="samples of a step (default: 1)")
     parser.add_argument("--frozen", action="store_true", help="do not train the LLM, as in the alignment")

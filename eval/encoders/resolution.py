@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser.of_module("eval.encoders.resolution", __doc__)
     add_encoder(parser)
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files")
-    parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 3], help="multiples of the encoder's size")
+    parser.add_argument(
+        "--scales", type=int, nargs="+", default=[1, 2, 3], help="multiples of the encoder's size (default: 1 2 3)"
+    )
     parser.add_argument("--figure", type=Path, help="image file to write: the sampling points at every size")
     add_device_arguments(parser)
     parser.add_argument("--output", type=Path, help="JSON file to write")

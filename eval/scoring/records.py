@@ -34,8 +34,9 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: no such file, or not JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}).") from None
 

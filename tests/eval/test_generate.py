@@ -233,12 +233,20 @@ def test_missing_images_are_counted_before_anything_is_answered(
 
 
 def test_a_limited_run_is_continued_without_the_limit(
-    uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path
+    uninterrupted: Path,
+    vlm_dir: Path,
+    question_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "answers.jsonl"
     assert main(command(vlm_dir, question_file, file, "--limit", "7")) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"Answers: {file} (7 of {QUESTIONS} questions)\n"
+    assert "easy_vqa: 100%" in printed.err
     assert [answer.question_id for answer in read_answers(file)] == list(range(7))
     assert main(command(vlm_dir, question_file, file)) == 0
+    assert f"({QUESTIONS} of {QUESTIONS} questions)" in capsys.readouterr().out
     assert texts(file) == texts(uninterrupted)
     before = file.read_bytes()
     assert main(command(vlm_dir, question_file, file, "--limit", "7")) == 0  # nothing to do, nothing lost

@@ -58,9 +58,22 @@ def test_reports_add_a_row_for_each_model(tmp_path: Path, capsys: pytest.Capture
     for content, sentence in (
         (report("GQA", None), "no published scores beside this report of 'GQA'"),
         (report("GQA", 50.0), "Two reports have a GQA score of 'm' with 49 tokens"),
+        (report("GQA", None), "wrong.json: There are no published scores"),
+        ({"benchmark": "easy_vqa", "published": None}, "wrong.json: There are no published scores beside this report"),
+        (report("GQA", 50.0, visual_tokens=None), "wrong.json: The report of 'm' on 'GQA' does not say how many"),
         ({"a": 1}, '"benchmark" is missing'),
     ):
         wrong = tmp_path / "wrong.json"
         wrong.write_text(json.dumps(content))
         assert main([*files, str(wrong)]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_missing_report_is_not_called_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing, damaged = tmp_path / "missing.json", tmp_path / "damaged.json"
+    assert main([str(missing)]) == 2
+    assert capsys.readouterr().err == f"error: Cannot read {missing}: No such file or directory.\n"
+    for content in ("{", "1" * 5000):  # Python converts no longer numbers
+        damaged.write_text(content)
+        assert main([str(damaged)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {damaged} is not JSON (")

@@ -104,9 +104,7 @@ def test_missing_llava_is_a_user_error(tmp_path: Path) -> None:
     )
     result = run("-c", program, check=False)
     assert result.returncode == 2
-    assert result.stderr.strip() == (
-        "error: LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1"
-    )
+    assert result.stderr.strip() == ("error: LLaVA is not installed: pip install --no-deps llava-torch==1.2.2.post1")
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
     steps = all_steps(paths, FAST if fast else FULL, compare)
     for step in steps:
         run_step(step, paths, console)
-    report = write_report(paths, steps)
+    report = write_report(paths, steps, fast)
     console.rule("The quickstart is done", align="left")
     console.print(
         f"accuracy {report['accuracy']:.2%} with {report['visual_tokens']} visual tokens; see {root}/report.md"

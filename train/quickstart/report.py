@@ -16,10 +16,17 @@ from train.quickstart.steps import Step, reads_test_split
 from train.stages.log import read_log
 
 SECONDS_FILE = "seconds.jsonl"
+SMOKE_RUN = "Smoke run (QUICKSTART_FAST): the models are hardly trained, so the accuracies mean nothing."
 
 
-def write_report(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
-    """Write report.json, report.md and the figures, and return the content of report.json."""
+def write_report(paths: Paths, steps: Sequence[Step], fast: bool = False) -> dict[str, Any]:
+    """Write report.json, report.md and the figures, and return the content of report.json.
+
+    Args:
+        paths: the run's files.
+        steps: the run's steps.
+        fast: the run was a smoke run (QUICKSTART_FAST), which report.md says first.
+    """
     report = collect(paths, steps)
     write_json(paths.root / "report.json", report)
     encoder = SparseFormer.from_pretrained(paths.encoder)
@@ -31,7 +38,7 @@ def write_report(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
     }
     save_figure(loss_figure(logs), paths.root / "losses.png")
     save_figure(accuracy_figure(_bars(paths)), paths.root / "accuracy.png")
-    write_text(paths.root / "report.md", as_markdown(report))
+    write_text(paths.root / "report.md", as_markdown(report, fast))
     return report
 
 
@@ -124,13 +131,14 @@ def _accuracy_lines(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """Format the report as Markdown."""
+def as_markdown(report: dict[str, Any], fast: bool = False) -> str:
+    """Format the report as Markdown; that of a smoke run (`fast`) says that its numbers mean nothing."""
     low, high = report["confidence_95"]
     seconds = report["seconds_by_step"]
     lines = [
         "# Quickstart",
         "",
+        *([SMOKE_RUN, ""] if fast else []),
         f"Exact match on {report['questions']} easy-VQA test questions, greedy answers, "
         f"{report['visual_tokens']} visual tokens. 95% interval of the model's accuracy (bootstrap over images): "
         f"{low:.2%} – {high:.2%}.",

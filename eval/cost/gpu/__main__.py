@@ -42,7 +42,9 @@ def build_parser() -> CommandParser:
         default=8,
         help="time limit for all pieces (default: 8)",
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu"), help="folder for the report and logs")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/gpu"), help="folder for the report and logs (default: runs/gpu)"
+    )
     add_device_argument(parser)
     return parser
 

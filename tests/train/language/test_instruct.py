@@ -123,6 +123,17 @@ def test_a_checkpoint_of_an_adapter_is_small_and_merges_to_the_same_model(
     assert "does not hold a LoRA adapter" in capsys.readouterr().err
 
 
+def test_a_missing_checkpoint_is_named_with_the_option_that_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert merge_lora.main([*words, "--adapter", str(tmp_path / "checkpoint-1")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: There is no checkpoint {tmp_path / 'checkpoint-1'}; train.instruct removes its checkpoints at the end "
+        "unless --keep_checkpoints True.\n"
+    )
+
+
 @pytest.mark.slow
 def test_gradient_checkpointing_trains_to_the_same_curve(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     run(vlm_dir, data_dir, tmp_path / "kept", lora_dropout=0.0, **LORA)

@@ -57,6 +57,13 @@ def test_only_a_complete_comparison_is_reported(paths: Paths) -> None:
     assert "| SparseFormer | 16 | 2.00 | 0.160 |\n| dense teacher | 64 | 5.00 | 0.640 |" in text
 
 
+def test_only_the_report_of_a_smoke_run_says_that_its_accuracies_mean_nothing(paths: Paths) -> None:
+    report = collect(paths, STEPS_RUN)
+    smoke = "Smoke run (QUICKSTART_FAST): the models are hardly trained, so the accuracies mean nothing."
+    assert as_markdown(report, fast=True).splitlines()[:3] == ["# Quickstart", "", smoke]
+    assert "Smoke run" not in as_markdown(report)
+
+
 def test_the_report_names_the_steps_that_read_test_data(paths: Paths) -> None:
     report = collect(paths, STEPS_RUN)
     assert report["steps_that_read_test_data"] == ["score"]
