@@ -34,7 +34,7 @@ def build_parser() -> CommandParser:
         "--max_new_tokens", type=int, default=256, help="initial value of the slider (default: %(default)s)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 admits other machines (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0: a free port from 7860 up")
+    parser.add_argument("--port", type=int, default=7860, help="0: a free port from 7860 up (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="create a public address through gradio's servers")
     parser.add_argument("--concurrency", type=int, default=1, help="questions answered at once (default: %(default)s)")
     parser.add_argument("--queue", type=int, default=64, help="most waiting questions (default: %(default)s)")

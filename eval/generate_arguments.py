@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")
-    how.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy; more: sample")
+    how.add_argument("--temperature", type=float, default=0.0, help="0: greedy; more: sample (default: 0)")
     how.add_argument("--top_p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
     how.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     how.add_argument("--num_beams", type=int, default=1, help="beams of beam search (default: 1, no beam search)")

@@ -157,7 +157,9 @@ def show(results: Sequence[Measurement], llm: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
     parser = CommandParser.of_module("llava_patch.step_time", __doc__)
-    parser.add_argument("--llm", default="llama-20m", help=f"shape of the language model: {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--llm", default="llama-20m", help=f"shape of the language model: {', '.join(SHAPES)} (default: llama-20m)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="recorded runs of each model (default: 5)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: all)")
     parser.add_argument("--output", help="JSON file for every run")

@@ -164,7 +164,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto (default): the accelerator if there is one, else the CPU; or cpu, cuda, cuda:1, mps, xpu …",
+        help="auto: the accelerator if there is one, else the CPU; or cpu, cuda, cuda:1, mps, xpu … (default: auto)",
     )
 
 
@@ -174,5 +174,6 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        help="auto (default): bfloat16 on an accelerator that supports it, else float32; or float32, bfloat16, float16",
+        help="auto: bfloat16 on an accelerator that supports it, else float32; or float32, bfloat16, float16 "
+        "(default: auto)",
     )

@@ -31,7 +31,7 @@ class AlignArguments(StageArguments):
     version: str | None = field(
         default=None,
         metadata={
-            "help": "plain: LLaVA's caption format (image, caption, newline); default: the model's chat template"
+            "help": "plain: LLaVA's caption format: image, caption, newline (default: the model's chat template)"
         },
     )
     word_start: int = field(

@@ -33,18 +33,18 @@ class InstructArguments(StageArguments):
     """LLaVA's options for what trains, and how fast. `learning_rate` is the language model's."""
 
     mm_projector_lr: float | None = field(
-        default=None, metadata={"help": "learning rate of the projector; default: --learning_rate"}
+        default=None, metadata={"help": "learning rate of the projector (default: --learning_rate)"}
     )
     unfreeze_mm_vision_tower: bool = field(default=False, metadata={"help": "train the vision tower too"})
     mm_vision_tower_lr: float | None = field(
-        default=None, metadata={"help": "learning rate of the vision tower; default: --learning_rate"}
+        default=None, metadata={"help": "learning rate of the vision tower (default: --learning_rate)"}
     )
     tune_focusing: bool = field(
         default=False,
         metadata={"help": "train the encoder's stem and focusing transformer, alone or with their own learning rate"},
     )
     mm_focusing_lr: float | None = field(
-        default=None, metadata={"help": "learning rate of --tune_focusing; default: --mm_vision_tower_lr"}
+        default=None, metadata={"help": "learning rate of --tune_focusing (default: --mm_vision_tower_lr)"}
     )
     lora_enable: bool = field(default=False, metadata={"help": "LoRA on the language model's linear layers"})
     lora_r: int = field(default=64, metadata={"help": "rank of LoRA"})

@@ -28,7 +28,7 @@ class MergeArguments:
     output_dir: str = field(metadata={"help": "directory for the merged model"})
     dtype: str | None = field(
         default=None,
-        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)}; default: that of --model_name_or_path"},
+        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)} (default: that of --model_name_or_path)"},
     )
 
 

@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", required=True, help="as for train.bootstrap")
     parser.add_argument("--data_path", required=True, help="unlabelled images to train on")
     parser.add_argument("--eval_data_path", required=True, help="held-out images")
-    parser.add_argument("--max_steps", type=int, help="steps of each run; default: the study's")
+    parser.add_argument("--max_steps", type=int, help="steps of each run (default: the study's)")
 
     def command(arguments: Namespace) -> None:
         given = {name: value for name, value in vars(arguments).items() if value is not None}

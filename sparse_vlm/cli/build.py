@@ -19,22 +19,22 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("out_dir", help="the model directory to write")
     parser.add_argument("--gguf_file", help="name of the GGUF file in the directory LLM")
     parser.add_argument("--chat_template", help="a Jinja file or text to use instead of the LLM's own template")
-    parser.add_argument("--projector", default="mlp2x_gelu", help="mlp2x_gelu (default) or linear")
+    parser.add_argument("--projector", default="mlp2x_gelu", help="mlp2x_gelu or linear (default: mlp2x_gelu)")
     parser.add_argument(
-        "--vision_feature_layer", type=int, default=-2, help="-2 (default): the input of the last block"
+        "--vision_feature_layer", type=int, default=-2, help="-2: the input of the last block (default: -2)"
     )
     parser.add_argument(
         "--vision_feature_select_strategy",
         default="default",
         choices=("default", "full"),
-        help="default: the latent tokens; full: the CLS token as well",
+        help="default: the latent tokens; full: the CLS token as well (default: default)",
     )
     parser.add_argument(
         "--aspect",
         default="crop",
         choices=("crop", "native"),
-        help="crop (default): the encoder sees the central square of an image; native: the whole image in its own "
-        "aspect ratio",
+        help="crop: the encoder sees the central square of an image; native: the whole image in its own "
+        "aspect ratio (default: crop)",
     )
     parser.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: the LLM's own; float32 for a GGUF file)"

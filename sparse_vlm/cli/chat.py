@@ -18,7 +18,9 @@ def add_arguments(parser: CommandParser) -> None:
         "--image", action="append", default=[], help="an image file for the (first) question; may be repeated"
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy decoding; more: sampling")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0: greedy decoding; more: sampling (default: 0)"
+    )
     parser.add_argument("--top_p", type=float, default=1.0, help="top-p of sampling (default: 1)")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantize the language model's weights (bitsandbytes)")
     add_device_arguments(parser)

@@ -14,7 +14,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `run`."""
     parser.add_argument("model", help="a model directory; requests name it by its path or by the last part of its path")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, local only)")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free port, which is printed")
+    parser.add_argument("--port", type=int, default=8000, help="0: a free port, which is printed (default: 8000)")
     add_device_arguments(parser)
     parser.add_argument(
         "--bits",
@@ -34,7 +34,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--image_urls",
         default="none",
-        help="http(s) image URLs to fetch: none (default), public (those on the internet) or any",
+        help="http(s) image URLs to fetch: none, public (those on the internet) or any (default: none)",
     )
     parser.add_argument("--fetch_seconds", type=float, default=10, help="longest time to fetch an image (default: 10)")
 

@@ -41,7 +41,7 @@ class DataArguments:
         default=None, metadata={"help": "held-out data, measured with --eval_strategy steps"}
     )
     eval_image_folder: str | None = field(
-        default=None, metadata={"help": "as --image_folder, for --eval_data_path; default: --image_folder"}
+        default=None, metadata={"help": "as --image_folder, for --eval_data_path (default: --image_folder)"}
     )
     model_max_length: int = field(
         default=2048, metadata={"help": "maximum number of tokens per sample; see --too_long"}

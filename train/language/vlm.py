@@ -35,11 +35,11 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "model directory of `sparse-vlm build` or of an earlier stage"})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "attention of the language model: sdpa (default) | eager | flash_attention_2 | …"},
+        metadata={"help": "attention of the language model: sdpa | eager | flash_attention_2 | … (default: sdpa)"},
     )
     output_dtype: str | None = field(
         default=None,
-        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)}; default: that of --model_name_or_path"},
+        metadata={"help": f"dtype of the result: {' | '.join(DTYPES)} (default: that of --model_name_or_path)"},
     )
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Path("runs") / ("quickstart-fast" if fast else "quickstart")
     parser = CommandParser.of_module("train.quickstart", __doc__)
     parser.add_argument(
-        "--output_dir", type=Path, default=default, help="directory for all results; default: %(default)s"
+        "--output_dir", type=Path, default=default, help="directory for all results (default: %(default)s)"
     )
     parser.add_argument("--compare", action="store_true", help="also train the same LLM on the dense teacher's tokens")
     return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast), argv)

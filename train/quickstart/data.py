@@ -181,14 +181,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     parser = CommandParser.of_module("train.quickstart.data", __doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="directory for the files")
-    parser.add_argument("--texts", type=int, default=160, help="conversations without an image")
-    parser.add_argument("--images_by_answer", type=int, default=320, help="conversations that balance yes and no")
+    parser.add_argument("--texts", type=int, default=160, help="conversations without an image (default: 160)")
     parser.add_argument(
-        "--images_by_colour", type=int, default=320, help="conversations that balance the colour shown and others"
+        "--images_by_answer", type=int, default=320, help="conversations that balance yes and no (default: 320)"
     )
-    parser.add_argument("--test_images", type=int, help="test images to ask about; default: all")
-    parser.add_argument("--validation_images", type=int, default=200, help="training images to hold out")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every order")
+    parser.add_argument(
+        "--images_by_colour",
+        type=int,
+        default=320,
+        help="conversations that balance the colour shown and others (default: 320)",
+    )
+    parser.add_argument("--test_images", type=int, help="test images to ask about (default: all)")
+    parser.add_argument("--validation_images", type=int, default=200, help="training images to hold out (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every order (default: 0)")
     return parser.run(lambda arguments: write_data(**vars(arguments)), argv)
 
 

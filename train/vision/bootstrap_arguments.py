@@ -25,24 +25,24 @@ class StudentArguments:
         metadata={"help": "latent tokens, without CLS; 4-64 or 9,16,25: an elastic student, a count drawn each step"},
     )
     default_tokens: int | None = field(
-        default=None, metadata={"help": "count of an elastic student unless one is requested; default: the largest"}
+        default=None, metadata={"help": "count of an elastic student unless one is requested (default: the largest)"}
     )
     token_density: str = field(
         default="linear", metadata={"help": "linear | uniform: few tokens are drawn more often, or all counts alike"}
     )
     eval_tokens: str | None = field(
-        default=None, metadata={"help": "counts to evaluate an elastic student with; default: smallest and largest"}
+        default=None, metadata={"help": "counts to evaluate an elastic student with (default: smallest and largest)"}
     )
     image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
-    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks to drop; default: a third"})
+    drop_blocks: int | None = field(default=None, metadata={"help": "first blocks to drop (default: a third)"})
     tune_blocks: int | None = field(
-        default=None, metadata={"help": "next blocks, inherited and trained; default: a third"}
+        default=None, metadata={"help": "next blocks, inherited and trained (default: a third)"}
     )
     freeze_blocks: int | None = field(
-        default=None, metadata={"help": "last blocks, inherited and frozen; default: the rest"}
+        default=None, metadata={"help": "last blocks, inherited and frozen (default: the rest)"}
     )
     focus_width: int | None = field(
-        default=None, metadata={"help": "width of the focusing transformer; default: half the teacher's"}
+        default=None, metadata={"help": "width of the focusing transformer (default: half the teacher's)"}
     )
     focus_repeats: int = field(default=4, metadata={"help": "repetitions of the focusing unit"})
     sampling_points: int = field(default=16, metadata={"help": "points that a token samples in its RoI"})
@@ -108,7 +108,8 @@ class ImageArguments:
         default=None, metadata={"help": "held-out images to measure the alignment on, as --data_path"}
     )
     eval_samples: int | None = field(
-        default=None, metadata={"help": "held-out images to use: evenly spaced, or the first of a stream; default: all"}
+        default=None,
+        metadata={"help": "held-out images to use: evenly spaced, or the first of a stream (default: all)"},
     )
     hold_out: bool = field(
         default=False,
@@ -118,7 +119,7 @@ class ImageArguments:
         default=None, metadata={"help": "labelled images for zero-shot accuracy: a folder per class"}
     )
     class_names: str | None = field(
-        default=None, metadata={"help": "file with one name per class folder; default: ImageNet's"}
+        default=None, metadata={"help": "file with one name per class folder (default: ImageNet's)"}
     )
     min_crop_area: float = field(default=0.35, metadata={"help": "smallest share of an image that a crop keeps"})
     on_bad_image: str = field(default="error", metadata={"help": "unreadable images: error | skip (and count)"})
@@ -162,7 +163,7 @@ class ObjectiveArguments:
     center: bool = field(default=False, metadata={"help": "take cosines of deviations from the teacher's mean"})
     teacher_image_size: int | None = field(default=None, metadata={"help": "add a second teacher view at this size"})
     view_weight: float | None = field(
-        default=None, metadata={"help": "weight of the second view; default: 1 if there is one"}
+        default=None, metadata={"help": "weight of the second view (default: 1 if there is one)"}
     )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
 
