@@ -1,7 +1,11 @@
-"""The argument parser of all commands: one spelling of options, one-line errors, examples in the help."""
+"""The argument parser and the log lines of all commands.
+
+One spelling of options, one-line errors, examples in the help.
+"""
 
 import argparse
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -10,6 +14,8 @@ from typing import Any, Self, TypeAlias
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"  # where subcommands are added
+# roots of the loggers of this project; a module that runs as a command logs as __main__
+LOGGERS = ("sparse_vlm", "train", "eval", "demo", "__main__")
 OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
@@ -87,6 +93,7 @@ class CommandParser(argparse.ArgumentParser):
     def run(self, command: Callable[[argparse.Namespace], int | None], argv: Sequence[str] | None = None) -> int:
         """Parse the command line, run `command` on the result and return the exit status; see `exit_with_sentence`."""
         arguments = self.parse_args(argv)
+        log_plainly()
         return exit_with_sentence(lambda: command(arguments))
 
 
@@ -177,3 +184,23 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: bfloat16 on an accelerator that supports it, else float32; or float32, bfloat16, float16 "
         "(default: auto)",
     )
+
+
+class PlainFormatter(logging.Formatter):
+    """Format information as the message alone, and the rest as "warning: …" or "error: …"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def log_plainly() -> None:
+    """Print the project's information, and everybody's warnings, to stderr. Commands call this before they start.
+
+    Handlers that the process already has stay, and then this adds none.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(handlers=[handler])
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)

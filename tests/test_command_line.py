@@ -1,6 +1,8 @@
 """Command lines: the spelling of options, errors in a line, examples in the help."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
@@ -120,3 +122,27 @@ def test_run_returns_the_exit_status(parser: CommandParser, capsys: pytest.Captu
     assert parser.run(lambda arguments: None, ["--images", "x"]) == 0
     assert parser.run(fail, ["--images", "x"]) == 2
     assert capsys.readouterr().err == "error: There is no x.\n"
+
+
+def test_information_is_the_message_and_warnings_say_so() -> None:
+    program = """
+import argparse, logging
+from sparse_vlm.command_line import CommandParser
+
+def command(arguments: argparse.Namespace) -> None:
+    logging.basicConfig(format="another library's %(message)s")
+    for name in ("__main__", "train.stages.stage", "sparse_vlm.vlm", "another"):
+        logging.getLogger(name).info("information of %s", name)
+    logging.getLogger("train.study").warning("The RoIs have collapsed.")
+    logging.getLogger("another").error("No.")
+
+CommandParser("tool").run(command, [])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stderr.splitlines() == [
+        "information of __main__",
+        "information of train.stages.stage",
+        "information of sparse_vlm.vlm",
+        "warning: The RoIs have collapsed.",
+        "error: No.",
+    ]

@@ -108,7 +108,7 @@ def make_task(
     if arguments.match_tokens or objective.center:
         typical = typical_images(images, student.transform)
         if arguments.match_tokens:
-            logger.warning("%s", match_tokens(student, teacher, typical))
+            logger.info("%s", match_tokens(student, teacher, typical))
         if objective.center:
             task.center_on(typical)
     return task, report
@@ -131,7 +131,7 @@ def make_trainer(
     args.require_metric((*MEASURED, *ZERO_SHOT), {} if labelled else dict.fromkeys(ZERO_SHOT, NEEDS_LABELS))
     groups = parameter_groups(task.student, report, args)
     if args.process_index == 0:
-        logger.warning("%s", report)
+        logger.info("%s", report)
     log_trainable(task, groups, args)
     preprocessing, size = task.teacher.preprocessing, task.image_size
     crops = replace(preprocessing, crop=size, resize=max(size, preprocessing.resize))
@@ -175,7 +175,7 @@ def bootstrap(
     shown = figure_images(images)
     if measured is None:
         trainer.require_finite_rois(shown)
-    logger.warning("Published: %s", trainer.published())
+    logger.info("Published: %s", trainer.published())
     with finished_model(args, SparseFormer.from_pretrained) as directory:
         trainer.student.save_pretrained(directory)
         write_json(directory / "inheritance.json", report.to_dict())

@@ -157,7 +157,7 @@ def _require_same_arguments(todo: Run) -> None:
 
 
 def _call(command: Sequence[str]) -> None:
-    logger.warning("$ python -m %s", " ".join(command))
+    logger.info("$ python -m %s", " ".join(command))
     process = fork_python(["-m", *command])
     process.join()
     if process.exitcode:
@@ -231,7 +231,7 @@ def run_study(file: Path, output_dir: Path, common: Arguments) -> None:
     plan = read_study(file)
     runs = runs_of(plan, common, output_dir)
     for number, todo in enumerate(runs, start=1):
-        logger.warning("Run %d of %d: %s, %s", number, len(runs), todo.group, todo.variant)
+        logger.info("Run %d of %d: %s, %s", number, len(runs), todo.group, todo.variant)
         run(todo, plan.measure)
     results = [result(done, plan.curve) for done in runs]
     write_json(output_dir / "study.json", results)

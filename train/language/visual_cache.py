@@ -70,7 +70,7 @@ def use_cached_tokens(
     total = _sum(computed, args)
     if args.process_index == 0:
         counts = f"{total} computed now, {len(distinct) - total} found"
-        logger.warning("Visual tokens of %d images in %s: %s", len(distinct), folder, counts)
+        logger.info("Visual tokens of %d images in %s: %s", len(distinct), folder, counts)
     for dataset in datasets:
         dataset.visual_tokens = cache
 

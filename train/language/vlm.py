@@ -147,7 +147,7 @@ def train(
         write_result(model_args.model_name_or_path, trained, result, model_args.output_dtype, provenance)
         shutil.rmtree(trained)
         publish(result, args, check_opens)
-        logger.warning("Model directory: %s", args.output_dir)
+        logger.info("Model directory: %s", args.output_dir)
 
 
 def _provenance(model: nn.Module, args: StageArguments, dataset: ConversationDataset) -> dict[str, Any]:

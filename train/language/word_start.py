@@ -99,7 +99,7 @@ def start_from_words(
         last.weight.copy_(weight)
         last.bias.copy_(bias)
     if args.process_index == 0:
-        logger.warning(
+        logger.info(
             "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.", 100 * share
         )
 

@@ -140,7 +140,7 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
     nn.init.normal_(clip.token_embedding.weight, std=1.0)
     task = ContrastiveTask(clip)
     groups = [ParameterGroup("CLIP", tuple(task.parameters()), args.learning_rate)]
-    logger.warning("Parameter groups:\n%s", set_trainable(task, groups))
+    logger.info("Parameter groups:\n%s", set_trainable(task, groups))
     context = config["text_cfg"]["context_length"]
     dataset = CaptionedImages(arguments.data_path, arguments.image_folder, context, args.max_steps, args.seed)
     run(StageTrainer(groups, model=task, args=args, train_dataset=dataset))

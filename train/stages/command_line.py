@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from sparse_vlm.command_line import CommandParser, describe, spell_options, unknown_option
+from sparse_vlm.command_line import CommandParser, describe, log_plainly, spell_options, unknown_option
 from sparse_vlm.errors import UserError, exit_with_sentence
 
 
@@ -62,6 +62,7 @@ def run_command(
         argv: the words after the command's name; None: those of this process.
     """
     words = sys.argv[1:] if argv is None else argv
+    log_plainly()
     return exit_with_sentence(lambda: command(*parse_arguments(classes, words, module, docstring)))
 
 

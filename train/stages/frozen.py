@@ -45,7 +45,7 @@ def log_weight_bytes(model: nn.Module, args: StageArguments) -> None:
     """Log the memory that the weights take, e.g. "Weights: 13.48 GB in bfloat16", in the main process."""
     if args.process_index == 0:
         held = sorted(weight_bytes(model).items())
-        logger.warning("Weights: %s", ", ".join(f"{size / 1e9:.3g} GB in {dtype}" for dtype, size in held))
+        logger.info("Weights: %s", ", ".join(f"{size / 1e9:.3g} GB in {dtype}" for dtype, size in held))
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:

@@ -57,7 +57,7 @@ def log_trainable(model: nn.Module, groups: Sequence[ParameterGroup], args: Stag
     """Call `set_trainable`; the main process logs the table and writes it to output_dir/parameter_groups.txt."""
     table = set_trainable(model, groups)
     if args.process_index == 0:
-        logger.warning("Parameter groups:\n%s", table)
+        logger.info("Parameter groups:\n%s", table)
         write_text(Path(args.output_dir) / GROUPS_FILE, table + "\n")
 
 
@@ -137,7 +137,7 @@ def run(trainer: Trainer) -> None:
     if trainer.is_world_process_zero():
         remove_incomplete(output_dir)
     if checkpoint is not None:
-        logger.warning("Resuming from %s", checkpoint)
+        logger.info("Resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step == 0:  # transformers only warns
         raise UserError(

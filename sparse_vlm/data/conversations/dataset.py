@@ -210,8 +210,8 @@ class ConversationDataset(Dataset):
 
 def _report(count: str, sentences: Sequence[str]) -> None:
     """Log the count and the first sentences, if there are any."""
-    for line in [count, *(f"  {sentence}" for sentence in sentences[:REASONS_SHOWN])] if sentences else []:
-        logger.warning("%s", line)
+    if sentences:
+        logger.warning("%s", "\n  ".join([count, *sentences[:REASONS_SHOWN]]))
 
 
 def _weighted(entries: list[Entry], weight: float, order: random.Random) -> list[Entry]:

@@ -71,7 +71,7 @@ def test_only_missing_tokens_are_computed(
 ) -> None:
     monkeypatch.setattr("train.language.visual_cache.SHARD_IMAGES", 4)
     cache = tmp_path / "cache"
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "train"):
         data(loaded, data_dir, "captions.json", cache)
         assert computed(caplog) == "6 computed now, 0 found"
         data(loaded, data_dir, "chats.json", cache)
@@ -90,7 +90,7 @@ def test_another_tower_never_gets_these_tokens(
 ) -> None:
     cache = tmp_path / "cache"
     model, processor = loaded
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "train"):
         first = data(loaded, data_dir, "captions.json", cache).training[0]["images"][0]
         with torch.no_grad():
             model.model.vision_tower.encoder.stem.conv.weight += 0.1

@@ -1,5 +1,6 @@
 """--word_start: least squares from visual tokens to the words of their captions."""
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_tokens_approach_the_words_as_logged(
     projector: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "train")
     build_vlm(encoder_dir, llm_dir, tmp_path / "vlm", projector=projector)
     model, data, args = opened(tmp_path / "vlm", data_dir, tmp_path)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
