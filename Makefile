@@ -13,8 +13,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-llava-4.37 \
-	test-lmms-eval test-extras check docs bench gpu clean
+.PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-fast-encoders \
+	test-fast-others test-llava-4.37 test-lmms-eval test-extras check docs bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -33,8 +33,16 @@ test: .venv/test.installed chromium ## run ruff, mypy and all tests: 13 to 15 mi
 	@echo "Running three parts at once; the output of each appears when it ends."
 	@$(RUN_PARTS) test-stages test-rest check test-whole
 
-test-fast: .venv/test.installed ## run the fast tests only
-	@$(RUN_PARTS) test-stages test-rest test-whole PYTEST='$(PYTEST) -m "not slow"'
+test-fast: .venv/test.installed ## run the fast tests only, in two parts at once
+	@$(RUN_PARTS) test-fast-encoders test-fast-others
+
+ENCODERS := tests/encoder tests/bootstrap
+
+test-fast-encoders: .venv/test.installed
+	$(PYTEST) -m "not slow" $(ENCODERS)
+
+test-fast-others: .venv/test.installed
+	$(PYTEST) -m "not slow" tests $(ENCODERS:%=--ignore %)
 
 test-stages: .venv/test.installed
 	$(PYTEST) tests/train --ignore tests/train/quickstart

@@ -23,7 +23,11 @@ COLOURS = ("token", "step")
 
 
 def roi_figure(
-    encoder: SparseFormer, images: Sequence[Image.Image], max_tokens: int = 64, aspect: str = "crop"
+    encoder: SparseFormer,
+    images: Sequence[Image.Image],
+    max_tokens: int = 64,
+    aspect: str = "crop",
+    tokens: int | None = None,
 ) -> Figure:
     """Draw RoIs and sampling points: a row per image, a column per sampling step.
 
@@ -35,13 +39,14 @@ def roi_figure(
         images: one or more images of any size.
         max_tokens: most tokens to draw, evenly spread over all, so that the figure stays readable.
         aspect: "crop": the encoder sees the central square; "native": the whole image (`place_on_canvas`).
+        tokens: number of latent tokens; None for the encoder's own initial RoIs.
     """
     device, preprocessing = next(encoder.parameters()).device, encoder.config.preprocessing
     prepare = make_transform(preprocessing, aspect)
     seen = [remove_canvas(prepare(image)).to(device)[None] for image in images]
-    recorded = [record_sampling_steps(encoder, image) for image in seen]
-    tokens = encoder.config.focus.tokens
-    shown = np.unique(np.linspace(0, tokens - 1, min(tokens, max_tokens)).astype(int)).tolist()
+    recorded = [record_sampling_steps(encoder, image, tokens=tokens) for image in seen]
+    count = recorded[0][0].rois.shape[1]
+    shown = np.unique(np.linspace(0, count - 1, min(count, max_tokens)).astype(int)).tolist()
     colours = _token_colours(len(shown))
     columns = len(recorded[0])
     figure = Figure(figsize=(2.4 * columns, 2.5 * len(images)), layout="constrained")

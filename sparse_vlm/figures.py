@@ -32,16 +32,19 @@ def alignment_figure(lines: Sequence[Mapping[str, float]], smoothing: int = 10) 
 
     Args:
         lines: the lines of its log.jsonl; "loss" and "cosine" are those of training batches, "eval_cosine" (dots) that
-            of held-out images.
+            of held-out images, "eval_cosine_N_tokens" the same with N latent tokens.
         smoothing: window of the mean in logged values.
     """
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "cosine"), strict=True):
         _draw_curve(axes, lines, name, smoothing, "tab:blue")
         axes.set(xlabel="step", ylabel=name)
-    held_out = [(line["step"], line["eval_cosine"]) for line in lines if "eval_cosine" in line]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=3, label="held out")
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith("eval_cosine"))
+    for name in names:
+        held_out = [(line["step"], line[name]) for line in lines if name in line]
+        label = " ".join(["held out", *name.removeprefix("eval_cosine").split("_")]).replace("  ", ", ")
+        axes.plot(*zip(*held_out, strict=True), "o-", markersize=3, label=label)
+    if names:
         axes.legend(fontsize=8)
     return figure
 

@@ -131,7 +131,7 @@ def test_options_take_hyphens_and_underscores(option: str, capsys: pytest.Captur
     with pytest.raises(SystemExit, match="2"):
         main([*words, option[:-1], "3"])
     assert capsys.readouterr().err == (
-        f"error: Unknown option {option[:-1]}. Did you mean --max_tokens? See sparse-vlm rois --help.\n"
+        f"error: Unknown option {option[:-1]}. Did you mean --max_tokens or --tokens? See sparse-vlm rois --help.\n"
     )
 
 

@@ -140,7 +140,7 @@ def test_every_command_has_device_and_dtype(name: str, capsys: pytest.CaptureFix
     _has_device_and_dtype(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["chat", "rois", "demo"])
+@pytest.mark.parametrize("name", ["chat", "rois", "serve"])
 def test_every_subcommand_has_device_and_dtype(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])

@@ -42,3 +42,10 @@ def test_save_figure_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not supported"):
         save_figure(accuracy_figure({"model": {"all": 1.0}}), tmp_path / "figure.unknown")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_alignment_figure_has_a_curve_for_each_number_of_tokens() -> None:
+    log = [{"step": 1, "loss": 1.0, "cosine": 0.5}, {"step": 1, "eval_cosine": 0.4, "eval_cosine_4_tokens": 0.3}]
+    legend = alignment_figure(log).axes[1].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["held out", "held out, 4 tokens"]

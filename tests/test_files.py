@@ -60,6 +60,7 @@ def test_an_earlier_result_is_replaced_as_a_whole(names: list[str], tmp_path: Pa
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.slow
 def test_other_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So they do in the working directory, which cannot be replaced."""
     (tmp_path / "out" / "photos").mkdir(parents=True)

@@ -84,6 +84,7 @@ def test_damaged_directories(vlm_dir: Path, tmp_path: Path) -> None:
         describe(str(directory))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["encoder_dir", "vlm_dir"])
 def test_rois_command(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]

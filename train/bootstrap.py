@@ -22,7 +22,7 @@ from torch import nn
 from transformers import default_data_collator
 
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
-from sparse_vlm.bootstrap.inherit import FROZEN, NEW
+from sparse_vlm.bootstrap.inherit import FIXED, FROZEN, NEW
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
@@ -42,6 +42,7 @@ from train.vision.bootstrap_arguments import (
 )
 from train.vision.bootstrap_images import figure_images, held_out_images, training_images, typical_images
 from train.vision.bootstrap_trainer import MEASURED, ZERO_SHOT, BootstrapTrainer
+from train.vision.drawn_counts import DrawnCounts
 from train.vision.monitor import open_zero_shot_task
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def parameter_groups(student: SparseFormer, report: InheritanceReport, args: Boo
     frozen: list[nn.Parameter] = []
     tuned: dict[int, list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
-        if fates[name] in (NEW, FROZEN):
+        if fates[name] in (NEW, FROZEN, FIXED):
             (new if fates[name] == NEW else frozen).append(parameter)
         else:
             index = int(name.removeprefix("cortex.trunk.blocks.").partition(".")[0])  # only blocks are tuned
@@ -91,7 +92,8 @@ def make_task(
         second.text = None
     student, report = bootstrap_from(
         teacher,
-        arguments.tokens,
+        arguments.token_counts,
+        default_tokens=arguments.default_tokens,
         drop=arguments.drop_blocks,
         tune=arguments.tune_blocks,
         freeze=arguments.freeze_blocks,
@@ -113,7 +115,11 @@ def make_task(
 
 
 def make_trainer(
-    task: BootstrapTask, report: InheritanceReport, images: ImageArguments, args: BootstrapTraining
+    task: BootstrapTask,
+    report: InheritanceReport,
+    arguments: StudentArguments,
+    images: ImageArguments,
+    args: BootstrapTraining,
 ) -> BootstrapTrainer:
     """Open the data, and log the inheritance and the parameter groups.
 
@@ -144,6 +150,8 @@ def make_trainer(
         task=task,
         ema_decay=args.ema_decay,
         zero_shot=zero_shot,
+        drawn=DrawnCounts(arguments.token_counts, arguments.token_density, args.order_seed),
+        evaluated_counts=arguments.evaluated_counts,
         args=args,
         images=dataset,
         eval_dataset=held_out_images(images, task.student.transform),
@@ -159,7 +167,7 @@ def bootstrap(
     prepare(args)
     refuse_zero3()
     task, report = make_task(arguments, images, objective)
-    trainer = make_trainer(task, report, images, args)
+    trainer = make_trainer(task, report, arguments, images, args)
     run(trainer)
     measured = None if images.eval_data_path is None else trainer.measure()
     if args.process_index != 0:

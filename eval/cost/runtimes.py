@@ -99,7 +99,7 @@ def _session(model: nn.Module, images: Tensor, setting: Setting) -> Any:
             export_onnx(model, file, int8=int8)
         else:
             two = images[:1].repeat(2, 1, 1, 1)  # a dynamic dimension of size 1 would become a constant
-            write_onnx(model, two, file, ("output",), sizes={0: torch.export.Dim("batch")})
+            write_onnx(model, {"images": two}, file, ("output",), sizes={"images": {0: torch.export.Dim("batch")}})
             if int8:
                 quantise(file, model)
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

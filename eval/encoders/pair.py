@@ -1,6 +1,7 @@
 """A CLIP-like teacher and the SparseFormer bootstrapped from it, which share the teacher's text encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,11 @@ class ImageEncoder(NamedTuple):
 
 
 def open_pair(
-    teacher_spec: str, encoder_dir: Path, device: torch.device | str, dtype: torch.dtype
+    teacher_spec: str,
+    encoder_dir: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    counts: Sequence[int] = (),
 ) -> tuple[TextEncoder, dict[str, ImageEncoder]]:
     """Open a teacher with a text encoder, and its student.
 
@@ -34,9 +39,10 @@ def open_pair(
         encoder_dir: directory of a SparseFormer.
         device: where both compute.
         dtype: dtype of both image encoders; the text encoder keeps its own.
+        counts: numbers of latent tokens to use the student with, besides its own.
 
     Returns:
-        The text encoder, and the image encoders as "teacher" and "student".
+        The text encoder, and the image encoders as "teacher", "student", and "student_N_tokens" for each count N.
     """
     teacher = open_teacher(teacher_spec).to(device)
     if teacher.text is None:
@@ -46,7 +52,13 @@ def open_pair(
         )
     teacher.trunk.to(dtype)
     student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
+    preprocessing = student.config.preprocessing
+
+    def encode(images: Tensor, tokens: int | None = None) -> Tensor:
+        return student(images.to(dtype), tokens=tokens).pooled.float()
+
     return teacher.text, {
         "teacher": ImageEncoder(lambda images: teacher(images.to(dtype)).float(), teacher.preprocessing),
-        "student": ImageEncoder(lambda images: student(images.to(dtype)).pooled.float(), student.config.preprocessing),
+        "student": ImageEncoder(encode, preprocessing),
+        **{f"student_{n}_tokens": ImageEncoder(partial(encode, tokens=n), preprocessing) for n in counts},
     }

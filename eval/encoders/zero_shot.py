@@ -1,7 +1,8 @@
 """Zero-shot accuracy of a CLIP-like teacher and of the SparseFormer bootstrapped from it, on easy-VQA.
 
     python -m eval.encoders.zero_shot --teacher open_clip:ViT-L-14-quickgelu/openai --encoder runs/bootstrap
-    python -m eval.encoders.zero_shot --teacher runs/quickstart/teacher --encoder runs/quickstart/encoder --split train
+    python -m eval.encoders.zero_shot --teacher runs/quickstart/teacher --encoder runs/quickstart/encoder \\
+        --tokens 4,9,16
 
 An image counts as correct if the caption of its class has the nearest embedding. The classes are the 24 combinations of
 colour and shape in easy-VQA; both encoders use the teacher's text encoder.
@@ -26,6 +27,7 @@ from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.labels import LabelledImages, Labels
 from sparse_vlm.encoder.preprocessing import Transform
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.files import write_json
 
 
@@ -58,6 +60,7 @@ def compare(
     encoder_dir: Path,
     split: Literal["train", "test"] = "test",
     batch_size: int = 64,
+    counts: Sequence[int] = (),
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -65,14 +68,15 @@ def compare(
     """Compute the zero-shot accuracy of a teacher and its student on easy-VQA.
 
     Args:
-        teacher_spec, encoder_dir, device, dtype: see `open_pair`.
+        teacher_spec, encoder_dir, counts, device, dtype: see `open_pair`.
         split: split of easy-VQA.
         batch_size: images computed together.
 
     Returns:
-        "teacher" and "student" (accuracies in [0, 1]), "confidence_95" with [low, high] of both, "images", "classes".
+        "teacher", "student" and "student_N_tokens" (accuracies in [0, 1]), "confidence_95" with [low, high] of each,
+        "images", "classes".
     """
-    text, encoders = open_pair(teacher_spec, encoder_dir, device, dtype)
+    text, encoders = open_pair(teacher_spec, encoder_dir, device, dtype, counts)
     labels = easy_vqa_images(split)
     classes = class_embeddings(text, labels.classes).cpu()
     scores = {}
@@ -94,19 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_teacher(parser, "open_clip:NAME/TAG or a directory of open_clip")
     add_encoder(parser)
     parser.add_argument("--split", choices=["train", "test"], default="test", help="split of easy-VQA (default: test)")
+    parser.add_argument("--tokens", help="further numbers of latent tokens of the encoder, e.g. 4-9 or 4,9,16")
     add_arguments(parser)
     return parser.run(_run, argv)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     device, dtype = begin(arguments, arguments.teacher)
-    result = compare(
-        arguments.teacher, arguments.encoder, arguments.split, arguments.batch_size, device=device, dtype=dtype
-    )
+    counts = () if arguments.tokens is None else TokenCounts.parse(arguments.tokens).counts
+    inputs = arguments.teacher, arguments.encoder, arguments.split
+    result = compare(*inputs, arguments.batch_size, counts, device=device, dtype=dtype)
     if arguments.output is not None:
         write_json(arguments.output, result)
-    for name in ("teacher", "student"):
-        low, high = result["confidence_95"][name]
+    for name, (low, high) in result["confidence_95"].items():
         print(f"{name}: {result[name]:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
 
 

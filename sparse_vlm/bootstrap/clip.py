@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import save_file
@@ -50,6 +51,14 @@ class SparseClip:
     def transform(self) -> Transform:
         """Preprocessing of the SparseFormer: image -> float32[3, crop, crop]."""
         return Transform(self.encoder_config.preprocessing)
+
+    def encode_image(self, images: Tensor, rois: Tensor | None = None, tokens: int | None = None) -> Tensor:
+        """Compute unit embeddings float[B, D] of images float[B, 3, H, W].
+
+        `rois` and `tokens` are those of `SparseFormer.forward`.
+        """
+        visual = self.model.visual
+        return F.normalize(visual.head(visual.trunk(images, rois, tokens)), dim=-1)
 
     @classmethod
     def from_teacher(cls, source: str, student: SparseFormer) -> "SparseClip":

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 
 FROZEN, TUNED, NEW, DROPPED = "copied and frozen", "copied and tuned", "new", "dropped"
+FIXED = "fixed layout"  # the initial RoIs of an elastic student
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class WeightFate:
     Attributes:
         student: name in the student, "" if it was dropped.
         teacher: name in the teacher, "" if it is new.
-        fate: one of "copied and frozen", "copied and tuned", "new", "dropped".
+        fate: one of "copied and frozen", "copied and tuned", "new", "dropped", "fixed layout".
         numbers: number of elements.
     """
 
@@ -64,7 +66,7 @@ def _part(fate: WeightFate) -> str:
 
 def bootstrap_from(
     teacher: Teacher,
-    tokens: int = 64,
+    tokens: int | TokenCounts = 64,
     *,
     drop: int | None = None,
     tune: int | None = None,
@@ -74,6 +76,7 @@ def bootstrap_from(
     repeats: int = 4,
     stem_channels: int = 64,
     initial_rois: Tensor | None = None,
+    default_tokens: int | None = None,
     inherit: bool = True,
 ) -> tuple[SparseFormer, InheritanceReport]:
     """Create a SparseFormer with the teacher's last blocks, norm and head; the rest is new (arXiv 2312.01987).
@@ -84,13 +87,15 @@ def bootstrap_from(
 
     Args:
         teacher: from `open_teacher`.
-        tokens: number of latent tokens, without CLS and registers.
+        tokens: number of latent tokens, without CLS and registers. Several counts make an elastic student, whose
+            initial RoIs are the layout of whatever count is requested and are not learned.
         drop, tune, freeze: numbers of blocks, which must add up to the teacher's N. By default a third each. If two are
             given, they determine the third; if one is given, `freeze`, or else `tune`, takes the remaining blocks.
         focus_width: width of the focusing transformer, a multiple of 64 (the channels of its heads); by default half
             the teacher's width.
         points, repeats, stem_channels: see `FocusConfig` and `StemConfig`.
         initial_rois: float[tokens, 4], (x1, y1, x2, y2) in [0, 1], initial RoIs; by default tiles that cover the image.
+        default_tokens: number of tokens of an elastic student unless one is requested; by default the largest.
         inherit: False to copy nothing: a student of the same shape with new weights, as a baseline.
 
     Raises:
@@ -100,18 +105,35 @@ def bootstrap_from(
     width = max(64, teacher.cortex.width // 2 // 64 * 64) if focus_width is None else focus_width
     if width % 64:
         raise UserError(f"focus_width must be a multiple of 64 (the channels of a head), got {width}.")
+    counts = TokenCounts.parse(str(tokens)) if isinstance(tokens, int) else tokens
+    elastic = len(counts.counts) > 1
+    default = counts.counts[-1] if default_tokens is None else default_tokens
+    if default not in counts:
+        raise UserError(f"The default of {default} tokens is not among the trained counts, {counts}.")
     config = SparseFormerConfig(
         StemConfig(stem_channels),
-        FocusConfig("bootstrapped", tokens, width, heads=width // 64, points=points, repeats=repeats),
+        FocusConfig("bootstrapped", default, width, heads=width // 64, points=points, repeats=repeats),
         replace(teacher.cortex, depth=teacher.cortex.depth - drop),
         teacher.preprocessing,
         teacher=teacher.name,
         licence=teacher.licence,
+        trained_tokens=str(counts) if elastic else "",
     )
     student = SparseFormer(config)
     if initial_rois is not None:
+        if elastic:
+            raise UserError(f"A student of {counts} tokens starts with their layouts: leave out initial_rois.")
         _set_rois(student, initial_rois)
-    return student, _copy_weights(teacher, student, drop, tune) if inherit else _copy_nothing(teacher, student)
+    report = _copy_weights(teacher, student, drop, tune) if inherit else _copy_nothing(teacher, student)
+    return student, _fix_layout(student, report) if elastic else report
+
+
+def _fix_layout(student: SparseFormer, report: InheritanceReport) -> InheritanceReport:
+    """Exclude the initial RoIs from training: those learned for one count would not apply to the others."""
+    student.focus.initial_rois.requires_grad_(False)
+    name = "focus.initial_rois.weight"
+    fates = tuple(replace(fate, fate=FIXED) if fate.student == name else fate for fate in report.fates)
+    return replace(report, fates=fates)
 
 
 @torch.no_grad()

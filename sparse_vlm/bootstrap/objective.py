@@ -114,25 +114,26 @@ class BootstrapTask(RecomputesBlocks, nn.Module):
         """The cortex whose blocks `--activation_checkpointing` recomputes."""
         return self.student.cortex
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixel_values: Tensor, tokens: int | None = None) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
         Args:
             pixel_values: float[B, 3, S, S] with S = `image_size`; each view is resized from it.
+            tokens: number of latent tokens of the student; None for its own initial RoIs.
 
         Returns:
             "loss", the weighted sum; each term by its name ("alignment_loss", …); "cosine", float32[B]. Only the loss
             has gradients.
         """
         images = _resized(pixel_values, self.teacher.preprocessing.crop)
-        output = self.student(images)
-        pooled, tokens = output.pooled.float(), None
+        output = self.student(images, tokens=tokens)
+        pooled, patches = output.pooled.float(), None
         first = self.teacher.cortex.depth - self.student.config.cortex.depth
         recorded: AbstractContextManager[list[Tensor]]
         recorded = self.teacher.tokens_entering(first) if self.weights.entry else nullcontext([])
         with recorded as entering:
             if self.weights.token:
-                target, tokens = self._with_tokens(images)
+                target, patches = self._with_tokens(images)
             else:
                 target = self.target(images)
         prefix, terms = self.student.num_prefix_tokens, {}
@@ -140,8 +141,8 @@ class BootstrapTask(RecomputesBlocks, nn.Module):
             terms["alignment"] = self._distance(pooled, target)
         if self.weights.feature:
             terms["feature"] = F.smooth_l1_loss(pooled, target)
-        if tokens is not None:
-            terms["token"] = self._token_loss(output.tokens[:, prefix:], output.rois[-1], tokens)
+        if patches is not None:
+            terms["token"] = self._token_loss(output.tokens[:, prefix:], output.rois[-1], patches)
         if self.weights.view:
             second = self._unregistered[1]
             terms["view"] = self._distance(pooled, self._run(second, second, pixel_values).float())

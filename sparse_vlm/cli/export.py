@@ -2,6 +2,7 @@
 
 Examples:
     sparse-vlm export encoder encoder.onnx
+    sparse-vlm export encoder encoder.onnx --rois_input
 """
 
 import argparse
@@ -16,6 +17,11 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--int8", action="store_true", help="faster and smaller, but less exact: see docs/encoder/speed.md"
     )
+    parser.add_argument(
+        "--rois_input",
+        action="store_true",
+        help="add the input initial_rois: any number of RoIs, anywhere in the image",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -25,5 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
     from sparse_vlm.files import check_output_files
 
     check_output_files({"the ONNX file": arguments.file}, [arguments.encoder_dir])
-    differences = export_onnx(SparseFormer.from_pretrained(arguments.encoder_dir), arguments.file, int8=arguments.int8)
+    encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
+    differences = export_onnx(encoder, arguments.file, int8=arguments.int8, rois_input=arguments.rois_input)
     print(f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative)")

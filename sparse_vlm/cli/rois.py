@@ -3,6 +3,7 @@
 Examples:
     sparse-vlm rois IMAGE.jpg --model runs/quickstart/model -o rois.png
     sparse-vlm rois A.jpg B.jpg --model encoder -o rois.pdf --max_tokens 16
+    sparse-vlm rois IMAGE.jpg --model encoder -o rois.png --tokens 9
 """
 
 import argparse
@@ -20,6 +21,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--max_tokens", type=int, default=64, help="most tokens to draw, evenly spread over all (default: 64)"
     )
+    parser.add_argument("--tokens", type=int, help="number of latent tokens (default: the encoder's own)")
     add_device_arguments(parser)
 
 
@@ -45,5 +47,5 @@ def run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     encoder = open_encoder(arguments.model).to(device, choose_dtype(arguments.dtype, device))
     aspect = read_config(arguments.model).get("vision_config", {}).get("aspect", "crop")  # an encoder's has none
-    save_figure(roi_figure(encoder, images, arguments.max_tokens, aspect), arguments.output)
+    save_figure(roi_figure(encoder, images, arguments.max_tokens, aspect, arguments.tokens), arguments.output)
     print(f"RoIs and sampling points: {arguments.output}")

@@ -1,4 +1,4 @@
-"""SparseFormer, an image encoder: image → a constant number of latent tokens. Needs torch, torchvision and timm."""
+"""SparseFormer, an image encoder: image → a few latent tokens. Needs torch, torchvision and timm."""
 
 from sparse_vlm.encoder.config import CortexConfig, FocusConfig, SparseFormerConfig, StemConfig
 from sparse_vlm.encoder.model import EncoderOutput, SparseFormer, create_encoder

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from sparse_vlm.encoder.preprocessing import Preprocessing
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError, unknown_choice
 
 Part = TypeVar("Part")
@@ -128,6 +129,8 @@ class SparseFormerConfig:
         preprocessing: preprocessing that the weights expect.
         teacher: name of the teacher, for information only (e.g. "timm:vit_small_patch14_dinov2"); "" if unknown.
         licence: licence of the weights; "" if unknown.
+        trained_tokens: numbers of latent tokens that the weights were trained with, in the notation of `TokenCounts`
+            ("4-64"); "" for `focus.tokens` alone.
     """
 
     stem: StemConfig
@@ -136,6 +139,12 @@ class SparseFormerConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher: str = ""
     licence: str = ""
+    trained_tokens: str = ""
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """Numbers of latent tokens that the weights were trained with."""
+        return TokenCounts.parse(self.trained_tokens or str(self.focus.tokens))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the configuration to JSON values."""

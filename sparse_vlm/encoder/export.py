@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sparse_vlm.encoder.float32 import Float32Module
-from sparse_vlm.encoder.model import SparseFormer
+from sparse_vlm.encoder.model import SparseFormer, starting_rois
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_file
 
 OPSET = 20  # the first opset with Gelu; GridSample exists since 16
+ROIS = "initial_rois"
 OUTPUTS = ("tokens", "pooled", "rois")
 TOLERANCE = 1e-4  # relative difference from PyTorch, for every output
 TOLERANCE_INT8 = 0.2  # rounding alone stays below this
@@ -29,12 +31,14 @@ class _Outputs(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.encoder(images)
+    def forward(self, images: Tensor, rois: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.encoder(images, rois)
         return output.tokens, output.pooled, output.rois
 
 
-def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) -> dict[str, float]:
+def export_onnx(
+    encoder: SparseFormer, file: str | Path, *, int8: bool = False, rois_input: bool = False
+) -> dict[str, float]:
     """Write an ONNX file with the input "images" and the outputs "tokens", "pooled" and "rois" (see `EncoderOutput`).
 
     Batch size, height and width are dynamic. The configuration, including the preprocessing, is stored as JSON in the
@@ -46,6 +50,8 @@ def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) 
         file: output path; an existing file is replaced.
         int8: compute Linears in int8, except those that produce coordinates. Weights are quantised per output channel
             (to 7 bits, so that CPUs without VNNI do not overflow), inputs by their range at run time.
+        rois_input: add the input "initial_rois", float32[batch, n, 4] with any n ≥ 1, which replaces the learned
+            initial RoIs.
 
     Returns:
         The relative difference between ONNX Runtime and PyTorch for each output: |a − b| / |b| (2-norms).
@@ -55,7 +61,7 @@ def export_onnx(encoder: SparseFormer, file: str | Path, *, int8: bool = False) 
     """
     _check(encoder)
     with new_file(file) as temporary:
-        _write(encoder.eval(), temporary, int8=int8)
+        _write(encoder.eval(), temporary, int8=int8, rois_input=rois_input)
         differences = compare(encoder, temporary)
         if not all(difference < (TOLERANCE_INT8 if int8 else TOLERANCE) for difference in differences.values()):
             raise RuntimeError(f"ONNX Runtime differs from PyTorch by {differences}. {file} was not written.")
@@ -82,14 +88,21 @@ def _check(encoder: SparseFormer) -> None:
         )
 
 
-def _write(encoder: SparseFormer, file: Path, *, int8: bool) -> None:
+def _write(encoder: SparseFormer, file: Path, *, int8: bool, rois_input: bool) -> None:
     side, model = encoder.config.preprocessing.crop, _Outputs(encoder).eval()
+    inputs = {"images": torch.randn(2, 3, side, side)}
+    sizes = {"images": {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
+    if rois_input:
+        rois = starting_rois(encoder.config, inputs["images"], None, 5)
+        assert rois is not None
+        inputs[ROIS] = rois.contiguous()
+        sizes[ROIS] = {0: torch.export.Dim.AUTO, 1: torch.export.Dim("tokens")}
     write_onnx(
         model,
-        torch.randn(2, 3, side, side),
+        inputs,
         file,
         OUTPUTS,
-        sizes={0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")},
+        sizes=sizes,
         metadata={"config": json.dumps(encoder.config.to_dict())},
     )
     if int8:
@@ -98,29 +111,29 @@ def _write(encoder: SparseFormer, file: Path, *, int8: bool) -> None:
 
 def write_onnx(
     model: nn.Module,
-    images: Tensor,
+    inputs: Mapping[str, Tensor],
     file: Path,
     outputs: Sequence[str],
     *,
-    sizes: dict[int, Any] | None = None,
+    sizes: Mapping[str, dict[int, Any]] | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write any image model to an ONNX file with the input "images".
+    """Write any model to an ONNX file.
 
     Args:
         model: in evaluation mode, float32, on the CPU.
-        images: float32[B, 3, H, W], example input for tracing.
+        inputs: example inputs for tracing by name, in the order of the model's arguments.
         file: output path.
         outputs: names of the outputs.
-        sizes: dynamic dimensions of `images`, as `torch.export.Dim`; None for a fixed shape.
+        sizes: dynamic dimensions of each input, as `torch.export.Dim`; None for fixed shapes.
         metadata: metadata entries of the file.
     """
     program = torch.onnx.export(
         model,
-        (images,),
-        input_names=["images"],
+        tuple(inputs.values()),
+        input_names=list(inputs),
         output_names=outputs,
-        dynamic_shapes=None if sizes is None else (sizes,),
+        dynamic_shapes=None if sizes is None else tuple(sizes.values()),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -175,8 +188,11 @@ def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     side = encoder.config.preprocessing.crop
     images = torch.randn(3, 3, side + 19, side - 5, generator=torch.Generator().manual_seed(0))
-    found = session.run(OUTPUTS, {"images": images.numpy()})
-    expected = _Outputs(encoder)(images)
+    inputs = {"images": images}
+    if len(session.get_inputs()) > 1:
+        inputs[ROIS] = lay_out_rois(7).expand(3, -1, -1)
+    found = session.run(OUTPUTS, {name: value.numpy() for name, value in inputs.items()})
+    expected = _Outputs(encoder)(*inputs.values())
     for name, ours in zip(OUTPUTS, expected, strict=True):
         if not ours.isfinite().all():
             raise UserError(f"The encoder's {name} are not finite: its weights come from a training run that diverged.")

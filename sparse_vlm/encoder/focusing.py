@@ -217,13 +217,16 @@ class FocusingTransformer(nn.Module):
         norm = [nn.LayerNorm(width, eps=focus.eps)] if v1 else []
         self.transition = nn.Sequential(nn.Linear(focus.width, width), *norm)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, rois: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """features float32[B, C, H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 4].
 
         RoIs are in the order of the adjustments; the last unit of a bootstrapped model samples inside the last ones.
+
+        Args:
+            features: output of the stem.
+            rois: initial RoIs, float32[B, n, 4]; None for the learned ones.
         """
-        batch = features.shape[0]
-        rois = self.initial_rois(batch)
+        rois = self.initial_rois(features.shape[0]) if rois is None else rois
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
         # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
         # open_clip's low precision casts Linears but leaves embeddings in float32.

@@ -1,6 +1,8 @@
 """SparseFormer: stem → focusing transformer → cortex."""
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +16,12 @@ from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import FocusingTransformer
 from sparse_vlm.encoder.init import init_weights
 from sparse_vlm.encoder.preprocessing import Transform, canvas_sizes
+from sparse_vlm.encoder.rois import check_rois, lay_out_rois
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class EncoderOutput(NamedTuple):
@@ -42,7 +47,10 @@ _register_namedtuple(EncoderOutput, serialized_type_name=f"{EncoderOutput.__modu
 
 
 class SparseFormer(nn.Module):
-    """Image encoder with a constant number of latent tokens, which sample the image only inside their RoIs.
+    """Image encoder with few latent tokens, which sample the image only inside their RoIs.
+
+    The initial RoIs, and with them the number of tokens, are an input: all latent tokens of a bootstrapped encoder
+    start with the same embedding, so only their RoIs tell them apart (ours).
 
     Sources: arXiv 2304.03768 (v1), arXiv 2312.01987 (bootstrapped).
 
@@ -58,17 +66,30 @@ class SparseFormer(nn.Module):
         self.cortex = Cortex(config.cortex)
         init_weights(self.stem, self.focus, self.cortex)
 
-    def forward(self, images: Tensor) -> EncoderOutput:
-        """Encode images float[B, 3, H, W] of any H and W, normalised by `transform`."""
-        tokens, rois = self._focus(images)
-        states = self.cortex(tokens)
-        return EncoderOutput(states[-1], self.cortex.pool(states[-1]), rois, states)
+    def forward(self, images: Tensor, rois: Tensor | None = None, tokens: int | None = None) -> EncoderOutput:
+        """Encode images.
 
-    def hidden_states(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        Args:
+            images: float[B, 3, H, W] of any H and W, normalised by `transform`.
+            rois: initial RoIs (x1, y1, x2, y2) in image coordinates, float[n, 4] or float[B, n, 4] with any n ≥ 1; None
+                for those of the checkpoint.
+            tokens: short for `rois=lay_out_rois(tokens)`.
+
+        Raises:
+            UserError: the images or RoIs are malformed, both `rois` and `tokens` are given, or one of them for an
+                encoder of generation "v1".
+        """
+        latent, adjusted = self._focus(images, rois, tokens)
+        states = self.cortex(latent)
+        return EncoderOutput(states[-1], self.cortex.pool(states[-1]), adjusted, states)
+
+    def hidden_states(
+        self, images: Tensor, layers: Sequence[int], rois: Tensor | None = None, tokens: int | None = None
+    ) -> tuple[Tensor, ...]:
         """Compute some of `EncoderOutput.hidden_states`, without the blocks after the last of them.
 
         Args:
-            images: input of `forward`.
+            images, rois, tokens: inputs of `forward`.
             layers: indices of hidden states; negative ones count from the end.
         """
         depth = self.config.cortex.depth
@@ -78,18 +99,19 @@ class SparseFormer(nn.Module):
                     f"Hidden state {layer} does not exist: this encoder has 0 to {depth}, or -1 to {-depth - 1}."
                 )
         places = [layer % (depth + 1) for layer in layers]
-        tokens, _ = self._focus(images)
-        states = self.cortex(tokens, max(places, default=0))
+        latent, _ = self._focus(images, rois, tokens)
+        states = self.cortex(latent, max(places, default=0))
         return tuple(states[place] for place in places)
 
-    def _focus(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _focus(self, images: Tensor, rois: Tensor | None, tokens: int | None) -> tuple[Tensor, Tensor]:
         """Latent tokens and RoIs from the focusing transformer."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
             raise UserError(
                 "SparseFormer expects a non-empty batch of RGB images, float[B, 3, H, W], "
                 f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
             )
-        return self.focus(self.stem(images.to(self.stem.conv.weight.dtype)))
+        features = self.stem(images.to(self.stem.conv.weight.dtype))
+        return self.focus(features, starting_rois(self.config, images, rois, tokens))
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -146,6 +168,44 @@ class SparseFormer(nn.Module):
         return encoder.eval()
 
 
+def starting_rois(config: SparseFormerConfig, images: Tensor, rois: Tensor | None, tokens: int | None) -> Tensor | None:
+    """Check the initial RoIs that a caller requests, and expand them to the batch.
+
+    Args:
+        config: configuration of the encoder.
+        images: float[B, 3, H, W].
+        rois, tokens: inputs of `SparseFormer.forward`.
+
+    Returns:
+        float32[B, n, 4] on the images' device; None if nothing is requested.
+    """
+    if rois is None and tokens is None:
+        return None
+    if config.focus.generation == "v1":
+        raise UserError(
+            f"This encoder is a SparseFormer v1, whose {config.focus.tokens} tokens have an embedding each: its number "
+            "of tokens and its initial RoIs are fixed. Use a bootstrapped one."
+        )
+    if rois is None:
+        assert tokens is not None
+        rois = lay_out_rois(tokens)
+    elif tokens is not None:
+        raise UserError(f"Give either rois or tokens ({tokens}): the number of RoIs is the number of tokens.")
+    # A graph capture cannot read numbers from the GPU; its caller has checked them.
+    capturing = images.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if not (torch.compiler.is_compiling() or capturing):
+        check_rois(rois, images.shape[0])
+        if rois.shape[-2] not in config.token_counts:
+            _log_untrained_count(rois.shape[-2], str(config.token_counts))
+    return rois.to(images.device, torch.float32).expand(images.shape[0], -1, -1)
+
+
+@cache
+def _log_untrained_count(count: int, trained: str) -> None:
+    """Log once that the weights were not trained with this number of tokens."""
+    logger.warning("This encoder was trained with %s latent tokens and is used with %d.", trained, count)
+
+
 def create_encoder(name: str) -> SparseFormer:
     """Create an encoder with random weights.
 
@@ -155,18 +215,21 @@ def create_encoder(name: str) -> SparseFormer:
     return SparseFormer(variant_config(name))
 
 
-def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
+def encode_canvases(
+    encoder: SparseFormer, canvases: Tensor, rois: Tensor | None = None, tokens: int | None = None
+) -> EncoderOutput:
     """Encode images of different sizes, each without its canvas; images of equal size are batched together.
 
     Args:
         encoder: any SparseFormer.
         canvases: float[B, 3, S, S] from `place_on_canvas`.
+        rois, tokens: inputs of `SparseFormer.forward`; RoIs are in the coordinates of each image, not of its canvas.
 
     Returns:
         The output for the whole batch. RoIs are in the coordinates of each image, not of its canvas.
     """
-    batches, place = _group_by_size(canvases)
-    outputs = [encoder(batch) for batch in batches]
+    groups, place = _group_by_size(canvases)
+    outputs = [encoder(batch, rois=_select(rois, members), tokens=tokens) for batch, members in groups]
     states = zip(*(output.hidden_states for output in outputs), strict=True)
     return EncoderOutput(
         torch.cat([output.tokens for output in outputs])[place],
@@ -177,21 +240,34 @@ def encode_canvases(encoder: SparseFormer, canvases: Tensor) -> EncoderOutput:
 
 
 def select_hidden_states(
-    encoder: SparseFormer, images: Tensor, layers: Sequence[int], aspect: str
+    encoder: SparseFormer,
+    images: Tensor,
+    layers: Sequence[int],
+    aspect: str,
+    rois: Tensor | None = None,
+    tokens: int | None = None,
 ) -> tuple[Tensor, ...]:
     """`SparseFormer.hidden_states` for images float[B, 3, S, S] from `make_transform` with the same aspect."""
     if aspect != "native":
-        return encoder.hidden_states(images, layers)
-    batches, place = _group_by_size(images)
-    states = zip(*(encoder.hidden_states(batch, layers) for batch in batches), strict=True)
-    return tuple(torch.cat(state)[place] for state in states)
+        return encoder.hidden_states(images, layers, rois=rois, tokens=tokens)
+    groups, place = _group_by_size(images)
+    found = [
+        encoder.hidden_states(batch, layers, rois=_select(rois, members), tokens=tokens) for batch, members in groups
+    ]
+    return tuple(torch.cat(state)[place] for state in zip(*found, strict=True))
 
 
-def _group_by_size(canvases: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Batches of equally large images, and int64[B]: the index of each image in their concatenation."""
+def _select(rois: Tensor | None, members: list[int]) -> Tensor | None:
+    """RoIs of some images of the batch. RoIs of all images, float[n, 4], are returned as they are."""
+    return rois if rois is None or rois.ndim == 2 else rois[members]
+
+
+def _group_by_size(canvases: Tensor) -> tuple[list[tuple[Tensor, list[int]]], Tensor]:
+    """Batches of equally large images with the images' indices, and int64[B]: the place of each image in their
+    concatenation."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, size in enumerate(canvas_sizes(canvases)):
         groups.setdefault(tuple(size), []).append(index)
-    batches = [canvases[members, :, :height, :width] for (height, width), members in groups.items()]
+    batches = [(canvases[members, :, :height, :width], members) for (height, width), members in groups.items()]
     order = torch.tensor([index for members in groups.values() for index in members])
     return batches, order.argsort().to(canvases.device)

@@ -9,31 +9,86 @@ RoIs and points of a model that diverges are NaN or infinite, and stay so, which
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse_vlm.errors import UserError
+
+WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 FARTHEST = 1e4  # in image coordinates; everything this far outside the image gives the same samples
 
 
-def lay_out_rois(count: int) -> Tensor:
-    """Tile the image with `count` RoIs: about √count rows, with tiles of equal width in each row.
+def lay_out_rois(count: int, box: Sequence[float] = WHOLE_IMAGE) -> Tensor:
+    """Tile a box with `count` RoIs: about √count rows, with tiles of equal width in each row.
 
     All tiles differ for any count, and a square count gives the authors' √N × √N grid. This differs from the authors,
     who give every token beyond floor(√N)² the whole image: tokens with the same RoI and embedding stay identical for
     ever.
 
+    Args:
+        count: number of RoIs, at least 1.
+        box: (x1, y1, x2, y2) in image coordinates, inside the image.
+
     Returns:
         float32[count, 4]
+
+    Raises:
+        UserError: `count` is less than 1, or the box is empty or leaves the image.
     """
+    if count < 1:
+        raise UserError(f"An image needs at least 1 token, got {count}.")
+    check_box(box)
     rows = max(1, round(math.sqrt(count)))
     tiles = []
     for row in range(rows):
         columns = count // rows + (row < count % rows)
         for column in range(columns):
             tiles.append((column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
-    return torch.tensor(tiles, dtype=torch.float32)
+    rois = torch.tensor(tiles, dtype=torch.float32)
+    if tuple(box) == WHOLE_IMAGE:
+        return rois
+    left, top, right, bottom = box
+    return rois * torch.tensor([right - left, bottom - top] * 2) + torch.tensor([left, top] * 2)
+
+
+def check_box(box: Sequence[float]) -> None:
+    """Check that a box lies inside the image.
+
+    Raises:
+        UserError: it is not four finite numbers with 0 ≤ x1 < x2 ≤ 1 and 0 ≤ y1 < y2 ≤ 1.
+    """
+    values = list(box)
+    if len(values) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise UserError(f"A box is four numbers (x1, y1, x2, y2), got {values}.")
+    left, top, right, bottom = values
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise UserError(
+            f"A box lies inside the image, 0 ≤ x1 < x2 ≤ 1 and 0 ≤ y1 < y2 ≤ 1 in image coordinates, got {values}."
+        )
+
+
+def check_rois(rois: Tensor, batch: int) -> None:
+    """Check the initial RoIs of an encoder.
+
+    Args:
+        rois: float[n, 4] for all images, or float[batch, n, 4].
+        batch: number of images.
+
+    Raises:
+        UserError: another shape or dtype, no RoI, one that is not finite, or one without width or height.
+    """
+    shape = list(rois.shape)
+    if rois.ndim not in (2, 3) or shape[-1] != 4 or shape[-2] < 1 or (rois.ndim == 3 and shape[0] != batch):
+        raise UserError(f"RoIs are float[n, 4] or, for {batch} images, float[{batch}, n, 4] with n ≥ 1, got {shape}.")
+    if not rois.is_floating_point():
+        raise UserError(f"RoIs are floating-point image coordinates, got {str(rois.dtype).removeprefix('torch.')}.")
+    if not rois.isfinite().all():
+        raise UserError("RoIs must be finite numbers, but some are NaN or infinite.")
+    if (to_center_size(rois)[1] == 0).any():
+        raise UserError("RoIs must have a width and a height, but some are zero.")
 
 
 def to_center_size(rois: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.checkpoints import load_directory, load_strictly, save_directory
+from sparse_vlm.encoder.model import starting_rois
 from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError
 from sparse_vlm.weight_decay import decayed_weights
@@ -81,10 +82,16 @@ class TimmSparseFormer(nn.Module):
     def config(self, config: SparseFormerConfig) -> None:
         self._config = _with_head(config, self.num_classes)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images float[B, 3, H, W] -> tokens float[B, prefix + n, C] after the final norm."""
-        tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
-        return self.cortex.trunk.norm(self.cortex(tokens)[-1])
+    def forward_features(self, x: Tensor, rois: Tensor | None = None, tokens: int | None = None) -> Tensor:
+        """Images float[B, 3, H, W] -> tokens float[B, prefix + n, C] after the final norm.
+
+        `rois` and `tokens` are those of `SparseFormer.forward`.
+        """
+        return self.cortex.trunk.norm(self.cortex(self._focus(x, rois, tokens))[-1])
+
+    def _focus(self, x: Tensor, rois: Tensor | None, tokens: int | None) -> Tensor:
+        features = self.stem(x.to(self.stem.conv.weight.dtype))
+        return self.focus(features, starting_rois(self.config, x, rois, tokens))[0]
 
     def forward_intermediates(
         self,
@@ -95,6 +102,8 @@ class TimmSparseFormer(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NLC",
         intermediates_only: bool = False,
+        rois: Tensor | None = None,
+        tokens: int | None = None,
     ) -> Any:
         """Compute outputs of blocks of the cortex, with the interface of timm and open_clip.
 
@@ -106,6 +115,7 @@ class TimmSparseFormer(nn.Module):
             stop_early: skip the blocks after the last one requested.
             output_fmt: must be "NLC", because the tokens have no grid.
             intermediates_only: do not return the final tokens.
+            rois, tokens: those of `SparseFormer.forward`.
 
         Returns:
             A list of float[B, n, C], or of pairs (float[B, n, C], float[B, prefix, C]). Unless `intermediates_only`, it
@@ -120,8 +130,8 @@ class TimmSparseFormer(nn.Module):
         selected, last = feature_take_indices(
             len(blocks), indices if indices is None or isinstance(indices, int) else [*indices]
         )
-        tokens, _ = self.focus(self.stem(x.to(self.stem.conv.weight.dtype)))
-        states = self.cortex(tokens, last + 1 if stop_early else None)[1:]
+        latent = self._focus(x, rois, tokens)
+        states = self.cortex(latent, last + 1 if stop_early else None)[1:]
         taken = [final_norm(states[index]) if norm else states[index] for index in selected]
         found = [
             (state[:, prefix:], state[:, :prefix]) if return_prefix_tokens else state[:, prefix:] for state in taken
@@ -132,8 +142,8 @@ class TimmSparseFormer(nn.Module):
         """Tokens float[B, prefix + n, C] -> logits float[B, classes], or pooled float[B, C] with `pre_logits`."""
         return self.cortex.trunk.forward_head(x, pre_logits=pre_logits)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor, rois: Tensor | None = None, tokens: int | None = None) -> Tensor:
+        return self.forward_head(self.forward_features(x, rois, tokens))
 
     def get_classifier(self) -> nn.Module:
         """Return the head: a Linear, or an Identity without a head."""

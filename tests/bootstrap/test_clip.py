@@ -17,6 +17,7 @@ from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 from sparse_vlm.bootstrap.clip import SparseClip
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.integrations.timm import create_from_directory
 from tests.bootstrap.teachers.families import FAMILIES, OPEN_CLIP, write_family
@@ -58,6 +59,7 @@ def test_images_are_encoded_by_the_student_and_captions_by_the_teacher(
     assert scale == teacher.logit_scale.exp()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OPEN_CLIP)
 def test_every_family_of_open_clip(family: str, tmp_path: Path) -> None:
     encode_image = write_family(family, tmp_path / "teacher")
@@ -75,6 +77,7 @@ def test_every_family_of_open_clip(family: str, tmp_path: Path) -> None:
     assert again.transform.preprocessing.resize_mode == "squash"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_as_a_timm_model(family: str, tmp_path: Path) -> None:
     write_family(family, tmp_path / "teacher")
@@ -195,6 +198,7 @@ def test_a_different_resize_size_is_logged(
     assert "resizes to 32 pixels, but this SparseFormer's resizes to 40" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_text_encoder_of_another_teacher_is_logged(
     clip_dir: Path, student: SparseFormer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,3 +272,12 @@ def test_a_text_encoder_from_transformers_is_saved_too(clip_dir: Path, tmp_path:
     assert torch.equal(again.model.encode_text(captions), expected)
     again.save(tmp_path / "again")
     assert torch.equal(SparseClip.load(tmp_path / "again").model.encode_text(captions), expected)
+
+
+@torch.no_grad()
+def test_any_number_of_tokens(clip: SparseClip, student: SparseFormer) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    expected = student(images, tokens=7).pooled
+    torch.testing.assert_close(clip.encode_image(images, tokens=7), F.normalize(expected, dim=-1))
+    features = clip.model.visual.trunk.forward_features(images, rois=lay_out_rois(7))
+    assert features.shape[1] == student.num_prefix_tokens + 7

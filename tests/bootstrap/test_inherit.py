@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from sparse_vlm.bootstrap import Teacher, bootstrap_from
-from sparse_vlm.bootstrap.inherit import DROPPED, FROZEN, NEW, TUNED
+from sparse_vlm.bootstrap.inherit import DROPPED, FIXED, FROZEN, NEW, TUNED
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.rois import lay_out_rois
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 
 
@@ -107,3 +109,20 @@ def test_given_initial_rois(teacher: Teacher) -> None:
     assert torch.equal(student.focus.initial_rois.weight, rois)
     with pytest.raises(UserError, match=r"must have the shape \[4, 4\] .*, got \[5, 4\]"):
         bootstrap_from(teacher, tokens=4, stem_channels=8, initial_rois=rois)
+
+
+def test_an_elastic_student_starts_with_layouts(teacher: Teacher) -> None:
+    student, report = bootstrap_from(teacher, TokenCounts.parse("4-16"), default_tokens=9, stem_channels=8)
+    assert (student.config.focus.tokens, student.config.trained_tokens) == (9, "4-16")
+    assert torch.equal(student.focus.initial_rois.weight, lay_out_rois(9))
+    assert not student.focus.initial_rois.weight.requires_grad
+    assert [fate.student for fate in report.fates if fate.fate == FIXED] == ["focus.initial_rois.weight"]
+    assert bootstrap_from(teacher, TokenCounts.parse("4,16"))[0].config.focus.tokens == 16
+
+
+def test_impossible_elastic_students(teacher: Teacher) -> None:
+    counts = TokenCounts.parse("4-16")
+    with pytest.raises(UserError, match="The default of 25 tokens is not among the trained counts, 4-16"):
+        bootstrap_from(teacher, counts, default_tokens=25)
+    with pytest.raises(UserError, match="starts with their layouts: leave out initial_rois"):
+        bootstrap_from(teacher, counts, initial_rois=lay_out_rois(16))

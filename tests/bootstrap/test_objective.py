@@ -189,3 +189,13 @@ def test_training_aligns_and_keeps_the_rois_apart(clip_dir: Path) -> None:
     rois = task.student(images).rois[-1]
     distances = torch.cdist(rois[0], rois[0]) + torch.eye(4)
     assert distances.min() > 0.01
+
+
+@torch.no_grad()
+def test_the_number_of_tokens_is_an_argument_of_a_step(clip_dir: Path) -> None:
+    task = _task(clip_dir)
+    images = torch.randn(2, 3, 32, 32)
+    target = F.normalize(task.target(images), dim=-1)
+    for tokens in (3, 6):
+        pooled = F.normalize(task.student(images, tokens=tokens).pooled, dim=-1)
+        torch.testing.assert_close(task(images, tokens)["cosine"], (pooled * target).sum(-1))

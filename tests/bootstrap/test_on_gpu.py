@@ -35,6 +35,7 @@ def test_every_term_of_the_loss(task: BootstrapTask, autocast: bool) -> None:
         assert_on_gpu(losses)
 
 
+@pytest.mark.slow
 def test_the_moving_average(task: BootstrapTask) -> None:
     average = ModelEmaV3(task.student, 0.9, use_warmup=True, dtype=torch.float32)
     with fake_gpu() as gpu:

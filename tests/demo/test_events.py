@@ -61,6 +61,7 @@ def test_a_question_that_is_too_long_goes_back_into_the_box(
     assert session.turns == []
 
 
+@pytest.mark.slow
 def test_a_retry_that_does_not_fit_keeps_the_answer(
     events: Events, message: dict[str, Any], warnings: list[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_two_turns_with_images(sparse: OpenModel, vlm: tuple[Any, Any], images: 
     assert session.history(0) == []
 
 
+@pytest.mark.slow
 def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Image]) -> None:
     """A single pass over prompt and answer with eager attention gives the same numbers."""
     session = Session()

@@ -53,6 +53,7 @@ def test_build_vlm(
     assert text.index("> What is shown?") < text.index("> Are you sure?")
 
 
+@pytest.mark.slow
 def test_visualise_rois(image: Path, vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("visualise_rois", image, "--model", vlm_dir, "--output", tmp_path / "rois.png")
     covered = re.findall(r"sampling step \d: the RoIs cover (\d+)%", capsys.readouterr().out)

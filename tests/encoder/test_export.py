@@ -16,6 +16,7 @@ from PIL import Image
 from sparse_vlm.cli import main
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.export import TOLERANCE, compare, export_onnx
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"
@@ -77,6 +78,7 @@ def test_int8_quantises_everything_except_coordinates(
     assert differences["rois"] < 0.02
 
 
+@pytest.mark.slow
 def test_another_encoder_differs(exported: Path, tiny_encoder: SparseFormer) -> None:
     assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
 
@@ -91,3 +93,18 @@ def test_an_encoder_that_has_diverged_is_refused(exported: Path, tiny_encoder: S
 def test_other_dtypes_are_refused(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"this one is torch\.bfloat16: call encoder\.float\(\) first"):
         export_onnx(tiny_encoder.bfloat16(), tmp_path / "encoder.onnx")
+
+
+@pytest.mark.slow
+def test_rois_may_be_an_input(encoder_dir: Path, tmp_path: Path) -> None:
+    encoder = SparseFormer.from_pretrained(encoder_dir)
+    differences = export_onnx(encoder, tmp_path / "encoder.onnx", rois_input=True)
+    assert max(differences.values()) < TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["images", "initial_rois"]
+    images = torch.randn(2, 3, 50, 40)
+    for count in (1, 3, 11):
+        rois = lay_out_rois(count).expand(2, -1, -1)
+        pooled = session.run(["pooled"], {"images": images.numpy(), "initial_rois": rois.numpy()})[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(pooled, encoder(images, rois).pooled.numpy(), atol=1e-4)

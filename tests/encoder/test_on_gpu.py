@@ -56,6 +56,7 @@ def test_a_fake_gpu_refuses_what_a_gpu_refuses(tiny_encoder: SparseFormer) -> No
     assert torch.ones(2).sum().item() == 2
 
 
+@pytest.mark.slow
 def test_canvases_synchronise_once(tiny_encoder: SparseFormer, monkeypatch: pytest.MonkeyPatch) -> None:
     canvases = torch.full((3, 3, 64, 64), torch.nan)
     for canvas, (height, width) in zip(canvases, ((64, 20), (40, 64), (64, 20)), strict=True):

@@ -76,6 +76,7 @@ def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
     """After kill -9, an incomplete last line and another batch size, no line is missing, repeated or different."""
     file = tmp_path / "answers.jsonl"
@@ -95,6 +96,7 @@ def test_a_killed_run_resumes(uninterrupted: Path, vlm_dir: Path, question_file:
     assert file.read_bytes() == complete
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(uninterrupted: Path, vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
     """While another process answers its part, this one answers the others; the last one sorts the file."""
     file = tmp_path / "answers.jsonl"

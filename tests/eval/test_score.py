@@ -216,6 +216,7 @@ def test_outputs_that_cannot_be_written_or_would_replace_something(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_one_line_error(file: Path, answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["easy_vqa", "--questions", str(file), "--answers", str(answers), "--output", "/dev/full"]) == 2
     assert capsys.readouterr().err == "error: Cannot write /dev/full: No space left on device.\n"
@@ -238,6 +239,7 @@ def test_results_are_written_before_they_are_printed(
     assert {path.name for path in tmp_path.glob("r.*")} == {"r.json", "r.md", "r.results.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mark", "blank", "returns"])
 def test_files_with_other_line_ends_and_marks(file: Path, answers: Path, tmp_path: Path, kind: str) -> None:
     """A byte order mark, a blank last line or Windows' line ends, in answers and question file."""

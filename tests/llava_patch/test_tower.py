@@ -85,6 +85,7 @@ def test_reload_waits_for_load_model(tower: str, images: Tensor) -> None:
     assert torch.equal(late(images), SparseFormerTower(tower, arguments())(images))
 
 
+@pytest.mark.slow
 def test_random_weights_are_reproducible(images: Tensor) -> None:
     name = "sparseformer-clip-b?weights=random&image_size=64"
     torch.manual_seed(5)

@@ -20,6 +20,7 @@ def clip_b(tmp_path_factory: pytest.TempPathFactory) -> SparseFormer:
     return create_encoder("sparseformer-clip-b").eval()
 
 
+@pytest.mark.slow
 def test_a_variant_accepts_a_directory_of_the_same_variant(
     clip_b: SparseFormer, encoder_dir: Path, tmp_path: Path
 ) -> None:
@@ -30,6 +31,7 @@ def test_a_variant_accepts_a_directory_of_the_same_variant(
         open_encoder(parse_tower_name(f"sparseformer-clip-b?weights={encoder_dir}"))
 
 
+@pytest.mark.slow
 def test_released_weights_are_read_from_the_cache(
     clip_b: SparseFormer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def test_gmacs_and_tokens_are_as_published(name: str) -> None:
     assert tower.sparse == name.startswith("sparseformer")
 
 
+@pytest.mark.slow
 def test_timm_and_open_clip_have_the_same_shape() -> None:
     ours, theirs = open_tower("timm:vit_base_patch32_clip_quickgelu_224"), open_tower("open_clip:ViT-B-32-quickgelu")
     assert (theirs.tokens, theirs.width) == (ours.tokens, ours.width) == (49, 768)

@@ -22,7 +22,7 @@ from tests.packaging.rooms import (
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
-# Older versions that tests were run with by hand: the core's together, the others one by one beside constraints.txt.
+# Older versions that tests were run with by hand: the core's together, the others together beside constraints.txt.
 OLDER = {
     "torch": "2.6.0",
     "torchvision": "0.21.0",

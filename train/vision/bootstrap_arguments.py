@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from sparse_vlm.bootstrap.objective import LossWeights
-from sparse_vlm.errors import UserError
+from sparse_vlm.encoder.token_counts import DENSITIES, TokenCounts
+from sparse_vlm.errors import UserError, unknown_choice
 from train.stages.arguments import StageArguments
 from train.stages.command_line import check_ranges
 
@@ -19,7 +20,19 @@ class StudentArguments:
     """The teacher, and the shape of the student."""
 
     teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG[@FILE], or a directory of either"})
-    tokens: int = field(default=64, metadata={"help": "latent tokens, without CLS"})
+    tokens: str = field(
+        default="64",
+        metadata={"help": "latent tokens, without CLS; 4-64 or 9,16,25: an elastic student, a count drawn each step"},
+    )
+    default_tokens: int | None = field(
+        default=None, metadata={"help": "count of an elastic student unless one is requested; default: the largest"}
+    )
+    token_density: str = field(
+        default="linear", metadata={"help": "linear | uniform: few tokens are drawn more often, or all counts alike"}
+    )
+    eval_tokens: str | None = field(
+        default=None, metadata={"help": "counts to evaluate an elastic student with; default: smallest and largest"}
+    )
     image_size: int | None = field(default=None, metadata={"help": "input side in pixels instead of the teacher's"})
     drop_blocks: int | None = field(default=None, metadata={"help": "first blocks to drop; default: a third"})
     tune_blocks: int | None = field(
@@ -45,6 +58,27 @@ class StudentArguments:
             raise UserError(
                 "--match_tokens True matches tokens to inherited blocks, but --inherit False inherits none."
             )
+        if self.token_density not in DENSITIES:
+            raise unknown_choice("--token_density", self.token_density, DENSITIES)
+        counts = self.token_counts
+        if len(counts.counts) == 1 and (self.eval_tokens or self.default_tokens):
+            raise UserError(
+                f"--default_tokens and --eval_tokens are for several counts, but --tokens is {self.tokens}. Write, for "
+                "example, --tokens 4-64."
+            )
+
+    @property
+    def token_counts(self) -> TokenCounts:
+        """Counts that the student is trained with."""
+        return TokenCounts.parse(str(self.tokens))
+
+    @property
+    def evaluated_counts(self) -> tuple[int, ...]:
+        """Counts that an evaluation measures besides the default; none if the student has a single count."""
+        counts = self.token_counts.counts
+        if self.eval_tokens is not None:
+            return TokenCounts.parse(self.eval_tokens).counts
+        return () if len(counts) == 1 else (counts[0], counts[-1])
 
     def read_rois(self) -> torch.Tensor | None:
         """Read the file of `initial_rois`: float32[tokens, 4].

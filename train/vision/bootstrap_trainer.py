@@ -22,6 +22,7 @@ from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
 from sparse_vlm.fingerprint import fingerprint
 from train.stages.divergence import require_finite
 from train.stages.stage import ParameterGroup
+from train.vision.drawn_counts import DrawnCounts
 from train.vision.image_trainer import ImageSource, ImageTrainer
 from train.vision.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 
@@ -45,6 +46,8 @@ class BootstrapTrainer(ImageTrainer):
         images: the training images.
         ema_decay: decay of the moving average of the student's weights, reached by timm's warm-up; None: off.
         zero_shot: the zero-shot classification; None: off.
+        drawn: the number of tokens of each step.
+        evaluated_counts: numbers of tokens that an evaluation measures besides the student's own.
         **trainer: transformers' Trainer arguments.
     """
 
@@ -56,10 +59,12 @@ class BootstrapTrainer(ImageTrainer):
         images: ImageSource,
         ema_decay: float | None = None,
         zero_shot: ZeroShotTask | None = None,
+        drawn: DrawnCounts,
+        evaluated_counts: Sequence[int] = (),
         **trainer: Any,
     ) -> None:
         super().__init__(groups, images=images, model=task, **trainer)
-        self.task, self.zero_shot = task, zero_shot
+        self.task, self.zero_shot, self.drawn, self.evaluated_counts = task, zero_shot, drawn, evaluated_counts
         self.ema: ModelEmaV3 | None = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(task.student, ema_decay, use_warmup=True, dtype=torch.float32)
@@ -93,8 +98,12 @@ class BootstrapTrainer(ImageTrainer):
         if self._since is None:
             self._since = time.monotonic()
         self._seen += len(inputs["pixel_values"])
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._terms.append({name: value.detach().mean() for name, value in outputs.items() if name != "loss"})
+        tokens = self.drawn.at(self.state.global_step)
+        loss, outputs = super().compute_loss(model, {**inputs, "tokens": tokens}, True, num_items_in_batch)
+        terms = {name: value.detach().mean() for name, value in outputs.items() if name != "loss"}
+        if tokens is not None:
+            terms["tokens"] = loss.new_tensor(tokens)
+        self._terms.append(terms)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -111,14 +120,16 @@ class BootstrapTrainer(ImageTrainer):
         """Measure the alignment, the RoIs and the zero-shot accuracy of the student. All processes must call this.
 
         Returns:
-            cosine, centered_cosine, images, unreadable, roi_size, roi_spread and roi_outside; with zero-shot images
-            also zero_shot_student, zero_shot_teacher, zero_shot_images and zero_shot_unreadable.
+            cosine, centered_cosine, images, unreadable, roi_size, roi_spread and roi_outside; cosine_N_tokens for each
+            of `evaluated_counts`; with zero-shot images also zero_shot_student, zero_shot_teacher, zero_shot_images and
+            zero_shot_unreadable.
 
         Raises:
             UserError: a value is not finite: training has diverged.
         """
         student, gather = self.student.to(self.args.device).eval(), self.accelerator.gather_for_metrics
-        alignment = measure_alignment(self.task, student, self._batches(self.eval_dataset), gather)
+        batches = self._batches(self.eval_dataset)
+        alignment = measure_alignment(self.task, student, batches, gather, self.evaluated_counts)
         rois = alignment.rois
         measured = {
             "cosine": alignment.cosine,
@@ -126,6 +137,7 @@ class BootstrapTrainer(ImageTrainer):
             "images": alignment.images,
             "unreadable": alignment.unreadable,
         }
+        measured |= {f"cosine_{count}_tokens": value for count, value in alignment.cosine_by_tokens.items()}
         measured |= _named(rois)
         require_finite(measured, self.state.global_step)
         if (collapse := rois.collapse()) is not None and self.is_world_process_zero():
@@ -172,7 +184,8 @@ class BootstrapTrainer(ImageTrainer):
     def variant(self) -> dict[str, Any]:
         groups = {group.name: sum(p.numel() for p in group.parameters) for group in self.groups}
         own = {"student": self.task.student.config.to_dict(), "groups": groups, "ema": self.ema is not None}
-        return super().variant() | own | {"teacher_weights": self._teacher_weights}
+        own |= {"teacher_weights": self._teacher_weights, "token_density": self.drawn.density}
+        return super().variant() | own
 
     def restore(self, checkpoint: Path) -> None:
         super().restore(checkpoint)

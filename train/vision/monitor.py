@@ -3,7 +3,7 @@
 Functions of a data loader. The trainer decides when to call them and where the results go.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Alignment:
         rois: statistics of the RoIs that the last unit samples.
         images: number of images.
         unreadable: number of unreadable images, which are excluded.
+        cosine_by_tokens: `cosine` with other numbers of latent tokens.
     """
 
     cosine: float
@@ -41,11 +42,16 @@ class Alignment:
     rois: RoIStatistics
     images: int
     unreadable: int
+    cosine_by_tokens: dict[int, float]
 
 
 @torch.no_grad()
 def measure_alignment(
-    task: BootstrapTask, student: SparseFormer, batches: Batches, gather: Callable[[Tensor], Tensor]
+    task: BootstrapTask,
+    student: SparseFormer,
+    batches: Batches,
+    gather: Callable[[Tensor], Tensor],
+    counts: Sequence[int] = (),
 ) -> Alignment:
     """Compare the student with the teacher on held-out images.
 
@@ -54,6 +60,7 @@ def measure_alignment(
         student: the task's student or its moving average, in eval mode.
         batches: "pixel_values" float[B, 3, H, W] and "readable" bool[B], on the student's device.
         gather: concatenates the tensors of all processes along the batch.
+        counts: numbers of latent tokens to measure besides the student's own.
 
     Raises:
         UserError: there are no images, or none is readable.
@@ -62,11 +69,13 @@ def measure_alignment(
     def measured(batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         images = batch["pixel_values"]
         output = student(images)
-        return output.pooled.float(), task.target(images), roi_numbers(output.rois[-1])
+        others = [student(images, tokens=count).pooled.float() for count in counts]
+        return output.pooled.float(), task.target(images), roi_numbers(output.rois[-1]), *others
 
-    (pooled, target, rois), unreadable = _over_readable(measured, batches, gather, "--eval_data_path")
+    (pooled, target, rois, *others), unreadable = _over_readable(measured, batches, gather, "--eval_data_path")
     cosines = mean_cosine(pooled, target), centered_cosine(pooled, target)
-    return Alignment(*cosines, roi_statistics(rois), len(rois), unreadable)
+    by_tokens = {count: mean_cosine(other, target) for count, other in zip(counts, others, strict=True)}
+    return Alignment(*cosines, roi_statistics(rois), len(rois), unreadable, by_tokens)
 
 
 def _over_readable(

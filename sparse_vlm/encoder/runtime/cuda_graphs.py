@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from sparse_vlm.encoder.model import starting_rois
 from sparse_vlm.errors import UserError
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose kernels and allocate workspaces
@@ -67,9 +68,9 @@ class CudaRecorder:
 
 
 class _Held(NamedTuple):
-    """A captured call and its input buffer."""
+    """A captured call and its input buffers."""
 
-    images: Tensor
+    inputs: tuple[Tensor, ...]
     call: Captured
 
 
@@ -88,39 +89,55 @@ class GraphedMethod:
         limit: maximum number of kinds; the least recently used one is dropped.
     """
 
-    def __init__(self, model: nn.Module, method: Callable[..., Any], recorder: Recorder, limit: int = 8) -> None:
+    def __init__(self, model: Any, method: Callable[..., Any], recorder: Recorder, limit: int = 8) -> None:
         self._model, self._method, self._recorder, self._limit = model, method, recorder, limit
         self._parts = list(model.modules())
         self._weights: list[int] = []
         self._held: OrderedDict[tuple[object, ...], _Held | None] = OrderedDict()  # None: called once, not captured yet
         self._lock = Lock()
 
-    def __call__(self, images: Tensor, layers: Sequence[int] | None = None) -> Any:
-        """Return the output of the method."""
+    def __call__(
+        self,
+        images: Tensor,
+        layers: Sequence[int] | None = None,
+        *,
+        rois: Tensor | None = None,
+        tokens: int | None = None,
+    ) -> Any:
+        """Return the output of the method; `rois` and `tokens` are inputs of a SparseFormer."""
         self._refuse_training(images)
         choice = () if layers is None else (tuple(layers),)
+        inputs: tuple[Tensor, ...] = (images,)
+        if rois is not None or tokens is not None:
+            # checked and moved to the device here, because a capture allows neither
+            initial = starting_rois(self._model.config, images, rois, tokens)
+            assert initial is not None
+            inputs = (images, initial)
         if not self._may_replay(images):
-            return self._method(images, *choice)
+            return self._run(choice, *inputs)
         with self._lock:
             self._forget_moved_weights()
-            kind = (tuple(images.shape), images.dtype, images.device, choice)
+            kind = (*((tuple(each.shape), each.dtype, each.device) for each in inputs), choice)
             if kind not in self._held:
-                result = self._method(images, *choice)
+                result = self._run(choice, *inputs)
                 self._remember(kind, None)
                 return result
             # outside inference mode, whose tensors cannot be written to later
             with torch.inference_mode(False), torch.no_grad():
-                held = self._held[kind] or self._capture(images, choice)
+                held = self._held[kind] or self._capture(inputs, choice)
                 self._remember(kind, held)
-                held.images.copy_(images)
+                for buffer, given in zip(held.inputs, inputs, strict=True):
+                    buffer.copy_(given)
                 held.call.replay()
                 return _copies(held.call.outputs)
 
-    def _capture(self, images: Tensor, choice: tuple[tuple[int, ...], ...]) -> _Held:
-        buffer = torch.empty_like(images, memory_format=torch.contiguous_format)
-        buffer.copy_(images)
+    def _run(self, choice: tuple[tuple[int, ...], ...], images: Tensor, rois: Tensor | None = None) -> Any:
+        return self._method(images, *choice) if rois is None else self._method(images, *choice, rois=rois)
+
+    def _capture(self, inputs: tuple[Tensor, ...], choice: tuple[tuple[int, ...], ...]) -> _Held:
+        buffers = tuple(each.clone(memory_format=torch.contiguous_format) for each in inputs)
         pool = next((held.call.pool for held in self._held.values() if held is not None), None)
-        return _Held(buffer, self._recorder.capture(lambda: self._method(buffer, *choice), images.device, pool))
+        return _Held(buffers, self._recorder.capture(lambda: self._run(choice, *buffers), inputs[0].device, pool))
 
     def _remember(self, kind: tuple[object, ...], held: _Held | None) -> None:
         self._held[kind] = held

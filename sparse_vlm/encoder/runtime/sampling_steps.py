@@ -24,15 +24,18 @@ class SamplingStep(NamedTuple):
 
 
 @torch.no_grad()
-def record_sampling_steps(encoder: SparseFormer, images: Tensor) -> list[SamplingStep]:
+def record_sampling_steps(
+    encoder: SparseFormer, images: Tensor, rois: Tensor | None = None, tokens: int | None = None
+) -> list[SamplingStep]:
     """Record each sampling step in order: the focusing repeats, then the last unit.
 
-    The RoIs of the last step are `encoder(images).rois[-1]`. The first step of a bootstrapped encoder uses the learned
-    initial RoIs, the same for every image; v1 adjusts them before it samples.
+    The RoIs of the last step are `encoder(images).rois[-1]`. The first step of a bootstrapped encoder uses the initial
+    RoIs; v1 adjusts them before it samples.
 
     Args:
         encoder: any SparseFormer.
         images: float[B, 3, H, W], preprocessed.
+        rois, tokens: inputs of `SparseFormer.forward`.
     """
     steps: list[SamplingStep] = []
 
@@ -41,7 +44,7 @@ def record_sampling_steps(encoder: SparseFormer, images: Tensor) -> list[Samplin
 
     hooks = [m.register_forward_hook(record) for m in encoder.modules() if isinstance(m, SamplingPoints)]
     try:
-        encoder(images)
+        encoder(images, rois=rois, tokens=tokens)
     finally:
         for hook in hooks:
             hook.remove()

@@ -74,6 +74,7 @@ def test_preprocessing_of_open_clip(tmp_path: Path) -> None:
     assert open_teacher(str(tmp_path)).preprocessing == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "size"), [("dinov2", 56), ("vitamin (timm)", 64), ("openai clip", 64), ("siglip (open_clip)", 64)]
 )
@@ -99,6 +100,7 @@ def test_names_do_not_contain_local_paths(clip_dir: Path) -> None:
     assert open_teacher(str(clip_dir)).name == clip_dir.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["open_clip:ViT-B-16-SigLIP", "open_clip:ViTamin-S"])
 def test_open_clip_names_of_timm_models(spec: str) -> None:
     """They have the preprocessing that all weights of the name share."""

@@ -101,6 +101,7 @@ def test_a_table_of_strings_or_paths(table: type[StringTable] | type[PathTable])
     assert len(table([])) == 0
 
 
+@pytest.mark.slow
 def test_labels_hold_no_python_object_per_image() -> None:
     """Each data worker would copy 400,000 path objects."""
     gc.collect()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WITHOUT_EXTRAS = """
 import sys
 
@@ -24,6 +26,7 @@ for spec in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_images_need_the_core_dependencies_only(image_folder: Path) -> None:
     """A folder opens without the packages of the extras. Other sources name the extra to install."""
     command = [sys.executable, "-c", WITHOUT_EXTRAS, str(image_folder), "hf:name", "hf-stream:name", "wds:a.tar"]

@@ -204,3 +204,19 @@ def test_invalid_images_give_the_same_error(graphed: SparseFormer) -> None:
 def test_a_model_on_the_cpu_is_refused(tiny_encoder: SparseFormer) -> None:
     with pytest.raises(UserError, match=r"needs a model on one CUDA device, but this one is on cpu: call model\.cuda"):
         optimize_for_inference(tiny_encoder)
+
+
+@torch.no_grad()
+def test_a_graph_for_each_number_of_rois(
+    tiny_encoder: SparseFormer, graphed: SparseFormer, recorder: CpuRecorder
+) -> None:
+    batch = images()
+    for seed in range(3):
+        rois = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(graphed(batch, rois=rois).tokens, tiny_encoder(batch, rois).tokens)
+        assert torch.equal(
+            graphed.hidden_states(batch, [1], tokens=5)[0], tiny_encoder(batch, tokens=5).hidden_states[1]
+        )
+    assert (recorder.captures, recorder.replays) == (2, 4)
+    with pytest.raises(UserError, match="at least 1 token"):
+        graphed(batch, tokens=0)

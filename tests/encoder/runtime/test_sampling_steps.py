@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.encoder.runtime.sampling_steps import covered_share, record_sampling_steps, spread_over_rois
 
 
@@ -61,3 +62,9 @@ def test_heat_keeps_the_weights_inside_the_image() -> None:
     assert heat.sum() == pytest.approx(0.3 + 0.5 + 0.2 / 2)  # half of the third RoI is outside
     assert heat[0, 5] == pytest.approx(0.5 / 25)  # one of 5 × 5 cells
     assert heat[9, 0] == 0
+
+
+def test_the_number_of_tokens_is_recorded(moving_encoder: SparseFormer) -> None:
+    steps = record_sampling_steps(moving_encoder, torch.zeros(2, 3, 64, 64), tokens=3)
+    assert {tuple(step.rois.shape) for step in steps} == {(2, 3, 4)}
+    assert torch.equal(steps[0].rois[0], lay_out_rois(3))

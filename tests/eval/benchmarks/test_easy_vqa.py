@@ -45,6 +45,7 @@ def test_scores_count_every_question_in_its_kind(questions: list[Question], trut
     assert overall.interval[0] < overall.value < overall.interval[1]
 
 
+@pytest.mark.slow
 def test_floors_on_the_real_data(questions: list[Question]) -> None:
     """Expected on 600 questions: majority 37.3%, question-only lookup 67.0%."""
     floors = easy_vqa.floors(questions, easy_vqa.read_known(questions, None))

@@ -60,6 +60,7 @@ def test_a_repeated_question_and_ids_with_letters(tmp_path: Path) -> None:
         assert scores["popular", "accuracy"].value == 1
 
 
+@pytest.mark.slow
 def test_all_three_categories_give_the_published_mean(folder: Path) -> None:
     questions = [json.loads(line) for line in (folder / QUESTIONS).read_text().splitlines()]
     answers = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()]

@@ -27,6 +27,7 @@ def test_the_timed_token_is_the_one_that_generate_returns(answerer: Answerer) ->
     assert len(set(tokens)) > 1, "a constant would pass as well"
 
 
+@pytest.mark.slow
 def test_the_report_has_every_model(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "first.json"
     assert main(["--models", str(vlm_dir), str(vlm_dir), "--output", str(output), "--limit", "3"]) == 0

@@ -56,10 +56,12 @@ def test_teacher_and_student_are_compared(
     """The teacher's accuracy is that of open_clip's own model and preprocessing."""
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     output = tmp_path / "zero_shot.json"
-    assert main(["--teacher", str(clip_dir), "--encoder", str(tmp_path / "encoder"), "--output", str(output)]) == 0
+    command = ["--teacher", str(clip_dir), "--encoder", str(tmp_path / "encoder"), "--output", str(output)]
+    assert main([*command, "--tokens", "2,5"]) == 0
     result = json.loads(output.read_text())
     assert (result["images"], result["classes"]) == (888, 24)
     assert f"teacher: {result['teacher']:.2%} of 888 images" in capsys.readouterr().out
+    assert list(result["confidence_95"]) == ["teacher", "student", "student_2_tokens", "student_5_tokens"]
     assert result["confidence_95"]["student"][0] <= result["student"] <= result["confidence_95"]["student"][1]
 
     clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip_dir}")

@@ -71,6 +71,7 @@ def test_text_only_batches_neither_fail_nor_move_the_projector(vlm_dir: Path, da
     assert [line["grad_norm"] for line in read_log(tmp_path / "out" / "log.jsonl")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_second_run_into_a_finished_directory_is_refused(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

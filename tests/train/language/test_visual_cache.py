@@ -50,6 +50,7 @@ def test_encoded_images_are_the_projectors_input(loaded: Loaded, data_dir: Path)
     assert torch.equal(model.model.encode_images(pixels), taken[0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"packing": True}, {"independent_turns": True}])
 def test_batches_with_cached_tokens_give_the_same_logits(
@@ -83,6 +84,7 @@ def test_only_missing_tokens_are_computed(
         assert computed(caplog) == "2 computed now, 4 found"
 
 
+@pytest.mark.slow
 def test_another_tower_never_gets_these_tokens(
     loaded: Loaded, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,6 +37,7 @@ def data(
     return made.training, made.collator
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path) -> None:
     dataset, collate = data(loaded, data_dir, "chats.json")
@@ -45,6 +46,7 @@ def test_a_mixed_batch_equals_its_samples_alone(loaded: tuple[PreTrainedModel, P
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_packed_batch_has_the_same_loss_and_gradients(
     loaded: tuple[PreTrainedModel, ProcessorMixin], data_dir: Path, tmp_path: Path, packing: str

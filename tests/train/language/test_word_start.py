@@ -181,6 +181,7 @@ def test_an_impossible_word_start_is_a_one_line_error(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_zero3_is_refused_before_anything_moves(
     vlm_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_kinds_of_questions() -> None:
     assert [by_colour(question) for question in questions] == [True, True, None, None]
 
 
+@pytest.mark.slow
 def test_questions_are_the_official_test_questions(data: Path) -> None:
     expected = [[q.text, q.answer, q.image_id] for q in load_questions("test") if q.image_id < 3]
     assert _read(data / "questions.json") == expected

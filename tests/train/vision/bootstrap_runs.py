@@ -77,4 +77,4 @@ def make(command: list[str]) -> BootstrapTrainer:
     """Return the trainer of a command line, with the student that the run would have."""
     student, sources, objective, args = parse_arguments(ARGUMENTS, command)
     set_seed(args.seed)
-    return make_trainer(*make_task(student, sources, objective), sources, args)
+    return make_trainer(*make_task(student, sources, objective), student, sources, args)

@@ -105,6 +105,7 @@ def test_an_llms_generation_settings_can_be_saved_after_training(
     model.save_pretrained(tmp_path / "trained")
 
 
+@pytest.mark.slow
 def test_an_llm_that_samples_keeps_sampling(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
     llm = shutil.copytree(llm_dir, tmp_path / "llm")
     (llm / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.9, "top_p": 0.6}))

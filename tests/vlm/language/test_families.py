@@ -187,6 +187,7 @@ def test_the_order_of_several_images_matters(vlm: Any, images: list[Image.Image]
     assert isinstance(answer(model, processor, images[:2], "Which is red?", max_new_tokens=2), str)
 
 
+@pytest.mark.slow
 def test_an_llm_whose_logits_llava_cannot_compute_is_refused(
     encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

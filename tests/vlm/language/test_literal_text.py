@@ -43,6 +43,7 @@ def test_text_without_control_tokens_is_unchanged(tokenizer: Any) -> None:
         assert not is_escaped(text)
 
 
+@pytest.mark.slow
 def test_an_escaped_control_token_is_tokenized_as_letters(tokenizer: Any) -> None:
     tokens = control_tokens(tokenizer)
     own = [{"role": "user", "content": escape(TYPED, tokens)}]

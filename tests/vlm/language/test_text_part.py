@@ -25,6 +25,7 @@ VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "n
 VISION |= {"image_size": 28, "patch_size": 14}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gemma3", "llava"])
 def test_the_text_part_of_a_multimodal_model(
     kind: str, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path

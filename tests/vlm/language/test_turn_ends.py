@@ -18,6 +18,7 @@ from tests.random_llama import random_llama
 from tests.vlm.language.known_templates import CHATML, GEMMA, TURNS, chat_format, sample
 
 
+@pytest.mark.slow
 def test_a_base_llm_stops_where_the_template_ends_its_turn(
     tokenizer: PreTrainedTokenizerBase, encoder_dir: Path, tmp_path: Path, images: list[Any]
 ) -> None:

@@ -1,0 +1,31 @@
+"""The number of latent tokens of each training step of an elastic student."""
+
+from dataclasses import dataclass
+from random import Random
+
+from sparse_vlm.data.images.seeded import seed_of
+from sparse_vlm.encoder.token_counts import TokenCounts
+
+
+@dataclass(frozen=True)
+class DrawnCounts:
+    """Token counts drawn at random, one per step.
+
+    The count depends on the seed and the step alone, so all processes draw the same one, and a resumed run goes on with
+    the counts of the uninterrupted run.
+
+    Attributes:
+        counts: the counts to draw from.
+        density: see `TokenCounts.draw`.
+        seed: seed of the run.
+    """
+
+    counts: TokenCounts
+    density: str
+    seed: int
+
+    def at(self, step: int) -> int | None:
+        """Return the count of a step; None for a student with a single count, which has learned initial RoIs."""
+        if len(self.counts.counts) == 1:
+            return None
+        return self.counts.draw(Random(seed_of("tokens", self.seed, step)).random(), self.density)
