@@ -3,11 +3,6 @@
 Importing this package registers its classes with transformers' Auto classes.
 """
 
-import logging
-
-# transformers imports bitsandbytes, which logs at once that an optional kernel is missing.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 import transformers
 from packaging.version import Version
 
