@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything runs in .venv, which the first target creates (about 5 GB).
+# `make help` lists the targets. Everything runs in .venv, which the first target creates (up to 7 GB).
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check
@@ -121,7 +121,7 @@ see = $(2)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(
 	.venv-lmms/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/lmms-packages.txt
 	touch $@
 
-# The extras share one environment below, which holds the core's dependencies alone: torch is 5 GB.
+# The extras share one environment below, which holds the core's dependencies alone (5 GB, mostly torch).
 test-extra-%: build/extras/base/installed
 	rm -rf build/extras/$* build/lib
 	$(PYTHON) -m venv build/extras/$*

@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):  # behind MODULE they are MODULE's
+    if words[:1] in (["-h"], ["--help"]):  # after MODULE, they belong to MODULE
         parser = CommandParser.of_module("llava_patch", __doc__)
         parser.add_argument("--cpu", action="store_true", help="run LLaVA's CUDA calls on the CPU")
         parser.add_argument("module", metavar="MODULE", help="a module of LLaVA, such as llava.train.train")

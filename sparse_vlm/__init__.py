@@ -4,6 +4,7 @@ Importing it costs nothing: torch and timm come with the first name that is take
 show their help at once.
 """
 
+import logging
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ def __dir__() -> list[str]:
 
 def _register_with_transformers() -> None:
     # Without the extra vlm, transformers may be too old, or packages beside it missing. The encoder needs neither.
+    # The import below loads bitsandbytes, if installed, which logs at once that an optional kernel is missing.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     with suppress(UserError, ModuleNotFoundError):
         import_module("sparse_vlm.vlm")
 

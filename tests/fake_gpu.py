@@ -1,4 +1,4 @@
-"""A GPU that is not there: torch's fake tensors of "cuda" have no numbers, and refuse to meet those of the CPU."""
+"""A fake GPU: torch's fake tensors of device "cuda" have no values, and cannot be combined with CPU tensors."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 class FakeGPU:
-    """What `fake_gpu` yields; while it is open, new tensors of device "cuda" are fake."""
+    """The value of `fake_gpu`. In its block, new tensors of device "cuda" are fake."""
 
     device = torch.device("cuda", 0)
 
@@ -20,7 +20,7 @@ class FakeGPU:
         self._mode = mode
 
     def move(self, module: Any, dtype: torch.dtype | None = None) -> Any:
-        """A module as `module.to("cuda", dtype)` would leave it; the real weights are let go."""
+        """Move a module like `module.to("cuda", dtype)`; the real weights are released."""
 
         def moved(tensor: Tensor) -> Tensor:
             fake = self._mode.from_tensor(tensor.detach()).to(self.device)
@@ -31,11 +31,11 @@ class FakeGPU:
 
 @contextmanager
 def fake_gpu() -> Iterator[FakeGPU]:
-    """For a block: build modules before it, `move` them in it, and call them on tensors made with device "cuda".
+    """Open a fake GPU for a block: build modules before it, `move` them in it, and call them on tensors of "cuda".
 
-    An operation on tensors of both devices raises, as on a GPU; and so does what needs a number (`item`, `tolist`, a
-    branch on a tensor), which on a GPU would wait for all that was queued. Autocast works as on a GPU. transformers'
-    own check of the number of image tokens needs a number, and is left out.
+    Operations on tensors of both devices raise, as on a GPU. So do operations that need a value (`item`, `tolist`, a
+    branch on a tensor), which on a GPU would wait for all queued kernels. Autocast works as on a GPU. transformers'
+    check of the number of image tokens needs a value and is switched off.
     """
     no_check = patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1")
     amp = patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False)
@@ -51,7 +51,7 @@ def fake_gpu() -> Iterator[FakeGPU]:
 
 
 def assert_on_gpu(*found: Any) -> None:
-    """All tensors in tuples, lists and dictionaries are on the fake GPU."""
+    """Assert that all tensors in tuples, lists and dictionaries are on the fake GPU."""
     leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
     assert leaves
     assert {leaf.device.type for leaf in leaves} == {"cuda"}

@@ -1,4 +1,4 @@
-"""What the project's modules import, read from their source. Only the standard library is needed here."""
+"""Imports of the project's modules, read from their source. Needs only the standard library."""
 
 import ast
 from functools import cache
@@ -10,7 +10,7 @@ TOP = ("sparse_vlm", "llava_patch", "train", "eval", "demo")
 
 
 class Imports(NamedTuple):
-    """Full names of imported modules and of names imported from them, by when the import is executed."""
+    """Full names of imported modules and of names imported from them, by the time of the import."""
 
     at_once: frozenset[str]  # when the module itself is imported
     later: frozenset[str]  # in functions
@@ -23,29 +23,29 @@ class Imports(NamedTuple):
 
 @cache
 def modules() -> dict[str, Path]:
-    """File of every module of the project, by its full name."""
+    """Map the full name of every module of the project to its file."""
     return {module_name(file): file for top in TOP for file in sorted((ROOT / top).rglob("*.py"))}
 
 
 def module_name(file: Path) -> str:
-    """The full name of the module in a file."""
+    """Return the full name of the module in a file."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @cache
 def imports_of(module: str) -> Imports:
-    """What a module of the project imports."""
+    """Read the imports of a module of the project."""
     file = modules()[module]
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     return imports_in(file.read_text(encoding="utf-8"), package)
 
 
 def imports_in(source: str, package: str) -> Imports:
-    """What source code imports.
+    """Read the imports of source code.
 
     Args:
-        source: of a module.
+        source: source code of a module.
         package: full name of the package that relative imports start from.
     """
     at_once: set[str] = set()
@@ -72,5 +72,5 @@ def imports_in(source: str, package: str) -> Imports:
 
 
 def within(name: str, module: str) -> bool:
-    """Whether a full name is a module or something in it."""
+    """Check whether a full name is a module or something in it."""
     return f"{name}.".startswith(f"{module}.")

@@ -1,4 +1,4 @@
-"""Devices by name, the type that suits them, and their meters; accelerators are faked where there is none."""
+"""Choice of device and dtype, and memory measurements, with fake accelerators where there is none."""
 
 import argparse
 from importlib import import_module
@@ -30,7 +30,7 @@ COMMANDS = [
 
 @pytest.fixture
 def fake_accelerator(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """torch sees two accelerators of the kind that the test is parametrised with."""
+    """Make torch see two accelerators of the type that the test is parametrised with."""
     kind: str = request.param
     fakes = {"is_available": lambda: True, "device_count": lambda: 2, "current_accelerator": lambda: torch.device(kind)}
     for name, fake in fakes.items():
@@ -44,7 +44,7 @@ def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fake_accelerator", ["cuda", "mps", "xpu"], indirect=True)
-def test_an_accelerator_is_chosen_where_there_is_one(fake_accelerator: str) -> None:
+def test_an_accelerator_is_preferred(fake_accelerator: str) -> None:
     first, second = (torch.device(fake_accelerator, index) for index in range(2))
     assert devices_here() == [CPU, first, second]
     assert choose_device() == choose_device(fake_accelerator) == choose_device(f"{fake_accelerator}:0") == first
@@ -56,12 +56,12 @@ def test_an_accelerator_is_chosen_where_there_is_one(fake_accelerator: str) -> N
 
 
 @pytest.mark.parametrize("fake_accelerator", ["hpu"], indirect=True)
-def test_an_accelerator_of_another_kind_is_taken_too(fake_accelerator: str) -> None:
+def test_other_types_of_accelerators_are_accepted(fake_accelerator: str) -> None:
     assert choose_device() == choose_device("hpu") == torch.device("hpu", 0)
 
 
 @pytest.mark.usefixtures("no_accelerator")
-def test_without_an_accelerator_the_cpu_is_left() -> None:
+def test_without_an_accelerator_the_cpu_is_chosen() -> None:
     assert choose_device() == choose_device("cpu") == CPU
     for absent in ("cuda", "cuda:99", "mps", "cpu:1"):
         with pytest.raises(UserError, match=f"There is no {absent}: torch sees cpu. Use --device auto"):
@@ -76,7 +76,7 @@ def test_unknown_devices_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
 @pytest.mark.parametrize("supported", [True, False])
-def test_bfloat16_where_it_is_not_emulated(kind: str, supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_chosen_where_it_is_native(kind: str, supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
 
     class Current:
@@ -101,7 +101,7 @@ def test_dtypes_by_name() -> None:
         choose_dtype("float23", CPU)
 
 
-def test_the_peak_is_what_lives_at_once() -> None:
+def test_the_peak_counts_memory_held_at_the_same_time() -> None:
     kilobyte = 256  # float32 numbers
 
     def run() -> None:
@@ -111,22 +111,22 @@ def test_the_peak_is_what_lives_at_once() -> None:
         third = torch.empty(3 * kilobyte)
         del second, third
 
-    assert peak_bytes(run, CPU) == 6 * 1024, "first and second; then second and third are 5"
+    assert peak_bytes(run, CPU) == 6 * 1024, "first and second together; second and third together are 5"
 
 
-def test_what_was_there_before_does_not_count() -> None:
+def test_earlier_allocations_do_not_count() -> None:
     weight = torch.randn(64, 64)
     assert peak_bytes(lambda: weight @ weight, CPU) == weight.nbytes
 
 
-def test_the_memory_of_the_cpu_is_the_machines() -> None:
+def test_the_free_memory_of_the_cpu() -> None:
     synchronize(CPU)
     assert free_bytes(CPU) > 2**20
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_meters_of_a_gpu() -> None:
+def test_the_memory_of_a_gpu() -> None:
     device = choose_device("cuda")
     left = torch.randn(1024, 1024, device=device)
     assert free_bytes(device) > left.nbytes
@@ -134,20 +134,20 @@ def test_the_meters_of_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_the_two_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_device_and_dtype(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         import_module(name).main(["--help"])
-    _has_the_two_options(capsys.readouterr().out)
+    _has_device_and_dtype(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["chat", "rois", "serve"])
-def test_every_subcommand_has_the_two_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_subcommand_has_device_and_dtype(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
-    _has_the_two_options(capsys.readouterr().out)
+    _has_device_and_dtype(capsys.readouterr().out)
 
 
-def _has_the_two_options(found: str) -> None:
+def _has_device_and_dtype(found: str) -> None:
     parser = argparse.ArgumentParser()
     add_device_arguments(parser)
     options = parser.format_help().partition("--device DEVICE ")[2]

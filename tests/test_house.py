@@ -66,10 +66,10 @@ def test_the_tree_is_read() -> None:
 
 ```
 a/                 a package, described in a line
-                   that goes on in the next one, with words
+                   continued on the next line, with words
   b/               b.py is not here
     c.py, d.py     two files
-  e.py             behind the folder b
+  e.py             after the folder b
 f/g/               a folder in a folder
   h.json
 ```

@@ -11,7 +11,7 @@ from tests.imports import ROOT, TOP, imports_in, imports_of, modules, within
 FILES = {"sparse_vlm.errors", "sparse_vlm.files", "sparse_vlm.dtypes"}  # every part may import these
 ENCODER = {"sparse_vlm.encoder", "sparse_vlm.image_files", "sparse_vlm.recompute", *FILES}
 
-# What each part may import of the project beside itself. The longest prefix of a module's name decides its part.
+# Other parts of the project that each part may import. The longest prefix of a module's name decides its part.
 PARTS: dict[str, set[str]] = {
     "sparse_vlm.errors": set(),
     "sparse_vlm.files": {"sparse_vlm.errors"},
@@ -85,7 +85,7 @@ def test_a_wrong_import_would_be_found(module: str, line: str, found: set[str]) 
 
 
 def loaded_by(program: str, names: tuple[str, ...]) -> list[str]:
-    """Which of `names` a fresh Python has imported behind `program`."""
+    """Return those of `names` that a new Python process has imported after running `program`."""
     program = f"import sys\n{program}\nprint([name for name in {names} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return ast.literal_eval(result.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What `sparse-vlm info` says."""
+"""Output of `sparse-vlm info`."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which weights decay: told by the type of their module, not by name or dimensions."""
+"""Weight decay depends on the type of a weight's module, not on its name or dimensions."""
 
 import timm
 from torch import nn

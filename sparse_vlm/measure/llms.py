@@ -43,7 +43,7 @@ def open_llm(name: str) -> LLM:
         return _describe(name, "random", config, lambda dtype: AutoModelForCausalLM.from_config(config, dtype=dtype))
     if "/" not in name and not Path(name).exists():
         raise unknown_choice("LLM", name, SHAPES)
-    from sparse_vlm.vlm.language.causal_lm import load_llm  # wants a later transformers than a shape does
+    from sparse_vlm.vlm.language.causal_lm import load_llm  # needs a later version of transformers than shapes do
 
     model: Any = load_llm(name)[0]
     return _describe(Path(name).name, "its own", model.config, lambda dtype: model.to(dtype))

@@ -51,7 +51,7 @@ class Tower:
 
     @property
     def sparse(self) -> bool:
-        """Whether the tower is a SparseFormer."""
+        """True for a SparseFormer."""
         return ":" not in self.name
 
 

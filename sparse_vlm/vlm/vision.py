@@ -128,7 +128,7 @@ class SparseFormerVisionModel(PreTrainedModel):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether the backward pass recomputes the cortex's blocks. Set by transformers for a whole model."""
+        """True if the backward pass recomputes the cortex's blocks. Set by transformers for a whole model."""
         return self.encoder.cortex.trunk.grad_checkpointing
 
     @gradient_checkpointing.setter

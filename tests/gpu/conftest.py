@@ -1,6 +1,6 @@
-"""Tests that `python -m eval.cost.gpu` runs on a GPU, and `make test` on the CPU, at the same tiny size.
+"""Fixtures of the tests that `python -m eval.cost.gpu` runs on a GPU, and `make test` on the CPU, with tiny models.
 
-They need torch, timm, transformers, safetensors and pillow; what needs more says so, and is skipped without it."""
+They need torch, timm, transformers, safetensors and pillow. Tests that need more packages are skipped without them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +20,11 @@ TEMPLATE = (
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The device, with products of float32 in float32."""
+    """The device, with TF32 switched off."""
     import torch
 
     if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
+        pytest.skip("needs CUDA")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "cuda":
             patch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
@@ -34,7 +34,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random ViT of timm in timm's directory format."""
+    """A random ViT in timm's directory format."""
     import timm
     import torch
 
@@ -48,7 +48,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def words_dir(tmp_path_factory: pytest.TempPathFactory, encoder_dir: Path) -> Path:
-    """A VLM whose answers differ; flash attention takes its heads of 16 channels."""
+    """A VLM whose answers differ between images. Its heads have 16 channels, which flash attention supports."""
     from tests.worded_vlm import build_worded_vlm
 
     return build_worded_vlm(encoder_dir, tmp_path_factory.mktemp("words"), TEXTS, TEMPLATE, width=64)

@@ -1,4 +1,4 @@
-"""Short runs of the stages of a VLM, and their losses."""
+"""Short runs of the training stages of a VLM, and their losses."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
 
 
 def aligned(vlm: Path, data: Path, out: Path, **options: object) -> list[float]:
-    """The losses of an alignment."""
+    """Run an alignment and return its losses."""
     assert align.main(flags(vlm, data, out, **{"learning_rate": 1e-3, **options})) == 0
     return losses(out)
 
 
 def instructed(vlm: Path, data: Path, out: Path, **options: object) -> list[float]:
-    """The losses of a tuning on conversations."""
+    """Run instruction tuning and return its losses."""
     options = {"data_path": data / "chats.json", "learning_rate": 1e-3, **options}
     assert instruct.main(flags(vlm, data, out, **options)) == 0
     return losses(out)

@@ -1,4 +1,4 @@
-"""Greedy answers on a GPU are those of the CPU: one by one, many at once, in the demo, from CUDA graphs."""
+"""Greedy answers on a GPU equal the CPU's: single questions, batches, the demo, and CUDA graphs."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def expected(words_dir: Path) -> list[str]:
-    """The CPU's answers, one by one."""
+    """The CPU's answers to single questions."""
     model, processor = load_vlm(words_dir)
     answers = [answer(model, processor, image, QUESTION, 6) for image in IMAGES]
     assert len(set(answers)) > 1
@@ -49,14 +49,14 @@ def test_from_cuda_graphs(words_dir: Path, expected: list[str], device: torch.de
     assert [answer(model, processor, image, QUESTION, 6) for image in IMAGES] == expected
 
 
-def test_many_at_once(words_dir: Path, expected: list[str], device: torch.device) -> None:
+def test_batches(words_dir: Path, expected: list[str], device: torch.device) -> None:
     answerer = Answerer(*opened(words_dir, device), max_new_tokens=6, batch_rows=3)
     batches = answerer.answer(IMAGES, [(place, QUESTION) for place in range(len(IMAGES))])
     assert [text for _, text in sorted(pair for batch in batches for pair in batch)] == expected
 
 
 def test_the_demo(words_dir: Path, expected: list[str], device: torch.device) -> None:
-    """The content of the page without the page: the answer, the RoIs and the attention."""
+    """The demo's answer, RoIs and attention, without its page."""
     model = open_model(words_dir, device, torch.float32, None)
     session = Session()
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A bootstrap in bf16 on a GPU follows the CPU in float32, and an interrupted one goes on as it was."""
+"""A bootstrap in bf16 on a GPU has the losses of the CPU in float32, and so does a resumed one."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from train import bootstrap
 
 
 def run(teacher: Path, images: Path, out: Path, **options: object) -> list[float]:
-    """The losses of a bootstrap."""
+    """Run a bootstrap and return its losses."""
     assert bootstrap.main(arguments(teacher, images, out, **options)) == 0
     return losses(out)
 
@@ -25,10 +25,10 @@ def test_bootstrap(teacher_dir: Path, images: Path, tmp_path: Path, device: torc
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_same_losses(
+def test_a_resumed_run_has_the_same_losses(
     teacher_dir: Path, images: Path, tmp_path: Path, device: torch.device
 ) -> None:
-    """Sums of gradients run in another order on a GPU, so the curves agree closely, not bit by bit."""
+    """A GPU sums gradients in varying order, so the losses agree closely but not bitwise."""
     options = {**placed(device.type, bf16=True), "save_strategy": "steps", "save_steps": 2, "keep_checkpoints": True}
     whole = run(teacher_dir, images, tmp_path / "whole", save_total_limit=2, **options)
     (tmp_path / "again").mkdir()

@@ -1,4 +1,4 @@
-"""The encoder on a GPU computes what the authors' library computed."""
+"""The encoder on a GPU reproduces the outputs of the authors' library."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.encoder.parity.official import CASES, LAYOUTS, NAMES, load_official, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_float32_is_the_authors(name: str, device: torch.device) -> None:
+def test_float32_matches_the_authors(name: str, device: torch.device) -> None:
     for layout in LAYOUTS[name]:
         encoder = load_official(name, layout).to(device)
         for case in CASES:
@@ -15,8 +15,8 @@ def test_float32_is_the_authors(name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_is_near_the_authors(name: str, device: torch.device) -> None:
-    """The bounds are twice what a CPU was seen to reach."""
+def test_bfloat16_is_close_to_the_authors(name: str, device: torch.device) -> None:
+    """The bounds are twice the errors of a CPU."""
     encoder = load_official(name).to(device, torch.bfloat16)
     for case in CASES:
         expected = recorded(name, case)

@@ -1,4 +1,4 @@
-"""`optimize_for_inference` on a GPU: real CUDA graphs give what plain calls give, bit by bit."""
+"""`optimize_for_inference` on a GPU: the outputs of real CUDA graphs are bitwise equal to those of plain calls."""
 
 import copy
 
@@ -13,7 +13,7 @@ from tests.encoder.runtime.replays import CpuRecorder
 
 
 def optimise(model: nn.Module, device: torch.device) -> None:
-    """As users do; on the CPU with the stand-in that captures there."""
+    """Call `optimize_for_inference`; on the CPU, use a stand-in that captures there."""
     if device.type == "cuda":
         optimize_for_inference(model)
     else:
@@ -58,7 +58,7 @@ def test_more_shapes_than_graphs(tiny_encoder: SparseFormer, device: torch.devic
 
 
 @torch.inference_mode()
-def test_moved_weights_are_captured_anew(tiny_encoder: SparseFormer, device: torch.device) -> None:
+def test_moved_weights_are_captured_again(tiny_encoder: SparseFormer, device: torch.device) -> None:
     graphed = tiny_encoder.to(device)
     expected = graphed(images(device, 2)).pooled
     optimise(graphed, device)
@@ -70,7 +70,7 @@ def test_moved_weights_are_captured_anew(tiny_encoder: SparseFormer, device: tor
 
 
 @torch.inference_mode()
-def test_a_dense_vit_too(device: torch.device) -> None:
+def test_a_dense_vit(device: torch.device) -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval().to(device)
     expected = vit(images(device, 3, 32))
     optimise(vit, device)

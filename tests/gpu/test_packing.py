@@ -1,4 +1,4 @@
-"""Packed conversations give the losses of padded ones: on a GPU with flash attention."""
+"""Packed conversations have the losses of padded ones; on a GPU, with flash attention."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.gpu.runs import instructed
 
 
 @pytest.mark.slow
-def test_packed_is_padded(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
+def test_packed_equals_padded(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     attention = "sdpa"
     if device.type == "cuda":
         pytest.importorskip("flash_attn")

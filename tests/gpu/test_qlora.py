@@ -1,4 +1,4 @@
-"""QLoRA on a GPU follows the CPU in float32."""
+"""QLoRA on a GPU has the losses of the CPU in float32."""
 
 from pathlib import Path
 

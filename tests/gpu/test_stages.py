@@ -1,4 +1,4 @@
-"""The stages of a VLM in bf16 on a GPU follow the CPU in float32."""
+"""The training stages of a VLM in bf16 on a GPU have the losses of the CPU in float32."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""ZeRO-2 in one process follows the same run without it."""
+"""ZeRO-2 in one process has the losses of the same run without it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ pytest.importorskip("deepspeed")
 
 def test_align(words_dir: Path, data_dir: Path, tmp_path: Path, device: torch.device) -> None:
     if device.type == "cpu":
-        pytest.skip("on the CPU tests/train/language/test_align.py trains with ZeRO-2, in two processes")
+        pytest.skip("tests/train/language/test_align.py covers ZeRO-2 on the CPU, in two processes")
     options = placed(device.type, bf16=True)
     expected = aligned(words_dir, data_dir, tmp_path / "plain", **options)
     port = str(free_port())

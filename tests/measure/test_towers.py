@@ -1,4 +1,4 @@
-"""Towers by name: counts against the published ones, and sentences for what cannot be."""
+"""Towers by name: counts compared with published ones, and errors for impossible towers."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from eval.cost.encoders import SETS
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.towers import open_tower
 
-# Multiply-accumulates, 1e9. ViTs: the usual figures. SparseFormer: the authors'; ours computes up to 1.5 % less:
-# what is the same for all tokens is computed once, and sampling is not counted.
+# 1e9 multiply-accumulates, and tokens. ViTs: the usual figures. SparseFormer: the authors'; ours are up to 1.5 % lower,
+# because results that all tokens share are computed once, and sampling is not counted.
 PUBLISHED = {
     "timm:vit_base_patch16_clip_quickgelu_224@224": (17.6, 196),
     "timm:vit_large_patch14_clip_quickgelu_224@224": (81.0, 256),
@@ -22,7 +22,7 @@ PUBLISHED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({name for names in SETS.values() for name in names}))
-def test_gmacs_and_tokens_are_the_published_ones(name: str) -> None:
+def test_gmacs_and_tokens_are_as_published(name: str) -> None:
     tower = open_tower(name)
     gmacs, tokens = PUBLISHED[str(tower)]
     assert (0.985 if tower.sparse else 0.995) * gmacs < tower.gmacs < 1.005 * gmacs
@@ -31,7 +31,7 @@ def test_gmacs_and_tokens_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_timm_and_open_clip_have_one_shape() -> None:
+def test_timm_and_open_clip_have_the_same_shape() -> None:
     ours, theirs = open_tower("timm:vit_base_patch32_clip_quickgelu_224"), open_tower("open_clip:ViT-B-32-quickgelu")
     assert (theirs.tokens, theirs.width) == (ours.tokens, ours.width) == (49, 768)
     assert theirs.parameters == ours.parameters - 512, "timm's projection has a bias, of zeros with CLIP's weights"
@@ -39,11 +39,11 @@ def test_timm_and_open_clip_have_one_shape() -> None:
 
 
 @pytest.mark.slow
-def test_an_image_size_for_all_and_one_of_its_own() -> None:
+def test_the_size_in_a_name_takes_precedence() -> None:
     assert str(open_tower("timm:vit_tiny_patch16_224", 64)) == "timm:vit_tiny_patch16_224@64"
     tower = open_tower("timm:vit_tiny_patch16_224@32", 64)
     assert (tower.image_size, tower.tokens) == (32, 4)
-    assert tower.build()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000), "as counted, so built"
+    assert tower.build()(torch.zeros(1, 3, 32, 32)).shape == (1, 1000), "built as counted"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,6 @@ def test_an_image_size_for_all_and_one_of_its_own() -> None:
         ("timm:vit_tiny_patch16_224@8", "cannot have images of 8 pixels"),
     ],
 )
-def test_what_is_no_tower(name: str, sentence: str) -> None:
+def test_unknown_towers_and_sizes_are_refused(name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         open_tower(name)

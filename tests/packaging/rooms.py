@@ -1,6 +1,6 @@
-"""Which extra serves which part of the code, and what each extra declares in pyproject.toml.
+"""The extra that each part of the code needs, and the packages that each extra declares in pyproject.toml.
 
-Only the standard library is needed here: `tests.packaging.try_extra` runs in environments without pytest.
+Needs only the standard library: `tests.packaging.try_extra` runs in environments without pytest.
 """
 
 import re

@@ -9,7 +9,7 @@ import sys
 from tests.imports import ROOT, TOP, modules
 from tests.packaging.rooms import extra_of
 
-# What an extra promises beside the project's own modules: packages for commands that are not Python imports.
+# Packages of an extra beyond the project's own imports, for commands that are not Python imports.
 PROMISED = {"docs": ["mkdocs", "material"], "train": ["tensorboard"], "quickstart": ["easy_vqa", "gguf"]}
 
 

@@ -101,11 +101,11 @@ def small_encoder_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: Spa
 
 @pytest.fixture(scope="session")
 def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four folders of one-coloured images, and labels.csv: contains red, contains blue, is a picture."""
+    """Four folders of one-coloured images, and labels.csv: contains red, contains blue, always 1."""
     from tests.train.vision.finetune_runs import CLASSES
 
     folder = tmp_path_factory.mktemp("folders")
-    rows = ["image,reddish,bluish,picture"]
+    rows = ["image,reddish,bluish,always"]
     for colour in CLASSES:
         (folder / colour).mkdir()
         for width in (20, 30):

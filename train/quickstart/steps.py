@@ -66,7 +66,7 @@ class Step:
         title: heading in the output.
         arguments: the words after `python`.
         result: exists once the step is done.
-        working_directory: exists once the step has begun; None: an interrupted step starts anew.
+        working_directory: exists once the step has begun; None: an interrupted step starts again.
     """
 
     name: str

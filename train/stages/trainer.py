@@ -29,7 +29,7 @@ def _restore_errors(checkpoint: str | None) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"{checkpoint} cannot be restored ({one_line(error)}). If it is damaged, remove it: the run then resumes "
-            "from the previous checkpoint, or starts anew."
+            "from the previous checkpoint, or starts from the beginning."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint and the run that resumes from it must share: variant.json in the checkpoint."""
+"""variant.json in a checkpoint: the settings that a run must share with the checkpoint from which it resumes."""
 
 import json
 from collections.abc import Mapping

@@ -11,8 +11,8 @@ from sparse_vlm.encoder.token_counts import TokenCounts
 class DrawnCounts:
     """Token counts drawn at random, one per step.
 
-    The count depends on the seed and the step alone, so all processes draw the same one, and a resumed run goes on with
-    the counts of the uninterrupted run.
+    The count depends only on the seed and the step. All processes therefore draw the same one, and a resumed run draws
+    the same counts as an uninterrupted run.
 
     Attributes:
         counts: the counts to draw from.

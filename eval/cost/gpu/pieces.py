@@ -32,7 +32,7 @@ class Piece:
 
     @property
     def is_check(self) -> bool:
-        """Whether the piece checks results; then it must run to its end."""
+        """True if the piece checks results; it must then run to its end."""
         return "test:pytest" in self.needs
 
 

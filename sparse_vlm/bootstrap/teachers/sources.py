@@ -11,7 +11,7 @@ from sparse_vlm.errors import UserError
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """Where a teacher comes from.
+    """Source of a teacher.
 
     Attributes:
         library: library that defines the model.

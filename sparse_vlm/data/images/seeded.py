@@ -38,7 +38,7 @@ class BadImages:
 
     @property
     def count(self) -> int:
-        """How often an unreadable image has been skipped so far, over all data workers of this process."""
+        """Number of unreadable images skipped so far, over all data workers of this process."""
         return int(self._skipped.sum())
 
     def handle(self, error: UserError) -> None:
@@ -95,7 +95,7 @@ class SeededImages:
 
     @property
     def unreadable(self) -> int:
-        """How often an unreadable image has been skipped so far, over all data workers of this process."""
+        """Number of unreadable images skipped so far, over all data workers of this process."""
         return self.bad.count
 
     def blank(self) -> Tensor:

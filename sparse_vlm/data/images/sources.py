@@ -68,7 +68,7 @@ def open_images(
     if images is None:
         raise UserError(
             f"The number of images of {spec} is not known: give --samples_per_epoch (held-out images: --eval_samples). "
-            "The order is drawn anew in each epoch, and a resumed run reads at most one epoch again."
+            "Each epoch has a new random order, and a resumed run reads at most one epoch again."
         )
     return ImageStream(
         shards,

@@ -1,4 +1,4 @@
-"""How a chat template opens and ends the assistant's turns. Labels and generation both rely on it."""
+"""Start and end of the assistant's turns in a chat template, for labels and generation."""
 
 import re
 from collections.abc import Iterator, Sequence

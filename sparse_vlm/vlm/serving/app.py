@@ -22,7 +22,7 @@ from sparse_vlm.vlm.serving.requests import ChatRequest, conversation, validatio
 
 @dataclass(frozen=True)
 class Served:
-    """What the API serves.
+    """Model and limits of the API.
 
     Args:
         engine: the model.

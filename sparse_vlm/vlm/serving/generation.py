@@ -24,7 +24,7 @@ class TokenInfo:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one decoding step adds to an answer: final text, and the token where probabilities were requested."""
+    """Addition of one decoding step to an answer: final text, and the token if probabilities were requested."""
 
     text: str
     token: TokenInfo | None = None
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is generated.
+    """Options for generating an answer.
 
     Args:
         max_new_tokens: maximum length of the answer.

@@ -1,4 +1,4 @@
-"""Pieces that go wrong, for tests/eval/cost/test_gpu.py: each runs in a process of its own."""
+"""Pieces that pass, fail, hang or crash, for tests/eval/cost/test_gpu.py. Each runs in its own process."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The benchmark of encoders: what a run leaves, and its arguments."""
+"""The cost of encoders: the report, the modes, and the arguments."""
 
 import json
 import sys
@@ -19,7 +19,9 @@ OURS = Tower("sparseformer-x", 224, 48, 768, gmacs=4.0, parameters=10)
 
 
 @pytest.mark.slow
-def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_every_measurement(
+    tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "cost.json"
     models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]
     assert main(["--models", *models, "--batch_sizes", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
@@ -39,7 +41,7 @@ def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsy
     assert "GMAC" in capsys.readouterr().out
 
 
-def test_ratios_and_shares_are_those_of_the_medians() -> None:
+def test_ratios_and_shares_use_the_medians() -> None:
     costs = [Cost(DENSE, 0, 0, [9.0, 4.0, 1.0]), Cost(OURS, 0, 0, [2.0, 0.5, 0.1])]
     result = Result("x", Setting(1, 2, "float32", "eager"), costs, matmul_flops=32e9)
     assert ratios(result) == ["sparseformer-x@224: 8.00× timm:dense@224"]
@@ -47,7 +49,7 @@ def test_ratios_and_shares_are_those_of_the_medians() -> None:
 
 
 def tokens_of(found: Any) -> torch.Tensor:
-    """ONNX Runtime gives a list of arrays, PyTorch an EncoderOutput or a tensor."""
+    """Get the tokens from ONNX Runtime's list of arrays, or from PyTorch's EncoderOutput or tensor."""
     found = found.tokens if isinstance(found, EncoderOutput) else found
     return torch.from_numpy(found[0]) if isinstance(found, list) else found
 
@@ -57,7 +59,7 @@ def tokens_of(found: Any) -> torch.Tensor:
     ("mode", "dense", "tolerance"),
     [("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
 )
-def test_no_mode_changes_the_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
+def test_every_mode_computes_the_same_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
     tower = open_tower("timm:vit_tiny_patch16_224@64" if dense else tiny_variant)
     setting, cpu = Setting(1, 2, "float32", mode), torch.device("cpu")
     torch.manual_seed(0)
@@ -69,10 +71,10 @@ def test_no_mode_changes_the_numbers(mode: str, dense: bool, tolerance: float, t
     found = tokens_of(runner(other, images, setting)())
     difference = (found - expected).norm() / expected.norm()
     assert difference < tolerance
-    assert mode != "onnx-int8" or difference > 1e-4  # it did round
+    assert mode != "onnx-int8" or difference > 1e-4  # it was quantised
 
 
-def test_training_reaches_every_weight_and_leaves_no_gradient(tiny_variant: str) -> None:
+def test_training_gives_every_weight_a_gradient_and_clears_it(tiny_variant: str) -> None:
     tower = open_tower(tiny_variant)
     model = build(tower, "float32", "training", torch.device("cpu"))
     reached = set()

@@ -1,4 +1,4 @@
-"""What is timed is the real first token; the report holds every run."""
+"""Time to the first token: the timed token is the one that `generate` returns, and the report has every run."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 
 
 @pytest.mark.slow
-def test_the_timed_token_is_the_one_that_generate_gives(answerer: Answerer) -> None:
+def test_the_timed_token_is_the_one_that_generate_returns(answerer: Answerer) -> None:
     model, processor = answerer.model, answerer.processor
     tokens = []
     for question in easy_vqa.load_questions("test")[:40:5]:
@@ -24,11 +24,11 @@ def test_the_timed_token_is_the_one_that_generate_gives(answerer: Answerer) -> N
         assert token == ids[0, -1]
         assert min(seconds) > 0
         tokens.append(token)
-    assert len(set(tokens)) > 1, "a constant would pass otherwise"
+    assert len(set(tokens)) > 1, "a constant would pass as well"
 
 
 @pytest.mark.slow
-def test_models_side_by_side(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_report_has_every_model(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "first.json"
     assert main(["--models", str(vlm_dir), str(vlm_dir), "--output", str(output), "--limit", "3"]) == 0
     assert "prefill" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`python -m eval.cost.gpu`: pieces that work, fail, hang or lack a package, and the report; on the CPU, tiny."""
+"""`python -m eval.cost.gpu --tiny` on the CPU: pieces that pass, fail, hang or lack a package, and the report."""
 
 import importlib
 import json
@@ -19,14 +19,14 @@ def piece(name: str, *needs: str, seconds: int = 30) -> Piece:
 
 
 def run(folder: Path, pieces: list[Piece], *words: str) -> tuple[int, list[dict[str, Any]]]:
-    """The exit status, and what the report says of each piece."""
+    """Run pieces; return the exit status and the report's entry for each piece."""
     words = ("--device", "cpu", "--tiny", "--output_dir", str(folder), *words)
     status = gpu.run(gpu.build_parser().parse_args(words), words, pieces)
     return status, json.loads((folder / "report.json").read_text())["pieces"]
 
 
 @pytest.mark.slow
-def test_one_that_goes_wrong_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_piece_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE", 4.0)
     names = ("broken", "half_broken", "crashes", "fine")
     pieces = [piece("fine", "no-such-package"), *map(piece, names), piece("hangs", seconds=8)]
@@ -55,7 +55,7 @@ def test_one_that_goes_wrong_does_not_stop_the_others(tmp_path: Path, monkeypatc
     assert "- command: python -m eval.cost.gpu --device cpu --tiny" in text
 
 
-def test_what_a_hanging_piece_started_is_stopped_too(tmp_path: Path) -> None:
+def test_processes_started_by_a_hanging_piece_are_stopped(tmp_path: Path) -> None:
     words = ["bash", "-c", "sleep 600 & echo $!; wait"]
     assert gpu._run_boxed(words, tmp_path / "log", 0.5) is None
     process = int((tmp_path / "log").read_text())
@@ -67,20 +67,20 @@ def test_what_a_hanging_piece_started_is_stopped_too(tmp_path: Path) -> None:
     pytest.fail(f"process {process} still runs")
 
 
-def test_a_table_that_is_cut_off_is_no_failure_but_a_check_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_table_passes_and_a_stopped_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = {"name": "hangs", "title": "", "status": "stopped", "reason": "", "seconds": 1.0}
     monkeypatch.setattr(gpu, "run_piece", lambda *_: outcome)
     assert run(tmp_path, [piece("hangs")])[0] == 0
     assert run(tmp_path, [piece("hangs", "test:pytest")])[0] == 1
 
 
-def test_time_that_is_over_leaves_pieces_out(tmp_path: Path) -> None:
+def test_pieces_are_left_out_when_no_time_is_left(tmp_path: Path) -> None:
     status, (result,) = run(tmp_path, [piece("fine")], "--minutes", "0.01")
     assert (status, result["status"]) == (0, "left out")
     assert "there was no time left" in result["reason"]
 
 
-def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_need_the_versions_of_pyproject(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing(("vlm:transformers", "train:accelerate", "test:pytest", "torch")) == ""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "4.40.0")
     assert missing(("transformers", "train:accelerate")) == ""
@@ -111,7 +111,7 @@ def test_bad_arguments(words: list[str], sentence: str, tmp_path: Path, capsys: 
 
 
 def result_of(name: str, folder: Path) -> dict[str, Any]:
-    """What a piece of the table leaves, run in this process at its tiny size."""
+    """Run a piece in this process at its tiny size, and return its results."""
     module, _, function = next(each.function for each in PIECES if each.name == name).partition(":")
     getattr(importlib.import_module(module), function)(Work(folder / "out.json", torch.device("cpu"), True, 300))
     return json.loads((folder / "out.json").read_text())
@@ -119,7 +119,7 @@ def result_of(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("encoders", 4), ("prefill", 6), ("step", 12), ("compiled", 1)])
-def test_a_table_is_made(name: str, rows: int, tmp_path: Path) -> None:
+def test_tables_are_complete(name: str, rows: int, tmp_path: Path) -> None:
     result = result_of(name, tmp_path)
     assert result["failures"] == result["notes"] == []
     assert len(result["rows"]) == len(result["values"]) == rows
@@ -134,8 +134,8 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_checks_are_tests(tmp_path: Path) -> None:
-    """In a process of its own: pytest does not run inside pytest."""
+def test_a_check_runs_its_tests(tmp_path: Path) -> None:
+    """The check runs in its own process, because pytest does not run inside pytest."""
     check = next(each for each in PIECES if each.name == "encoder")
     status, (result,) = run(tmp_path, [check])
     assert (status, result["status"]) == (0, "passed")

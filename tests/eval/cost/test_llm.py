@@ -1,4 +1,4 @@
-"""Counts against arithmetic, what a run leaves, and models that are too large to time."""
+"""The cost of LLMs: counts compared with arithmetic, the report, and models that are too large to time."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def _tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY)
 
 
-def test_the_prefill_is_counted_as_by_hand() -> None:
+def test_the_prefill_count_matches_arithmetic() -> None:
     row = count(open_tower(TOWER), open_llm("tiny"), 6, torch.float32)
     tokens, width, inner, kv = 4 + 6, 48, 96, 24
     layer = tokens * (2 * width * width + 2 * width * kv + 3 * width * inner) + 2 * tokens * tokens * width
@@ -33,13 +33,13 @@ def test_the_prefill_is_counted_as_by_hand() -> None:
     assert count(open_tower(TOWER), open_llm("tiny"), 6, torch.bfloat16).cache_bytes == row.cache_bytes / 2
 
 
-def test_the_cache_of_a_real_run_is_as_counted() -> None:
+def test_the_cache_of_a_real_run_has_the_counted_size() -> None:
     tower, llm = open_tower(TOWER), open_llm("tiny")
     words = torch.zeros(1, 6, dtype=torch.long)
     with torch.inference_mode():
         out = prefill(llm.load(torch.float32), make_projector(tower, llm), torch.randn(1, 4, 192), words)
     assert out.logits is not None
-    assert out.logits.shape == (1, 1, 100), "the last position alone"
+    assert out.logits.shape == (1, 1, 100), "only the last position"
     cache = out.past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)  # type: ignore[union-attr]
     assert held == count(tower, llm, 6, torch.float32).cache_bytes
@@ -53,7 +53,7 @@ def test_the_shapes_have_the_published_parameters(name: str, parameters: float) 
 
 
 @pytest.mark.slow
-def test_a_run_leaves_every_measurement(
+def test_the_report_has_every_measurement(
     tmp_path: Path, vlm_dir: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, own = tmp_path / "llm.json", str(vlm_dir.parent / "llm")
@@ -69,7 +69,7 @@ def test_a_run_leaves_every_measurement(
     assert "first token" in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_counted_and_says_so() -> None:
+def test_models_that_do_not_fit_are_counted_and_the_report_says_so() -> None:
     llm = replace(open_llm("tiny"), parameters=10**15)
     result = measure(llm, [open_tower(TOWER)], 6, "float32", CPU, repeats=1)
     assert result.untimed.startswith("counted, not timed: 4000000.0 GB of weights, ")

@@ -1,4 +1,4 @@
-"""The profile's parts are all of the encoder, each once."""
+"""Time by part: the parts cover the encoder, each exactly once."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_the_parts_add_up(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_published_parts() -> None:
-    """The spec's numbers for 224 pixels, which count the generator beside the mixing; the RoIs' are in two places."""
+    """Compare with the spec's numbers for 224 pixels, which list mixing and its generator separately."""
     parts = count_parts(open_tower("sparseformer-clip-l"))
     assert parts["stem"] == pytest.approx(0.118, abs=1e-3)
     assert parts["mixing"] == pytest.approx(0.21 + 0.43, rel=0.1)
@@ -29,30 +29,32 @@ def test_the_published_parts() -> None:
     assert parts["focusing attention, MLP"] == pytest.approx(0.81, rel=0.05)
 
 
-def test_what_is_spent_belongs_to_the_innermost_part(tiny_encoder: SparseFormer) -> None:
-    """With a meter that goes up by one at each reading, a part gets one for each interval that ends inside it."""
+def test_time_counts_for_the_innermost_part(tiny_encoder: SparseFormer) -> None:
+    """With a meter that increases by one per reading, a part gets one for each interval that ends inside it."""
     readings = iter(range(10_000))
     with torch.inference_mode(), by_part(tiny_encoder, lambda: float(next(readings))) as sums:
         tiny_encoder(torch.randn(1, 3, 64, 64))
     assert dict(sums) == {
-        "rest": 4,  # before, between and behind stem, focus and cortex
+        "rest": 4,  # before, between and after stem, focus and cortex
         "stem": 1,
         "cortex": 1,
-        "sampling": 6,  # three glances, each before and behind the mixing
+        "sampling": 6,  # three sampling steps, each before and after the mixing
         "mixing": 3,
         "RoIs": 5,  # three encodings, two adjustments
-        "focusing attention, MLP": 9,  # between the eight of them that it calls itself
+        "focusing attention, MLP": 9,  # between the eight parts that it calls itself
     }
     assert not any(module._forward_hooks for module in tiny_encoder.modules())
 
 
 @pytest.mark.slow
-def test_a_run_leaves_every_measurement(tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_every_measurement(
+    tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "profile.json"
     models = [f"{tiny_variant}@32", "timm:vit_tiny_patch16_224@32"]
     assert main(["--models", *models, "--repeats", "2", "--output", str(output)]) == 0
     ours, dense = json.loads(output.read_text())["profiles"]
-    assert len(ours["seconds"]) == 2, "the warm-up is not among them"
+    assert len(ours["seconds"]) == 2, "the warm-up is not recorded"
     assert sum(ours["shares"].values()) == pytest.approx(1)
     assert {"stem", "sampling", "mixing", "cortex"} <= set(ours["shares"])
     assert set(dense["shares"]) == {"stem", "blocks"}

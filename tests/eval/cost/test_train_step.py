@@ -1,4 +1,4 @@
-"""A training step's counts against arithmetic, and what a run leaves."""
+"""The cost of a training step: counts compared with arithmetic, and the report."""
 
 import json
 from pathlib import Path
@@ -19,17 +19,17 @@ def _tiny_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY)
 
 
-def test_backward_is_twice_forward() -> None:
+def test_backward_costs_twice_as_much_as_forward() -> None:
     llm = open_llm("tiny")
     costs, _ = measure(llm, [4], 6, 1, torch.float32, CPU, repeats=1)
     tokens, width, inner, kv = 10, 48, 96, 24
     linear = 2 * tokens * (2 * width * width + 2 * width * kv + 3 * width * inner) + tokens * width * 100
     attention = 2 * 2 * tokens * tokens * width
-    forward_and_back = 3 * linear + 3.5 * attention  # flash attention computes its scores again on the way back
+    forward_and_back = 3 * linear + 3.5 * attention  # flash attention recomputes its scores in the backward pass
     assert costs[0].gmacs * 1e9 == pytest.approx(forward_and_back, rel=1e-6)
 
 
-def test_every_weight_learns() -> None:
+def test_every_weight_is_updated() -> None:
     llm = open_llm("tiny")
     model = llm.load(torch.float32)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -38,24 +38,24 @@ def test_every_weight_learns() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_weights_and_moments_are_held_and_tokens_cost_memory() -> None:
+def test_memory_of_weights_moments_and_tokens() -> None:
     llm = open_llm("tiny")
     costs, held = measure(llm, [4, 40], 6, 1, torch.float32, CPU, repeats=1)
     tensors = len(list(llm.load(torch.float32).parameters()))
     assert held == 3 * 4 * llm.parameters + 4 * tensors, "AdamW keeps a counter for each tensor"
-    assert costs[1].peak_bytes > costs[0].peak_bytes >= 4 * llm.parameters, "the gradients at least"
+    assert costs[1].peak_bytes > costs[0].peak_bytes >= 4 * llm.parameters, "at least the gradients"
 
 
-def test_a_frozen_model_holds_no_moments_and_its_step_costs_less() -> None:
+def test_a_frozen_model_has_no_moments_and_its_step_costs_less() -> None:
     llm = open_llm("tiny")
     (trained,), _ = measure(llm, [4], 6, 1, torch.float32, CPU, repeats=1)
     (frozen,), held = measure(llm, [4], 6, 1, torch.float32, CPU, repeats=1, frozen=True)
     assert held == 4 * llm.parameters
-    assert frozen.gmacs < 0.8 * trained.gmacs, "no gradients of weights"
+    assert frozen.gmacs < 0.8 * trained.gmacs, "weights have no gradients"
     assert frozen.peak_bytes < trained.peak_bytes - 2 * llm.parameters
 
 
-def test_a_run_leaves_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_has_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "step.json"
     sizes = ["--visual_tokens", "4", "9", "--text_tokens", "6", "--repeats", "2"]
     assert main(["--llm", "tiny", *sizes, "--output", str(output)]) == 0

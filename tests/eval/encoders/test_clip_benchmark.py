@@ -1,4 +1,4 @@
-"""Zero-shot by the real clip-benchmark, on easy-VQA in its form."""
+"""Zero-shot evaluation with the real clip-benchmark, on easy-VQA in its dataset format."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
 
 pytest.importorskip("clip_benchmark")
-pytestmark = [  # clip-benchmark's own call of webdataset, which leaves its files to the garbage collector
+pytestmark = [  # clip-benchmark's call of webdataset does not close its files
     pytest.mark.filterwarnings("ignore:WebDataset.shardshuffle"),
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -29,7 +29,7 @@ def student_dir(clip_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def write_set(folder: Path, samples: list[tuple[Image.Image, str, object]]) -> Path:
-    """A dataset of one shard: pictures with a "cls" or a "txt"."""
+    """Write a dataset of one shard: images with a "cls" or a "txt"."""
     (folder / "test").mkdir(parents=True)
     (folder / "test" / "nshards.txt").write_text("1")
     with webdataset.TarWriter(str(folder / "test" / "0.tar")) as writer:
@@ -40,7 +40,7 @@ def write_set(folder: Path, samples: list[tuple[Image.Image, str, object]]) -> P
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """easy-VQA's test pictures whose class is known, as 24 classes."""
+    """A dataset of easy-VQA's test images whose class is known, with 24 classes."""
     labels = zero_shot.easy_vqa_images("test")
     samples = [(open_image(path), "cls", int(value)) for path, value in zip(labels.paths, labels.values, strict=True)]
     folder = write_set(tmp_path_factory.mktemp("sets") / "shapes", samples)
@@ -49,7 +49,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_classification_is_what_our_own_evaluation_gives(clip_dir: Path, student_dir: Path, shapes: Path) -> None:
+def test_classification_agrees_with_our_own_evaluation(clip_dir: Path, student_dir: Path, shapes: Path) -> None:
     ours = zero_shot.compare(str(clip_dir), student_dir)
     results = compare(str(clip_dir), student_dir, [shapes])["shapes"]
     assert results["teacher"]["acc1"] == pytest.approx(ours["teacher"])
@@ -71,7 +71,9 @@ def test_retrieval(clip_dir: Path, student_dir: Path, tmp_path: Path, capsys: py
     assert "image_retrieval_recall@5" in capsys.readouterr().out
 
 
-def test_what_is_no_dataset_is_named(clip_dir: Path, student_dir: Path, shapes: Path, tmp_path: Path) -> None:
+def test_folders_that_are_not_datasets_are_refused(
+    clip_dir: Path, student_dir: Path, shapes: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"no test/nshards\.txt"):
         compare(str(clip_dir), student_dir, [tmp_path])
     classes = (shapes / "classnames.txt").rename(shapes / "hidden")

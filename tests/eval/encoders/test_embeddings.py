@@ -1,4 +1,4 @@
-"""Embeddings of sets of images: in batches as one by one."""
+"""Embeddings of sets of images: batches give the same results as single images."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def test_embeddings_of_an_encoder(tiny_encoder: SparseFormer) -> None:
     torch.testing.assert_close(found, torch.stack(single), atol=1e-5, rtol=1e-4)
 
 
-def test_an_absent_image_is_a_sentence(tiny_encoder: SparseFormer) -> None:
+def test_a_missing_image_is_an_error(tiny_encoder: SparseFormer) -> None:
     labels = easy_vqa_images("test")
     absent = replace(labels, paths=(labels.paths[0].with_name("absent.png"), *labels.paths[1:]))
     with pytest.raises(UserError, match=r"absent\.png does not exist"):

@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a head on folders of classes."""
+"""Top-1 accuracy of a classification head on class folders."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_top_1_counts_the_largest_logit(encoder_dir: Path, folder: Path, tmp_pat
         for colour in colours:
             logits = encoder(transform(Image.new("RGB", (64, 64), colour))[None]).pooled
             hits.append(int(logits.argmax()) == label)
-    assert 0 < sum(hits) < 9, "all or none would say little"
+    assert 0 < sum(hits) < 9, "all or none would prove little"
     arguments = ["--encoder", str(encoder_dir), "--images", str(folder), "--device", "cpu", "--batch_size", "4"]
     assert main([*arguments, "--output", str(tmp_path / "top1.json")]) == 0
     result = json.loads((tmp_path / "top1.json").read_text())

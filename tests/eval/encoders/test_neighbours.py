@@ -1,4 +1,4 @@
-"""eval/encoders/neighbours.py: neighbours and tokens of known embeddings, and the whole on a real student."""
+"""Nearest neighbours and closest tokens: on known embeddings, and the whole command on a real student."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from eval.encoders.neighbours import closest_tokens, main, nearest, overlap
 from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 
 
-def test_nearest_by_angle_not_by_length() -> None:
+def test_nearest_depends_on_the_angle_only() -> None:
     embeddings = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 1.0]])
     assert nearest(embeddings, 2).tolist() == [[1, 2], [0, 2], [1, 0]]
 
@@ -21,7 +21,7 @@ def test_overlap_ignores_the_order() -> None:
     assert overlap(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[2, 1], [3, 5]])) == 0.75
 
 
-def test_equal_tokens_are_found() -> None:
+def test_equal_tokens_have_cosine_one() -> None:
     tokens = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
     assert closest_tokens(tokens).tolist() == [1.0, 0.0]
 
@@ -49,7 +49,9 @@ def test_a_new_student_is_compared_with_its_teacher(clip_dir: Path, images: Path
     assert result["closest_tokens"] < 1 - 1e-6
 
 
-def test_too_few_images(clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_are_refused(
+    clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     student, _ = bootstrap_from(open_teacher(str(clip_dir)), tokens=5, stem_channels=8)
     student.save_pretrained(tmp_path / "student")
     for index in (5, 6):

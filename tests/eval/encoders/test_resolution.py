@@ -1,4 +1,4 @@
-"""An encoder at several sizes: the table's first row is its own yardstick, and the figure is written."""
+"""An encoder at several image sizes: every size is compared with the first, and the figure is written."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from sparse_vlm.encoder import SparseFormer
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    file = tmp_path / "picture.png"
+def image(tmp_path: Path) -> Path:
+    file = tmp_path / "image.png"
     Image.radial_gradient("L").convert("RGB").save(file)
     return file
 
 
 def test_a_row_for_each_size_and_a_figure(
-    encoder_dir: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoder_dir: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figure = tmp_path / "figure.png"
-    words = ["--encoder", str(encoder_dir), "--images", str(picture)]
+    words = ["--encoder", str(encoder_dir), "--images", str(image)]
     assert main([*words, "--scales", "1", "2", "--figure", str(figure)]) == 0
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [int(row[0]) for row in rows] == [64, 128]
@@ -29,12 +29,12 @@ def test_a_row_for_each_size_and_a_figure(
         assert drawn.width > drawn.height
 
 
-def test_tokens_stay_as_many(tiny_encoder: SparseFormer) -> None:
+def test_the_number_of_tokens_does_not_change(tiny_encoder: SparseFormer) -> None:
     result = at_size(tiny_encoder, [Image.radial_gradient("L")], scale=3, repeats=1)
     assert result.side == 192
     assert result.points.shape == (1, 6, 16, 2)
 
 
-def test_scales_are_checked(encoder_dir: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--encoder", str(encoder_dir), "--images", str(picture), "--scales", "0"]) == 2
+def test_scales_are_checked(encoder_dir: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--encoder", str(encoder_dir), "--images", str(image), "--scales", "0"]) == 2
     assert capsys.readouterr().err == "error: --scales must be at least 1, got 0.\n"

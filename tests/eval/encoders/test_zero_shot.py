@@ -1,4 +1,4 @@
-"""Zero-shot classification with a real open_clip text side, a real teacher and its SparseFormer."""
+"""Zero-shot classification with a real open_clip text encoder, a real teacher and its SparseFormer."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_teacher_and_student_are_compared(
     clip_dir: Path, tiny_encoder: SparseFormer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command's teacher scores what open_clip's own model and preprocessing give, image by image."""
+    """The teacher's accuracy is that of open_clip's own model and preprocessing."""
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     output = tmp_path / "zero_shot.json"
     command = ["--teacher", str(clip_dir), "--encoder", str(tmp_path / "encoder"), "--output", str(output)]
@@ -74,7 +74,7 @@ def test_teacher_and_student_are_compared(
     assert result["teacher"] == pytest.approx(accuracy(images, classes, labels.values).value, abs=2 / 888)
 
 
-def test_a_teacher_without_a_text_side_is_refused(
+def test_a_teacher_without_a_text_encoder_is_refused(
     tmp_path: Path, tiny_encoder: SparseFormer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_encoder.save_pretrained(tmp_path / "encoder")

@@ -1,4 +1,4 @@
-"""Where turns begin and end in prompts and in generation."""
+"""Start and end of turns, in prompts and in generation."""
 
 import copy
 from pathlib import Path
