@@ -1,4 +1,4 @@
-"""The argument parser and the log lines of all commands.
+"""The argument parser of all commands, and their log lines.
 
 One spelling of options, one-line errors, examples in the help.
 """

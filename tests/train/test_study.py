@@ -116,4 +116,4 @@ def test_shipped_studies_fit_the_command(file: Path, tmp_path: Path) -> None:
         flags = [word for name, value in run.arguments.items() for word in (f"--{name}", str(value))]
         student, *_ = parse_arguments(ARGUMENTS, [*flags, "--output_dir", str(run.folder)])
         rois = student.read_rois()
-        assert rois is None or len(rois) == student.tokens
+        assert rois is None or len(rois) == int(student.tokens)
