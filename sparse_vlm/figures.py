@@ -42,7 +42,7 @@ def alignment_figure(lines: Sequence[Mapping[str, float]], smoothing: int = 10) 
     names = dict.fromkeys(name for line in lines for name in line if name.startswith("eval_cosine"))
     for name in names:
         held_out = [(line["step"], line[name]) for line in lines if name in line]
-        label = " ".join(["held out", *name.removeprefix("eval_cosine").split("_")]).replace("  ", ", ")
+        label = "held out" + name.removeprefix("eval_cosine").replace("_", ", ", 1).replace("_", " ")
         axes.plot(*zip(*held_out, strict=True), "o-", markersize=3, label=label)
     if names:
         axes.legend(fontsize=8)

@@ -92,7 +92,9 @@ def test_command_and_values_fit_the_arguments(recipe: Path, tmp_path: Path) -> N
 )
 def test_as_many_tokens_as_the_released_model(name: str, variant: str) -> None:
     recipe = next(recipe for recipe in RECIPES if recipe.stem == name)
-    assert parse(recipe, "--data_path", "x", "--output_dir", "y")[0].tokens == VARIANTS[variant].focus.tokens
+    assert parse(recipe, "--data_path", "x", "--output_dir", "y")[0].token_counts.counts == (
+        VARIANTS[variant].focus.tokens,
+    )
     assert f": {VARIANTS[variant].focus.tokens} tokens" in recipe.read_text().splitlines()[0]
 
 
@@ -113,7 +115,7 @@ def test_the_stated_cost_is_counted(recipe: Path) -> None:
     arguments = parse(recipe, "--data_path", "x", "--output_dir", "y")[0]
     with torch.device("meta"):
         teacher = open_teacher(arguments.teacher, pretrained=False, image_size=arguments.image_size)
-        student, _ = bootstrap_from(teacher, arguments.tokens)
+        student, _ = bootstrap_from(teacher, arguments.token_counts)
     size = teacher.preprocessing.crop
     assert stated_cost(recipe)[:2] == (round(count_gmacs(student, size), 2), round(count_gmacs(teacher, size), 2))
 

@@ -58,7 +58,7 @@ def test_the_smoke_quickstart_resumes_after_a_kill_and_writes_a_report(tmp_path:
     second = _start(tmp_path / "run")
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
-    assert "done before A tiny CLIP as the teacher" in output
+    assert "already done A tiny CLIP as the teacher" in output
     assert "sparse-vlm chat --model" in output
 
     report = json.loads((tmp_path / "run/report.json").read_text())
