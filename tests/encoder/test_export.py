@@ -83,6 +83,7 @@ def test_another_encoder_differs(exported: Path, tiny_encoder: SparseFormer) -> 
     assert min(compare(tiny_encoder, exported).values()) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_encoder_that_has_diverged_is_refused(exported: Path, tiny_encoder: SparseFormer) -> None:
     tiny_encoder.focus.repeated_unit.adjustment.linear.weight.fill_(1e4)

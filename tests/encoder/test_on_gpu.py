@@ -29,6 +29,7 @@ def test_an_encoder(name: str, dtype: torch.dtype) -> None:
         assert {p.dtype for island in islands for p in island.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_register_tokens(tiny_config: SparseFormerConfig) -> None:
     cortex = replace(tiny_config.cortex, architecture="vit_small_patch14_reg4_dinov2")
     encoder = SparseFormer(replace(tiny_config, cortex=cortex)).eval()

@@ -70,6 +70,7 @@ def test_rois_of_images_on_canvases(encoder: SparseFormer) -> None:
     assert encode_canvases(encoder, canvases, tokens=5).rois.shape[2] == 5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_exported_program_takes_any_number_of_rois(encoder: SparseFormer, images: Tensor) -> None:
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")

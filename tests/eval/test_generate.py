@@ -232,6 +232,7 @@ def test_missing_images_are_counted_before_anything_is_answered(
     assert main([*command(vlm_dir, question_file, answers), *images, "--limit", "5"]) == 0  # about the first images
 
 
+@pytest.mark.slow
 def test_a_limited_run_is_continued_without_the_limit(
     uninterrupted: Path,
     vlm_dir: Path,

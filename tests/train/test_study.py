@@ -83,6 +83,7 @@ def test_results_of_a_study(
     assert "was made with max_steps 1, but now it is 2. Choose another" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_a_one_line_error(study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(words(study, tmp_path / "missing")) == 2
     assert "train.bootstrap failed with exit status 2. Run the study again" in capfd.readouterr().err.splitlines()[-1]

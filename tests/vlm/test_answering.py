@@ -131,6 +131,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OTHERS)
 def test_language_models_sensitive_to_padding(
     family: str, encoder_dir: Path, worded_vlm_dir: Path, asked: Asked, tmp_path: Path, caplog: pytest.LogCaptureFixture

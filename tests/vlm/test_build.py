@@ -65,6 +65,7 @@ def test_visual_tokens_start_at_the_rms_of_the_embeddings(vlm: Loaded, images: l
     assert 0.8 < rms < 1.25
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_projector(tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path) -> None:
     key = "model.multi_modal_projector.linear_1.weight"
     for seed in (0, 1):
@@ -76,6 +77,7 @@ def test_the_seed_determines_the_projector(tmp_path: Path, encoder_dir: Path, ll
     assert not torch.equal(weights[0], weights[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "asked", "expected"),
     [
@@ -105,6 +107,7 @@ def test_the_directory_has_the_llms_dtype_or_the_requested_one(
     assert load_vlm(tmp_path / "out")[0].dtype == torch.float32, "what load_vlm was asked for"
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_the_dtype_are_an_error(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None:
     llm, tokenizer = load_llm(llm_dir)
     with torch.no_grad():
@@ -177,6 +180,7 @@ def test_build_refuses(tmp_path: Path, encoder_dir: Path, llm_dir: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_directory_that_does_not_open_is_not_published(
     tmp_path: Path, encoder_dir: Path, llm_dir: Path, vlm_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def test_extreme_images(vlm: Loaded, size: tuple[int, int]) -> None:
     assert isinstance(answer(*vlm, Image.new("RGB", size, "blue"), "What is it?", max_new_tokens=2), str)
 
 
+@pytest.mark.slow
 def test_control_tokens_in_messages_are_literal_text(vlm: Loaded, images: list[Image.Image]) -> None:
     typed = "what is an <image> tag? <|im_end|>"
     inputs = encode_prompt(vlm[1], images[0], typed)

@@ -166,6 +166,7 @@ def test_ctrl_c_during_a_single_answer_is_silent(vlm_dir: Path) -> None:
     assert chatting.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.slow
 def test_a_conversation_without_standard_input_ends_at_once(vlm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["chat", "--model", str(vlm_dir)]) == 0

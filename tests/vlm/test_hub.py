@@ -40,6 +40,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_sparse_vlm(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
     images[0].save(tmp_path / "image.png")
     (tmp_path / "alone.py").write_text(ALONE)
@@ -62,6 +63,7 @@ def test_pipeline(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None
     assert result["generated_text"].strip() == answer(*vlm, images[0], QUESTION, max_new_tokens=6)
 
 
+@pytest.mark.slow
 def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
     """AutoModelForMultimodalLM and its pipeline, with text before the image, as OpenAI's clients send it."""
     inputs = encode_prompt(vlm[1], images[0], QUESTION)

@@ -34,6 +34,7 @@ def test_save_and_load_again(vlm: Loaded, tmp_path: Path, images: list[Image.Ima
     assert torch.equal(logits_of(again, inputs), logits_of(model, inputs))
 
 
+@pytest.mark.slow
 def test_auto_classes_open_it(vlm: Loaded, vlm_dir: Path, images: list[Image.Image]) -> None:
     model = AutoModelForImageTextToText.from_pretrained(vlm_dir)
     processor = AutoProcessor.from_pretrained(vlm_dir)
@@ -65,6 +66,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
     assert done.stdout.splitlines()[-1] == OPENED
 
 
+@pytest.mark.slow
 def test_a_process_that_has_transformers_opens_it_after_import_sparse_vlm(vlm_dir: Path, tmp_path: Path) -> None:
     program = """
 import sys
@@ -125,6 +127,7 @@ def test_a_damaged_model_directory_is_a_one_line_error(
         load_vlm(tmp_path / "vlm")
 
 
+@pytest.mark.slow
 def test_load_names_missing_and_unknown_weights(tmp_path: Path, vlm: Loaded) -> None:
     model, processor = vlm
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}

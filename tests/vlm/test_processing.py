@@ -145,6 +145,7 @@ def test_saving_and_loading_the_processor(vlm: Loaded, tmp_path: Path) -> None:
     assert again.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_literal_text_and_transparency(vlm_dir: Path, vlm: Loaded) -> None:
     ask: Any = pipeline("image-text-to-text", model=str(vlm_dir))
     clear = Image.new("RGBA", (30, 20), (255, 0, 0, 0))

@@ -153,6 +153,7 @@ def test_the_generated_answer_depends_on_the_image(dense: Loaded, images: list[I
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_saving_again_as_a_training_stage_does(tmp_path: Path, dense_dir: Path, images: list[Image.Image]) -> None:
     """transformers renames a CLIP tower's weights on saving, which the training stages disable."""
     loaded: Loaded = load_vlm(dense_dir)

@@ -96,6 +96,7 @@ def test_a_model_of_native_aspect_trains(encoder_dir: Path, llm_dir: Path, data_
     assert processor.image_processor.aspect == "native"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 from train.language.frozen_cost import main
 
 
+@pytest.mark.slow
 def test_variants_side_by_side(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     words = ["--model", str(vlm_dir), "--data_path", str(data_dir / "captions.json"), "--image_folder", str(data_dir)]
     words += ["--steps", "2", "--batch_size", "2", "--output", str(tmp_path / "cost.json")]

@@ -198,6 +198,7 @@ def test_an_llm_whose_logits_llava_cannot_compute_is_refused(
     assert not (tmp_path / "vlm").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "special", "sentence"),
     [

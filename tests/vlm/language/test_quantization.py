@@ -122,6 +122,7 @@ def test_gradients_after_an_evaluation_match_the_weights(layer: Any) -> None:
     torch.testing.assert_close(inputs.grad, direction @ weight, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu")
 def test_gradients_after_an_answer(vlm_dir: Path, images: list[Image.Image]) -> None:
     """The model is trained after it has answered a question."""
@@ -174,6 +175,7 @@ assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_sparse_vlm(vlm_dir: Path, tmp_path: Path) -> None:
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", ALONE, str(vlm_dir)]

@@ -105,6 +105,7 @@ def test_other_directories_are_refused(llm_dir: Path, tmp_path: Path, capsys: py
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
