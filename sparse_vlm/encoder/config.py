@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -141,7 +142,7 @@ class SparseFormerConfig:
     licence: str = ""
     trained_tokens: str = ""
 
-    @property
+    @cached_property  # read at every forward pass that requests a number of tokens
     def token_counts(self) -> TokenCounts:
         """Numbers of latent tokens that the weights were trained with."""
         return TokenCounts.parse(self.trained_tokens or str(self.focus.tokens))

@@ -47,11 +47,9 @@ def lay_out_rois(count: int, box: Sequence[float] = WHOLE_IMAGE) -> Tensor:
         columns = count // rows + (row < count % rows)
         for column in range(columns):
             tiles.append((column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
-    rois = torch.tensor(tiles, dtype=torch.float32)
-    if tuple(box) == WHOLE_IMAGE:
-        return rois
     left, top, right, bottom = box
-    return rois * torch.tensor([right - left, bottom - top] * 2) + torch.tensor([left, top] * 2)
+    sides, corner = torch.tensor([right - left, bottom - top] * 2), torch.tensor([left, top] * 2)
+    return torch.tensor(tiles, dtype=torch.float32) * sides + corner
 
 
 def check_box(box: Sequence[float]) -> None:
