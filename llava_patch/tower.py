@@ -12,7 +12,7 @@ from llava_patch.names import parse_tower_name
 from llava_patch.weights import encoder_config, encoder_from_checkpoint, open_encoder
 from sparse_vlm.devices import choose_device
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.model import select_hidden_states
+from sparse_vlm.encoder.batches import select_hidden_states
 from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")

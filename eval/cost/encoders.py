@@ -25,7 +25,7 @@ from eval.cost.runtimes import MODES, ONNX, Setting, build
 from sparse_vlm.command_line import CommandParser, add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.encoder.export import require_onnx
+from sparse_vlm.encoder.runtime.export import require_onnx
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.timing import machine, require_positive
 from sparse_vlm.measure.towers import open_tower

@@ -27,7 +27,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the ONNX file and print how much its outputs differ from PyTorch's."""
     from sparse_vlm.encoder import SparseFormer
-    from sparse_vlm.encoder.export import export_onnx
+    from sparse_vlm.encoder.runtime.export import export_onnx
     from sparse_vlm.files import check_output_files
 
     check_output_files({"the ONNX file": arguments.file}, [arguments.encoder_dir])

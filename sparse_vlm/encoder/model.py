@@ -15,7 +15,7 @@ from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.cortex import Cortex
 from sparse_vlm.encoder.focusing import FocusingTransformer
 from sparse_vlm.encoder.init import init_weights
-from sparse_vlm.encoder.preprocessing import Transform, canvas_sizes
+from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.encoder.rois import check_rois, lay_out_rois
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.encoder.variants import variant_config
@@ -79,7 +79,7 @@ class SparseFormer(nn.Module):
             UserError: the images or RoIs are malformed, both `rois` and `tokens` are given, or one of them for an
                 encoder of generation "v1".
         """
-        latent, adjusted = self._focus(images, rois, tokens)
+        latent, adjusted = self.focus(self.features(images), starting_rois(self.config, images, rois, tokens))
         states = self.cortex(latent)
         return EncoderOutput(states[-1], self.cortex.pool(states[-1]), adjusted, states)
 
@@ -92,6 +92,20 @@ class SparseFormer(nn.Module):
             images, rois, tokens: inputs of `forward`.
             layers: indices of hidden states; negative ones count from the end.
         """
+        features = self.features(images)
+        return self.states_from_features(features, layers, starting_rois(self.config, images, rois, tokens))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Run the stem: images float[B, 3, H, W] -> features float32[B, C, ~H/4, ~W/4], which latent tokens sample."""
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
+            raise UserError(
+                "SparseFormer expects a non-empty batch of RGB images, float[B, 3, H, W], "
+                f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
+            )
+        return self.stem(images.to(self.stem.conv.weight.dtype))
+
+    def states_from_features(self, features: Tensor, layers: Sequence[int], rois: Tensor | None) -> tuple[Tensor, ...]:
+        """`hidden_states` from the output of `features`; `rois`: float32[B, n, 4] from `starting_rois`, or None."""
         depth = self.config.cortex.depth
         for layer in layers:
             if not -depth - 1 <= layer <= depth:
@@ -99,19 +113,9 @@ class SparseFormer(nn.Module):
                     f"Hidden state {layer} does not exist: this encoder has 0 to {depth}, or -1 to {-depth - 1}."
                 )
         places = [layer % (depth + 1) for layer in layers]
-        latent, _ = self._focus(images, rois, tokens)
+        latent, _ = self.focus(features, rois)
         states = self.cortex(latent, max(places, default=0))
         return tuple(states[place] for place in places)
-
-    def _focus(self, images: Tensor, rois: Tensor | None, tokens: int | None) -> tuple[Tensor, Tensor]:
-        """Latent tokens and RoIs from the focusing transformer."""
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or not images.is_floating_point():
-            raise UserError(
-                "SparseFormer expects a non-empty batch of RGB images, float[B, 3, H, W], "
-                f"got {str(images.dtype).removeprefix('torch.')}{list(images.shape)}."
-            )
-        features = self.stem(images.to(self.stem.conv.weight.dtype))
-        return self.focus(features, starting_rois(self.config, images, rois, tokens))
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -213,61 +217,3 @@ def create_encoder(name: str) -> SparseFormer:
         name: a variant, e.g. "sparseformer-clip-l"; `list_encoders()` returns all of them.
     """
     return SparseFormer(variant_config(name))
-
-
-def encode_canvases(
-    encoder: SparseFormer, canvases: Tensor, rois: Tensor | None = None, tokens: int | None = None
-) -> EncoderOutput:
-    """Encode images of different sizes, each without its canvas; images of equal size are batched together.
-
-    Args:
-        encoder: any SparseFormer.
-        canvases: float[B, 3, S, S] from `place_on_canvas`.
-        rois, tokens: inputs of `SparseFormer.forward`; RoIs are in the coordinates of each image, not of its canvas.
-
-    Returns:
-        The output for the whole batch. RoIs are in the coordinates of each image, not of its canvas.
-    """
-    groups, place = _group_by_size(canvases)
-    outputs = [encoder(batch, rois=_select(rois, members), tokens=tokens) for batch, members in groups]
-    states = zip(*(output.hidden_states for output in outputs), strict=True)
-    return EncoderOutput(
-        torch.cat([output.tokens for output in outputs])[place],
-        torch.cat([output.pooled for output in outputs])[place],
-        torch.cat([output.rois for output in outputs], dim=1)[:, place],
-        tuple(torch.cat(state)[place] for state in states),
-    )
-
-
-def select_hidden_states(
-    encoder: SparseFormer,
-    images: Tensor,
-    layers: Sequence[int],
-    aspect: str,
-    rois: Tensor | None = None,
-    tokens: int | None = None,
-) -> tuple[Tensor, ...]:
-    """`SparseFormer.hidden_states` for images float[B, 3, S, S] from `make_transform` with the same aspect."""
-    if aspect != "native":
-        return encoder.hidden_states(images, layers, rois=rois, tokens=tokens)
-    groups, place = _group_by_size(images)
-    found = [
-        encoder.hidden_states(batch, layers, rois=_select(rois, members), tokens=tokens) for batch, members in groups
-    ]
-    return tuple(torch.cat(state)[place] for state in zip(*found, strict=True))
-
-
-def _select(rois: Tensor | None, members: list[int]) -> Tensor | None:
-    """RoIs of some images of the batch. RoIs of all images, float[n, 4], are returned as they are."""
-    return rois if rois is None or rois.ndim == 2 else rois[members]
-
-
-def _group_by_size(canvases: Tensor) -> tuple[list[tuple[Tensor, list[int]]], Tensor]:
-    """Batches of equally large images with the images' indices, and int64[B]: the place of each image in their
-    concatenation."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, size in enumerate(canvas_sizes(canvases)):
-        groups.setdefault(tuple(size), []).append(index)
-    batches = [(canvases[members, :, :height, :width], members) for (height, width), members in groups.items()]
-    order = torch.tensor([index for members in groups.values() for index in members])
-    return batches, order.argsort().to(canvases.device)

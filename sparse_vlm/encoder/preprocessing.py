@@ -2,10 +2,10 @@
 
 A transform either crops the central square ("crop") or keeps the whole image in its own aspect ratio ("native").
 A batch stacks tensors of one shape, so the latter puts each image in the upper left corner of a square *canvas* and
-fills the rest with NaN; `encode_canvases` and `select_hidden_states` (model.py) remove it before the encoder runs.
+fills the rest with NaN; `encode_canvases` and `select_hidden_states` (batches.py) remove it before the encoder runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sparse_vlm.encoder.images import AnyImage, to_rgb
+from sparse_vlm.encoder.rois import check_box
 from sparse_vlm.errors import UserError, unknown_choice
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,6 +109,44 @@ def make_transform(preprocessing: Preprocessing, aspect: str) -> Callable[[AnyIm
         aspect: "crop" for the central square, "native" for the whole image on a canvas.
     """
     return partial(place_on_canvas, preprocessing=preprocessing) if aspect == "native" else Transform(preprocessing)
+
+
+def box_after_transform(
+    box: Sequence[float], size: tuple[int, int], preprocessing: Preprocessing, aspect: str
+) -> tuple[float, float, float, float]:
+    """Convert a box in an image to the coordinates of what `make_transform` keeps of it.
+
+    Args:
+        box: (x1, y1, x2, y2), [0, 1] from edge to edge of the image.
+        size: width and height of the image in pixels, upright.
+        preprocessing, aspect: as in `make_transform`.
+
+    Returns:
+        The part of the box inside the central square, in its coordinates; the box itself if the whole image is kept.
+
+    Raises:
+        UserError: the box is empty, leaves the image, or lies outside the central square.
+    """
+    check_box(box)
+    sides = [float(side) for side in size]
+    if aspect == "native":
+        kept = sides
+    elif preprocessing.resize_mode == "squash":
+        kept = [side * preprocessing.crop / preprocessing.resize for side in sides]
+    else:
+        kept = [min(sides) * preprocessing.crop / preprocessing.resize] * 2
+    margins = [(side - part) / 2 for side, part in zip(sides, kept, strict=True)]
+    inside = [
+        min(1.0, max(0.0, (corner * sides[axis % 2] - margins[axis % 2]) / kept[axis % 2]))
+        for axis, corner in enumerate(box)
+    ]
+    left, top, right, bottom = inside
+    if not (left < right and top < bottom):
+        raise UserError(
+            f"The box {[round(side, 4) for side in box]} lies outside the central square of the image, and the model "
+            "receives only that. Build the model with --aspect native, or choose another box."
+        )
+    return left, top, right, bottom
 
 
 def place_on_canvas(image: AnyImage, preprocessing: Preprocessing) -> Tensor:

@@ -22,9 +22,10 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
-from sparse_vlm.vlm.language.causal_lm import most_positions
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.views import View, pack_views
 
 # encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
@@ -43,6 +44,7 @@ class Answerer:
         batch_rows: maximum number of questions per batch.
         decoding: how the next token is chosen; None: greedily.
         system: the system prompt; None: the chat template's own, if it has one.
+        visual_tokens: number of visual tokens of each image; None: the model's own.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Answerer:
         *,
         decoding: Decoding | None = None,
         system: str | None = None,
+        visual_tokens: int | None = None,
     ) -> None:
         if batch_rows < 1:
             raise UserError(f"The number of questions per batch must be at least 1, got {batch_rows}.")
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
         self.decoding, self.system = decoding or Decoding(), system
+        self.visual_tokens = visual_tokens
         self._warned = False
         self._prompt = lru_cache(CACHED_PROMPTS)(self._encode)
 
@@ -128,8 +132,16 @@ class Answerer:
                 yield [(index, self._answer_alone(image, questions[index][1]))]
 
     def _answer_alone(self, image: Image.Image | None, text: str) -> str:
-        model, processor, limit = self.model, self.processor, self.max_new_tokens
-        return answer(model, processor, image, text, limit, decoding=self.decoding, system=self.system)
+        return answer(
+            self.model,
+            self.processor,
+            image,
+            text,
+            self.max_new_tokens,
+            decoding=self.decoding,
+            system=self.system,
+            visual_tokens=self.visual_tokens,
+        )
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield indices of prompts of similar length, or of equal length if padding would change the answers."""
@@ -148,7 +160,8 @@ class Answerer:
 
     def _encode(self, with_image: bool, text: str) -> list[int]:
         """Return the token ids of a complete prompt."""
-        inputs = encode_prompt(self.processor, ANY_IMAGE if with_image else None, text, self.system)
+        image = ANY_IMAGE if with_image else None
+        inputs = encode_prompt(self.processor, image, text, self.system, visual_tokens=self.visual_tokens)
         return inputs["input_ids"][0].tolist()
 
     def _shared_length(self, prompts: Sequence[list[int]]) -> int:
@@ -161,13 +174,15 @@ class Answerer:
 
     def _prefill(self, images: Iterable[Image.Image] | None, prefix: list[int]) -> Cache:
         """Compute keys and values of the shared beginning, one row per image."""
-        device, pixels = self.model.device, None
+        device, pixels, views = self.model.device, None, None
         if not prefix:  # no image, and a template without a head
             return DynamicCache(config=self.model.config)
         if images is not None:
             pixels = torch.cat([self._preprocess(image) for image in images]).to(device, self.model.dtype)
+            if self.visual_tokens is not None:
+                views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
         input_ids = torch.tensor([prefix], device=device).repeat(1 if pixels is None else len(pixels), 1)
-        out = self.model(input_ids=input_ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+        out = self.model(input_ids=input_ids, pixel_values=pixels, views=views, use_cache=True, logits_to_keep=1)
         return out.past_key_values
 
     def _preprocess(self, image: Image.Image) -> Tensor:

@@ -12,8 +12,9 @@ from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
-from sparse_vlm.vlm.language.causal_lm import load_llm, most_positions, settle_generation
+from sparse_vlm.vlm.language.causal_lm import load_llm, settle_generation
 from sparse_vlm.vlm.language.control_tokens import add_image_token
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.loading import check_opens

@@ -10,17 +10,24 @@ from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreame
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
-from sparse_vlm.vlm.language.causal_lm import most_positions
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.processing import SparseVLMProcessor, boxes_of
+from sparse_vlm.vlm.views import Box
 
 # The images of a question: none, one, or several, which come before the question in this order.
 Images = Image.Image | Sequence[Image.Image] | None
 
 
 def encode_prompt(
-    processor: SparseVLMProcessor, image: Images, question: str, system: str | None = None
+    processor: SparseVLMProcessor,
+    image: Images,
+    question: str,
+    system: str | None = None,
+    *,
+    visual_tokens: int | None = None,
+    regions: Sequence[Box] = (),
 ) -> BatchFeature:
     """Encode one question as the model's inputs, up to where the answer begins.
 
@@ -29,10 +36,13 @@ def encode_prompt(
         image: images of any size and mode; see `Images`.
         question: plain text.
         system: the system prompt; None: the chat template's own, if it has one.
+        visual_tokens: number of visual tokens of each image; None: the model's own.
+        regions: boxes of the last image to look at more closely, (x1, y1, x2, y2) with [0, 1] from edge to edge.
     """
     check_question(question)
     images = as_list(image)
-    return encode_messages(processor, [*system_message(system), user_message(question, len(images))], images)
+    turns = [*system_message(system), user_message(question, len(images), regions)]
+    return encode_messages(processor, turns, images, visual_tokens)
 
 
 def check_question(question: str) -> None:
@@ -51,13 +61,18 @@ def system_message(text: str | None) -> list[dict[str, Any]]:
     return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
 
 
-def user_message(question: str, images: int) -> dict[str, Any]:
-    """A user's turn for transformers' chat templates: `images` images, then the question."""
-    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}
+def user_message(question: str, images: int, regions: Sequence[Box] = ()) -> dict[str, Any]:
+    """A user's turn for transformers' chat templates: `images` images, regions of the last one, then the question."""
+    parts: list[dict[str, Any]] = [{"type": "image"}] * images
+    parts += [{"type": "region", "box": list(box)} for box in regions]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": "\n" * bool(regions) + question}]}
 
 
 def encode_messages(
-    processor: SparseVLMProcessor, messages: Sequence[Mapping[str, Any]], images: Sequence[Image.Image]
+    processor: SparseVLMProcessor,
+    messages: Sequence[Mapping[str, Any]],
+    images: Sequence[Image.Image],
+    visual_tokens: int | Sequence[int] | None = None,
 ) -> BatchFeature:
     """Encode a conversation as the model's inputs, up to where the next answer begins.
 
@@ -65,15 +80,22 @@ def encode_messages(
         processor: the processor of the model directory.
         messages: turns; see `user_message`. Answers are {"role": "assistant", "content": text}.
         images: the images of all turns, in order.
+        visual_tokens: number of visual tokens of each image, or one number for all; None: the model's own.
 
     Raises:
-        UserError: the chat template refuses the conversation.
+        UserError: the chat template refuses the conversation, or a box or number does not fit.
     """
     turns: Any = list(messages)
     with template_refusals():
         text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    # the template has written all special tokens already
-    return processor(text=text, images=list(images) or None, add_special_tokens=False, return_tensors="pt")
+    return processor(
+        text=text,
+        images=list(images) or None,
+        visual_tokens=visual_tokens,
+        regions=boxes_of(turns) or None,
+        add_special_tokens=False,  # the template has written all of them
+        return_tensors="pt",
+    )
 
 
 def check_length(
@@ -115,6 +137,8 @@ def answer(
     *,
     decoding: Decoding | None = None,
     system: str | None = None,
+    visual_tokens: int | None = None,
+    regions: Sequence[Box] = (),
 ) -> str:
     """Answer a question about images.
 
@@ -125,11 +149,13 @@ def answer(
         max_new_tokens: maximum length of the answer.
         decoding: how the next token is chosen; None: greedily.
         system: the system prompt; None: the chat template's own, if it has one.
+        visual_tokens, regions: see `encode_prompt`.
 
     Returns:
         The answer without special tokens and surrounding white space.
     """
-    inputs = encode_prompt(processor, image, question, system).to(model.device)
+    inputs = encode_prompt(processor, image, question, system, visual_tokens=visual_tokens, regions=regions)
+    inputs = inputs.to(model.device)
     check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes
     ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **(decoding or Decoding()).settings)
@@ -142,12 +168,15 @@ def stream(
     image: Images,
     question: str,
     max_new_tokens: int = 256,
+    *,
+    visual_tokens: int | None = None,
+    regions: Sequence[Box] = (),
 ) -> Iterator[str]:
     """Yield the same answer in non-empty pieces, as they are generated; white space is kept.
 
     Arguments and errors are those of `answer`.
     """
-    inputs = encode_prompt(processor, image, question)
+    inputs = encode_prompt(processor, image, question, visual_tokens=visual_tokens, regions=regions)
     check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     yield from stream_inputs(model, processor, inputs, max_new_tokens)
 

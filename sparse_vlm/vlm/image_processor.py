@@ -3,6 +3,7 @@
 import base64
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 
 from sparse_vlm.encoder.images import AnyImage, to_rgb
-from sparse_vlm.encoder.preprocessing import ASPECTS, CLIP_MEAN, CLIP_STD, Preprocessing, make_transform
+from sparse_vlm.encoder.preprocessing import (
+    ASPECTS,
+    CLIP_MEAN,
+    CLIP_STD,
+    Preprocessing,
+    box_after_transform,
+    make_transform,
+)
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.image_files import decode_image
+from sparse_vlm.vlm.views import Box
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 RESCALE = 1 / 255
@@ -106,17 +115,31 @@ class SparseFormerImageProcessor(PilBackend):
             )
         if not math.isclose(rescale_factor, RESCALE):
             raise UserError(f"An encoder's preprocessing rescales by 1/255, not by {rescale_factor:g}.")
-        interpolations = {int(number): name for name, number in RESAMPLING.items()}
-        preprocessing = Preprocessing(
-            size.shortest_edge or _side(size, "size"),
-            _side(crop_size, "crop_size"),
-            image_mean,
-            image_std,
-            interpolations.get(resample, str(resample)),
-            "shortest" if size.shortest_edge else "squash",
-        )
-        prepare = make_transform(preprocessing, self.aspect)
+        prepare = make_transform(_preprocessing(size, crop_size, image_mean, image_std, resample), self.aspect)
         return BatchFeature({"pixel_values": [prepare(image) for image in images]}, tensor_type=return_tensors)
+
+    def model_box(self, box: Sequence[float], image_size: tuple[int, int]) -> Box:
+        """Convert a box in an image of `image_size` (width, height) to the coordinates of its pixel values.
+
+        Raises:
+            UserError: see `box_after_transform`.
+        """
+        size, crop_size = SizeDict(**dict(self.size)), SizeDict(**dict(self.crop_size))
+        preprocessing = _preprocessing(size, crop_size, self.image_mean, self.image_std, self.resample)
+        return box_after_transform(box, image_size, preprocessing, self.aspect)
+
+
+def _preprocessing(size: SizeDict, crop_size: SizeDict, mean: Any, std: Any, resample: int) -> Preprocessing:
+    """Convert the settings of CLIP's image processor."""
+    interpolations = {int(number): name for name, number in RESAMPLING.items()}
+    return Preprocessing(
+        size.shortest_edge or _side(size, "size"),
+        _side(crop_size, "crop_size"),
+        mean,
+        std,
+        interpolations.get(resample, str(resample)),
+        "shortest" if size.shortest_edge else "squash",
+    )
 
 
 def _side(size: SizeDict, name: str) -> int:

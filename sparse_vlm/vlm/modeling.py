@@ -1,6 +1,7 @@
 """transformers' Llava with a SparseFormer as its vision model: configurations, models, registration."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from transformers.models.llava.modeling_llava import (
     LlavaModelOutputWithPast,
 )
 
+from sparse_vlm.encoder.batches import View as EncoderView
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
-from sparse_vlm.vlm.vision import visual_tokens
+from sparse_vlm.vlm.views import View, pack_views, unpack_views
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
 
@@ -93,28 +98,120 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """float[I, 3, H, W] -> float[I, n, C], the input of the projector: the configured hidden states, without CLS
-        if the select strategy drops it."""
-        asked = self.config.vision_feature_layer
+    def encode_images(
+        self,
+        pixel_values: Tensor,
+        views: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+    ) -> list[Tensor]:
+        """Compute the inputs of the projector: the chosen hidden states, without CLS if the strategy is "default".
+
+        Args:
+            pixel_values: float[I, 3, H, W].
+            views: int64[V, 6] from `pack_views`, in the order of the placeholders; None: one of the default count per
+                image.
+            vision_feature_layer, vision_feature_select_strategy: those of the configuration if None.
+
+        Returns:
+            float[n, C] for each view.
+
+        Raises:
+            UserError: the vision tower cannot have other numbers of tokens, or a view has too many or too few.
+        """
+        asked = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [asked] if isinstance(asked, int) else list(asked)
-        states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
-        drop = int(self.config.vision_feature_select_strategy == "default")
-        return torch.cat([states[layer][:, drop:] for layer in layers], dim=-1)
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        dropped = int(strategy == "default")
+        found: Sequence[tuple[Tensor, ...]]
+        if views is None or self._are_whole_images(views):
+            states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
+            places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
+            found = [tuple(states[layer][place] for layer in layers) for place in places]
+        else:
+            initial = self._initial_rois(views, dropped)
+            found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
+        return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
+
+    def _are_whole_images(self, views: Tensor) -> bool:
+        """True if all views are whole images with the default number of tokens."""
+        whole = [View(view.image, self.config.image_seq_length) for view in unpack_views(views)]
+        return torch.equal(views.cpu(), pack_views(whole))
+
+    def _initial_rois(self, views: Tensor, dropped: int) -> list[EncoderView]:
+        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
+        if not isinstance(self.vision_tower, SparseFormerVisionModel):
+            raise UserError(
+                "Only a SparseFormer takes a number of visual tokens or regions, but this vision tower is a dense ViT."
+            )
+        limit = most_positions(self.config.get_text_config())
+        kept = visual_tokens(self.config.vision_config).prefix - dropped
+        converted = []
+        for view in unpack_views(views):
+            if limit is not None and view.tokens > limit:
+                raise UserError(
+                    f"An image of {view.tokens} visual tokens exceeds the {limit} positions of the language model: ask "
+                    "for fewer."
+                )
+            if view.tokens <= kept:
+                raise UserError(
+                    f"This model keeps CLS, so an image needs at least {kept + 1} visual tokens, got {view.tokens}."
+                )
+            whole = view == View(view.image, self.config.image_seq_length)
+            rois = None if whole else lay_out_rois(view.tokens - kept, view.box)
+            converted.append(EncoderView(view.image, rois))
+        return converted
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        views: Tensor | None = None,
+        **options: Any,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Return the projected tokens as `pooler_output`, float[n, D] for each view; without views, as Llava does.
+
+        transformers' `generate` calls it once, with those of its arguments that this signature names.
+        """
+        choice: dict[str, Any] = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+        }
+        if views is None:
+            return super().get_image_features(pixel_values, **choice, **options)
+        return self._projected(self.encode_images(pixel_values, views, **choice))
+
+    def _projected(self, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+        projector: Any = self.multi_modal_projector
+        # cached tokens may have another dtype
+        projected = projector(torch.cat(list(tokens)).to(projector.norm.weight.dtype))
+        split: Any = list(projected.split([len(view) for view in tokens]))
+        return BaseModelOutputWithPooling(pooler_output=split)
 
     def forward(
-        self, *args: Any, visual_tokens: Tensor | None = None, **inputs: Any
+        self,
+        *args: Any,
+        pixel_values: Tensor | None = None,
+        views: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        **inputs: Any,
     ) -> tuple | LlavaModelOutputWithPast:
         """Run LlavaModel, with its `args` and `inputs`.
 
         Args:
-            visual_tokens: float[I, n, C] from `encode_images`, instead of `pixel_values`.
+            pixel_values: float[I, 3, H, W].
+            views: int64[V, 6], see `encode_images`.
+            visual_tokens: float[T, C], the tokens of all placeholders from `encode_images`, instead of `pixel_values`.
         """
         if visual_tokens is not None:
-            projector: Any = self.multi_modal_projector
-            tokens = visual_tokens.to(projector.norm.weight.dtype)  # cached tokens may have another dtype
-            projected: Any = list(projector(tokens))  # one item per image, as in transformers
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=projected)}
+            inputs["mm_encoder_outputs"] = {"image": self._projected([visual_tokens.flatten(0, -2)])}
+        elif views is not None and pixel_values is not None:
+            layer, strategy = inputs.get("vision_feature_layer"), inputs.get("vision_feature_select_strategy")
+            features: Any = self.get_image_features(pixel_values, layer, strategy, views)
+            inputs["mm_encoder_outputs"] = {"image": features}
+        elif pixel_values is not None:
+            inputs["pixel_values"] = pixel_values
         return super().forward(*args, **inputs)
 
 
@@ -151,6 +248,11 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         language_model: Any = self.model.language_model
         embedding = language_model.get_input_embeddings()
         return next(name for name, module in language_model.named_modules() if module is embedding)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Accept `views` in `generate`: transformers reads the known names from the signature of Llava's forward."""
+        generation: Any = super()  # transformers' annotation of self does not fit its own Llava
+        generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != "views"})
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, is_main_process: bool = True, **options: Any

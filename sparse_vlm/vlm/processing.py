@@ -4,24 +4,30 @@ import copy
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.hub import auto_map
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, control_tokens
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
+from sparse_vlm.vlm.views import Box, View, flat_boxes, pack_views, tokens_per_image, views_of_texts
 
 
 class SparseVLMProcessor(ProcessorMixin):
     """Texts with one `<image>` per image, and the images -> input_ids, attention_mask, pixel_values.
 
-    Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image. Messages are literal text:
-    `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the processor reads escaped
-    tokens as their letters. `<image>` is a placeholder if a user's content is a string, which has no other way to
-    place an image; in a list of parts it is text.
+    Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
+    number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
+    either, the output has `views` as well, int64[V, 6] (see views.py).
+
+    Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
+    processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
+    string, which has no other way to place an image. In a list of parts they are text, and a part {"type": "region",
+    "box": [x1, y1, x2, y2]} places a region.
 
     Args:
         image_processor: the image processor of the encoder.
@@ -29,10 +35,12 @@ class SparseVLMProcessor(ProcessorMixin):
         num_image_tokens: number of visual tokens per image.
         chat_template: accepts the content of a message as text or as a list of parts; see
             sparse_vlm/vlm/language/templates.py.
+        region_tokens: number of visual tokens per region.
     """
 
     # The chat template writes the special tokens, in training too. A call may override this.
     text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 (transformers' own convention)
+    _counts: Sequence[int] = ()  # visual tokens of each image, during a call
 
     def __init__(
         self,
@@ -40,8 +48,10 @@ class SparseVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         num_image_tokens: int = 49,
         chat_template: str | None = None,
+        region_tokens: int = 9,
     ) -> None:
         self.num_image_tokens = num_image_tokens
+        self.region_tokens = region_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.auto_map = auto_map("processor")
@@ -50,16 +60,54 @@ class SparseVLMProcessor(ProcessorMixin):
         )
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images: Any = None, text: Any = None, *others: Any, **options: Any) -> BatchFeature:
-        """Encode texts and images, as ProcessorMixin does. Images may be nested, with one list per text."""
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        *others: Any,
+        visual_tokens: int | Sequence[int] | None = None,
+        regions: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Encode texts and images, as ProcessorMixin does.
+
+        Args:
+            images: may be nested, with one list per text.
+            text: a text or a list of texts.
+            others: arguments of ProcessorMixin.
+            visual_tokens: number of visual tokens of each image, or one number for all; None: `num_image_tokens`.
+            regions: the boxes of all `<region>` in order, (x1, y1, x2, y2) with [0, 1] from edge to edge of the image;
+                or a list of them for each text.
+            options: options of ProcessorMixin.
+
+        Raises:
+            UserError: texts, images, numbers and boxes do not fit together, or a box is empty or leaves its image.
+        """
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
-        processor = self
+        processor = copy.copy(self)
+        processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
-            processor = copy.copy(self)
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
-        return super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
+        views = []
+        if visual_tokens is not None or regions is not None or any(REGION_TOKEN in str(one) for one in texts or ()):
+            views = processor._views(texts, images or (), flat_boxes(regions))
+        encoded = super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
+        if views:
+            encoded["views"] = pack_views(views)
+        return encoded
+
+    def _views(
+        self, texts: Sequence[str] | None, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]
+    ) -> list[View]:
+        """Return the view of each placeholder, or of each image if there is no text."""
+
+        def model_box(image: int, box: Sequence[float]) -> Box:
+            return self.image_processor.model_box(box, images[image].size)
+
+        texts = [self.image_token] * len(images) if texts is None else texts
+        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box)
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""
@@ -70,25 +118,63 @@ class SparseVLMProcessor(ProcessorMixin):
                 return None
         return [self.image_processor.process_image(image, layout) for image in flat_images(images)]
 
-    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
-        """Render a conversation, as ProcessorMixin does, with the control tokens in its messages escaped."""
+    def apply_chat_template(
+        self, conversation: Any, *args: Any, processor_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Render a conversation, as ProcessorMixin does, with the control tokens in its messages escaped.
+
+        With `tokenize=True` the boxes of its regions are passed on to the processor; otherwise pass
+        `regions=boxes_of(conversation)` to the processor with the text.
+        """
         tokens = control_tokens(self.tokenizer)
         several = bool(conversation) and not isinstance(conversation[0], dict)
         escaped: Any = [_escape(turns, tokens) for turns in conversation] if several else _escape(conversation, tokens)
+        if boxes := boxes_of(conversation):
+            processor_kwargs = {"regions": boxes, **(processor_kwargs or {})}
+        if options.get("tokenize", False) or boxes:
+            options["processor_kwargs"] = processor_kwargs
         return super().apply_chat_template(escaped, *args, **options)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
         """Return the text that replaces the `image_idx`-th placeholder. Called by transformers."""
-        return self.image_token * self.num_image_tokens
+        return self.image_token * self._counts[image_idx]
+
+    def get_text_with_replacements(self, *args: Any, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
+        """Replace the placeholders of images, as ProcessorMixin does, and those of regions."""
+        texts, offsets = super().get_text_with_replacements(*args, **options)
+        tokens = self.image_token * self.region_tokens
+        return [text.replace(REGION_TOKEN, tokens) for text in texts], offsets
 
     def _get_num_multimodal_tokens(
-        self, image_sizes: list[list[int]] | None = None, **unused: object
+        self, image_sizes: list[list[int]] | None = None, visual_tokens: int | None = None, **unused: object
     ) -> MultiModalData:
         """Return the number of visual tokens per image, for servers that plan before they have the images."""
         if image_sizes is None:
             return MultiModalData()
-        count = len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+        counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
+        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
+
+
+def boxes_of(conversation: Any) -> list[Sequence[float]]:
+    """Return the boxes of the parts of type "region" of a conversation, or of several, in order.
+
+    Raises:
+        UserError: such a part has no box.
+    """
+    boxes = []
+    for turn in getattr(conversation, "messages", conversation):
+        if not isinstance(turn, dict):
+            boxes += boxes_of(turn)
+            continue
+        content = turn.get("content")
+        for part in content if isinstance(content, list | tuple) else []:
+            if isinstance(part, dict) and part.get("type") == "region":
+                if part.get("box") is None:
+                    raise UserError(
+                        'A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.'
+                    )
+                boxes.append(part["box"])
+    return boxes
 
 
 def _check_counts(placeholders: Sequence[int], images: Sequence[int]) -> None:
@@ -110,15 +196,26 @@ def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
+    placeholders = (IMAGE_TOKEN, REGION_TOKEN)
+    tokens = [*tokens, REGION_TOKEN]
     if isinstance(content, str):
-        return escape(content, [token for token in tokens if token != IMAGE_TOKEN or role != "user"])
+        return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
     if not isinstance(content, list | tuple):
         return content
     texts = [
         place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
     ]
     escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
-    return [{**part, "text": escaped[place]} if place in escaped else part for place, part in enumerate(content)]
+    return [
+        {**part, "text": escaped[place]} if place in escaped else _region_as_text(part)
+        for place, part in enumerate(content)
+    ]
+
+
+def _region_as_text(part: Any) -> Any:
+    """Replace a part of type "region" by its placeholder, since chat templates do not know the type."""
+    is_region = isinstance(part, dict) and part.get("type") == "region"
+    return {"type": "text", "text": REGION_TOKEN} if is_region else part
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

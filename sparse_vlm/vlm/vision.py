@@ -1,6 +1,6 @@
 """SparseFormer as a vision model of transformers: configuration, model, registration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.batches import View, encode_canvases, select_hidden_states, view_hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
-from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.encoder.preprocessing import ASPECTS
 from sparse_vlm.errors import unknown_choice
 
@@ -164,6 +164,13 @@ class SparseFormerVisionModel(PreTrainedModel):
         out = encode_canvases(self.encoder, pixel_values) if native else self.encoder(pixel_values)
         states = tuple(map(self._without_registers, out.hidden_states))
         return BaseModelOutputWithPooling(last_hidden_state=states[-1], pooler_output=out.pooled, hidden_states=states)
+
+    def view_hidden_states(
+        self, pixel_values: Tensor, views: Sequence[View], layers: Sequence[int]
+    ) -> list[tuple[Tensor, ...]]:
+        """The chosen hidden states of each view, float[(CLS +) n, C] each; see `batches.view_hidden_states`."""
+        found = view_hidden_states(self.encoder, pixel_values, views, layers, self.config.aspect)
+        return [tuple(self._without_registers(state[None])[0] for state in states) for states in found]
 
     def _without_registers(self, tokens: Tensor) -> Tensor:
         prefix, registers = self.encoder.num_prefix_tokens, self.encoder.num_register_tokens

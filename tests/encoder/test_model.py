@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
+from sparse_vlm.encoder.batches import encode_canvases, select_hidden_states
 from sparse_vlm.errors import UserError
 from tests.encoder.parity.official import NAMES, load_official, recorded
 

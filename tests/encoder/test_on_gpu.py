@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sparse_vlm.draw import undo_normalisation
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
+from sparse_vlm.encoder.batches import encode_canvases, select_hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
-from sparse_vlm.encoder.model import encode_canvases, select_hidden_states
 from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 

@@ -16,6 +16,8 @@ from sparse_vlm.encoder.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Transform,
+    box_after_transform,
+    make_transform,
     place_on_canvas,
     remove_canvas,
 )
@@ -114,3 +116,29 @@ def test_a_square_image_equals_its_crop() -> None:
 def test_an_image_without_a_canvas_is_unchanged() -> None:
     pixels = torch.randn(3, 32, 32)
     assert torch.equal(remove_canvas(pixels), pixels)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (192, 96), (96, 240)])
+@pytest.mark.parametrize(
+    ("preprocessing", "aspect"),
+    [
+        (Preprocessing(64, 64), "crop"),
+        (Preprocessing(80, 64), "crop"),
+        (Preprocessing(80, 64, resize_mode="squash"), "crop"),
+        (Preprocessing(80, 64), "native"),
+    ],
+)
+def test_a_box_is_found_again_after_the_transform(
+    size: tuple[int, int], preprocessing: Preprocessing, aspect: str
+) -> None:
+    box = (0.375, 0.40625, 0.625, 0.5)
+    image = Image.new("L", size)
+    corners = [round(side * length) for side, length in zip(box, size * 2, strict=True)]
+    image.paste(255, tuple(corners))
+    pixels = remove_canvas(make_transform(preprocessing, aspect)(image))[0]
+    is_white = pixels > (pixels.min() + pixels.max()) / 2
+    height, width = is_white.shape
+    rows, columns = is_white.any(1).nonzero().flatten(), is_white.any(0).nonzero().flatten()
+    seen = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    expected = box_after_transform(box, size, preprocessing, aspect)
+    assert seen == pytest.approx(expected, abs=1 / min(height, width))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.model import _log_untrained_count, encode_canvases, select_hidden_states
+from sparse_vlm.encoder.batches import encode_canvases, select_hidden_states
+from sparse_vlm.encoder.model import _log_untrained_count
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from tests.encoder.parity.official import load_official

@@ -21,7 +21,7 @@ ROOMS: dict[str, str] = {
     "sparse_vlm.data.conversations": "train",
     "sparse_vlm.data.images": "bootstrap",
     "sparse_vlm.data.tar_shards": "bootstrap",
-    "sparse_vlm.encoder.export": "export",
+    "sparse_vlm.encoder.runtime.export": "export",
     "sparse_vlm.integrations.lmms_eval": "lmms",
     "sparse_vlm.measure.llms": "vlm",
     "sparse_vlm.draw": "figures",

@@ -22,7 +22,7 @@ from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import open_tower
-from tests.vlm.conftest import Loaded
+from tests.vlm.conftest import Loaded, logits_of
 
 VISION: dict[str, Any] = {"layers": 3, "width": 32, "head_width": 8, "patch_size": 8, "image_size": 32}
 PREPROCESS: dict[str, Any] = {
@@ -227,3 +227,11 @@ def test_a_directory_without_an_encoder(tmp_path: Path, llm_dir: Path) -> None:
         open_tower(tmp_path / "none")
     with pytest.raises(UserError, match="of type 'llama', not a SparseFormer"):
         open_tower(llm_dir)
+
+
+def test_a_dense_tower_refuses_other_numbers_of_tokens(dense: Loaded, images: list[Image.Image]) -> None:
+    model, processor = dense
+    default = encode_prompt(processor, images[0], "What?", visual_tokens=processor.num_image_tokens)
+    assert logits_of(model, default).isfinite().all()
+    with pytest.raises(UserError, match="Only a SparseFormer"):
+        logits_of(model, encode_prompt(processor, images[0], "What?", visual_tokens=5))

@@ -17,7 +17,7 @@ from sparse_vlm.data.conversations.sources import open_sources
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
-from sparse_vlm.vlm.language.causal_lm import most_positions
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.templates import LLAVA_PLAIN
 from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration

@@ -12,7 +12,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -140,8 +139,3 @@ def _has_effect(settings: GenerationConfig, name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def most_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of positions in a language model's configuration, or None if it has no such field."""
-    return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))

@@ -5,6 +5,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
+# Not in the vocabulary: its place in a prompt is taken by image tokens.
+REGION_TOKEN = "<region>"
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -12,7 +12,7 @@ from transformers import BatchFeature
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import check_length, check_question, encode_messages
-from sparse_vlm.vlm.language.causal_lm import most_positions
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
 
 

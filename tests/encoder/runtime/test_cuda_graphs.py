@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.model import select_hidden_states
+from sparse_vlm.encoder.batches import select_hidden_states
 from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
 from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from sparse_vlm.errors import UserError

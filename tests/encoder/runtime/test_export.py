@@ -15,8 +15,8 @@ from PIL import Image
 
 from sparse_vlm.cli import main
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.export import TOLERANCE, compare, export_onnx
 from sparse_vlm.encoder.rois import lay_out_rois
+from sparse_vlm.encoder.runtime.export import TOLERANCE, compare, export_onnx
 from sparse_vlm.errors import UserError
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"

@@ -1,0 +1,146 @@
+"""Views: which tokens of which image replace each placeholder of a prompt. One tensor holds those of a batch."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse_vlm.encoder.rois import WHOLE_IMAGE, check_box
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
+
+Box = tuple[float, float, float, float]
+# Boxes are integers in the tensor, so that `inputs.to(torch.bfloat16)` leaves them alone.
+UNITS = 2**16
+PLACEHOLDER = re.compile(f"{IMAGE_TOKEN}|{REGION_TOKEN}")
+
+
+class View(NamedTuple):
+    """The visual tokens of one placeholder, `<image>` or `<region>`.
+
+    Attributes:
+        image: index of the image among the images of the sample or the batch.
+        tokens: number of tokens that the language model receives, with CLS if the model keeps it.
+        box: where the tokens start, (x1, y1, x2, y2) in the coordinates of the image that the encoder receives.
+    """
+
+    image: int
+    tokens: int
+    box: Box = WHOLE_IMAGE
+
+
+def pack_views(views: Sequence[View]) -> Tensor:
+    """Views of V placeholders -> int64[V, 6]: image, tokens, and the box in units of 1/65536 of the image.
+
+    Raises:
+        UserError: a view has no token, or its box is empty or leaves the image.
+    """
+    rows = []
+    for view in views:
+        check_count(view.tokens)
+        check_box(view.box)
+        rows.append([view.image, view.tokens, *(round(side * UNITS) for side in view.box)])
+    return torch.tensor(rows, dtype=torch.long).reshape(-1, 6)
+
+
+def unpack_views(packed: Tensor) -> list[View]:
+    """Inverse of `pack_views`."""
+    return [
+        View(image, tokens, (left / UNITS, top / UNITS, right / UNITS, bottom / UNITS))
+        for image, tokens, left, top, right, bottom in packed.tolist()
+    ]
+
+
+def check_count(tokens: int) -> None:
+    """Raise UserError if an image or a region gets less than one token."""
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise UserError(f"An image or a region needs a whole number of visual tokens, at least 1, got {tokens!r}.")
+
+
+def tokens_per_image(visual_tokens: int | Sequence[int] | None, images: int, default: int) -> list[int]:
+    """Return the number of visual tokens of each image.
+
+    Args:
+        visual_tokens: one number for all images, one number per image, or None for `default`.
+        images: number of images.
+        default: the model's own number.
+
+    Raises:
+        UserError: a number below 1, or more or fewer numbers than images.
+    """
+    asked: Any = default if visual_tokens is None else visual_tokens
+    counts = list(asked) if isinstance(asked, Sequence) else [asked] * images
+    if len(counts) != images:
+        raise UserError(f"There are {images} images but {len(counts)} numbers of visual tokens: give one per image.")
+    for count in counts:
+        check_count(count)
+    return counts
+
+
+def views_of_texts(
+    texts: Sequence[str],
+    counts: Sequence[int],
+    boxes: Sequence[Sequence[float]],
+    region_tokens: int,
+    model_box: Callable[[int, Sequence[float]], Box],
+) -> list[View]:
+    """Return the view of each placeholder of the texts, in order. A region belongs to the image before it.
+
+    Args:
+        texts: with `<image>` and `<region>`.
+        counts: number of visual tokens of each image.
+        boxes: the box of each `<region>`, in the coordinates of its image.
+        region_tokens: number of visual tokens of each region.
+        model_box: converts a box in the image of an index to the coordinates of what the encoder receives.
+
+    Raises:
+        UserError: the placeholders do not fit the images and boxes.
+    """
+    found = [PLACEHOLDER.findall(text) for text in texts]
+    images, regions = (sum(each.count(token) for each in found) for token in (IMAGE_TOKEN, REGION_TOKEN))
+    if images != len(counts):
+        raise UserError(f"The text has {images} {IMAGE_TOKEN} but there are {len(counts)} images: each needs one.")
+    if regions != len(boxes):
+        raise UserError(
+            f"The text has {regions} {REGION_TOKEN} but there are {len(boxes)} boxes: each {REGION_TOKEN} needs a box "
+            "(x1, y1, x2, y2)."
+        )
+    views: list[View] = []
+    image, remaining = -1, iter(boxes)
+    for placeholders in found:
+        if placeholders[:1] == [REGION_TOKEN]:
+            raise UserError(
+                f"A {REGION_TOKEN} is part of the image before it, but its text has no {IMAGE_TOKEN} before it."
+            )
+        for placeholder in placeholders:
+            if placeholder == IMAGE_TOKEN:
+                image += 1
+                views.append(View(image, counts[image]))
+            else:
+                views.append(View(image, region_tokens, model_box(image, next(remaining))))
+    return views
+
+
+def flat_boxes(regions: Sequence[Any] | None) -> list[Sequence[float]]:
+    """Return the boxes of `regions`: a list of boxes, or a list of such lists.
+
+    Raises:
+        UserError: one of them is not a box.
+    """
+    boxes: list[Sequence[float]] = []
+    for region in regions or []:
+        if isinstance(region, Sequence) and not isinstance(region, str) and region and _is_box(region[0]):
+            boxes += region
+        elif _is_box(region):
+            boxes.append(region)
+        elif not isinstance(region, list | tuple) or region:  # a text without regions has an empty list
+            raise UserError(f"A region is a box (x1, y1, x2, y2), got {region!r}.")
+    for box in boxes:
+        check_box(box)
+    return boxes
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(side, int | float) for side in value) and bool(value)
