@@ -89,9 +89,7 @@ class SparseVLM(lmms):
             rows = [row for row, images in enumerate(images_of) if len(images) == count]
             questions = [(place * count, prompts[row]) for place, row in enumerate(rows)]
             images = [image for row in rows for image in images_of[row]]
-            answerer = Answerer(
-                self._model, self._processor, limit, self.batch_size, visual_tokens=self.visual_tokens
-            )
+            answerer = Answerer(self._model, self._processor, limit, self.batch_size, visual_tokens=self.visual_tokens)
             for batch in answerer.answer(images or None, questions) if rows else ():
                 texts |= {rows[place]: text for place, text in batch}
         for row in range(len(requests)):

@@ -234,7 +234,8 @@ MODELS: dict[str, type[Strict]] = {
 
 def _is_tag(name: str) -> bool:
     """Return whether a part of an error's location is pydantic's name for an alternative of a union."""
-    return name in ("str", "int", "user", "assistant", "system", "developer", "text") or name.startswith("list[")
+    alternatives = ("str", "int", "user", "assistant", "system", "developer", "text", "region")
+    return name in alternatives or name.startswith("list[")
 
 
 def _model_at(location: Sequence[Any]) -> type[Strict] | None:
