@@ -105,9 +105,7 @@ def test_lmms_eval_logs_our_answers(
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        ("0", "at least 1, got 0"),
         ("16.5", "a whole number of visual tokens, at least 1, got 16.5"),
-        ("abc", "got 'abc'"),
         ("5000", "exceeds the 2048 positions"),
     ],
 )
