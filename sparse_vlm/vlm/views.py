@@ -14,7 +14,7 @@ from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
 Box = tuple[float, float, float, float]
 # Boxes are integers in the tensor, so that `inputs.to(torch.bfloat16)` leaves them alone.
 UNITS = 2**16
-MOST_TOKENS = 2**20  # of an image; more are a slip, and their placeholders would fill the memory
+MOST_TOKENS = 2**17  # of an image; more are a slip, and their placeholders would fill the memory
 PLACEHOLDER = re.compile(f"{IMAGE_TOKEN}|{REGION_TOKEN}")
 
 

@@ -90,7 +90,7 @@ def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.Ca
     cases = [
         ([*early, "--visual_tokens", "0"], "a whole number of visual tokens, at least 1, got 0."),
         ([*early, "--visual_tokens", "-1"], "a whole number of visual tokens, at least 1, got -1."),
-        ([*early, "--visual_tokens", "10000000000"], "at most 1048576 visual tokens, got 10000000000."),
+        ([*early, "--visual_tokens", "10000000000"], "at most 131072 visual tokens, got 10000000000."),
         ([*early, "--region", "0,0,1,1"], "--region is a box of an image: add --image FILE."),
         ([*about, "--region", "-0.5,0,1,1"], "A box lies inside the image"),
         ([*about, "--region", "0.5,0,0.5,1"], "A box lies inside the image"),

@@ -14,6 +14,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import check_inputs, check_question, encode_messages
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
+from sparse_vlm.vlm.views import View, tokens_per_image
 
 
 class Engine:
@@ -64,6 +65,8 @@ class Engine:
         visual_tokens: int | Sequence[int] | None,
     ) -> tuple[BatchFeature, int]:
         check_question("".join(part.get("text", "") for part in messages[-1]["content"]))
+        counts = tokens_per_image(visual_tokens, len(images), self._own_processor.num_image_tokens)
+        self.model.model.check_views([View(0, tokens) for tokens in counts])  # before long prompts are tokenized
         inputs = encode_messages(self._own_processor, messages, images, visual_tokens)
         inputs = inputs.to(dtype=self.model.dtype)
         prompt = inputs["input_ids"].shape[1]
