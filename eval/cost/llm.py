@@ -197,7 +197,8 @@ def figure_of(results: Sequence[Result]) -> Figure:
     """Draw a panel for each LLM: seconds (GMACs if untimed) of tower and prefill, stacked."""
     figure = Figure(figsize=(7, 0.6 + 1.9 * len(results)), layout="constrained")
     for axes, result in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
-        names = [f"{row.tower} ({row.tower.tokens})" for row in result.rows]
+        towers = [row.tower for row in result.rows]
+        names = [str(tower) if tower.requested else f"{tower} ({tower.tokens})" for tower in towers]
         if result.untimed:
             parts = [[row.tower.gmacs for row in result.rows], [row.prefill_gmacs for row in result.rows]]
         else:

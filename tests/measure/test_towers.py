@@ -66,6 +66,17 @@ def test_another_number_of_tokens_costs_what_the_encoder_does_with_it(
     assert (tower.tokens, str(tower)) == (count, f"tiny@64, {count} tokens")
 
 
+@pytest.mark.slow
+def test_gmacs_by_the_number_of_tokens_are_those_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs/efficiency.md").read_text()
+    table = page.partition("| latent tokens |")[2].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in table]
+    for name, *cells in rows[2:]:
+        variant, pixels = name.removesuffix(" px").split(", ")
+        counted = [f"{open_tower(variant, int(pixels), int(count)).gmacs:.2f}" for count in rows[0]]
+        assert cells == counted
+
+
 def test_towers_of_one_encoder_share_their_weights(encoder_dir: Path) -> None:
     towers = open_towers([str(encoder_dir), "timm:vit_tiny_patch16_224@32"], [64, 96], tokens=[4, 9])
     assert [(tower.image_size, tower.tokens) for tower in towers] == [(64, 4), (64, 9), (96, 4), (96, 9), (32, 4)]
