@@ -10,6 +10,7 @@ from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_i
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.turns import ChatFormat
+from sparse_vlm.vlm.views import View
 from tests.data.conversations.records import record
 
 VQA = record("<image>\nWhat shape is it?", "circle", "Is there a red one here?", "yes", "Color?", "dark blue")
@@ -26,7 +27,8 @@ def llama(chat: ChatFormat) -> LlamaForCausalLM:
 
 
 def example(row: Row, pixel_values: torch.Tensor | None = None) -> dict:
-    return {"row": row, "images": [] if pixel_values is None else [pixel_values]}
+    images = [] if pixel_values is None else [pixel_values]
+    return {"row": row, "images": images, "views": [View(0, 5) for _ in images]}
 
 
 def alone(llama: LlamaForCausalLM, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,9 +149,8 @@ def test_several_images_are_in_the_order_of_their_placeholders(chat: ChatFormat)
     several = record("<image> or <image>?", "the first", image=["a", "b"])
     rows = [encode(parse_sample(r, 0), chat) for r in (several, TEXT, VQA)]
     images = list(torch.rand(3, 3, 8, 8))
-    batch = ConversationCollator(0)(
-        [{"row": rows[0], "images": images[:2]}, example(rows[1]), example(rows[2], images[2])]
-    )
+    first = {"row": rows[0], "images": images[:2], "views": [View(0, 5), View(1, 5)]}
+    batch = ConversationCollator(0)([first, example(rows[1]), example(rows[2], images[2])])
     assert torch.equal(batch["pixel_values"], torch.stack(images))
     placeholders = (batch["input_ids"] == chat.image_token_id).sum(1)
     assert placeholders.tolist() == [2 * chat.tokens_per_image, 0, chat.tokens_per_image]
