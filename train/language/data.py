@@ -154,7 +154,7 @@ def make_data(
         requested |= {} if held_out is None else {held_out: (default,)}
         use_cached_tokens(data_args.cache_visual_tokens, requested, model, processor, args)
         projector: Any = model.model.multi_modal_projector
-        shape, image_key = torch.Size((default, *projector.norm.normalized_shape)), "visual_tokens"
+        shape, image_key = torch.Size(projector.norm.normalized_shape), "visual_tokens"
     pad = processor.tokenizer.pad_token_id
     collator = ConversationCollator(
         processor.tokenizer.eos_token_id if pad is None else pad,
@@ -162,7 +162,7 @@ def make_data(
         packing=_packing(model) if data_args.packing else None,
         default_tokens=default,
         image_key=image_key,
-        blank_image=None if language and args.world_size == 1 else (chat.image_token_id, default, shape),
+        blank_image=None if language and args.world_size == 1 else (chat.image_token_id, shape),
     )
     drawn = None if counts is None else DrawnCounts(counts, data_args.token_density, args.order_seed)
     return StageData(training, held_out, collator, drawn)

@@ -41,9 +41,10 @@ class ConversationCollator:
         default_tokens: the model's own number of visual tokens per image; None: unknown, so that batches with images
             always have views.
         image_key: the model's argument for the images: "pixel_values" or "visual_tokens".
-        blank_image: (image_token_id, tokens per image, shape of an image), or None. If given, a batch without images
-            gets one of zeros, to whose tokens nothing attends. The vision tower then takes part in every step, with
-            zero gradient, so that processes do not wait for each other forever. A single process does not need it.
+        blank_image: (image_token_id, shape of an image or of one cached token), or None. If given, a batch without
+            images gets one of zeros with the samples' number of tokens, to which nothing attends. The vision tower then
+            takes part in every step, with zero gradient, so that processes do not wait for each other forever. A single
+            process does not need it.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ConversationCollator:
         packing: str | None = None,
         default_tokens: int | None = None,
         image_key: str = "pixel_values",
-        blank_image: tuple[int, int, torch.Size] | None = None,
+        blank_image: tuple[int, torch.Size] | None = None,
     ) -> None:
         if packing is not None:
             check_choice("packing", packing, PACKINGS)
@@ -70,9 +71,11 @@ class ConversationCollator:
         visual = [Visual(example["images"], example["views"]) for example in examples]
         blank: list[int] = []  # the tokens of the blank image
         if not any(part.images for part in visual) and self.blank_image is not None:
-            image_token_id, width, shape = self.blank_image
+            image_token_id, shape = self.blank_image
+            width = examples[0]["tokens"]  # another number would leave other weights of the tower without a gradient
             blank = [image_token_id] * width
-            visual[0] = Visual([torch.zeros(shape)], [View(0, width)])
+            cached = self.image_key == "visual_tokens"
+            visual[0] = Visual([torch.zeros(width, *shape) if cached else torch.zeros(shape)], [View(0, width)])
         if self.packing is not None:
             rows, visual, blank = self._packed(rows, visual, blank)
         length = max(len(rows[0].input_ids) + len(blank), *(len(row.input_ids) for row in rows))

@@ -85,9 +85,10 @@ class SampleImage(NamedTuple):
 class ConversationDataset(Dataset):
     """Tokenized conversations and their images.
 
-    Items are `{"row": Row, "images": list of float[3,H,W], "views": list of View}`, with the indices of the sample's
-    images in the views. With `visual_tokens`, "images" holds the tokens of each view instead, float[n,C]. An item is
-    requested by its index, or by a `Drawn` for another number of visual tokens than the largest.
+    Items are `{"row": Row, "tokens": visual tokens per image, "images": list of float[3,H,W], "views": list of View}`,
+    with the indices of the sample's images in the views. With `visual_tokens`, "images" holds the tokens of each view
+    instead, float[n,C]. An item is requested by its index, or by a `Drawn` for another number of visual tokens than the
+    largest.
 
     Items have the order of the sources and their records; a weight above 1 repeats its source in rounds.
 
@@ -154,7 +155,7 @@ class ConversationDataset(Dataset):
         place, tokens = index if isinstance(index, Drawn) else (index, self.chat.tokens_per_image)
         entry = self.entries[place]
         row, views = self._row(entry.sample, tokens)
-        return {"row": row, **self._visual(entry.source, entry.sample, views)}
+        return {"row": row, "tokens": tokens, **self._visual(entry.source, entry.sample, views)}
 
     def lengths(self) -> list[int]:
         """Return the number of tokens of each row, without reading any image."""
