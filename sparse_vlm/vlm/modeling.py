@@ -129,7 +129,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
             found = [tuple(states[layer][place] for layer in layers) for place in places]
         else:
-            initial = self._initial_rois(views, dropped)
+            initial = self.initial_rois(views, dropped)
             found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
         return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
 
@@ -138,8 +138,16 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         whole = [View(view.image, self.config.image_seq_length) for view in unpack_views(views)]
         return torch.equal(views.cpu(), pack_views(whole))
 
-    def _initial_rois(self, views: Tensor, dropped: int) -> list[EncoderView]:
-        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
+    def initial_rois(self, views: Tensor, dropped: int) -> list[EncoderView]:
+        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own.
+
+        Args:
+            views: int64[V, 6] from `pack_views`.
+            dropped: 1 if the select strategy drops CLS, else 0.
+
+        Raises:
+            UserError: see `encode_images`.
+        """
         if not isinstance(self.vision_tower, SparseFormerVisionModel):
             raise UserError(
                 "Only a SparseFormer takes a number of visual tokens or regions, but this vision tower is a dense ViT."

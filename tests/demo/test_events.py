@@ -67,12 +67,12 @@ def test_a_retry_that_does_not_fit_keeps_the_answer(
 ) -> None:
     session = Session()
     last(events.ask(message, session, 0, 1, 4))
-    answered, views = list(session.turns[0].answers), list(session.views)
+    answered, seen = list(session.turns[0].answers), list(session.seen)
     assert answered[0]
     shown = last(events.retry(session, 0, 1, 100_000))
     assert "more than the" in warnings[0]
     assert session.turns[0].answers == answered
-    assert session.views == views
+    assert session.seen == seen
     assert [part["role"] for part in shown[events.page.chats[0]]] == ["user", "assistant"]
     assert last(events.retry(session, 0, 1, 4))[events.page.chats[0]] == shown[events.page.chats[0]]
     assert len(warnings) == 1
