@@ -10,7 +10,7 @@ from demo.boxes import Place, attended_box, box_of_corners, check_place, draw_bo
 from demo.interface import Page, warn
 from demo.models import OpenModel
 from demo.session import Drawing, Region, Regions, SentImage, Session
-from demo.uploads import receive, save_copy, small_copy
+from demo.uploads import large_copy, receive, save_copy
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.views import Box
 
@@ -71,7 +71,7 @@ def begin_drawing(session: Session, attached: SentImage | None) -> None:
     images = [*session.images(), *([] if attached is None else [attached])]
     if not images:
         raise UserError("There is no image to draw on: attach one to the question first.")
-    session.drawing = Drawing(images[-1], small_copy(images[-1].decode()))
+    session.drawing = Drawing(images[-1], large_copy(images[-1].decode()))
 
 
 def add_corner(drawing: Drawing, place: Place) -> None:
@@ -143,7 +143,7 @@ def attended_regions(models: Sequence[OpenModel], session: Session) -> Regions:
             found.append(None)
             notes.append(f"Asked again without a box: {reason}.")
             continue
-        shown = small_copy(session.images()[-1].decode())
+        shown = large_copy(session.images()[-1].decode())
         found.append(Region(box, save_copy(draw_box(shown, box))))
         notes.append("Looked again, more closely inside the box.")
     if not any(found):

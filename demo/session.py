@@ -38,7 +38,7 @@ class Region(NamedTuple):
 
     Attributes:
         box: in the coordinates of the whole image.
-        file: a small copy of the image with the box.
+        file: a copy of the image with the box.
     """
 
     box: Box
@@ -51,7 +51,7 @@ class Drawing:
 
     Attributes:
         image: the image.
-        shown: a small copy of it, on which the visitor clicks.
+        shown: a copy of it of the page's size, on which the visitor clicks.
         corner: the first corner in pixels of the copy.
         box: the finished box, in the coordinates of the whole image.
     """

@@ -32,6 +32,12 @@ def small_copy(image: Image.Image) -> Image.Image:
     return copy
 
 
+def large_copy(image: Image.Image) -> Image.Image:
+    """Return a copy as large as the page shows it, even of a small image: a visitor draws on it."""
+    scale = SHOWN_SIDE / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size])
+
+
 def save_copy(image: Image.Image) -> str:
     """Save an image where the page can serve it; returns the path."""
     return save_pil_to_cache(image, cache_dir=get_upload_folder(), format="png")
