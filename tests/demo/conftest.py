@@ -170,3 +170,19 @@ def images() -> list[Image.Image]:
         Image.fromarray(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8).numpy())
         for _ in range(10)
     ]
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of the page; gradio shows none outside of a request."""
+    import gradio as gr
+
+    shown: list[str] = []
+    monkeypatch.setattr(gr, "Warning", shown.append)
+    return shown
+
+
+@pytest.fixture
+def message(images: list[Image.Image], tmp_path: Path) -> dict[str, Any]:
+    images[0].save(tmp_path / "a.png")
+    return {"text": "What is it?", "files": [str(tmp_path / "a.png")]}
