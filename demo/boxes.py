@@ -77,7 +77,7 @@ def draw_box(image: Image.Image, box: Box) -> Image.Image:
     drawn = image.copy()
     width, height = image.size
     edges = [round(side * length) for side, length in zip(box, (width - 1, height - 1) * 2, strict=True)]
-    line = max(1, max(image.size) // 200)
+    line = max(2, max(image.size) // 200)
     draw = ImageDraw.Draw(drawn)
     draw.rectangle([edges[0] - line, edges[1] - line, edges[2] + line, edges[3] + line], outline="white", width=line)
     draw.rectangle(edges, outline="black", width=line)

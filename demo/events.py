@@ -93,16 +93,16 @@ class Events:
     def look_again(
         self, session: Session, temperature: float, top_p: float, max_new_tokens: int, *visual_tokens: int
     ) -> Iterator[Update]:
-        """Answer the last question again with the box to which the answer attended most as a region.
+        """Answer the last question again with one more region, where the answer attended.
 
         The previous answer stays on the page, above the new one. If this is refused, the turn does not change.
         """
         try:
             session.check_retry()
-            looked_at = attended_regions(self.models, session)
+            attended = attended_regions(self.models, session)
             turn = session.turns[-1]
             before = replace(turn)
-            turn.regions, turn.earlier = looked_at, turn.answers
+            turn.attended, turn.earlier = attended, turn.answers
             try:
                 yield from self._answer(session, Decoding(temperature, top_p), max_new_tokens, visual_tokens)
             except UserError:

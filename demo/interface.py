@@ -107,7 +107,7 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
             with gr.Column(visible=False, elem_id="box-area") as box_area:
                 box_text = gr.Markdown(elem_id="box-text")
                 box = gr.Image(
-                    label="Image for the box (click two opposite corners)",
+                    show_label=False,  # it would cover a part of the image
                     alt_text="the image on which a box is drawn",
                     elem_id="box",
                     interactive=False,

@@ -59,7 +59,9 @@ def describe_rois(seen: Seen, choice: Choice) -> str:
     image = seen.images[choice.image - 1]
     rois = image.steps[choice.step - 1].rois[0]
     whole = covered_share(rois)
-    tokens = f"{len(rois)} tokens" + f" ({image.region_tokens} of them for the box)" * bool(image.region_tokens)
+    tokens = f"{len(rois)} tokens"
+    if image.boxes:
+        tokens += f" ({image.region_tokens} of them for {_boxes(image)})"
     text = f"Step {choice.step} of {len(image.steps)}: {tokens} cover {whole:.0%} of the image"
     if choice.token == ALL:
         return f"{text}."
@@ -91,8 +93,9 @@ def count_tokens(seen: Seen | None) -> str | None:
     """Write the number of visual tokens of the last image, and of its regions; None if unknown."""
     if seen is None:
         return None
-    image, *regions = (view.tokens for view in seen.images[-1].views)
-    return f"{image}" + f" + {sum(regions)} for the box" * bool(regions)
+    image = seen.images[-1]
+    whole, *regions = (view.tokens for view in image.views)
+    return f"{whole}" if not regions else f"{whole} + {sum(regions)} for {_boxes(image)}"
 
 
 def numbers(models: Sequence[OpenModel], generations: Sequence[Generation], visual_tokens: Sequence[str | None]) -> str:
@@ -120,6 +123,10 @@ def numbers(models: Sequence[OpenModel], generations: Sequence[Generation], visu
     lines = [head, "|---|" + "---:|" * len(generations)]
     lines += [f"| {name} | " + " | ".join(values) + " |" for name, values in rows.items()]
     return "\n".join(lines) + f"\n\nMemory of the whole process: {psutil.Process().memory_info().rss / 2**20:.0f} MiB."
+
+
+def _boxes(image: SeenImage) -> str:
+    return "the box" if len(image.boxes) == 1 else f"{len(image.boxes)} boxes"
 
 
 def _milliseconds(seconds: float | None) -> str:

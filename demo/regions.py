@@ -10,9 +10,11 @@ from demo.boxes import Place, attended_box, box_of_corners, check_place, draw_bo
 from demo.interface import Page, warn
 from demo.models import OpenModel
 from demo.session import Drawing, Region, Regions, SentImage, Session
-from demo.uploads import large_copy, receive, save_copy
+from demo.uploads import copy_of_side, receive, save_copy
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.views import Box
+
+CHAT_SIDE = 256  # pixels of the longer side of an image with a box in the chat
 
 
 class BoxEvents:
@@ -71,7 +73,7 @@ def begin_drawing(session: Session, attached: SentImage | None) -> None:
     images = [*session.images(), *([] if attached is None else [attached])]
     if not images:
         raise UserError("There is no image to draw on: attach one to the question first.")
-    session.drawing = Drawing(images[-1], large_copy(images[-1].decode()))
+    session.drawing = Drawing(images[-1], copy_of_side(images[-1].decode()))
 
 
 def add_corner(drawing: Drawing, place: Place) -> None:
@@ -123,7 +125,7 @@ def drawn_regions(models: Sequence[OpenModel], session: Session, attached: Seque
     if not last or last[0].data != drawing.image.data:
         now = f"the last image is now {last[0].name}" if last else "it is no longer attached"
         raise UserError(f"The box was drawn on {drawing.image.name}, but {now}: draw it again, or remove the box.")
-    region = Region(drawing.box, save_copy(draw_box(drawing.shown, drawing.box)))
+    region = _region(drawing.box, drawing.image)
     notes = [f"Asked without the box: {opened.fixed}." if opened.fixed else "" for opened in models]
     return Regions([None if opened.fixed else region for opened in models], notes)
 
@@ -143,8 +145,7 @@ def attended_regions(models: Sequence[OpenModel], session: Session) -> Regions:
             found.append(None)
             notes.append(f"Asked again without a box: {reason}.")
             continue
-        shown = large_copy(session.images()[-1].decode())
-        found.append(Region(box, save_copy(draw_box(shown, box))))
+        found.append(_region(box, session.images()[-1]))
         notes.append("Looked again, more closely inside the box.")
     if not any(found):
         reasons = [opened.fixed for opened in models]
@@ -152,6 +153,10 @@ def attended_regions(models: Sequence[OpenModel], session: Session) -> Regions:
             raise UserError(f"The model cannot look again: {reasons[0]}.")
         raise UserError("There is nothing to look at again: ask about an image first.")
     return Regions(found, notes)
+
+
+def _region(box: Box, image: SentImage) -> Region:
+    return Region(box, save_copy(draw_box(copy_of_side(image.decode(), CHAT_SIDE), box)))
 
 
 def _attended(opened: OpenModel, session: Session, model: int) -> Box | None:

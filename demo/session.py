@@ -81,20 +81,23 @@ class Turn:
     Attributes:
         question: as typed.
         images: those sent with it.
-        regions: what the models look at more closely; None: nothing.
+        drawn: the box that the visitor drew for the question.
+        attended: where the models looked again; None: they did not.
         answers: of each model that has begun to answer.
-        earlier: the answers before the models looked again; empty unless they did.
+        earlier: the answers before the models looked again.
     """
 
     question: str
     images: list[SentImage]
-    regions: Regions | None = None
+    drawn: Regions | None = None
+    attended: Regions | None = None
     answers: list[str] = field(default_factory=list)
     earlier: list[str] = field(default_factory=list)
 
-    def region(self, model: int) -> Region | None:
-        """Return the region of a model."""
-        return None if self.regions is None else self.regions.each[model]
+    def boxes(self, model: int) -> list[Box]:
+        """Return the boxes of all regions of a model."""
+        regions = [given.each[model] for given in (self.drawn, self.attended) if given is not None]
+        return [region.box for region in regions if region is not None]
 
 
 class SeenImage(NamedTuple):
@@ -181,9 +184,7 @@ class Session:
         """Return the conversation with a model up to the last question, for a chat template."""
         messages = []
         for turn in self.turns:
-            region = turn.region(model)
-            boxes = [] if region is None else [region.box]
-            messages.append(user_message(turn.question, len(turn.images), boxes))
+            messages.append(user_message(turn.question, len(turn.images), turn.boxes(model)))
             if turn is not self.turns[-1]:
                 text = turn.answers[model] if model < len(turn.answers) else ""  # stopped before this model answered
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
@@ -193,16 +194,27 @@ class Session:
         """Return the conversation with a model for Gradio's Chatbot."""
         shown: list[dict[str, Any]] = []
         for turn in self.turns:
-            region, looked_again = turn.region(model), bool(turn.earlier)
             files = [{"path": image.file, "alt_text": image.name} for image in turn.images]
-            boxed = [] if region is None else [{"path": region.file, "alt_text": "the image with the box"}]
-            if boxed and not looked_again:
+            if boxed := _boxed(turn.drawn, model):
                 files = [*files[:-1], *boxed]
             shown.append({"role": "user", "content": [*files, as_typed(turn.question)]})
             if model < len(turn.earlier):
-                shown.append({"role": "assistant", "content": as_answer(turn.earlier[model])})
+                shown.append(_shown_answer(turn.earlier[model], turn.drawn, model))
             if model < len(turn.answers):
-                note = "" if turn.regions is None else turn.regions.notes[model]
-                text = f"*{note}*\n\n" * bool(note) + as_answer(turn.answers[model])
-                shown.append({"role": "assistant", "content": [*boxed, text] if boxed and looked_again else text})
+                answer = _shown_answer(turn.answers[model], turn.attended or turn.drawn, model)
+                if boxed := _boxed(turn.attended, model):
+                    answer["content"] = [*boxed, answer["content"]]
+                shown.append(answer)
         return shown
+
+
+def _boxed(regions: Regions | None, model: int) -> list[dict[str, str]]:
+    """Return the image with a model's box for the chat, in a list; empty without a box."""
+    region = None if regions is None else regions.each[model]
+    return [] if region is None else [{"path": region.file, "alt_text": "the image with the box"}]
+
+
+def _shown_answer(text: str, regions: Regions | None, model: int) -> dict[str, Any]:
+    """Return an answer for the chat, after the note on what the model looked at."""
+    note = "" if regions is None else regions.notes[model]
+    return {"role": "assistant", "content": f"*{note}*\n\n" * bool(note) + as_answer(text)}

@@ -12,7 +12,8 @@ from demo.session import SentImage
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import decode_image
 
-SHOWN_SIDE = 768  # pixels of the longer side of an image's copy on the page
+SHOWN_SIDE = 768  # most pixels of the longer side of an image's copy in the chat
+DRAWING_SIDE = 768  # pixels of the longer side of a copy to draw on
 
 
 def receive(path: str, max_megapixels: float) -> SentImage:
@@ -32,10 +33,10 @@ def small_copy(image: Image.Image) -> Image.Image:
     return copy
 
 
-def large_copy(image: Image.Image) -> Image.Image:
-    """Return a copy as large as the page shows it, even of a small image: a visitor draws on it."""
-    scale = SHOWN_SIDE / max(image.size)
-    return image.resize([max(1, round(side * scale)) for side in image.size])
+def copy_of_side(image: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
+    """Return a copy whose longer side has `side` pixels; small images are enlarged, so that a box on them is clear."""
+    scale = side / max(image.size)
+    return image.resize([max(1, round(length * scale)) for length in image.size])
 
 
 def save_copy(image: Image.Image) -> str:

@@ -13,7 +13,7 @@ from demo.generation import encode
 from demo.models import OpenModel, TokenRange, open_model
 from demo.panel import ALL, Choice, count_tokens, describe_rois, draw_attention, draw_rois
 from demo.session import Drawing, SentImage, Session
-from demo.uploads import large_copy
+from demo.uploads import copy_of_side
 from sparse_vlm.encoder import create_encoder
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer as one_answer
@@ -101,7 +101,7 @@ def test_a_drawn_box_becomes_a_region(
     assert "14 tokens (9 of them for the box) cover 100%" in describe_rois(seen, choice)
     assert draw_rois(seen, choice._replace(token=14)).size == draw_attention(seen, choice).size
     file = session.history(0)[0]["content"][0]["path"]
-    assert Image.open(file).getpixel((192, 288)) == (0, 0, 0)  # the left edge of the box
+    assert Image.open(file).getpixel((64, 96)) == (0, 0, 0)  # the left edge of the box
 
 
 def test_attention_to_images_and_regions_is_that_of_the_model(
@@ -135,7 +135,8 @@ def test_looking_again_keeps_the_first_answer(events: Events, message: dict[str,
     shown = last(events.look_again(session, 0, 1, 4, 6))
     turn = session.turns[0]
     assert turn.earlier == [first]
-    region = turn.region(0)
+    assert turn.attended is not None
+    region = turn.attended.each[0]
     assert region is not None
     left, _, right, _ = region.box
     assert 0.125 <= left < right <= 0.875  # in the whole image: the model sees the central square
@@ -151,6 +152,16 @@ def test_looking_again_keeps_the_first_answer(events: Events, message: dict[str,
     assert session.seen[0].images[0].region_tokens == 9
 
 
+def test_looking_again_keeps_the_drawn_box(events: Events, message: dict[str, Any]) -> None:
+    session = Session()
+    draw_a_box(events, message, session)
+    last(events.ask(message, session, 0, 1, 4, 6))
+    shown = last(events.look_again(session, 0, 1, 4, 6))
+    assert session.turns[0].boxes(0)[0] == BOX
+    assert "| visual tokens of an image | 6 + 18 for 2 boxes |" in shown[events.page.numbers]
+    assert "24 tokens (18 of them for 2 boxes)" in shown[events.page.rois_text]
+
+
 def test_a_second_look_that_does_not_fit_changes_nothing(
     events: Events, message: dict[str, Any], warnings: list[str]
 ) -> None:
@@ -160,7 +171,7 @@ def test_a_second_look_that_does_not_fit_changes_nothing(
     last(events.look_again(session, 0, 1, 100_000))
     assert "more than the" in warnings[0]
     turn = session.turns[0]
-    assert (turn.answers, turn.earlier, turn.regions) == (answers, [], None)
+    assert (turn.answers, turn.earlier, turn.attended) == (answers, [], None)
 
 
 def test_refusals_of_boxes_are_one_sentence_and_keep_the_box(
@@ -251,7 +262,7 @@ def test_the_numbers_that_a_model_can_have(sparse: OpenModel, dense: OpenModel, 
 
 
 def test_a_small_image_is_large_enough_to_draw_on(images: list[Image.Image]) -> None:
-    assert large_copy(images[0]).size == (768, 576)
-    assert large_copy(Image.new("RGB", (5000, 1))).size == (768, 1)
-    drawing = Drawing(SentImage(b"", "a.png", ""), large_copy(images[0]))
+    assert copy_of_side(images[0]).size == (768, 576)
+    assert copy_of_side(Image.new("RGB", (5000, 1))).size == (768, 1)
+    drawing = Drawing(SentImage(b"", "a.png", ""), copy_of_side(images[0]))
     assert drawing.box is None
