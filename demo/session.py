@@ -201,10 +201,9 @@ class Session:
             if model < len(turn.earlier):
                 shown.append(_shown_answer(turn.earlier[model], turn.drawn, model))
             if model < len(turn.answers):
-                answer = _shown_answer(turn.answers[model], turn.attended or turn.drawn, model)
+                shown.append(_shown_answer(turn.answers[model], turn.attended or turn.drawn, model))
                 if boxed := _boxed(turn.attended, model):
-                    answer["content"] = [*boxed, answer["content"]]
-                shown.append(answer)
+                    shown[-1]["content"][1:1] = boxed  # between note and answer
         return shown
 
 
@@ -217,4 +216,4 @@ def _boxed(regions: Regions | None, model: int) -> list[dict[str, str]]:
 def _shown_answer(text: str, regions: Regions | None, model: int) -> dict[str, Any]:
     """Return an answer for the chat, after the note on what the model looked at."""
     note = "" if regions is None else regions.notes[model]
-    return {"role": "assistant", "content": f"*{note}*\n\n" * bool(note) + as_answer(text)}
+    return {"role": "assistant", "content": [f"*{note}*", as_answer(text)] if note else [as_answer(text)]}

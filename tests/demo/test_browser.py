@@ -18,10 +18,12 @@ from tests.demo.visitor import (
     ask,
     changed,
     clear,
+    click_box,
     set_number,
     source,
     wait_for_answers,
     wait_for_images,
+    wait_for_text,
 )
 
 if TYPE_CHECKING:
@@ -216,6 +218,11 @@ def test_on_a_phone_in_dark_mode(browser: "Browser", served: Served, image: Path
     assert all((box.bounding_box() or {"width": 0})["width"] > 8 for box in boxes.all())  # none is empty
     page.get_by_role("tab", name="Attention").click()
     source(page, "#attention")
+    page.click("#draw-a-box")
+    click_box(page, 0.1, 0.1)
+    wait_for_text(page, "#box-text", "opposite corner of the box")
+    click_box(page, 0.9, 0.5)
+    wait_for_text(page, "#box-text", "10% to 90% from the left, 10% to 50% from the top")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # the page does not scroll sideways
     page.screenshot(path=screenshots / "8_phone_dark.png", full_page=True)
     page.close()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.demo.visitor import ask, clear, set_number, source, wait_for_answers
+from tests.demo.visitor import ask, clear, click_box, set_number, source, wait_for_answers, wait_for_text
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -13,25 +13,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 TOAST = "[data-testid=toast-body]"
-
-
-def wait_for_text(page: "Page", place: str, text: str) -> None:
-    page.wait_for_function(
-        "([place, text]) => document.querySelector(place)?.innerText.includes(text)", arg=[place, text]
-    )
-
-
-def click_box(page: "Page", x: float, y: float) -> None:
-    """Click a place of the image on which a box is drawn, in [0, 1]; margins may surround it."""
-    shown = page.wait_for_selector("#box img")
-    assert shown is not None
-    page.wait_for_function("() => document.querySelector('#box img').naturalWidth === 768")
-    element = shown.bounding_box()
-    assert element is not None
-    width, height = shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    scale = min(element["width"] / width, element["height"] / height)
-    left, top = (element["width"] - scale * width) / 2, (element["height"] - scale * height) / 2
-    page.click("#box img", position={"x": left + x * scale * width, "y": top + y * scale * height})
 
 
 def close_toast(page: "Page", text: str) -> None:

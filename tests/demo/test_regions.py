@@ -141,10 +141,11 @@ def test_looking_again_keeps_the_first_answer(events: Events, message: dict[str,
     left, _, right, _ = region.box
     assert 0.125 <= left < right <= 0.875  # in the whole image: the model sees the central square
     _, before, again = shown[events.page.chats[0]]
-    assert before["content"] == first
-    file, text = again["content"]
+    assert before["content"] == [first]
+    note, file, text = again["content"]
+    assert note == "*Looked again, more closely inside the box.*"
     assert file["path"] == region.file
-    assert text == f"*Looked again, more closely inside the box.*\n\n{turn.answers[0]}"
+    assert text == turn.answers[0]
     assert session.seen[0] is not None
     assert session.seen[0].images[0].region_tokens == 9
     assert len(session.turns) == 1
@@ -233,9 +234,9 @@ def test_a_dense_model_beside_a_sparse_one(sparse: OpenModel, dense: OpenModel, 
     shown = last(events.ask(message, session, 0, 1, 4, 7))
     assert "| visual tokens of an image | 7 + 9 for the box | 16 |" in shown[events.page.numbers]
     note = "*Asked without the box: its vision tower is a dense ViT.*"
-    assert shown[events.page.chats[1]][1]["content"].startswith(note)
+    assert shown[events.page.chats[1]][1]["content"][0] == note
     shown = last(events.look_again(session, 0, 1, 4, 7))
-    assert "Asked again without a box" in shown[events.page.chats[1]][-1]["content"]
+    assert "Asked again without a box" in shown[events.page.chats[1]][-1]["content"][0]
 
 
 def test_a_model_that_cannot_look_again_says_why(

@@ -58,3 +58,22 @@ def changed(page: "Page", drawing: str, old: str) -> str:
 def set_number(page: "Page", slider: str, value: int) -> None:
     page.fill(f"{slider} input[type=number]", str(value))
     page.press(f"{slider} input[type=number]", "Tab")
+
+
+def wait_for_text(page: "Page", place: str, text: str) -> None:
+    page.wait_for_function(
+        "([place, text]) => document.querySelector(place)?.innerText.includes(text)", arg=[place, text]
+    )
+
+
+def click_box(page: "Page", x: float, y: float) -> None:
+    """Click a place of the image on which a box is drawn, in [0, 1]; margins may surround it."""
+    shown = page.wait_for_selector("#box img")
+    assert shown is not None
+    page.wait_for_function("() => document.querySelector('#box img').naturalWidth === 768")
+    element = shown.bounding_box()
+    assert element is not None
+    width, height = shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    scale = min(element["width"] / width, element["height"] / height)
+    left, top = (element["width"] - scale * width) / 2, (element["height"] - scale * height) / 2
+    page.click("#box img", position={"x": left + x * scale * width, "y": top + y * scale * height})
