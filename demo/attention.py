@@ -85,8 +85,7 @@ def _encoder_views(opened: OpenModel, inputs: BatchFeature) -> Sequence[EncoderV
     """Return the initial RoIs of each view of a prompt."""
     if "views" not in inputs:
         return [EncoderView(image) for image in range(len(inputs["pixel_values"]))]
-    dropped = int(opened.model.config.vision_feature_select_strategy == "default")
-    return opened.model.model.initial_rois(inputs["views"], dropped)
+    return opened.model.model.initial_rois(unpack_views(inputs["views"]))
 
 
 def _join(steps: Sequence[SamplingStep]) -> SamplingStep:

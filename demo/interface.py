@@ -172,9 +172,7 @@ def _lay_out_counts(models: Sequence[OpenModel]) -> list[gr.Slider]:
     for k, opened in enumerate(models):
         name = f" of {opened.name}" if len(models) > 1 else ""
         if opened.fixed:
-            gr.Markdown(
-                f"The number of visual tokens{name} is fixed and it takes no box: {opened.fixed}.", elem_id=f"fixed-{k}"
-            )
+            gr.Markdown(f"Visual tokens{name}: {opened.fixed}", elem_id=f"fixed-{k}")
             continue
         own, least, most = opened.token_range
         trained = opened.model.model.vision_tower.encoder.config.token_counts

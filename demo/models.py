@@ -15,7 +15,7 @@ from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
 # Modules of transformers' models that are not quantized: vision tower and projector, under their various names.
 NOT_QUANTIZED = [r"(.*\.)?(vision\w*|visual|multi_modal_projector|connector)", "lm_head"]
@@ -53,14 +53,13 @@ class OpenModel:
 
     @property
     def fixed(self) -> str:
-        """Why the number of visual tokens is fixed and no box can be asked about; empty if both are possible."""
+        """Why the number of visual tokens is fixed and no box can be asked about, as a sentence; empty if both can."""
         if not isinstance(self.model, SparseVLMForConditionalGeneration):
-            return "it is a model of transformers itself"
-        tower: Any = self.model.model.vision_tower
-        if not isinstance(tower, SparseFormerVisionModel):
-            return "its vision tower is a dense ViT"
-        if tower.encoder.config.focus.generation == "v1":
-            return "its vision tower is a SparseFormer v1, whose tokens have an embedding each"
+            return "A model of transformers itself takes neither a number of visual tokens nor regions."
+        try:
+            check_free_rois(self.model.model.vision_tower)
+        except UserError as error:
+            return str(error)
         return ""
 
     @property

@@ -126,7 +126,7 @@ def drawn_regions(models: Sequence[OpenModel], session: Session, attached: Seque
         now = f"the last image is now {last[0].name}" if last else "it is no longer attached"
         raise UserError(f"The box was drawn on {drawing.image.name}, but {now}: draw it again, or remove the box.")
     region = _region(drawing.box, drawing.image)
-    notes = [f"Asked without the box: {opened.fixed}." if opened.fixed else "" for opened in models]
+    notes = [f"Asked without the box. {opened.fixed}" if opened.fixed else "" for opened in models]
     return Regions([None if opened.fixed else region for opened in models], notes)
 
 
@@ -141,16 +141,16 @@ def attended_regions(models: Sequence[OpenModel], session: Session) -> Regions:
     for k, opened in enumerate(models):
         box = None if opened.fixed else _attended(opened, session, k)
         if box is None:
-            reason = opened.fixed or "its answer was not finished"
+            reason = opened.fixed or "Its answer was not finished."
             found.append(None)
-            notes.append(f"Asked again without a box: {reason}.")
+            notes.append(f"Asked again without a box. {reason}")
             continue
         found.append(_region(box, session.images()[-1]))
         notes.append("Looked again, more closely inside the box.")
     if not any(found):
         reasons = [opened.fixed for opened in models]
         if all(reasons):
-            raise UserError(f"The model cannot look again: {reasons[0]}.")
+            raise UserError(f"The model cannot look again. {reasons[0]}")
         raise UserError("There is nothing to look at again: ask about an image first.")
     return Regions(found, notes)
 

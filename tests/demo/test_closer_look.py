@@ -80,7 +80,7 @@ def test_a_box_on_the_image_is_asked_about(page: "Page", image: Path, screenshot
     assert boxed != whole
     assert "15 tokens (9 of them for the box) cover" in page.inner_text("#rois-text")
     assert "6 + 9 for the box" in page.inner_text("#numbers")
-    assert "Asked without the box: its vision tower is a dense ViT" in page.inner_text("#chat-1 .bot.message")
+    assert "Asked without the box. Only a SparseFormer takes" in page.inner_text("#chat-1 .bot.message")
     page.screenshot(path=screenshots / "11_asked_about_a_box.png", full_page=True)
 
 

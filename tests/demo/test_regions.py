@@ -233,7 +233,7 @@ def test_a_dense_model_beside_a_sparse_one(sparse: OpenModel, dense: OpenModel, 
     draw_a_box(events, message, session)
     shown = last(events.ask(message, session, 0, 1, 4, 7))
     assert "| visual tokens of an image | 7 + 9 for the box | 16 |" in shown[events.page.numbers]
-    note = "*Asked without the box: its vision tower is a dense ViT.*"
+    note = f"*Asked without the box. {dense.fixed}*"
     assert shown[events.page.chats[1]][1]["content"][0] == note
     shown = last(events.look_again(session, 0, 1, 4, 7))
     assert "Asked again without a box" in shown[events.page.chats[1]][-1]["content"][0]
@@ -249,7 +249,7 @@ def test_a_model_that_cannot_look_again_says_why(
     session = Session()
     last(events.ask(message, session, 0, 1, 4))
     last(events.look_again(session, 0, 1, 4))
-    assert warnings == ["The model cannot look again: its vision tower is a dense ViT."]
+    assert warnings == [f"The model cannot look again. {dense.fixed}"]
     assert session.turns[0].earlier == []
 
 
