@@ -45,6 +45,8 @@ class SparseVLMConfig(LlavaConfig):
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
         language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
+        trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
+            `TokenCounts`; None: `image_seq_length` alone.
         provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
     """
 
@@ -57,6 +59,7 @@ class SparseVLMConfig(LlavaConfig):
 
     projector_type: str = "mlp2x_gelu"
     language_head_bias: bool = False
+    trained_visual_tokens: str | None = None
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
