@@ -132,7 +132,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
             found = [tuple(states[layer][place] for layer in layers) for place in places]
         else:
-            initial = self._initial_rois(unpack_views(views), dropped)
+            initial = self.initial_rois(unpack_views(views), dropped)
             found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
         return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
 
@@ -171,8 +171,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             dropped = int(self.config.vision_feature_select_strategy == "default")
         return visual_tokens(self.config.vision_config).prefix - dropped
 
-    def _initial_rois(self, views: Sequence[View], dropped: int) -> list[EncoderView]:
-        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
+    def initial_rois(self, views: Sequence[View], dropped: int | None = None) -> list[EncoderView]:
+        """Convert views to initial RoIs; see `check_views`. Default views have the checkpoint's own RoIs."""
         self.check_views(views, dropped)
         kept = self._kept(dropped)
         return [
