@@ -66,6 +66,9 @@ def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
         "compared": _compare(paths),
         "teacher_zero_shot": zero_shot["teacher"],
         "student_zero_shot": zero_shot["student"],
+        "student_zero_shot_by_tokens": {
+            name.split("_")[1]: accuracy for name, accuracy in zero_shot.items() if name.endswith("_tokens")
+        },
         "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
         "seconds_by_step": dict(seconds),
         "steps_resumed": resumed,
@@ -150,7 +153,11 @@ def as_markdown(report: dict[str, Any], fast: bool = False) -> str:
         "| encoder | |",
         "|---|---:|",
         f"| zero-shot accuracy, teacher (64 patch tokens) | {report['teacher_zero_shot']:.2%} |",
-        f"| zero-shot accuracy, SparseFormer | {report['student_zero_shot']:.2%} |",
+        f"| zero-shot accuracy, SparseFormer ({report['visual_tokens']} tokens) | {report['student_zero_shot']:.2%} |",
+        *(
+            f"| – the same weights with {tokens} tokens | {accuracy:.2%} |"
+            for tokens, accuracy in report["student_zero_shot_by_tokens"].items()
+        ),
         f"| cosine of their embeddings on the validation images | {report['alignment_cosine']:.4f} |",
         "",
         *_comparison_lines(report["compared"] or []),

@@ -113,17 +113,17 @@ def _teacher(paths: Paths, recipe: Recipe) -> Step:
 
 def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.bootstrap", "--teacher", str(paths.teacher), "--data_path", str(paths.train_images)]
-    arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", "16", "--focus_repeats", "2"]
-    arguments += ["--stem_channels", "32", "--min_crop_area", "0.5"]
+    arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", "4-36", "--default_tokens", "16"]
+    arguments += ["--focus_repeats", "2", "--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
     arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
-    title = "Bootstrapping: a SparseFormer of 16 tokens, without labels"
+    title = "Bootstrapping: a SparseFormer of 4 to 36 tokens, without labels"
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder)
 
 
 def _zero_shot(paths: Paths) -> Step:
     arguments = ["-m", "eval.encoders.zero_shot", "--teacher", str(paths.teacher), "--encoder", str(paths.encoder)]
-    arguments += ["--split", "test", "--output", str(paths.zero_shot)]
+    arguments += ["--split", "test", "--tokens", "4,9,25,36", "--output", str(paths.zero_shot)]
     return Step("zero_shot", "Zero-shot classification by teacher and student", tuple(arguments), paths.zero_shot)
 
 

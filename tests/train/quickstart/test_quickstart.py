@@ -24,6 +24,7 @@ KEYS = {
     "dense_accuracy",
     "teacher_zero_shot",
     "student_zero_shot",
+    "student_zero_shot_by_tokens",
     "alignment_cosine",
     "seconds_by_step",
     "visual_tokens",

@@ -35,7 +35,7 @@ def paths(tmp_path: Path) -> Paths:
     """The paths of a quickstart without a comparison."""
     paths = Paths(tmp_path)
     write(paths.scores, EVALUATED)
-    write(paths.zero_shot, {"teacher": 0.9, "student": 0.8})
+    write(paths.zero_shot, {"teacher": 0.9, "student": 0.8, "student_9_tokens": 0.7, "student_25_tokens": 0.85})
     write(paths.encoder / "alignment.json", {"alignment_cosine": 0.9})
     write(paths.model / "processor_config.json", {"num_image_tokens": 16})
     (tmp_path / SECONDS_FILE).write_text('{"step": "data", "seconds": 1.5, "resumed": false}\n')
@@ -68,3 +68,13 @@ def test_the_report_names_the_steps_that_read_test_data(paths: Paths) -> None:
     report = collect(paths, STEPS_RUN)
     assert report["steps_that_read_test_data"] == ["score"]
     assert "Only these steps read test images or questions: score." in as_markdown(report)
+
+
+def test_the_report_shows_the_student_at_each_count(paths: Paths) -> None:
+    report = collect(paths, STEPS_RUN)
+    assert report["student_zero_shot_by_tokens"] == {"9": 0.7, "25": 0.85}
+    text = as_markdown(report)
+    assert (
+        "| zero-shot accuracy, SparseFormer (16 tokens) | 80.00% |\n| – the same weights with 9 tokens | 70.00% |"
+        in text
+    )
