@@ -104,7 +104,10 @@ def _parse(record: Any, place: str, images: Path) -> SmallQuestion:
     box = record.get("box")
     if not isinstance(box, list):
         raise UserError(f'{place}: "box" must be [x1, y1, x2, y2], got {box!r:.80}.')
-    check_box(box)
+    try:
+        check_box(box)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
     return SmallQuestion(images / image, in_words, in_region, tuple(box), answer)
 
 
