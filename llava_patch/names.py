@@ -7,7 +7,7 @@ from sparse_vlm.encoder.variants import VARIANTS
 from sparse_vlm.errors import UserError, unknown_choice
 
 VARIANT_PREFIX, ENCODER_PREFIX = "sparseformer-", "sparseformer:"
-OPTIONS = ("image_size", "weights", "aspect")
+OPTIONS = ("image_size", "tokens", "weights", "aspect")
 
 
 def is_ours(name: object) -> bool:
@@ -26,6 +26,7 @@ class TowerName:
         weights: weights of a variant: a released file, an encoder directory, a hub id, or "random" (seeded); None for
             the authors' released file.
         aspect: "crop" for the central square; "native" for the whole image in its own aspect ratio.
+        tokens: number of latent tokens; None for the encoder's own.
     """
 
     variant: str | None
@@ -33,6 +34,7 @@ class TowerName:
     image_size: int | None = None
     weights: str | None = None
     aspect: str = "crop"
+    tokens: int | None = None
 
 
 def parse_tower_name(name: str) -> TowerName:
@@ -41,7 +43,8 @@ def parse_tower_name(name: str) -> TowerName:
     if mark and not query:
         raise UserError(f"The vision tower {name!r} has no options after the '?'.")
     options = _options(name, query)
-    image_size = _image_size(name, options["image_size"]) if "image_size" in options else None
+    image_size = _whole_number(name, options, "image_size", 16, 8192)
+    tokens = _whole_number(name, options, "tokens", 1, 8192)
     aspect = options.get("aspect", "crop")
     if aspect not in ASPECTS:
         raise unknown_choice(f"aspect in the vision tower {name!r}:", aspect, ASPECTS)
@@ -53,10 +56,10 @@ def parse_tower_name(name: str) -> TowerName:
             )
         if "weights" in options:
             raise UserError(f"The vision tower {name!r} has its weights in {encoder}: weights= is only for variants.")
-        return TowerName(None, encoder, image_size, None, aspect)
+        return TowerName(None, encoder, image_size, None, aspect, tokens)
     if source not in VARIANTS:
         raise unknown_choice("vision tower", source, VARIANTS)
-    return TowerName(source, None, image_size, options.get("weights"), aspect)
+    return TowerName(source, None, image_size, options.get("weights"), aspect, tokens)
 
 
 def _options(name: str, query: str) -> dict[str, str]:
@@ -73,7 +76,14 @@ def _options(name: str, query: str) -> dict[str, str]:
     return options
 
 
-def _image_size(name: str, text: str) -> int:
-    if not text.isdecimal() or not 16 <= int(text) <= 8192:
-        raise UserError(f"The vision tower {name!r} has image_size={text}: it must be a whole number from 16 to 8192.")
+def _whole_number(name: str, options: dict[str, str], option: str, low: int, high: int) -> int | None:
+    """Value of an option, or None without the option."""
+    text = options.get(option)
+    if text is None:
+        return None
+    # Python converts no text of more than 4,300 digits
+    if not text.isdecimal() or len(text) > len(str(high)) or not low <= int(text) <= high:
+        raise UserError(
+            f"The vision tower {name!r} has {option}={text}: it must be a whole number from {low} to {high}."
+        )
     return int(text)

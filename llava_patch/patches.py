@@ -41,6 +41,19 @@ def _recording_the_encoder(initialize_vision_modules: Function) -> Function:
     return initialize
 
 
+def _checking_the_context(initialize_vision_tokenizer: Function) -> Function:
+    @functools.wraps(initialize_vision_tokenizer)
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from llava_patch.tower import SparseFormerTower
+
+        tower = self.get_vision_tower()
+        if isinstance(tower, SparseFormerTower):
+            tower.check_context(self.config)
+        return initialize_vision_tokenizer(self, *args, **kwargs)
+
+    return initialize
+
+
 def _always(original: object) -> bool:
     return True
 
@@ -55,6 +68,14 @@ TOWERS = [
         _always,
         "all",
         "writes the encoder's configuration into the checkpoint's config.json",
+    ),
+    Patch(
+        ARCH,
+        "LlavaMetaForCausalLM.initialize_vision_tokenizer",
+        _checking_the_context,
+        _always,
+        "all",
+        "checks, when --model_max_length is known, that an image leaves room for text",
     ),
 ]
 

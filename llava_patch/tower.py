@@ -44,7 +44,8 @@ class SparseFormerTower(nn.Module):
         delay_load: True if `load_model` is called later.
 
     Raises:
-        UserError: the name, layer, feature or merge type does not exist for a SparseFormer.
+        UserError: the name, layer, feature, merge type or number of tokens does not exist for a SparseFormer, or the
+            checkpoint's language model has no room for its tokens.
     """
 
     def __init__(self, name: str, args: Any, delay_load: bool = False) -> None:
@@ -74,14 +75,36 @@ class SparseFormerTower(nn.Module):
             )
         if self.select_feature not in SELECT_FEATURES:
             raise unknown_choice("mm_vision_select_feature", self.select_feature, SELECT_FEATURES)
+        if self._requested_tokens is not None and self.encoder_config.focus.generation == "v1":
+            raise UserError(
+                f"{self.vision_tower_name} is a SparseFormer v1, whose {self.encoder_config.focus.tokens} tokens have "
+                "an embedding each: leave out tokens=, or use a bootstrapped encoder."
+            )
         merge = getattr(args, "mm_patch_merge_type", "flat")
         if merge != "flat":
             raise UserError(f"mm_patch_merge_type is {merge!r}: {self._no_grid()}")
+        if not isinstance(args, PretrainedConfig):
+            return
+        self.check_context(args)
         width = getattr(args, "mm_hidden_size", self.hidden_size)
-        if isinstance(args, PretrainedConfig) and width != self.hidden_size:
+        if width != self.hidden_size:
             raise UserError(
                 f"The checkpoint's projector expects tokens with {width} channels (mm_hidden_size), but "
                 f"{self.vision_tower_name} has {self.hidden_size}: it was trained with another tower."
+            )
+
+    def check_context(self, config: PretrainedConfig) -> None:
+        """Raise a UserError if an image leaves no room for text in the language model with LLaVA's configuration.
+
+        LLaVA would truncate the visual tokens without a word.
+        """
+        lengths = (getattr(config, name, None) for name in ("tokenizer_model_max_length", "max_position_embeddings"))
+        limit = min((length for length in lengths if length is not None), default=None)
+        if limit is not None and self.num_patches >= limit:
+            raise UserError(
+                f"An image has {self.num_patches} visual tokens from {self.vision_tower_name}, but the language "
+                f"model takes {limit} tokens, text included: set tokens= to less, or raise --model_max_length if the "
+                "model has more positions."
             )
 
     def load_model(self, device_map: Any = None) -> None:
@@ -146,7 +169,9 @@ class SparseFormerTower(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         encoder: SparseFormer = self.vision_tower
-        (tokens,) = select_hidden_states(encoder, images, [self.select_layer], self.tower_name.aspect)
+        (tokens,) = select_hidden_states(
+            encoder, images, [self.select_layer], self.tower_name.aspect, tokens=self._requested_tokens
+        )
         latent, prefix = tokens[:, encoder.num_prefix_tokens :], encoder.num_prefix_tokens - encoder.num_register_tokens
         return latent if self.select_feature == "patch" else torch.cat([tokens[:, :prefix], latent], dim=1)
 
@@ -178,7 +203,13 @@ class SparseFormerTower(nn.Module):
     @property
     def num_patches(self) -> int:
         """Number of latent tokens n, for any image size."""
-        return self.encoder_config.focus.tokens
+        return self.tower_name.tokens or self.encoder_config.focus.tokens
+
+    @property
+    def _requested_tokens(self) -> int | None:
+        """Requested number of latent tokens; None for the encoder's own, which start in its own RoIs."""
+        tokens = self.tower_name.tokens
+        return None if tokens == self.encoder_config.focus.tokens else tokens
 
     @property
     def num_patches_per_side(self) -> int:

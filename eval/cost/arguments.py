@@ -11,9 +11,12 @@ from eval.cost.runtimes import Setting
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.measure.timing import require_positive
 
-TOWERS_HELP = "vision towers, e.g. sparseformer-clip-l@336 or timm:vit_large_patch14_clip_quickgelu_224"
+TOWERS_HELP = (
+    "vision towers, e.g. sparseformer-clip-l@336, an encoder directory, or timm:vit_large_patch14_clip_quickgelu_224"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -38,6 +41,20 @@ def add_repeats(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument(
         "--repeats", type=int, default=repeats, help=f"recorded runs of each model (default: {repeats})"
     )
+
+
+def add_tokens(parser: argparse.ArgumentParser) -> None:
+    """Add --tokens, the numbers of latent tokens of SparseFormers."""
+    parser.add_argument(
+        "--tokens",
+        metavar="COUNTS",
+        help="numbers of latent tokens of every SparseFormer, e.g. 4,9,16 (default: its own); dense ViTs keep theirs",
+    )
+
+
+def parse_tokens(text: str | None) -> tuple[int, ...]:
+    """Parse the value of --tokens or --visual_tokens; empty without the option."""
+    return () if text is None else TokenCounts.parse(text).counts
 
 
 def begin(

@@ -2,6 +2,7 @@
 
     python -m eval.cost.encoders --sets large --batch_sizes 1 8 --threads 1 2 --modes eager compiled
     python -m eval.cost.encoders --models timm:vit_base_patch16_224 sparseformer-augreg-b sparseformer-augreg-b@448
+    python -m eval.cost.encoders --sets large --tokens 4,9,16,25,36,49,64
     python -m eval.cost.encoders --sets large --modes onnx onnx-int8 training --output runs/bench/modes.json
 
 The models of a set have random weights and take turns in one process. A matrix product takes turns with them: the
@@ -18,17 +19,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats
+from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats, add_tokens, parse_tokens
 from eval.cost.measurement import Result, measure
 from eval.cost.report import Section, check_report, megabytes, publish
-from eval.cost.runtimes import MODES, ONNX, Setting, build
+from eval.cost.runtimes import MODES, ONNX, Setting, build_all
 from sparse_vlm.command_line import CommandParser, add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.runtime.export import require_onnx
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.timing import machine, require_positive
-from sparse_vlm.measure.towers import open_tower
+from sparse_vlm.measure.towers import open_towers
 
 # Dense towers first, then the SparseFormers that are bootstrapped from them.
 SETS: dict[str, tuple[str, ...]] = {
@@ -56,14 +57,12 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
     if special:
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
-    sizes: Sequence[int | None] = arguments.image_sizes or [None]
-    towers = {  # opened before anything is timed, so that a wrong name fails at once
-        name: list(dict.fromkeys(open_tower(model, size) for model in models for size in sizes))
-        for name, models in sets.items()
-    }
+    tokens = parse_tokens(arguments.tokens)
+    # opened before anything is timed, so that a wrong name fails at once
+    towers = {name: open_towers(models, arguments.image_sizes, tokens) for name, models in sets.items()}
     results = []
     for name, dtype, mode in product(towers, dtypes, arguments.modes):
-        models = [build(tower, dtype, mode, device) for tower in towers[name]]
+        models = build_all(towers[name], dtype, mode, device)
         for threads, batch in product(arguments.threads, arguments.batch_sizes):
             setting = Setting(threads, batch, dtype, mode)
             results.append(measure(name, towers[name], models, setting, device, arguments.repeats))
@@ -136,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     which.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help=f"{TOWERS_HELP} (default: those of --sets)")
     parser.add_argument("--image_sizes", type=int, nargs="+", help="sizes for every model (default: its own)")
+    add_tokens(parser)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1], help="images computed together (default: 1)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads (default: 1)")
     parser.add_argument(
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    check_report(arguments.output)
+    check_report(arguments.output, arguments.models or ())
     require_positive(batch_sizes=arguments.batch_sizes, threads=arguments.threads, repeats=arguments.repeats)
     device = choose_device(arguments.device)
     results = measure_all(arguments, device)

@@ -1,6 +1,7 @@
 """Cost of visual tokens in an LLM: prefill, time to the first token, key-value cache and peak memory.
 
     python -m eval.cost.llm --llms smollm2-135m tinyllama-1.1b vicuna-7b
+    python -m eval.cost.llm --models sparseformer-clip-l@336 --tokens 4,9,16,25,36,49,64
     python -m eval.cost.llm --llms SmolLM2-135M-Instruct.Q4_1.gguf --models sparseformer-clip-l@336 --prompt_tokens 32
 
 Measures, for each LLM and vision tower at batch 1, the multiply-accumulates and seconds of the tower, of the prefill
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, begin
+from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, add_tokens, begin, parse_tokens
 from eval.cost.report import Section, megabytes, publish
 from eval.cost.runtimes import Setting
 from sparse_vlm.command_line import CommandParser
@@ -32,7 +33,7 @@ from sparse_vlm.devices import free_bytes, peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.measure.llms import LLM, open_llm
 from sparse_vlm.measure.timing import Run, gmacs_of, machine, require_positive, take_turns
-from sparse_vlm.measure.towers import Tower, open_tower
+from sparse_vlm.measure.towers import Tower, build_towers, open_towers
 from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
@@ -133,7 +134,8 @@ def count(tower: Tower, llm: LLM, prompt_tokens: int, dtype: torch.dtype) -> Fir
 
 def shortage(llm: LLM, towers: Sequence[Tower], dtype: torch.dtype, device: torch.device) -> str:
     """Say why the weights do not fit into 80% of the free memory; "" if they do."""
-    wanted = (llm.parameters + sum(tower.parameters for tower in towers)) * dtype.itemsize
+    held = {tower.name if tower.sparse else str(tower): tower.parameters for tower in towers}  # see build_towers
+    wanted = (llm.parameters + sum(held.values())) * dtype.itemsize
     free = free_bytes(device)
     if wanted <= 0.8 * free:
         return ""
@@ -160,11 +162,11 @@ def measure(
     model = llm.load(DTYPES[dtype]).to(device)
     words = torch.randint(llm.config.vocab_size, (1, prompt_tokens), device=device)
     runs: list[Run] = []
-    for tower in towers:
+    for tower, encoder in zip(towers, build_towers(towers, device, DTYPES[dtype]), strict=True):
         image = torch.randn(1, 3, tower.image_size, tower.image_size, device=device).to(DTYPES[dtype])
         visual = torch.randn(1, tower.tokens, tower.width, device=device).to(DTYPES[dtype])
         projector = make_projector(tower, llm).to(device, DTYPES[dtype])
-        runs.append(partial(tower.build().to(device, DTYPES[dtype]), image))
+        runs.append(partial(encoder, image))
         runs.append(partial(prefill, model, projector, visual, words))
     with torch.inference_mode():
         seconds = take_turns(runs, repeats, device)
@@ -195,7 +197,8 @@ def figure_of(results: Sequence[Result]) -> Figure:
     """Draw a panel for each LLM: seconds (GMACs if untimed) of tower and prefill, stacked."""
     figure = Figure(figsize=(7, 0.6 + 1.9 * len(results)), layout="constrained")
     for axes, result in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
-        names = [f"{row.tower} ({row.tower.tokens})" for row in result.rows]
+        towers = [row.tower for row in result.rows]
+        names = [str(tower) if tower.requested else f"{tower} ({tower.tokens})" for tower in towers]
         if result.untimed:
             parts = [[row.tower.gmacs for row in result.rows], [row.prefill_gmacs for row in result.rows]]
         else:
@@ -222,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME[@SIZE]",
         help=f"{TOWERS_HELP} (default: {' '.join(TOWERS)})",
     )
+    add_tokens(parser)
     parser.add_argument("--prompt_tokens", type=int, default=64, help="tokens of text in the prompt (default: 64)")
     add_repeats(parser, 5)
     add_arguments(parser, output="runs/bench/llm_cost.json")
@@ -231,8 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt_tokens
     require_positive(prompt_tokens=prompt, repeats=arguments.repeats)
-    device, setting = begin(arguments, batch=1, inputs=arguments.llms)
-    towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
+    device, setting = begin(arguments, batch=1, inputs=[*arguments.llms, *arguments.models])
+    towers = open_towers(arguments.models, tokens=parse_tokens(arguments.tokens))
     llms = [open_llm(name) for name in dict.fromkeys(arguments.llms)]
     results = [measure(llm, towers, prompt, setting.dtype, device, arguments.repeats) for llm in llms]
     rows = [result.as_json() for result in results]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from eval.cost.runtimes import ONNX, Setting, runner
@@ -95,12 +96,14 @@ def measure(
         runner(model, _images(tower, setting, device), setting) for tower, model in zip(towers, models, strict=True)
     ]
     product_run, operations = matmul(DTYPES[setting.dtype], device)
-    *seconds, of_product = take_turns([*runs, product_run], repeats, device)
     itemsize = 1 if setting.mode == "onnx-int8" else DTYPES[setting.dtype].itemsize
-    costs = [
-        Cost(tower, tower.parameters * itemsize, None if setting.mode in ONNX else peak_bytes(run, device), times)
-        for tower, run, times in zip(towers, runs, seconds, strict=True)
-    ]
+    # torch.compile runs a class uncompiled from its ninth model on, without an error
+    with torch._dynamo.config.patch(recompile_limit=max(8, len(towers))):
+        *seconds, of_product = take_turns([*runs, product_run], repeats, device)
+        costs = [
+            Cost(tower, tower.parameters * itemsize, None if setting.mode in ONNX else peak_bytes(run, device), times)
+            for tower, run, times in zip(towers, runs, seconds, strict=True)
+        ]
     return Result(name, setting, costs, operations / statistics.median(of_product))
 
 

@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     require_positive(batch_size=arguments.batch_size, repeats=arguments.repeats)
-    device, setting = begin(arguments, arguments.batch_size)
+    device, setting = begin(arguments, arguments.batch_size, inputs=arguments.models)
     towers = [open_tower(name) for name in dict.fromkeys(arguments.models)]
     profiles = measure(towers, setting, device, arguments.repeats)
     rows = [asdict(each) | {"median_seconds": each.medians(), "shares": each.shares()} for each in profiles]

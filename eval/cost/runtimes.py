@@ -1,6 +1,7 @@
 """The modes in which a vision tower can run, for our encoders and dense ViTs alike."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.encoder.runtime.export import export_onnx, quantise, write_onnx
 from sparse_vlm.measure.timing import Run
-from sparse_vlm.measure.towers import Tower
+from sparse_vlm.measure.towers import Tower, build_towers
 
 ONNX = ("onnx", "onnx-int8")
 MODES = ("eager", "compiled", *ONNX, "graphs", "training")
@@ -46,10 +47,16 @@ class Setting:
 
 def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:
     """Build the model with random weights, prepared for the mode but not compiled or exported yet."""
-    model = tower.build().to(device, DTYPES[dtype])
+    return build_all([tower], dtype, mode, device)[0]
+
+
+def build_all(towers: Sequence[Tower], dtype: str, mode: str, device: torch.device) -> list[nn.Module]:
+    """Do the same for several towers, see `build_towers`."""
+    models = build_towers(towers, device, DTYPES[dtype])
     if mode == "graphs":
-        optimize_for_inference(model)
-    return model.to(memory_format=torch.channels_last) if mode == "compiled" else model
+        for model in models:
+            optimize_for_inference(model)
+    return [model.to(memory_format=torch.channels_last) for model in models] if mode == "compiled" else models
 
 
 def runner(model: nn.Module, images: Tensor, setting: Setting) -> Run:

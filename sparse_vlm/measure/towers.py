@@ -1,14 +1,16 @@
 """Vision towers with random weights at any image size: SparseFormers, and the dense ViTs of timm and open_clip.
 
 sparseformer-clip-l                           a SparseFormer variant, at the size of its preprocessing
+ENCODER_DIR                                   your own SparseFormer's configuration, with random weights too
 timm:vit_large_patch14_clip_quickgelu_224     any VisionTransformer of timm, at its own size
 open_clip:ViT-L-14-quickgelu                  any of open_clip's own ViTs
 NAME@336                                      at 336 × 336 pixels
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,7 +18,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.checkpoints import load_config
+from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.measure.timing import gmacs_of
@@ -33,6 +37,7 @@ class Tower:
         width: channels of a token.
         gmacs: 1e9 multiply-accumulates of one image: convolutions, linears and attention (sampling is not counted).
         parameters: number of parameters.
+        requested: True if `tokens` was requested, False if it is the tower's own number.
     """
 
     name: str
@@ -41,39 +46,90 @@ class Tower:
     width: int
     gmacs: float
     parameters: int
+    requested: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.image_size}"
+        name = f"{self.name}@{self.image_size}"
+        return f"{name}, {self.tokens} tokens" if self.requested else name
 
     def build(self) -> nn.Module:
         """Build the model with random weights, in evaluation mode."""
-        return _build(self.name, self.image_size).eval()
+        return _build(self.name, self.image_size, self.tokens if self.requested else None).eval()
 
     @property
     def sparse(self) -> bool:
         """True for a SparseFormer."""
-        return ":" not in self.name
+        return _is_sparse(self.name)
 
 
-def open_tower(text: str, image_size: int | None = None) -> Tower:
+def open_towers(
+    texts: Sequence[str], image_sizes: Sequence[int] | None = None, tokens: Sequence[int] | None = None
+) -> list[Tower]:
+    """Open towers at several image sizes, and SparseFormers with several numbers of tokens; each tower once.
+
+    Args:
+        texts: see the top of this file.
+        image_sizes: image sizes of the towers whose text names none (default: their own).
+        tokens: numbers of latent tokens of the SparseFormers (default: their own). Dense ViTs keep theirs.
+
+    Raises:
+        UserError: a tower is unknown or cannot have this size or number, or `tokens` has no SparseFormer to apply to.
+    """
+    if tokens and not any(map(_is_sparse, texts)):
+        raise UserError(
+            f"The number of tokens of a dense ViT is fixed: name a SparseFormer beside {', '.join(texts)}, or leave "
+            "out --tokens."
+        )
+    towers = [
+        open_tower(text, size, count)
+        for text in texts
+        for size in image_sizes or (None,)
+        for count in (tokens if tokens and _is_sparse(text) else (None,))
+    ]
+    return list(dict.fromkeys(towers))
+
+
+def open_tower(text: str, image_size: int | None = None, tokens: int | None = None) -> Tower:
     """Parse NAME or NAME@SIZE, and count operations and parameters on the meta device.
 
     Args:
         text: see the top of this file.
         image_size: image size unless `text` names one (default: the tower's own).
+        tokens: number of latent tokens of a SparseFormer (default: its own).
     """
-    name, at, size = text.partition("@")
+    name, at, size = text.rpartition("@") if "@" in text and not Path(text).is_dir() else (text, "", "")
     if at and not size.isdecimal():
         raise UserError(f"The image size in {text!r} is not a whole number: write e.g. {name}@336.")
     pixels = int(size) if at else image_size
     try:
         with torch.device("meta"):
-            model = _build(name, pixels).eval()
-        own_size, tokens, width = _geometry(model)
+            model = _build(name, pixels, tokens).eval()
+        own_size, count, width = _geometry(model)
         side = pixels or own_size
-        return Tower(name, side, tokens, width, count_gmacs(model, side), count_parameters(model))
+        gmacs = count_gmacs(model, side)
+        return Tower(name, side, count, width, gmacs, count_parameters(model), requested=tokens is not None)
     except (AssertionError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{name} cannot have images of {pixels or 'its own'} pixels: {one_line(error)}") from error
+
+
+def build_towers(towers: Sequence[Tower], device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
+    """Build models with random weights, in evaluation mode.
+
+    SparseFormers that differ in image size and number of tokens only share their weights, so that any number of them
+    fits into memory.
+    """
+    models: list[nn.Module] = []
+    first: dict[str, nn.Module] = {}
+    for tower in towers:
+        if tower.sparse and tower.name in first:
+            with torch.device("meta"):
+                model = tower.build()
+            rois = {"focus.initial_rois.weight": lay_out_rois(tower.tokens).to(device)}
+            model.load_state_dict({**first[tower.name].state_dict(), **rois}, assign=True)
+        else:
+            model = first[tower.name] = tower.build().to(device, dtype)
+        models.append(model)
+    return models
 
 
 def count_gmacs(model: nn.Module, image_size: int) -> float:
@@ -97,18 +153,30 @@ def _geometry(model: nn.Module) -> tuple[int, int, int]:
     return visual.image_size[0], math.prod(visual.grid_size), visual.conv1.out_channels
 
 
-def _build(name: str, image_size: int | None) -> nn.Module:
-    library, _, model = name.rpartition(":")
-    if library not in BUILDERS:
-        raise unknown_choice("library of a vision tower", library, filter(None, BUILDERS))
+def _is_sparse(name: str) -> bool:
+    return ":" not in name or Path(name).is_dir()
+
+
+def _build(name: str, image_size: int | None, tokens: int | None = None) -> nn.Module:
     if image_size is not None and image_size < 1:
         raise UserError(f"{name} cannot have images of {image_size} pixels.")
+    if _is_sparse(name):  # its weights do not depend on the image size
+        return SparseFormer(_with_tokens(load_config(name) if Path(name).is_dir() else variant_config(name), tokens))
+    library, _, model = name.rpartition(":")
+    if library not in BUILDERS:
+        raise unknown_choice("library of a vision tower", library, BUILDERS)
     return BUILDERS[library](model, image_size)
 
 
-def _build_ours(name: str, image_size: int | None) -> nn.Module:
-    """Build a variant; its weights do not depend on the image size."""
-    return SparseFormer(variant_config(name))
+def _with_tokens(config: SparseFormerConfig, tokens: int | None) -> SparseFormerConfig:
+    """Set the number of latent tokens: an encoder with another number costs what one of this number costs."""
+    if tokens is None or tokens == config.focus.tokens:
+        return config
+    if config.focus.generation == "v1":
+        raise UserError(
+            f"The {config.focus.tokens} tokens of a SparseFormer v1 have an embedding each, so it cannot have {tokens}."
+        )
+    return replace(config, focus=replace(config.focus, tokens=tokens))
 
 
 def _build_timm(name: str, image_size: int | None) -> nn.Module:
@@ -137,7 +205,6 @@ def _build_open_clip(name: str, image_size: int | None) -> nn.Module:
 
 
 BUILDERS: dict[str, Callable[[str, int | None], nn.Module]] = {
-    "": _build_ours,
     "timm": _build_timm,
     "open_clip": _build_open_clip,
 }

@@ -104,6 +104,54 @@ def test_lora_on_its_base(lora: Path, llama: Path, data: Path) -> None:
     assert report["moved"] > 0
 
 
+PARTS = """
+from llava.constants import IGNORE_INDEX
+batch = torch.cat([ids, ids])
+labels = torch.where(batch == IMAGE_TOKEN_INDEX, IGNORE_INDEX, batch)
+with torch.inference_mode():
+    features = model.encode_images(pixels.float())
+    prepared = model.prepare_inputs_labels_for_multimodal(batch, None, None, None, labels, pixels.float())
+    loss = model(input_ids=batch, labels=labels, images=pixels.float()).loss
+report["num_patches"] = model.get_vision_tower().num_patches
+report["features"] = list(features.shape)
+report["embedded"] = list(prepared[4].shape)
+report["labels"] = list(prepared[5].shape)
+report["words"] = ids.shape[1] - 1
+report["loss"] = loss.item()
+"""
+
+
+def test_the_number_of_tokens_in_the_name_is_saved_and_reloaded(
+    llama: Path, tower: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "llava-nine"
+    options = {"version": "plain", "tune_mm_mlp_adapter": True, "max_steps": 1}
+    train(*training_arguments(llama, f"{tower}?tokens=9&aspect=native", data, "plain.json", out, **options))
+    assert json.loads((out / "config.json").read_text())["mm_vision_tower"] == f"{tower}?tokens=9&aspect=native"
+    report = reload(PARTS + PROJECTOR, out, llama, data)
+    assert report["tokens"] == report["num_patches"] == 9
+    assert report["differs"]
+    assert report["features"] == [2, 9, 64]
+    assert report["embedded"] == [2, 9 + report["words"], 64]
+    assert report["labels"] == report["embedded"][:2]
+    assert 0 < report["loss"] < 20
+    assert report["equal"] == {"projector": True, "llm": True}
+    config = (out / "config.json").read_text()
+    (out / "config.json").write_text(config.replace("?tokens=9", "?tokens=4"))
+    assert reload(PROJECTOR, out, llama, data)["tokens"] == 4
+
+
+def test_training_refuses_tokens_that_leave_no_room_for_text(
+    llama: Path, tower: str, data: Path, tmp_path: Path
+) -> None:
+    options = {"version": "plain", "tune_mm_mlp_adapter": True, "max_steps": 1, "model_max_length": 32}
+    command = training_arguments(llama, f"{tower}?tokens=36", data, "plain.json", tmp_path / "llava-long", **options)
+    printed = run_forked("-m", "llava_patch", "llava.train.train", *command, printed=tmp_path / "out.txt", exitcode=2)
+    assert "An image has 36 visual tokens" in printed
+    assert "the language model takes 32 tokens, text included" in printed
+    assert "Traceback" not in printed
+
+
 def test_seeded_random_variant_reloads_the_same(llama: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "llava-random"
     tower = "sparseformer-clip-b?weights=random&image_size=64"

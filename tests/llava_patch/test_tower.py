@@ -1,18 +1,21 @@
 """The interface that LLaVA expects of a tower, tested without LLaVA."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
 from llava_patch.tower import RECORD, SparseFormerTower
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
+from sparse_vlm.encoder.preprocessing import make_transform
 from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
 from tests.encoder.runtime.replays import CpuRecorder
@@ -128,6 +131,62 @@ def test_native_aspect_equals_encoding_the_whole_image(tower: str, encoder_dir: 
     expected = SparseFormer.from_pretrained(encoder_dir)(image[None]).hidden_states[-2][:, 1:]
     torch.testing.assert_close(out[:1], expected)
     assert out.shape == (2, 6, 128)
+
+
+@pytest.mark.parametrize(("layer", "feature", "prefix"), [(-2, "patch", 0), (-1, "cls_patch", 1), (0, "patch", 0)])
+@pytest.mark.parametrize("count", [1, 9, 25])
+def test_the_name_requests_a_number_of_tokens(
+    tower: str, encoder_dir: Path, images: Tensor, layer: int, feature: str, prefix: int, count: int
+) -> None:
+    args = SimpleNamespace(mm_vision_select_layer=layer, mm_vision_select_feature=feature)
+    asked = SparseFormerTower(f"{tower}?tokens={count}", args)
+    expected = SparseFormer.from_pretrained(encoder_dir)(images, tokens=count).hidden_states[layer]
+    assert asked.num_patches == count
+    assert asked(images).shape == (2, prefix + count, 128)
+    assert torch.equal(asked(images), expected[:, 1 - prefix :])
+    assert [features.shape for features in asked([images[0], images[1, :, :40]])] == [(1, prefix + count, 128)] * 2
+    with pytest.raises(UserError, match=f"the {count} tokens of .* have no grid"):
+        _ = asked.num_patches_per_side
+
+
+def test_the_encoders_own_number_starts_in_its_own_rois(
+    tiny_config: SparseFormerConfig, tmp_path: Path, images: Tensor
+) -> None:
+    encoder = SparseFormer(tiny_config).eval()
+    with torch.no_grad():
+        encoder.focus.initial_rois.weight.mul_(0.5)  # as if learned
+    encoder.save_pretrained(tmp_path / "learned")
+    name = f"sparseformer:{tmp_path / 'learned'}"
+    plain, asked = (SparseFormerTower(text, arguments()) for text in (name, f"{name}?tokens=6"))
+    assert torch.equal(asked(images), plain(images))
+
+
+def test_a_number_of_tokens_in_native_aspect(tower: str, encoder_dir: Path) -> None:
+    native = SparseFormerTower(f"{tower}?aspect=native&tokens=9&image_size=96", arguments())
+    wide, high = Image.new("RGB", (96, 48), "red"), Image.new("RGB", (40, 80), "blue")
+    out = native(native.image_processor([wide, high])["pixel_values"])
+    assert out.shape == (2, 9, 128)
+    encoder = SparseFormer.from_pretrained(encoder_dir)
+    alone = make_transform(replace(encoder.config.preprocessing, resize=96, crop=96), "native")(wide)
+    expected = encoder(alone[None, :, :48], tokens=9).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(out[:1], expected)
+
+
+def test_a_v1_encoder_has_a_fixed_number_of_tokens() -> None:
+    with pytest.raises(UserError, match="is a SparseFormer v1, whose 49 tokens have an embedding each"):
+        SparseFormerTower("sparseformer-v1-t?tokens=25&weights=random", arguments(), delay_load=True)
+    own = SparseFormerTower("sparseformer-v1-t?tokens=49&weights=random", arguments(), delay_load=True)
+    assert own.num_patches == 49
+
+
+def test_tokens_that_leave_no_room_for_text_are_refused_on_reload(tower: str) -> None:
+    short = reload_config(max_position_embeddings=64)
+    with pytest.raises(UserError, match=r"has 64 visual tokens from .*, but the language model takes 64"):
+        SparseFormerTower(f"{tower}?tokens=64", short, delay_load=True)
+    assert SparseFormerTower(f"{tower}?tokens=63", short, delay_load=True).num_patches == 63
+    shorter = reload_config(max_position_embeddings=64, tokenizer_model_max_length=32)  # LLaVA truncates to it
+    with pytest.raises(UserError, match="language model takes 32 tokens"):
+        SparseFormerTower(f"{tower}?tokens=63", shorter, delay_load=True)
 
 
 def checkpoint(directory: Path, encoder: SparseFormer) -> Path:

@@ -41,6 +41,18 @@ def test_the_report_has_every_measurement(
     assert "GMAC" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_an_encoder_directory_at_several_numbers_of_tokens(tmp_path: Path, encoder_dir: Path) -> None:
+    output = tmp_path / "cost.json"
+    models = ["timm:vit_tiny_patch16_224@32", str(encoder_dir)]
+    assert main(["--models", *models, "--tokens", "2,6-7", "--repeats", "1", "--output", str(output)]) == 0
+    towers = [row["tower"] for row in json.loads(output.read_text())["results"][0]["towers"]]
+    assert [tower["tokens"] for tower in towers] == [4, 2, 6, 7], "a dense ViT keeps its own"
+    gmacs = [tower["gmacs"] for tower in towers[1:]]
+    assert gmacs == sorted(set(gmacs)), "more tokens cost more"
+    assert f"{encoder_dir}@64, 7 tokens" in output.with_suffix(".md").read_text()
+
+
 def test_ratios_and_shares_use_the_medians() -> None:
     costs = [Cost(DENSE, 0, 0, [9.0, 4.0, 1.0]), Cost(OURS, 0, 0, [2.0, 0.5, 0.1])]
     result = Result("x", Setting(1, 2, "float32", "eager"), costs, matmul_flops=32e9)
@@ -95,6 +107,10 @@ def test_training_gives_every_weight_a_gradient_and_clears_it(tiny_variant: str)
         (["--modes", "graphs"], "--modes graphs needs a CUDA device: add --device cuda."),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
+        (["--tokens", "0"], "Token counts start at 1 and rise, got '0'"),
+        (["--tokens", "nine"], "Token counts are written 16, 4-64 or 9,16,25, got 'nine'"),
+        (["--models", "timm:vit_tiny_patch16_224", "--tokens", "4"], "The number of tokens of a dense ViT is fixed"),
+        (["--models", "sparseformer-v1-t", "--tokens", "4"], "The 49 tokens of a SparseFormer v1 have an embedding"),
     ],
 )
 def test_bad_arguments(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from eval.cost.first_token import main, time_first_token
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer
+from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 
 
@@ -42,12 +43,44 @@ def test_the_report_has_every_model(vlm_dir: Path, tmp_path: Path, capsys: pytes
         assert result["median_seconds"]["first_token"] == pytest.approx(totals[1])
 
 
+@pytest.mark.slow
+def test_one_model_with_several_numbers_of_visual_tokens(vlm_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "first.json"
+    arguments = ["--models", str(vlm_dir), "--visual_tokens", "4,6,9", "--output", str(output), "--limit", "3"]
+    assert main(arguments) == 0
+    results = json.loads(output.read_text())["results"]
+    assert [result["visual_tokens"] for result in results] == [4, 6, 9]
+    four, six, nine = (result["prompt_tokens"] for result in results)
+    assert [more - fewer for more, fewer in zip(nine, four, strict=True)] == [5] * 3
+    assert [more - fewer for more, fewer in zip(six, four, strict=True)] == [2] * 3
+    rows = output.with_suffix(".md").read_text().splitlines()[4:7]
+    assert [row.split("|")[2].strip() for row in rows] == ["4", "6", "9"]
+
+
+@pytest.mark.slow
+def test_numbers_of_visual_tokens_that_no_model_can_have(
+    vlm_dir: Path, clip_dir: Path, llm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    dense = tmp_path / "dense"
+    build_vlm(clip_dir, llm_dir, dense)
+    options = ["--limit", "2", "--output", str(tmp_path / "first.json")]
+    assert main(["--models", str(dense), "--visual_tokens", "4", *options]) == 2
+    assert "--visual_tokens needs a model with a SparseFormer" in capsys.readouterr().err
+    assert main(["--models", str(vlm_dir), "--visual_tokens", "9,9000", *options]) == 2
+    assert "A question with 9000 visual tokens and an answer of 1 tokens make 90" in capsys.readouterr().err
+    assert main(["--models", str(vlm_dir), str(dense), "--visual_tokens", "4,9", *options]) == 0
+    results = json.loads((tmp_path / "first.json").read_text())["results"]
+    assert [result["visual_tokens"] for result in results] == [4, 9, 16], "a dense ViT keeps its own"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--models", "nowhere", "--output", "x.json"], "There is no model directory nowhere"),
         (["--models", "nowhere", "--output", "x.json", "--limit", "0"], "--limit must lie in 1…"),
         (["--models", "nowhere", "--output", "x.json", "--threads", "0"], "--threads must be at least 1"),
+        (["--models", "nowhere", "--output", "x.json", "--visual_tokens", "0"], "Token counts start at 1"),
+        (["--models", "nowhere", "--output", "x.json", "--visual_tokens", "4 nine"], "Token counts are written 16"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.cost.llm import count, main, make_projector, measure, prefill
+from eval.cost.llm import count, main, make_projector, measure, prefill, shortage
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.llms import SHAPES, open_llm
-from sparse_vlm.measure.towers import open_tower
+from sparse_vlm.measure.towers import open_tower, open_towers
 
 TINY = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 100}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -67,6 +67,18 @@ def test_the_report_has_every_measurement(
         assert row["peak_bytes"] > row["cache_bytes"]
     assert output.with_suffix(".png").stat().st_size > 1000
     assert "first token" in capsys.readouterr().out
+
+
+def test_one_encoder_with_several_numbers_of_tokens(tiny_variant: str) -> None:
+    towers = open_towers([tiny_variant], tokens=[4, 9])
+    result = measure(open_llm("tiny"), towers, 6, "float32", CPU, repeats=1)
+    four, nine = result.rows
+    assert not result.untimed
+    assert four.tower.gmacs < nine.tower.gmacs
+    assert nine.cache_bytes * (4 + 6) == four.cache_bytes * (9 + 6)
+    one = shortage(replace(open_llm("tiny"), parameters=10**15), towers[:1], torch.float32, CPU)
+    both = shortage(replace(open_llm("tiny"), parameters=10**15), towers, torch.float32, CPU)
+    assert one.split(",")[1] == both.split(",")[1], "they share their weights"
 
 
 def test_models_that_do_not_fit_are_counted_and_the_report_says_so() -> None:
