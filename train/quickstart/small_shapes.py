@@ -96,9 +96,9 @@ def draw_canvas(cut_outs: CutOuts, order: random.Random) -> tuple[Image.Image, l
         cut_out = order.choice(cut_outs[shape, colour])
         length = order.randint(*SMALL_SIDES) if is_small else side
         scale = length / max(cut_out.size)
-        size = tuple(max(1, round(scale * pixels)) for pixels in cut_out.size)
-        resized = cut_out.resize(size, Image.Resampling.BICUBIC)
-        corner = left + order.randint(0, side - size[0]), top + order.randint(0, side - size[1])
+        width, height = (max(1, round(scale * pixels)) for pixels in cut_out.size)
+        resized = cut_out.resize((width, height), Image.Resampling.BICUBIC)
+        corner = left + order.randint(0, side - width), top + order.randint(0, side - height)
         canvas.paste(resized, corner, resized)
         if is_small:
             box = tuple(round(pixels / CANVAS, 4) for pixels in (left, top, left + side, top + side))
