@@ -2,6 +2,7 @@
 
     python -m eval.generate pope --model DIR --questions llava_pope_test.jsonl --images val2014 --answers pope.jsonl
     python -m eval.generate easy_vqa --model DIR --answers easy_vqa.jsonl --no_image
+    python -m eval.generate easy_vqa --model DIR --answers easy_vqa_16.jsonl --visual_tokens 16
 
 Every question is answered until the model ends its turn, greedily by default. The answers file is in LLaVA's format. A
 killed run resumes when the same command is started again. Started several times, on one or several devices, the command
@@ -19,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.generate_arguments import Task, add_arguments, read_tasks
+from eval.generate_arguments import Task, add_arguments, check_visual_tokens, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import choose_device, choose_dtype
@@ -67,7 +68,7 @@ def generate_answers(
     Raises:
         UserError: an image is missing or damaged, or the file holds other answers (`open_log`).
     """
-    tokens = answerer.model.config.image_seq_length if with_images else 0
+    tokens = answerer.tokens_per_image if with_images else 0
     model = answerer.model
     metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
     metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
@@ -168,6 +169,7 @@ def _run(arguments: argparse.Namespace) -> None:
     decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be 1 or more, got {arguments.max_new_tokens}.")
+    check_visual_tokens(arguments)
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` accepts no device
@@ -181,6 +183,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.batch_size,
             decoding=decoding,
             system=arguments.system,
+            visual_tokens=arguments.visual_tokens,
         )
         for task in tasks
     ]

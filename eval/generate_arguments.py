@@ -12,6 +12,7 @@ from eval.selection import add_benchmarks, add_path, benchmark_names, file_of, p
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
+from sparse_vlm.vlm.views import check_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder of the benchmark's images; for several benchmarks: NAME=FOLDER for each, or one folder for all",
     )
     parser.add_argument("--no_image", action="store_true", help="ask without the images: the no-image floor")
+    parser.add_argument(
+        "--visual_tokens",
+        type=int,
+        metavar="K",
+        help="number of visual tokens of each image (default: the model's own)",
+    )
     parser.add_argument("--batch_size", type=int, default=96, help="questions generated for together (default: 96)")
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
@@ -76,6 +83,17 @@ def read_tasks(arguments: argparse.Namespace) -> list[Task]:
     """
     names = benchmark_names(arguments.benchmarks)
     return [_task(arguments, name, names) for name in names]
+
+
+def check_visual_tokens(arguments: argparse.Namespace) -> None:
+    """Raise UserError if --visual_tokens is not a number of tokens, or contradicts another option."""
+    if arguments.visual_tokens is None:
+        return
+    check_count(arguments.visual_tokens)
+    if arguments.no_image:
+        raise UserError("--no_image asks without visual tokens: leave out --visual_tokens.")
+    if arguments.cuda_graphs:
+        raise UserError("--cuda_graphs runs the model's own number of visual tokens only: leave out --visual_tokens.")
 
 
 def check_images(questions: Sequence[Question], places: Sequence[int]) -> None:

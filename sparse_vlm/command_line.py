@@ -44,6 +44,7 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.failure = failure
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # a value that begins so: -1, and also -0.5,0,1,1
 
     @classmethod
     def of_module(cls, module: str, docstring: str | None) -> Self:

@@ -26,7 +26,7 @@ PARTS: dict[str, set[str]] = {
     "sparse_vlm.integrations.lmms_eval": {"sparse_vlm.vlm", "sparse_vlm.devices", *FILES},
     "sparse_vlm.bootstrap": {*ENCODER, "sparse_vlm.integrations.timm"},
     "sparse_vlm.data": ENCODER,
-    "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.image_files", "sparse_vlm.vlm.language", *FILES},
+    "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.vlm.language", "sparse_vlm.vlm.views", *ENCODER},
     "sparse_vlm.vlm.language": {"sparse_vlm.vlm", *FILES},
     "sparse_vlm.vlm": {"sparse_vlm.vlm.language", "sparse_vlm.bootstrap.teachers.open_clip", *ENCODER},
     "sparse_vlm.vlm.serving": {"sparse_vlm"},

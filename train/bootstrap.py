@@ -30,6 +30,7 @@ from sparse_vlm.errors import unknown_choice
 from sparse_vlm.figures import alignment_figure, save_figure
 from sparse_vlm.files import write_json
 from train.stages.command_line import run_command
+from train.stages.drawn_counts import DrawnCounts
 from train.stages.log import LOG_NAME, read_log
 from train.stages.stage import ParameterGroup, finished_model, log_trainable, prepare, refuse_zero3, run
 from train.vision.bootstrap_arguments import (
@@ -42,7 +43,6 @@ from train.vision.bootstrap_arguments import (
 )
 from train.vision.bootstrap_images import figure_images, held_out_images, training_images, typical_images
 from train.vision.bootstrap_trainer import MEASURED, ZERO_SHOT, BootstrapTrainer
-from train.vision.drawn_counts import DrawnCounts
 from train.vision.monitor import open_zero_shot_task
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,14 @@
 Examples:
     sparse-vlm chat --model runs/quickstart/model --image IMAGE.png "what color is the shape?"
     sparse-vlm chat --model runs/quickstart/model
+    sparse-vlm chat --model MODEL_DIR --image IMAGE.png --visual_tokens 16 "what is shown?"
+    sparse-vlm chat --model MODEL_DIR --image IMAGE.png --region 0.5,0,1,0.5 "what is in the upper right?"
 """
 
 import argparse
 
 from sparse_vlm.command_line import CommandParser, add_device_arguments
+from sparse_vlm.errors import UserError
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -16,6 +19,20 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument(
         "--image", action="append", default=[], help="an image file for the (first) question; may be repeated"
+    )
+    parser.add_argument(
+        "--visual_tokens",
+        type=int,
+        metavar="K",
+        help="number of visual tokens of each image, e.g. 16 (default: the model's own)",
+    )
+    parser.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="X1,Y1,X2,Y2",
+        help="a box of the last image to look at more closely, with [0, 1] from edge to edge, e.g. 0.5,0,1,0.5 for its "
+        "upper right quarter; for the (first) question; may be repeated",
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument(
@@ -37,16 +54,25 @@ def run(arguments: argparse.Namespace) -> None:
     from sparse_vlm.vlm.language.quantization import quantization
     from sparse_vlm.vlm.loading import load_vlm
     from sparse_vlm.vlm.terminal import converse
+    from sparse_vlm.vlm.views import check_count, parse_box
 
     disable_progress_bar()
+    if arguments.visual_tokens is not None:
+        check_count(arguments.visual_tokens)
+    if arguments.region and not arguments.image:
+        raise UserError("--region is a box of an image: add --image FILE.")
+    regions = [parse_box(text) for text in arguments.region]
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     decoding = Decoding(arguments.temperature, arguments.top_p)
     images = [open_image(file) for file in arguments.image]
     settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
-    conversation = Conversation(*load_vlm(arguments.model, dtype, quantization=settings, device=device), decoding)
+    loaded = load_vlm(arguments.model, dtype, quantization=settings, device=device)
+    conversation = Conversation(*loaded, decoding, arguments.visual_tokens)
     for image in images:
         conversation.show(image)
+    for box in regions:
+        conversation.look_at(box)
     if arguments.question is None:
         converse(conversation, arguments.max_new_tokens)
         return

@@ -185,11 +185,7 @@ def starting_rois(config: SparseFormerConfig, images: Tensor, rois: Tensor | Non
     """
     if rois is None and tokens is None:
         return None
-    if config.focus.generation == "v1":
-        raise UserError(
-            f"This encoder is a SparseFormer v1, whose {config.focus.tokens} tokens have an embedding each: its number "
-            "of tokens and its initial RoIs are fixed. Use a bootstrapped one."
-        )
+    check_generation(config)
     if rois is None:
         assert tokens is not None
         rois = lay_out_rois(tokens)
@@ -202,6 +198,15 @@ def starting_rois(config: SparseFormerConfig, images: Tensor, rois: Tensor | Non
         if rois.shape[-2] not in config.token_counts:
             _log_untrained_count(rois.shape[-2], str(config.token_counts))
     return rois.to(images.device, torch.float32).expand(images.shape[0], -1, -1)
+
+
+def check_generation(config: SparseFormerConfig) -> None:
+    """Raise UserError if an encoder's number of tokens and its initial RoIs are fixed."""
+    if config.focus.generation == "v1":
+        raise UserError(
+            f"This encoder is a SparseFormer v1, whose {config.focus.tokens} tokens have an embedding each: its number "
+            "of tokens and its initial RoIs are fixed. Use a bootstrapped one."
+        )
 
 
 @cache

@@ -59,7 +59,8 @@ def check_box(box: Sequence[float]) -> None:
         UserError: it is not four finite numbers with 0 ≤ x1 < x2 ≤ 1 and 0 ≤ y1 < y2 ≤ 1.
     """
     values = list(box)
-    if len(values) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if not len(values) == len(numbers) == 4 or not all(map(math.isfinite, numbers)):
         raise UserError(f"A box is four numbers (x1, y1, x2, y2), got {values}.")
     left, top, right, bottom = values
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):

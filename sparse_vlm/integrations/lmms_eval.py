@@ -21,6 +21,7 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
 from sparse_vlm.vlm.loading import load_vlm
+from sparse_vlm.vlm.views import check_count
 
 MAX_NEW_TOKENS = 1024  # for tasks that do not set a limit
 
@@ -39,6 +40,7 @@ class SparseVLM(lmms):
         device: argument of `choose_device`; if None, or with several processes, accelerate chooses.
         dtype: argument of `choose_dtype`.
         max_batch_size: must be None; lmms-eval passes it to every model.
+        visual_tokens: number of visual tokens of each image; None: the model's own.
     """
 
     def __init__(
@@ -48,15 +50,18 @@ class SparseVLM(lmms):
         device: str | None = None,
         dtype: str = "auto",
         max_batch_size: int | None = None,
+        visual_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or max_batch_size is not None:
             raise UserError(f"The batch size must be a number, without --max_batch_size; got {batch_size!r}.")
+        if visual_tokens is not None:
+            check_count(visual_tokens)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         found = self.accelerator.device
         self.device = found if device is None or self._world_size > 1 else choose_device(device)
-        self.batch_size = int(batch_size)
+        self.batch_size, self.visual_tokens = int(batch_size), visual_tokens
         self._model, self._processor = load_vlm(Path(pretrained), choose_dtype(dtype, self.device))
         self._model.to(self.device)  # type: ignore[arg-type]  # transformers' own annotation of `to` fits no device
 
@@ -84,12 +89,19 @@ class SparseVLM(lmms):
             rows = [row for row, images in enumerate(images_of) if len(images) == count]
             questions = [(place * count, prompts[row]) for place, row in enumerate(rows)]
             images = [image for row in rows for image in images_of[row]]
-            answerer = Answerer(self._model, self._processor, limit, self.batch_size)
+            answerer = Answerer(self._model, self._processor, limit, self.batch_size, visual_tokens=self.visual_tokens)
             for batch in answerer.answer(images or None, questions) if rows else ():
                 texts |= {rows[place]: text for place, text in batch}
         for row in range(len(requests)):
             if row not in texts:
-                texts[row] = answer(self._model, self._processor, images_of[row], prompts[row], limit)
+                texts[row] = answer(
+                    self._model,
+                    self._processor,
+                    images_of[row],
+                    prompts[row],
+                    limit,
+                    visual_tokens=self.visual_tokens,
+                )
         return [texts[row] for row in range(len(requests))]
 
     def _images(self, request: Instance) -> list[Image.Image]:

@@ -25,7 +25,7 @@ from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.views import View, pack_views
+from sparse_vlm.vlm.views import View, check_count, pack_views
 
 # encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
@@ -60,12 +60,20 @@ class Answerer:
     ) -> None:
         if batch_rows < 1:
             raise UserError(f"The number of questions per batch must be at least 1, got {batch_rows}.")
+        if visual_tokens is not None:
+            check_count(visual_tokens)
+            model.model.check_views([View(0, visual_tokens)])
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows
         self.decoding, self.system = decoding or Decoding(), system
         self.visual_tokens = visual_tokens
         self._warned = False
         self._prompt = lru_cache(CACHED_PROMPTS)(self._encode)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Number of visual tokens of each image."""
+        return self.model.config.image_seq_length if self.visual_tokens is None else self.visual_tokens
 
     @torch.inference_mode()
     def answer(
@@ -103,9 +111,8 @@ class Answerer:
 
     def _check_tokens(self, prompt: int, text: str) -> None:
         """Raise UserError if a prompt of `prompt` tokens and its answer exceed the model's positions."""
-        check_length(
-            self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice="Shorten the question"
-        )
+        advice = "Shorten the question" + " or ask for fewer visual tokens" * (self.visual_tokens is not None)
+        check_length(self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice=advice)
 
     def _needs_single_questions(self) -> bool:
         """Return whether the model cannot be batched: it is one of UNBATCHED, or has recurrent layers, whose state

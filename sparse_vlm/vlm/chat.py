@@ -14,7 +14,7 @@ from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor, boxes_of
-from sparse_vlm.vlm.views import Box
+from sparse_vlm.vlm.views import Box, unpack_views
 
 # The images of a question: none, one, or several, which come before the question in this order.
 Images = Image.Image | Sequence[Image.Image] | None
@@ -65,7 +65,7 @@ def user_message(question: str, images: int, regions: Sequence[Box] = ()) -> dic
     """A user's turn for transformers' chat templates: `images` images, regions of the last one, then the question."""
     parts: list[dict[str, Any]] = [{"type": "image"}] * images
     parts += [{"type": "region", "box": list(box)} for box in regions]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": "\n" * bool(regions) + question}]}
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
 
 
 def encode_messages(
@@ -128,6 +128,25 @@ def check_length(
         )
 
 
+def check_inputs(model: Any, inputs: BatchFeature, answer: int) -> None:
+    """Check that an encoded prompt and its answer suit a model. Call this before the model runs.
+
+    Args:
+        model: returned by `load_vlm`.
+        inputs: returned by `encode_prompt` or `encode_messages`.
+        answer: maximum number of tokens of the answer.
+
+    Raises:
+        UserError: see `check_length` and `SparseVLMModel.check_views`.
+    """
+    prompt = inputs["input_ids"].shape[1]
+    if "views" not in inputs:
+        check_length(model, prompt, answer)
+        return
+    check_length(model, prompt, answer, advice="Ask for fewer visual tokens")
+    model.model.check_views(unpack_views(inputs["views"]))
+
+
 def answer(
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
@@ -155,8 +174,8 @@ def answer(
         The answer without special tokens and surrounding white space.
     """
     inputs = encode_prompt(processor, image, question, system, visual_tokens=visual_tokens, regions=regions)
+    check_inputs(model, inputs, max_new_tokens)
     inputs = inputs.to(model.device)
-    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
     generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes
     ids = generator.generate(**inputs, max_new_tokens=max_new_tokens, **(decoding or Decoding()).settings)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -177,7 +196,7 @@ def stream(
     Arguments and errors are those of `answer`.
     """
     inputs = encode_prompt(processor, image, question, visual_tokens=visual_tokens, regions=regions)
-    check_length(model, inputs["input_ids"].shape[1], max_new_tokens)
+    check_inputs(model, inputs, max_new_tokens)
     yield from stream_inputs(model, processor, inputs, max_new_tokens)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 from PIL import Image
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import check_length, check_question, encode_messages, stream_inputs, user_message
+from sparse_vlm.vlm.chat import check_inputs, check_question, encode_messages, stream_inputs, user_message
 from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.views import Box, View, check_count
 
 
 class Conversation:
@@ -19,6 +20,7 @@ class Conversation:
     Args:
         model, processor: returned by `load_vlm`.
         decoding: greedy or sampled; None: greedy. Beam search cannot be streamed.
+        visual_tokens: number of visual tokens of each image; None: the model's own.
     """
 
     def __init__(
@@ -26,20 +28,44 @@ class Conversation:
         model: SparseVLMForConditionalGeneration,
         processor: SparseVLMProcessor,
         decoding: Decoding | None = None,
+        visual_tokens: int | None = None,
     ) -> None:
+        if visual_tokens is not None:
+            check_count(visual_tokens)
+            model.model.check_views([View(0, visual_tokens)])
         self.model, self.processor = model, processor
-        self.decoding = decoding or Decoding()
+        self.decoding, self.visual_tokens = decoding or Decoding(), visual_tokens
         self.messages: list[dict[str, Any]] = []
         self.images: list[Image.Image] = []
         self._waiting: list[Image.Image] = []
+        self._regions: list[Box] = []
 
     def show(self, image: Image.Image) -> None:
         """Attach an image to the next question. Several images may be attached."""
+        if self._regions:
+            raise UserError("A region of the previous image waits for its question: ask it before the next image.")
         self._waiting.append(image)
 
+    def look_at(self, box: Box) -> None:
+        """Attach a region of the last image to the next question. Several regions may be attached.
+
+        Args:
+            box: (x1, y1, x2, y2), [0, 1] from edge to edge of the image.
+
+        Raises:
+            UserError: there is no image, the model does not see this part of it, or the model takes no regions.
+        """
+        images = [*self.images, *self._waiting]
+        if not images:
+            raise UserError("A region is a part of an image, but the conversation has none: attach an image first.")
+        image_processor = self.processor.image_processor
+        inside = image_processor.model_box(box, image_processor.process_image(images[-1]).size)
+        self.model.model.check_views([View(0, self.processor.region_tokens, inside)])
+        self._regions.append(box)
+
     def clear(self) -> None:
-        """Forget all turns and images."""
-        self.messages, self.images, self._waiting = [], [], []
+        """Forget all turns, images and regions."""
+        self.messages, self.images, self._waiting, self._regions = [], [], [], []
 
     def ask(self, question: str, max_new_tokens: int = 256) -> Generator[str]:
         """Yield the answer in pieces.
@@ -54,10 +80,10 @@ class Conversation:
         check_question(question)
         if max_new_tokens < 1:
             raise UserError(f"--max_new_tokens must be 1 or more, got {max_new_tokens}.")
-        messages = [*self.messages, user_message(question, len(self._waiting))]
+        messages = [*self.messages, user_message(question, len(self._waiting), self._regions)]
         images = [*self.images, *self._waiting]
-        inputs = encode_messages(self.processor, messages, images)
-        check_length(self.model, inputs["input_ids"].shape[1], max_new_tokens)
+        inputs = encode_messages(self.processor, messages, images, self.visual_tokens)
+        check_inputs(self.model, inputs, max_new_tokens)
         pieces: list[str] = []
         try:
             with closing(
@@ -69,4 +95,4 @@ class Conversation:
         finally:
             if text := "".join(pieces).strip():
                 self.messages = [*messages, {"role": "assistant", "content": text}]
-                self.images, self._waiting = images, []
+                self.images, self._waiting, self._regions = images, [], []

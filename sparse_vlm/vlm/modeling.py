@@ -30,8 +30,8 @@ from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
-from sparse_vlm.vlm.views import View, pack_views, unpack_views
-from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+from sparse_vlm.vlm.views import View, unpack_views
+from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
 
@@ -45,6 +45,8 @@ class SparseVLMConfig(LlavaConfig):
     Attributes:
         projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
         language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
+        trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
+            `TokenCounts`; None: `image_seq_length` alone.
         provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
     """
 
@@ -57,6 +59,7 @@ class SparseVLMConfig(LlavaConfig):
 
     projector_type: str = "mlp2x_gelu"
     language_head_bias: bool = False
+    trained_visual_tokens: str | None = None
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
@@ -124,43 +127,58 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         dropped = int(strategy == "default")
         found: Sequence[tuple[Tensor, ...]]
-        if views is None or self._are_whole_images(views):
+        if views is None or all(map(self._is_default, unpack_views(views))):
             states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
             places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
             found = [tuple(states[layer][place] for layer in layers) for place in places]
         else:
-            initial = self._initial_rois(views, dropped)
+            initial = self._initial_rois(unpack_views(views), dropped)
             found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
         return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
 
-    def _are_whole_images(self, views: Tensor) -> bool:
-        """True if all views are whole images with the default number of tokens."""
-        whole = [View(view.image, self.config.image_seq_length) for view in unpack_views(views)]
-        return torch.equal(views.cpu(), pack_views(whole))
+    def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
+        """Check that this model can compute the tokens of views. Call this before long work.
 
-    def _initial_rois(self, views: Tensor, dropped: int) -> list[EncoderView]:
-        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
-        if not isinstance(self.vision_tower, SparseFormerVisionModel):
+        Args:
+            views: see `encode_images`; their images do not matter.
+            dropped: 1 if CLS is dropped, else 0; None: as in the configuration.
+
+        Raises:
+            UserError: the vision tower cannot have other numbers of tokens, or a view has too many or too few.
+        """
+        others = [view.tokens for view in views if not self._is_default(view)]
+        if not others:
+            return
+        check_free_rois(self.vision_tower)
+        limit, kept = most_positions(self.config.get_text_config()), self._kept(dropped)
+        if limit is not None and max(others) > limit:
             raise UserError(
-                "Only a SparseFormer takes a number of visual tokens or regions, but this vision tower is a dense ViT."
+                f"An image of {max(others)} visual tokens exceeds the {limit} positions of the language model: ask for "
+                "fewer."
             )
-        limit = most_positions(self.config.get_text_config())
-        kept = visual_tokens(self.config.vision_config).prefix - dropped
-        converted = []
-        for view in unpack_views(views):
-            if limit is not None and view.tokens > limit:
-                raise UserError(
-                    f"An image of {view.tokens} visual tokens exceeds the {limit} positions of the language model: ask "
-                    "for fewer."
-                )
-            if view.tokens <= kept:
-                raise UserError(
-                    f"This model keeps CLS, so an image needs at least {kept + 1} visual tokens, got {view.tokens}."
-                )
-            whole = view == View(view.image, self.config.image_seq_length)
-            rois = None if whole else lay_out_rois(view.tokens - kept, view.box)
-            converted.append(EncoderView(view.image, rois))
-        return converted
+        if min(others) <= kept:
+            raise UserError(
+                f"This model keeps CLS, so an image needs at least {kept + 1} visual tokens, got {min(others)}."
+            )
+
+    def _is_default(self, view: View) -> bool:
+        """Return whether a view is a whole image with the default number of tokens."""
+        return view == View(view.image, self.config.image_seq_length)
+
+    def _kept(self, dropped: int | None) -> int:
+        """Return the number of tokens of an image that are not latent tokens."""
+        if dropped is None:
+            dropped = int(self.config.vision_feature_select_strategy == "default")
+        return visual_tokens(self.config.vision_config).prefix - dropped
+
+    def _initial_rois(self, views: Sequence[View], dropped: int) -> list[EncoderView]:
+        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
+        self.check_views(views, dropped)
+        kept = self._kept(dropped)
+        return [
+            EncoderView(view.image, None if self._is_default(view) else lay_out_rois(view.tokens - kept, view.box))
+            for view in views
+        ]
 
     def get_image_features(
         self,

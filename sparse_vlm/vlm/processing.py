@@ -1,7 +1,7 @@
 """Images and messages → model inputs: chat template, literal text, placeholder tokens."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -159,7 +159,7 @@ def boxes_of(conversation: Any) -> list[Sequence[float]]:
     """Return the boxes of the parts of type "region" of a conversation, or of several, in order.
 
     Raises:
-        UserError: such a part has no box.
+        UserError: such a part has no box, or it stands before the images of its turn.
     """
     boxes = []
     for turn in getattr(conversation, "messages", conversation):
@@ -167,14 +167,18 @@ def boxes_of(conversation: Any) -> list[Sequence[float]]:
             boxes += boxes_of(turn)
             continue
         content = turn.get("content")
-        for part in content if isinstance(content, list | tuple) else []:
-            if isinstance(part, dict) and part.get("type") == "region":
-                if part.get("box") is None:
-                    raise UserError(
-                        'A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.'
-                    )
-                boxes.append(part["box"])
+        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []
+        boxes += [_box(part) for part in parts if part.get("type") == "region"]
+        kinds = [part["type"] for part in parts if part.get("type") in ("image", "region")]
+        if kinds[:1] == ["region"] and "image" in kinds:  # templates move the images of a turn before its text
+            raise UserError("A region is part of the image before it, but one comes before the images of its message.")
     return boxes
+
+
+def _box(part: Mapping[str, Any]) -> Sequence[float]:
+    if part.get("box") is None:
+        raise UserError('A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.')
+    return part["box"]
 
 
 def _check_counts(placeholders: Sequence[int], images: Sequence[int]) -> None:
@@ -207,15 +211,21 @@ def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
     ]
     escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
     return [
-        {**part, "text": escaped[place]} if place in escaped else _region_as_text(part)
+        {**part, "text": escaped[place]} if place in escaped else _region_as_text(content, place)
         for place, part in enumerate(content)
     ]
 
 
-def _region_as_text(part: Any) -> Any:
-    """Replace a part of type "region" by its placeholder, since chat templates do not know the type."""
-    is_region = isinstance(part, dict) and part.get("type") == "region"
-    return {"type": "text", "text": REGION_TOKEN} if is_region else part
+def _region_as_text(parts: Sequence[Any], place: int) -> Any:
+    """Return a part, or the placeholder of a part of type "region", since chat templates do not know the type.
+
+    Text after the images and regions with which a turn begins starts on a line of its own, as it does after images.
+    """
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts[: place + 2]]
+    if kinds[place] != "region":
+        return parts[place]
+    begins = set(kinds[:place]) <= {"image", "region"}
+    return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

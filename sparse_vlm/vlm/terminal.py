@@ -8,15 +8,17 @@ from pathlib import Path
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.conversation import Conversation
+from sparse_vlm.vlm.views import parse_box
 
 with suppress(ImportError):  # where available, it gives input() line editing and a history
     import readline  # noqa: F401
 
 HELP = """\
-/image FILE  attach an image to the next question
-/clear       forget the conversation and its images
-/help        show this list
-/exit        leave, as does Ctrl-D
+/image FILE          attach an image to the next question
+/region X1,Y1,X2,Y2  look more closely at a box of the last image; [0, 1] from edge to edge
+/clear               forget the conversation and its images
+/help                show this list
+/exit                leave, as does Ctrl-D
 Ctrl-C stops an answer. Everything else is a question."""
 
 
@@ -65,6 +67,9 @@ def _run_line(conversation: Conversation, line: str, max_new_tokens: int) -> Non
             raise UserError("The file is missing: /image FILE")
         conversation.show(open_image(Path(rest.strip()).expanduser()))
         print("Image attached. What is the question?")
+    elif command == "/region":
+        conversation.look_at(parse_box(rest))
+        print("Region attached. What is the question?")
     elif command.startswith("/"):
         raise UserError(f"Unknown command {command}; /help lists all commands.")
     elif line:

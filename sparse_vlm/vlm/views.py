@@ -14,6 +14,7 @@ from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
 Box = tuple[float, float, float, float]
 # Boxes are integers in the tensor, so that `inputs.to(torch.bfloat16)` leaves them alone.
 UNITS = 2**16
+MOST_TOKENS = 2**17  # of an image; more are a slip, and their placeholders would fill the memory
 PLACEHOLDER = re.compile(f"{IMAGE_TOKEN}|{REGION_TOKEN}")
 
 
@@ -54,9 +55,11 @@ def unpack_views(packed: Tensor) -> list[View]:
 
 
 def check_count(tokens: int) -> None:
-    """Raise UserError if an image or a region gets less than one token."""
+    """Raise UserError unless an image or a region can have this number of tokens in some model."""
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise UserError(f"An image or a region needs a whole number of visual tokens, at least 1, got {tokens!r}.")
+    if tokens > MOST_TOKENS:
+        raise UserError(f"An image can have at most {MOST_TOKENS} visual tokens, got {tokens}.")
 
 
 def tokens_per_image(visual_tokens: int | Sequence[int] | None, images: int, default: int) -> list[int]:
@@ -121,6 +124,21 @@ def views_of_texts(
             else:
                 views.append(View(image, region_tokens, model_box(image, next(remaining))))
     return views
+
+
+def parse_box(text: str) -> Box:
+    """Parse a box that was typed as "x1,y1,x2,y2".
+
+    Raises:
+        UserError: it is not a box inside the image.
+    """
+    try:
+        box = [float(side) for side in text.split(",")]
+    except ValueError:
+        raise UserError(f"A region is a box x1,y1,x2,y2 with [0, 1] from edge to edge, got {text!r}.") from None
+    check_box(box)
+    left, top, right, bottom = box
+    return left, top, right, bottom
 
 
 def flat_boxes(regions: Sequence[Any] | None) -> list[Sequence[float]]:

@@ -17,8 +17,9 @@ from transformers.utils.output_capturing import selected_hidden_states
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.batches import View, encode_canvases, select_hidden_states, view_hidden_states
 from sparse_vlm.encoder.float32 import Float32Module
+from sparse_vlm.encoder.model import check_generation
 from sparse_vlm.encoder.preprocessing import ASPECTS
-from sparse_vlm.errors import unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 
 
 @strict
@@ -177,6 +178,19 @@ class SparseFormerVisionModel(PreTrainedModel):
         if registers == 0:
             return tokens
         return torch.cat([tokens[:, : prefix - registers], tokens[:, prefix:]], dim=1)
+
+
+def check_free_rois(tower: nn.Module) -> None:
+    """Check that a vision tower takes any number of tokens and any initial RoIs.
+
+    Raises:
+        UserError: it is a dense ViT or a SparseFormer v1.
+    """
+    if not isinstance(tower, SparseFormerVisionModel):
+        raise UserError(
+            "Only a SparseFormer takes a number of visual tokens or regions, but this vision tower is a dense ViT."
+        )
+    check_generation(tower.encoder.config)
 
 
 AutoConfig.register("sparseformer", SparseFormerVisionConfig)

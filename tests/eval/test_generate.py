@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eval import score
 from eval.answers import read_answers
 from eval.benchmarks import easy_vqa
 from eval.generate import generate_answers, main
 from eval.scoring.protocol import EncodedImage, Question
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.errors import UserError
+from sparse_vlm.image_files import open_image
+from sparse_vlm.vlm import chat
 from sparse_vlm.vlm.answering import Answerer
 from train.forked import fork_python
 
@@ -64,6 +67,48 @@ def test_lines_are_in_llavas_format(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
     assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
+
+
+def test_the_number_of_visual_tokens_is_recorded_and_not_mixed(
+    vlm_dir: Path, answerer: Answerer, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, limit = tmp_path / "answers.jsonl", ["--limit", "12"]
+    assert main(command(vlm_dir, question_file, file, *limit, "--visual_tokens", "4")) == 0
+    answers = read_answers(file)
+    assert {answer.metadata["visual_tokens"] for answer in answers} == {4}
+    model, processor = answerer.model, answerer.processor
+    questions = easy_vqa.load_questions(question_file, None)[:12]
+    for question, said in zip(questions, answers, strict=True):
+        assert isinstance(question.image, Path)
+        image = open_image(question.image)
+        assert said.text == chat.answer(model, processor, image, question.text, 8, visual_tokens=4)
+    for other in ([], ["--visual_tokens", "5"]):
+        capsys.readouterr()
+        assert main(command(vlm_dir, question_file, file, *limit, *other)) == 2
+        error = capsys.readouterr().err
+        assert "'visual_tokens': 4" in error
+        assert error.endswith("Delete the file to start afresh, or choose another one.\n")
+    assert main(command(vlm_dir, question_file, file, "--limit", "13", "--visual_tokens", "4")) == 0
+    assert len(read_answers(file)) == 13
+
+
+def test_the_models_own_number_continues_a_file_without_one(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.read_bytes()
+    assert main(command(vlm_dir, question_file, uninterrupted, "--visual_tokens", "6")) == 0
+    assert f"({QUESTIONS} of {QUESTIONS} questions)" in capsys.readouterr().out
+    assert uninterrupted.read_bytes() == before
+
+
+def test_reports_have_the_number_of_visual_tokens(vlm_dir: Path, question_file: Path, tmp_path: Path) -> None:
+    for count in ("3", "9"):
+        file = tmp_path / f"{count}.jsonl"
+        arguments = command(vlm_dir, question_file, file, "--limit", "10", "--visual_tokens", count)
+        assert main(arguments) == 0
+        scored = ["easy_vqa", "--questions", str(question_file), "--annotations", str(question_file), "--limit", "10"]
+        assert score.main([*scored, "--answers", str(file), "--output", str(tmp_path / f"{count}.json")]) == 0
+        assert json.loads((tmp_path / f"{count}.json").read_text())["visual_tokens"] == int(count)
 
 
 def start(model: Path, questions: Path, answers: Path) -> BaseProcess:
@@ -154,6 +199,9 @@ def test_questions_with_and_without_images_in_one_benchmark(answerer: Answerer, 
     generate_answers(questions[1:], tmp_path / "alone.jsonl", answerer, model_id="tiny")
     assert texts(tmp_path / "mixed.jsonl")["text only"] == texts(tmp_path / "alone.jsonl")["text only"]
     assert len(texts(tmp_path / "mixed.jsonl")) == 2
+    counted = Answerer(answerer.model, answerer.processor, answerer.max_new_tokens, visual_tokens=9)
+    generate_answers(questions, tmp_path / "counted.jsonl", counted, model_id="tiny")
+    assert texts(tmp_path / "counted.jsonl")["text only"] == texts(tmp_path / "alone.jsonl")["text only"]
 
 
 def test_images_inside_the_question_file_get_the_same_answers(answerer: Answerer, tmp_path: Path) -> None:
@@ -306,6 +354,12 @@ def test_several_benchmarks_with_one_model(
         (["--answers", "a", "--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
         (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
         (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),
+        (["--answers", "a", "--visual_tokens", "0"], "at least 1, got 0"),
+        (["--answers", "a", "--visual_tokens", "-1"], "at least 1, got -1"),
+        (["--answers", "a", "--visual_tokens", "3000"], "An image of 3000 visual tokens exceeds the 2048 positions"),
+        (["--answers", "a", "--visual_tokens", "2045"], "Shorten the question or ask for fewer visual tokens"),
+        (["--answers", "a", "--visual_tokens", "4", "--no_image"], "leave out --visual_tokens"),
+        (["--answers", "a", "--visual_tokens", "4", "--cuda_graphs"], "leave out --visual_tokens"),
     ],
 )
 def test_errors_before_long_work(

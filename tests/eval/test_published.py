@@ -47,14 +47,16 @@ def report(column: str, ours: float | None, **changes: Any) -> dict[str, Any]:
 
 def test_reports_add_a_row_for_each_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reports = [report("GQA", 58.46), report("MME", 1400), report("GQA", 37, image=False)]
+    reports.append(report("GQA", 55, visual_tokens=16))
     files = [str(write_json(tmp_path / f"{i}.json", content)) for i, content in enumerate(reports)]
     assert main(files) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:4] == [
+    assert lines[2:5] == [
         "| **m** | 49 | – | 58.5 | – | – | 1400.0 | – | – | – | ours |",
         "| **m** | 0 | – | 37.0 | – | – | – | – | – | – | ours |",
+        "| **m** | 16 | – | 55.0 | – | – | – | – | – | – | ours |",
     ]
-    assert lines[4:] == comparison().splitlines()[2:]
+    assert lines[5:] == comparison().splitlines()[2:]
     for content, sentence in (
         (report("GQA", None), "no published scores beside this report of 'GQA'"),
         (report("GQA", 50.0), "Two reports have a GQA score of 'm' with 49 tokens"),

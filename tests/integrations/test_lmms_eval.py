@@ -64,19 +64,27 @@ def test_the_entry_point_is_installed() -> None:
     assert found.load()().model_id == "sparse_vlm"
 
 
-@pytest.mark.slow
-def test_lmms_eval_logs_our_answers(vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path) -> None:
-    command = ["--model", "sparse_vlm", "--model_args", f"pretrained={vlm_dir}", "--tasks", "easy_vqa_local"]
+def run_lmms_eval(arguments: str, task: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = ["--model", "sparse_vlm", "--model_args", arguments, "--tasks", "easy_vqa_local"]
     command += ["--include_path", str(task), "--batch_size", "8", "--device", "cpu"]
-    command += ["--log_samples", "--output_path", str(tmp_path / "out")]
+    command += ["--log_samples", "--output_path", str(output)]
     offline = {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(output.parent / "hf"),
         "OMP_NUM_THREADS": "1",
     }
     program = [sys.executable, "-c", "from lmms_eval.cli.dispatch import main; main()"]
-    result = subprocess.run([*program, *command], env=os.environ | offline, capture_output=True, text=True, check=False)
+    return subprocess.run([*program, *command], env=os.environ | offline, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("visual_tokens", [None, 4])
+def test_lmms_eval_logs_our_answers(
+    worded_vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path, visual_tokens: int | None
+) -> None:
+    arguments = f"pretrained={worded_vlm_dir}" + (f",visual_tokens={visual_tokens}" if visual_tokens else "")
+    result = run_lmms_eval(arguments, task, tmp_path / "out")
     assert result.returncode == 0, result.stderr
     (samples,) = (tmp_path / "out").rglob("*samples*.jsonl")
     logged = [json.loads(line) for line in samples.read_text().splitlines()]
@@ -85,8 +93,25 @@ def test_lmms_eval_logs_our_answers(vlm_dir: Path, task: Path, answerer: Answere
     for sample in logged:
         row = rows[sample["doc_id"]]
         images = [open_image(path) for path in row["images"]]
-        assert sample["filtered_resps"] == answer(answerer.model, answerer.processor, images, row["question"], 6)
+        expected = answer(answerer.model, answerer.processor, images, row["question"], 6, visual_tokens=visual_tokens)
+        assert sample["filtered_resps"] == expected
     (results,) = (tmp_path / "out").rglob("*results.json")
     value = json.loads(results.read_text())["results"]["easy_vqa_local"]["exact_match,none"]
     right = [exact_match(sample["filtered_resps"], rows[sample["doc_id"]]["answer"]) for sample in logged]
     assert value == pytest.approx(sum(right) / QUESTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("16.5", "a whole number of visual tokens, at least 1, got 16.5"),
+        ("5000", "exceeds the 2048 positions"),
+    ],
+)
+def test_bad_numbers_of_visual_tokens_are_refused(
+    worded_vlm_dir: Path, task: Path, tmp_path: Path, typed: str, sentence: str
+) -> None:
+    result = run_lmms_eval(f"pretrained={worded_vlm_dir},visual_tokens={typed}", task, tmp_path / "out")
+    assert sentence in result.stdout + result.stderr
+    assert not list((tmp_path / "out").rglob("*results.json"))

@@ -106,6 +106,42 @@ def test_a_template_with_the_image_after_the_question_is_refused(answerer: Answe
         collect(Answerer(answerer.model, processor, 4), *asked)
 
 
+@pytest.mark.parametrize(
+    ("visual_tokens", "sentence"),
+    [
+        (0, "at least 1, got 0"),
+        (-1, "at least 1, got -1"),
+        (16.5, "whole number of visual tokens"),
+        ("abc", "whole number of visual tokens"),
+        (2049, "exceeds the 2048 positions of the language model"),
+    ],
+)
+def test_a_number_of_visual_tokens_that_no_question_can_have(
+    answerer: Answerer, visual_tokens: Any, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Answerer(answerer.model, answerer.processor, 4, visual_tokens=visual_tokens)
+    full = Answerer(answerer.model, answerer.processor, 4, visual_tokens=2040)
+    with pytest.raises(UserError, match="Shorten the question or ask for fewer visual tokens"):
+        full.check_length(True, "is it red?")
+    full.check_length(False, "is it red?")
+
+
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(beams=3)])
+def test_batches_with_more_visual_tokens_than_the_models_own(
+    answerer: Answerer, asked: Asked, decoding: Decoding
+) -> None:
+    model, processor, images, rows = answerer.model, answerer.processor, asked[0], asked[1][:20]
+    batched = Answerer(model, processor, 6, 16, decoding=decoding, visual_tokens=20)
+    single = [answer(model, processor, images[i], text, 6, decoding=decoding, visual_tokens=20) for i, text in rows]
+    assert collect(batched, images, rows) == single
+    assert len(set(single)) > 5
+    if decoding.beams == 1:
+        torch.manual_seed(0)
+        sampled = Answerer(model, processor, 6, 16, decoding=Decoding(5.0), visual_tokens=20)
+        assert len(set(collect(sampled, images, [rows[0]] * 8))) > 1
+
+
 def test_a_batch_has_at_least_one_row(answerer: Answerer) -> None:
     with pytest.raises(UserError, match="at least 1, got 0"):
         Answerer(answerer.model, answerer.processor, 4, batch_rows=0)
@@ -156,7 +192,11 @@ def test_language_models_sensitive_to_padding(
     assert collect(batched, images, rows) == single
     assert collect(batched, images, rows) == single
     assert len(set(single)) > 2
-    assert caplog.text.count("one question at a time") == (family in ("lfm2", "mpt"))  # once
+    counted = Answerer(model, processor, 5, visual_tokens=9)
+    assert collect(counted, images, rows) == [
+        answer(model, processor, images[i], text, 5, visual_tokens=9) for i, text in rows
+    ]
+    assert caplog.text.count("one question at a time") == 2 * (family in ("lfm2", "mpt"))  # once for each Answerer
 
 
 def test_answer_refuses_a_prompt_that_is_too_long(answerer: Answerer, asked: Asked) -> None:

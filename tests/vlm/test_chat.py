@@ -84,7 +84,22 @@ def test_command_with_quantized_weights(vlm_dir: Path, capsys: pytest.CaptureFix
 
 def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (90, 50)).save(tmp_path / "wide.png")
+    about = ["--model", str(vlm_dir), "--image", str(tmp_path / "wide.png")]
+    early = ["--model", str(tmp_path / "none")]  # refused before the model is opened
     cases = [
+        ([*early, "--visual_tokens", "0"], "a whole number of visual tokens, at least 1, got 0."),
+        ([*early, "--visual_tokens", "-1"], "a whole number of visual tokens, at least 1, got -1."),
+        ([*early, "--visual_tokens", "10000000000"], "at most 131072 visual tokens, got 10000000000."),
+        ([*early, "--region", "0,0,1,1"], "--region is a box of an image: add --image FILE."),
+        ([*about, "--region", "-0.5,0,1,1"], "A box lies inside the image"),
+        ([*about, "--region", "0.5,0,0.5,1"], "A box lies inside the image"),
+        ([*about, "--region", "0,0,1"], "A box is four numbers (x1, y1, x2, y2), got [0.0, 0.0, 1.0]"),
+        ([*about, "--region", "0,0,nan,1"], "A box is four numbers"),
+        ([*about, "--region", "left"], "A region is a box x1,y1,x2,y2 with [0, 1] from edge to edge, got 'left'."),
+        ([*about, "--region", "0,0,0.1,1"], "outside the central square"),
+        ([*about, "--visual_tokens", "2049"], "exceeds the 2048 positions"),
+        ([*about, "--visual_tokens", "1800"], "more than the 2048 that the model takes. Ask for fewer visual tokens"),
         (["--model", str(tmp_path / "none")], "There is no model directory"),
         (["--model", str(vlm_dir), "--image", str(tmp_path / "none.png")], "none.png"),
         (["--model", str(vlm_dir), "--image", str(tmp_path / "broken.png")], "broken.png"),
@@ -93,4 +108,28 @@ def test_command_with_bad_input(vlm_dir: Path, tmp_path: Path, capsys: pytest.Ca
         assert main(["chat", *arguments, "What?"]) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert "Traceback" not in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("typed", ["16.5", "abc"])
+def test_a_number_of_visual_tokens_is_whole(typed: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["chat", "--model", "m", "--visual_tokens", typed, "What?"])
+    assert end.value.code == 2
+    assert f"invalid int value: '{typed}'" in capsys.readouterr().err
+
+
+def test_command_with_visual_tokens_and_regions(
+    vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6", "--visual_tokens", "3"]
+    for number in (0, 1):
+        images[number].save(tmp_path / f"{number}.png")
+        arguments += ["--image", str(tmp_path / f"{number}.png")]
+    boxes = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 0.5)]
+    assert main([*arguments, "--region", "0,0,0.5,1", "--region=0.5, 0, 1, 0.5", "What is it?"]) == 0
+    expected = answer(*vlm, images[:2], "What is it?", 6, visual_tokens=3, regions=boxes)
+    assert capsys.readouterr().out.strip() == expected
+    assert "".join(stream(*vlm, images[:2], "What is it?", 6, visual_tokens=3, regions=boxes)).strip() == expected
+    assert main([*arguments[:7], "What is it?"]) == 0  # without images
+    assert capsys.readouterr().out.strip() == answer(*vlm, None, "What is it?", 6)

@@ -65,6 +65,65 @@ def test_a_refused_question_is_not_kept(vlm: Loaded, images: list[Image.Image]) 
     assert conversation.messages == []
 
 
+BOX = (0.25, 0.25, 0.75, 1.0)
+
+
+def test_visual_tokens_for_all_images_and_regions_for_the_next_question(vlm: Loaded, images: list[Image.Image]) -> None:
+    model, processor = vlm
+    conversation = Conversation(*vlm, visual_tokens=4)
+    conversation.show(images[1])
+    conversation.look_at(BOX)
+    first = say(conversation, "What is it?")
+    assert first.strip() == answer(*vlm, images[1], "What is it?", 6, visual_tokens=4, regions=[BOX])
+    conversation.look_at((0.0, 0.0, 1.0, 0.5))  # of the same image
+    second = say(conversation, "And this?")
+    conversation.show(images[0])
+    third = say(conversation, "And here?")
+    regions = [(BOX,), ((0.0, 0.0, 1.0, 0.5),), ()]
+    turns = [
+        turn
+        for question, said, count, boxes in zip(
+            ["What is it?", "And this?", "And here?"], [first, second, third], [1, 0, 1], regions, strict=True
+        )
+        for turn in (user_message(question, count, boxes), {"role": "assistant", "content": said.strip()})
+    ]
+    assert conversation.messages == turns
+    for place, said in ((3, second), (5, third)):
+        inputs = encode_messages(processor, turns[:place], images[1::-1][: 1 + place // 5], 4)
+        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert said == processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_regions_that_cannot_be_asked_about_are_refused_at_once(vlm: Loaded, images: list[Image.Image]) -> None:
+    conversation = Conversation(*vlm)
+    with pytest.raises(UserError, match="the conversation has none: attach an image first"):
+        conversation.look_at(BOX)
+    conversation.show(images[2])  # 50 by 90 pixels, of which the model sees the central square
+    for box, sentence in {
+        (0.0, 0.0, 1.0, 0.1): "outside the central square",
+        (0.5, 0.0, 0.5, 1.0): "lies inside the image",
+        (0.0, 0.0, 1.0, 1.5): "lies inside the image",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            conversation.look_at(box)
+    assert say(conversation, "What?").strip() == answer(*vlm, images[2], "What?", 6)
+    conversation.look_at(BOX)
+    with pytest.raises(UserError, match="ask it before the next image"):
+        conversation.show(images[0])
+    conversation.clear()
+    assert say(conversation, "What?").strip() == answer(*vlm, None, "What?", 6)
+
+
+def test_a_conversation_with_too_many_visual_tokens(vlm: Loaded, images: list[Image.Image]) -> None:
+    for count, sentence in {0: "at least 1, got 0", 2049: "exceeds the 2048 positions", 2.5: "whole number"}.items():
+        with pytest.raises(UserError, match=sentence):
+            Conversation(*vlm, visual_tokens=count)  # type: ignore[arg-type]
+    conversation = Conversation(*vlm, visual_tokens=2040)
+    conversation.show(images[0])
+    with pytest.raises(UserError, match=r"more than the 2048 that the model takes\. Ask for fewer visual tokens"):
+        say(conversation, "What is shown here?")
+
+
 def chat(monkeypatch: pytest.MonkeyPatch, vlm_dir: Path, *lines: str, tokens: int = 6, options: list[str] = []) -> int:  # noqa: B006
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     return main(["chat", "--model", str(vlm_dir), "--max_new_tokens", str(tokens), *options])
@@ -95,6 +154,33 @@ def test_in_the_terminal(
         "error: Unknown command /nothing",
     ]
     for part in (first, second, *refused, "Forgotten.", say(alone, "And this?")):
+        assert part in said
+        said = said[said.index(part) + len(part) :]
+
+
+def test_visual_tokens_and_regions_in_the_terminal(
+    vlm: Loaded,
+    vlm_dir: Path,
+    images: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images[1].save(tmp_path / "1.png")
+    lines = ["What is it?", "/clear", "/region 0,0,1,1", f"/image {tmp_path}/1.png", "/region", "/region 0,0,2,1"]
+    lines += ["/region .25,.25,.75,1", "What is it?"]
+    options = ["--image", f"{tmp_path}/1.png", "--visual_tokens", "4", "--region", "0,0,.5,.5"]
+    assert chat(monkeypatch, vlm_dir, *lines, options=options) == 0
+    said = capsys.readouterr().out
+    for part in (
+        answer(*vlm, images[1], "What is it?", 6, visual_tokens=4, regions=[(0, 0, 0.5, 0.5)]),
+        "Forgotten.",
+        "error: A region is a part of an image, but the conversation has none",
+        "error: A region is a box x1,y1,x2,y2 with [0, 1] from edge to edge, got ''.",
+        "error: A box lies inside the image",
+        "Region attached.",
+        answer(*vlm, images[1], "What is it?", 6, visual_tokens=4, regions=[BOX]),
+    ):
         assert part in said
         said = said[said.index(part) + len(part) :]
 

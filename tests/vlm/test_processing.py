@@ -154,3 +154,24 @@ def test_a_pipeline_with_literal_text_and_transparency(vlm_dir: Path, vlm: Loade
         said = ask(text=[{"role": "user", "content": content}], max_new_tokens=4, do_sample=False)[0]
         expected = answer(*vlm, Image.new("RGB", (30, 20), "white"), question, max_new_tokens=4)
         assert said["generated_text"][-1]["content"].strip() == expected
+
+
+def test_a_question_about_regions_starts_on_a_line_of_its_own(vlm: Loaded) -> None:
+    """As it does after images. Regions inside a sentence stay in it."""
+    region = {"type": "region", "box": [0, 0, 1, 1]}
+    image, text = {"type": "image"}, {"type": "text", "text": "Q"}
+    for parts, expected in (
+        ([image, region, region, text], "<image>\n<region><region>\nQ<"),
+        ([image, image, region, text], "<image>\n<image>\n<region>\nQ<"),
+        ([image, text, region, text], "<image>\nQ<region>Q<"),
+        ([image, region], "<image>\n<region><"),
+    ):
+        assert expected in vlm[1].apply_chat_template([{"role": "user", "content": parts}])
+
+
+def test_a_region_before_the_images_of_its_message_is_refused(vlm: Loaded) -> None:
+    """Chat templates would move the images before it, and the region to another image."""
+    region = {"type": "region", "box": [0, 0, 1, 1]}
+    turns = [{"role": "user", "content": [{"type": "image"}]}, {"role": "user", "content": [region, {"type": "image"}]}]
+    with pytest.raises(UserError, match="before the images of its message"):
+        vlm[1].apply_chat_template(turns)

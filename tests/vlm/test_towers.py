@@ -18,8 +18,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionM
 from sparse_vlm.cli import main
 from sparse_vlm.encoder.preprocessing import INCEPTION_MEAN, INCEPTION_STD, Transform
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
-from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+from sparse_vlm.vlm.conversation import Conversation
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import open_tower
 from tests.vlm.conftest import Loaded, logits_of
@@ -235,3 +237,26 @@ def test_a_dense_tower_refuses_other_numbers_of_tokens(dense: Loaded, images: li
     assert logits_of(model, default).isfinite().all()
     with pytest.raises(UserError, match="Only a SparseFormer"):
         logits_of(model, encode_prompt(processor, images[0], "What?", visual_tokens=5))
+    with pytest.raises(UserError, match="Only a SparseFormer"):
+        Answerer(model, processor, 4, visual_tokens=5)
+    own = Answerer(model, processor, 4, visual_tokens=processor.num_image_tokens)
+    (batch,) = own.answer(images[:1], [(0, "What?")])
+    assert batch == [(0, answer(model, processor, images[0], "What?", 4))]
+
+
+def test_a_dense_tower_refuses_regions_before_it_runs(
+    dense: Loaded, dense_dir: Path, images: list[Image.Image], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, processor = dense
+    conversation = Conversation(model, processor)
+    conversation.show(images[0])
+    with pytest.raises(UserError, match="Only a SparseFormer"):
+        conversation.look_at((0.0, 0.0, 1.0, 1.0))
+    images[0].save(tmp_path / "a.png")
+    for option, value in (("--visual_tokens", "9"), ("--region", "0,0,1,1")):
+        command = ["chat", "--model", str(dense_dir), "--image", str(tmp_path / "a.png"), option, value, "What?"]
+        assert main(command) == 2
+        assert capsys.readouterr().err == (
+            "error: Only a SparseFormer takes a number of visual tokens or regions, but this vision tower is a dense "
+            "ViT.\n"
+        )

@@ -9,8 +9,10 @@ from transformers import AutoModel, AutoModelForImageTextToText, LlamaConfig
 
 from sparse_vlm.encoder import CortexConfig, FocusConfig, Preprocessing, SparseFormer, SparseFormerConfig, StemConfig
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
-from sparse_vlm.vlm.chat import encode_prompt
+from sparse_vlm.vlm.chat import answer, encode_prompt, stream
+from sparse_vlm.vlm.conversation import Conversation
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMModel
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig, SparseFormerVisionModel
@@ -119,6 +121,39 @@ def test_visual_tokens_by_select_strategy(
         states = SparseFormer.from_pretrained(encoder_dir)(inputs["pixel_values"]).hidden_states
         torch.testing.assert_close(features, model.model.multi_modal_projector(states[-2][0]))
         assert model(**inputs).logits.isfinite().all()
+
+
+def test_the_number_of_tokens_of_a_v1_is_fixed(
+    encoder_without_cls: Path, llm_dir: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    build_vlm(encoder_without_cls, llm_dir, tmp_path / "vlm")
+    model, processor = load_vlm(tmp_path / "vlm")
+    assert answer(model, processor, images[0], "What?", 4) == answer(
+        model, processor, images[0], "What?", 4, visual_tokens=5
+    )
+    conversation = Conversation(model, processor)
+    conversation.show(images[0])
+    for refused in (
+        lambda: answer(model, processor, images[0], "What?", visual_tokens=4),
+        lambda: answer(model, processor, images[0], "What?", regions=[(0.0, 0.0, 1.0, 1.0)]),
+        lambda: Answerer(model, processor, 4, visual_tokens=4),
+        lambda: Conversation(model, processor, visual_tokens=4),
+        lambda: conversation.look_at((0.0, 0.0, 1.0, 1.0)),
+        lambda: next(stream(model, processor, images[0], "What?", visual_tokens=4)),
+    ):
+        with pytest.raises(UserError, match="This encoder is a SparseFormer v1"):
+            refused()
+
+
+def test_a_model_that_keeps_cls_counts_it(
+    encoder_dir: Path, llm_dir: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    build_vlm(encoder_dir, llm_dir, tmp_path / "vlm", vision_feature_select_strategy="full")
+    model, processor = load_vlm(tmp_path / "vlm")
+    with pytest.raises(UserError, match="keeps CLS, so an image needs at least 2 visual tokens, got 1"):
+        Answerer(model, processor, 4, visual_tokens=1)
+    (batch,) = Answerer(model, processor, 4, visual_tokens=2).answer(images[:1], [(0, "What?")])
+    assert batch == [(0, answer(model, processor, images[0], "What?", 4, visual_tokens=2))]
 
 
 def test_default_strategy_without_cls_is_refused(encoder_without_cls: Path) -> None:

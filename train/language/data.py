@@ -2,8 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from sparse_vlm.data.conversations.collate import ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.length_limit import LengthLimit
 from sparse_vlm.data.conversations.sources import open_sources
-from sparse_vlm.errors import UserError
+from sparse_vlm.encoder.token_counts import DENSITIES, TokenCounts
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.positions import most_positions
@@ -22,7 +23,11 @@ from sparse_vlm.vlm.language.templates import LLAVA_PLAIN
 from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.views import Box
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
 from train.language.visual_cache import use_cached_tokens
+from train.stages.command_line import check_ranges
+from train.stages.drawn_counts import DrawnCounts
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
@@ -62,15 +67,40 @@ class DataArguments:
         default=None,
         metadata={"help": "directory for visual tokens, which a frozen vision tower computes once per image"},
     )
+    visual_tokens: str | None = field(
+        default=None,
+        metadata={
+            "help": "number of visual tokens per image; 9-64 or 9,16,25: drawn at each step (default: the model's)"
+        },
+    )
+    token_density: str = field(
+        default="linear", metadata={"help": f"density of the numbers of visual tokens: {' | '.join(DENSITIES)}"}
+    )
+    region_tokens: int | None = field(
+        default=None, metadata={"help": "number of visual tokens per <region> (default: the model's)"}
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"region_tokens": "[1, inf)"})
+        if self.token_density not in DENSITIES:
+            raise unknown_choice("--token_density", self.token_density, DENSITIES)
+        _ = self.token_counts  # raises if they are malformed
+
+    @property
+    def token_counts(self) -> TokenCounts | None:
+        """The numbers of visual tokens to train with; None: the model's own."""
+        return None if self.visual_tokens is None else TokenCounts.parse(str(self.visual_tokens))
 
 
 @dataclass(frozen=True)
 class StageData:
-    """The data sets of a stage and the collator that makes their batches."""
+    """The data sets of a stage, the collator that makes their batches, and the number of visual tokens of each step
+    (None: the model's own)."""
 
     training: ConversationDataset
     held_out: ConversationDataset | None
     collator: ConversationCollator
+    drawn: DrawnCounts | None = None
 
 
 def pixel_values(image_processor: SparseFormerImageProcessor, image: Image.Image) -> torch.Tensor:
@@ -88,7 +118,7 @@ def make_data(
     tower: bool = False,
     plain: bool = False,
 ) -> StageData:
-    """Make the data sets and the collator.
+    """Make the data sets and the collator. The processor gets --region_tokens.
 
     Args:
         data_args: the options.
@@ -107,26 +137,35 @@ def make_data(
         raise UserError("--cache_visual_tokens is for a frozen vision tower, but here it trains, at least in part.")
     _check_rows(data_args, model)
     _check_evaluation(data_args, args)
+    _check_counts(data_args, model)
+    processor.region_tokens = data_args.region_tokens or processor.region_tokens
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
-    chat = ChatFormat(processor.tokenizer, template, model.config.image_token_id, processor.num_image_tokens, plain)
+    default, counts = processor.num_image_tokens, data_args.token_counts
+    chat = ChatFormat(
+        processor.tokenizer, template, model.config.image_token_id, default, plain, processor.region_tokens
+    )
     preprocess = functools.partial(pixel_values, processor.image_processor)
-    training, held_out = _open_datasets(data_args, args, chat, preprocess, _limit(data_args, model))
+    model_box = processor.image_processor.model_box if _looks_anywhere(model) else None
+    training, held_out = _open_datasets(data_args, args, chat, preprocess, model_box, _limit(data_args, model))
     _write_skipped(training, args)
     shape, image_key = preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
-        both = [training] if held_out is None else [training, held_out]
-        use_cached_tokens(data_args.cache_visual_tokens, both, model, processor, args)
+        requested = {training: (default,) if counts is None else counts.counts}
+        requested |= {} if held_out is None else {held_out: (default,)}
+        use_cached_tokens(data_args.cache_visual_tokens, requested, model, processor, args)
         projector: Any = model.model.multi_modal_projector
-        shape, image_key = torch.Size((chat.tokens_per_image, *projector.norm.normalized_shape)), "visual_tokens"
+        shape, image_key = torch.Size(projector.norm.normalized_shape), "visual_tokens"
     pad = processor.tokenizer.pad_token_id
     collator = ConversationCollator(
         processor.tokenizer.eos_token_id if pad is None else pad,
         independent_turns=data_args.independent_turns,
         packing=_packing(model) if data_args.packing else None,
+        default_tokens=default,
         image_key=image_key,
-        blank_image=None if language and args.world_size == 1 else (chat.image_token_id, chat.tokens_per_image, shape),
+        blank_image=None if language and args.world_size == 1 else (chat.image_token_id, shape),
     )
-    return StageData(training, held_out, collator)
+    drawn = None if counts is None else DrawnCounts(counts, data_args.token_density, args.order_seed)
+    return StageData(training, held_out, collator, drawn)
 
 
 def _open_datasets(
@@ -134,24 +173,29 @@ def _open_datasets(
     args: StageArguments,
     chat: ChatFormat,
     preprocess: Callable[[Image.Image], torch.Tensor],
+    model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None,
     limit: LengthLimit,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    """Open the training data and, with --eval_data_path, the held-out data."""
+    """Open the training data, with the largest number of visual tokens, and with --eval_data_path the held-out data,
+    with the model's own."""
 
-    def dataset(data_path: str, image_folder: str) -> ConversationDataset:
+    def dataset(data_path: str, image_folder: str, chat: ChatFormat) -> ConversationDataset:
         return ConversationDataset(
             open_sources(data_path, image_folder),
             chat,
             preprocess,
+            model_box=model_box,
             independent_turns=data_args.independent_turns,
             limit=limit,
             on_bad_sample=data_args.on_bad_sample,
             seed=args.order_seed,
         )
 
-    training, held_out = dataset(data_args.data_path, data_args.image_folder), None
+    counts = data_args.token_counts
+    largest = chat if counts is None else replace(chat, tokens_per_image=counts.counts[-1])
+    training, held_out = dataset(data_args.data_path, data_args.image_folder, largest), None
     if data_args.eval_data_path is not None:
-        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder)
+        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder, chat)
     return training, held_out
 
 
@@ -187,6 +231,31 @@ def _check_rows(data_args: DataArguments, model: SparseVLMForConditionalGenerati
             f"--independent_turns does not support the language model's sliding window of {window} tokens: lower "
             f"--model_max_length {data_args.model_max_length} to {window}."
         )
+
+
+def _looks_anywhere(model: SparseVLMForConditionalGeneration) -> bool:
+    """Return whether the vision tower accepts any number of tokens, in any box: a bootstrapped SparseFormer does."""
+    tower = model.model.vision_tower
+    return isinstance(tower, SparseFormerVisionModel) and tower.encoder.config.focus.generation != "v1"
+
+
+def _check_counts(data_args: DataArguments, model: SparseVLMForConditionalGeneration) -> None:
+    """Check that the vision tower can have the numbers of --visual_tokens and --region_tokens."""
+    least = 1 + model.config.image_seq_length - visual_tokens(model.config.vision_config).latent
+    counts = data_args.token_counts
+    for option, count in (
+        ("visual_tokens", None if counts is None else counts.counts[0]),
+        ("region_tokens", data_args.region_tokens),
+    ):
+        if count is None:
+            continue
+        if not _looks_anywhere(model):
+            raise UserError(
+                f"--{option} needs a bootstrapped SparseFormer as the vision tower: this model's tower has a fixed "
+                f"number of {model.config.image_seq_length} tokens. Leave it out."
+            )
+        if count < least:
+            raise UserError(f"This model keeps CLS, so --{option} starts at {least}, got {count}.")
 
 
 def _check_evaluation(data_args: DataArguments, args: StageArguments) -> None:

@@ -24,6 +24,9 @@ def write_result(
     output_dir: str | Path,
     dtype: str | None = None,
     provenance: dict[str, Any] | None = None,
+    *,
+    visual_tokens: str | None = None,
+    region_tokens: int | None = None,
 ) -> None:
     """Write a model directory atomically.
 
@@ -36,6 +39,9 @@ def write_result(
         output_dir: the result; see `new_directory`.
         dtype: dtype of the result, a key of DTYPES; None: that of `start`.
         provenance: provenance for the result's card; None: that of `start`.
+        visual_tokens: numbers of visual tokens per image that the stage trained with, in the notation of `TokenCounts`;
+            None: the model's own.
+        region_tokens: number of visual tokens per region; None: that of `start`.
 
     Raises:
         UserError: a directory is missing, the trained weights do not fit, a value is too large for `dtype`, or the
@@ -50,6 +56,8 @@ def write_result(
         raise UserError(f"The trained weights in {trained} do not fit {start}: {one_line(error)}") from error
     if provenance is not None:
         result.config.provenance = provenance
+    result.config.trained_visual_tokens = visual_tokens
+    processor.region_tokens = region_tokens or processor.region_tokens
     convert(result, DTYPES[dtype])
     with new_directory(output_dir) as temporary:
         result.save_pretrained(temporary)

@@ -1,6 +1,7 @@
-"""The trainer of a VLM: batches of similar lengths, checkpoints of the trained weights alone."""
+"""The trainer of a VLM: order and numbers of visual tokens, checkpoints of the trained weights alone."""
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,63 +11,75 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.images.seeded import seed_of
 from sparse_vlm.errors import UserError
+from train.language.order import DrawnOrder, LengthGroups, SeededOrder
 from train.language.result import TRAINED_FILE
-from train.stages.stage import StageArguments
+from train.stages.drawn_counts import DrawnCounts
+from train.stages.stage import ParameterGroup, StageArguments
 from train.stages.trainer import StageTrainer
-
-
-class LengthGroups(Sampler[int]):
-    """Order rows so that those of similar lengths come together, as transformers' LengthGroupedSampler does.
-
-    The order depends only on (seed, epoch). transformers' sampler draws it from the global random numbers, so that an
-    interrupted run would resume with other rows.
-
-    Args:
-        batch_size: rows of one process in one step.
-        lengths: the lengths of all rows.
-        seed: seed of the order.
-    """
-
-    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
-        self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; the data loader calls this before each one."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch, "order"))
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class ConversationTrainer(StageTrainer):
     """StageTrainer for conversations.
 
     - `group_by_length` groups rows by length without reading their images.
+    - With `drawn`, each step has its number of visual tokens, and each log line has `visual_tokens`, the mean over the
+      steps since the last one.
     - `eval_loss` is the mean over all tokens of all answers, independent of the batch size.
     - Frozen weights are never saved, since the starting model has them: checkpoints have TRAINED_FILE, peft's own files
       for an adapter, or DeepSpeed's with `exclude_frozen_parameters`.
+
+    Args:
+        groups: as given to `set_trainable`.
+        drawn: the number of visual tokens of each step; None: the model's own.
+        **trainer: transformers' Trainer arguments.
     """
 
     args: StageArguments
     _in_checkpoint = False
     _evaluated: tuple[float, int] = (0.0, 0)  # this process' sum of token losses, and number of tokens
 
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        *,
+        drawn: DrawnCounts | None = None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(groups, **trainer)
+        self.drawn = drawn
+        self._counts: list[int] = []  # of the steps since the last log line
+
+    def variant(self) -> dict[str, Any]:
+        if self.drawn is None:
+            return super().variant()
+        return super().variant() | {"visual_tokens": str(self.drawn.counts), "token_density": self.drawn.density}
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, ConversationDataset):
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroups(batch, dataset.lengths(), self.args.order_seed)
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        order: Any
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, ConversationDataset):
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            order = LengthGroups(batch, dataset.lengths(), self.args.order_seed)
+        elif self.args.train_sampling_strategy == "random" and self.drawn is not None:
+            order = SeededOrder(len(dataset), self.args.order_seed)  # accelerate would seed only a RandomSampler itself
+        else:
+            order = super()._get_train_sampler(train_dataset)
+        return order if self.drawn is None else DrawnOrder(order, self.drawn, self.args)
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        if self.drawn is not None:
+            self._counts.append(self.drawn.count_at(self.state.global_step))
+        return super().training_step(*args, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._counts:
+            logs["visual_tokens"] = statistics.mean(self._counts)
+            self._counts = []
+        super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         # When resuming within an epoch, transformers sets the epoch of a loader that skips the seen batches, and with

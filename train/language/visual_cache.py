@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset, SampleImage
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, token_key
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.views import View, pack_views
 from train.stages.precision import compute_dtype
 from train.stages.stage import StageArguments
 
@@ -28,7 +29,7 @@ SHARD_IMAGES = 512
 
 def use_cached_tokens(
     directory: str | Path,
-    datasets: Sequence[ConversationDataset],
+    datasets: Mapping[ConversationDataset, Sequence[int]],
     model: SparseVLMForConditionalGeneration,
     processor: SparseVLMProcessor,
     args: StageArguments,
@@ -41,7 +42,7 @@ def use_cached_tokens(
 
     Args:
         directory: the cache, visible to all processes.
-        datasets: the data sets; tokens of images that they share are computed once.
+        datasets: the data sets, each with the numbers of visual tokens per image of which it needs all.
         model: the model. Its vision tower is frozen, not sharded, and moved to the stage's device.
         processor: the model's processor.
         args: device, precision (also of the stored tokens), batch size and data workers.
@@ -62,15 +63,16 @@ def use_cached_tokens(
     cache = VisualTokenCache(folder)
     if args.process_index == 0:
         write_json(folder / "about.json", about)
-    distinct = {(id(p.images), p.name): p for dataset in datasets for p in dataset.distinct_images()}
-    mine = list(distinct.values())[args.process_index :: args.world_size]
-    computed = _fill(cache, mine, _encoder(model, args), datasets[0].preprocess, args)
+    distinct = [(dataset, *found) for dataset, counts in datasets.items() for found in dataset.distinct_images(counts)]
+    missing = _Missing(distinct[args.process_index :: args.world_size], cache)
+    computed = _fill(cache, missing, _encoder(model, args), args)
     args.distributed_state.wait_for_everyone()
     cache.refresh()
     total = _sum(computed, args)
     if args.process_index == 0:
-        counts = f"{total} computed now, {len(distinct) - total} found"
-        logger.info("Visual tokens of %d images in %s: %s", len(distinct), folder, counts)
+        views = sum(len(views) for _, _, views in distinct)
+        counts = f"{total} computed now, {views - total} found"
+        logger.info("%d sets of visual tokens of %d images in %s: %s", views, len(distinct), folder, counts)
     for dataset in datasets:
         dataset.visual_tokens = cache
 
@@ -93,74 +95,100 @@ def _sum(count: int, args: StageArguments) -> int:
 def _about(
     model: SparseVLMForConditionalGeneration, processor: SparseVLMProcessor, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Return everything that determines visual tokens, except the image."""
+    """Return everything that determines visual tokens, except the image, their number and their box."""
     return {
-        "format": 1,
+        "format": 2,
         "vision_weights": fingerprint(model.model.vision_tower),
         "preprocessing": processor.image_processor.to_dict(),
         "vision_feature_layer": model.config.vision_feature_layer,
         "vision_feature_select_strategy": model.config.vision_feature_select_strategy,
+        "default_tokens": model.config.image_seq_length,  # which start in the checkpoint's own RoIs
         "dtype": str(dtype),
     }
 
 
-def _encoder(model: SparseVLMForConditionalGeneration, args: StageArguments) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the frozen tower as float[I, 3, H, W] -> float[I, n, C] on the CPU, in the stage's precision."""
+def _encoder(
+    model: SparseVLMForConditionalGeneration, args: StageArguments
+) -> Callable[[torch.Tensor, Sequence[View]], list[torch.Tensor]]:
+    """Return the frozen tower as (float[I, 3, H, W], views) -> float[n, C] for each view, on the CPU, in the stage's
+    precision."""
     dtype = compute_dtype(args)
 
     @torch.no_grad()
-    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(pixel_values: torch.Tensor, views: Sequence[View]) -> list[torch.Tensor]:
         with torch.autocast(args.device.type, dtype, enabled=dtype != torch.float32):
-            return model.model.encode_images(pixel_values.to(args.device)).to("cpu", dtype)
+            tokens = model.model.encode_images(pixel_values.to(args.device), pack_views(views))
+        return [one.to("cpu", dtype) for one in tokens]
 
     return encode
 
 
 def _fill(
     cache: VisualTokenCache,
-    images: Sequence[SampleImage],
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    preprocess: Callable[[Any], torch.Tensor],
+    missing: "_Missing",
+    encode: Callable[[torch.Tensor, Sequence[View]], list[torch.Tensor]],
     args: StageArguments,
 ) -> int:
-    """Compute and write the missing tokens of this process' images, and return the number of those images."""
+    """Compute and write the missing tokens of this process' images, and return the number of views that they had."""
     loader = DataLoader(
-        _Missing(images, cache, preprocess),
+        missing,
         batch_size=args.per_device_train_batch_size,
         num_workers=args.dataloader_num_workers,
         collate_fn=list,
     )
     new: dict[str, torch.Tensor] = {}
-    computed = 0
+    computed = unwritten = 0
     for batch in tqdm(loader, "visual tokens", disable=args.disable_tqdm or args.process_index > 0):
-        missing = {key: pixels for key, pixels in batch if pixels is not None}
-        computed += sum(pixels is not None for _, pixels in batch)
-        if missing:
-            tokens = encode(torch.stack(list(missing.values())))
-            new |= {key: one.clone() for key, one in zip(missing, tokens, strict=True)}
-        if len(new) >= SHARD_IMAGES:
+        images = [image for image in batch if image.views]
+        if not images:
+            continue
+        keys = [key for image in images for key in image.views]
+        views = [view._replace(image=place) for place, image in enumerate(images) for view in image.views.values()]
+        tokens = encode(torch.stack([image.pixel_values for image in images]), views)
+        new |= {key: one.clone() for key, one in zip(keys, tokens, strict=True)}
+        computed, unwritten = computed + len(keys), unwritten + len(images)
+        if unwritten >= SHARD_IMAGES:
             cache.add(new)
-            new = {}
+            new, unwritten = {}, 0
     if new:
         cache.add(new)
     return computed
 
 
+class _MissingViews(NamedTuple):
+    """An image with the views whose tokens are not in the cache.
+
+    Attributes:
+        pixel_values: float[3, H, W]; empty if there is no such view.
+        views: `token_key` -> view, in the coordinates of the pixel values.
+    """
+
+    pixel_values: torch.Tensor
+    views: dict[str, View]
+
+
 class _Missing(Dataset):
-    """(key, float[3, H, W]) of each image, or (key, None) if it is in the cache."""
+    """The `_MissingViews` of each image.
+
+    Args:
+        images: a data set, an image of its, and the views that it needs.
+        cache: the cache.
+    """
 
     def __init__(
-        self, images: Sequence[SampleImage], cache: VisualTokenCache, preprocess: Callable[[Any], torch.Tensor]
+        self, images: Sequence[tuple[ConversationDataset, SampleImage, list[View]]], cache: VisualTokenCache
     ) -> None:
-        self.images, self.cache, self.preprocess = images, cache, preprocess
+        self.images, self.cache = images, cache
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | None]:
-        image = self.images[index]
+    def __getitem__(self, index: int) -> _MissingViews:
+        dataset, image, views = self.images[index]
         data = image.read()
-        key = file_hash(data)
-        if key in self.cache:
-            return key, None
-        return key, self.preprocess(image.decode(data))
+        missing = {key: view for view in views if (key := token_key(data, view)) not in self.cache}
+        if not missing:
+            return _MissingViews(torch.empty(0), {})
+        opened = image.decode(data)
+        placed = {key: dataset.placed(view, opened.size, image.sample) for key, view in missing.items()}
+        return _MissingViews(dataset.preprocess(opened), placed)

@@ -127,6 +127,7 @@ def train(
     args.prediction_loss_only = True  # the logits of an evaluation would fill the memory
     trainer = ConversationTrainer(
         groups,
+        drawn=data.drawn,
         model=model,
         args=args,
         train_dataset=data.training,
@@ -144,7 +145,15 @@ def train(
     if args.process_index == 0:
         unset_hf_deepspeed_config()  # only this process loads the model: it must not be sharded
         provenance = _provenance(model, args, data.training)
-        write_result(model_args.model_name_or_path, trained, result, model_args.output_dtype, provenance)
+        write_result(
+            model_args.model_name_or_path,
+            trained,
+            result,
+            model_args.output_dtype,
+            provenance,
+            visual_tokens=None if data.drawn is None else str(data.drawn.counts),
+            region_tokens=processor.region_tokens,
+        )
         shutil.rmtree(trained)
         publish(result, args, check_opens)
         logger.info("Model directory: %s", args.output_dir)

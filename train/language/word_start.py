@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from sparse_vlm.data.conversations.collate import Visual
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.encoding import IGNORE, Row
 from sparse_vlm.errors import UserError
@@ -121,16 +122,20 @@ def _add_samples(
     )
     with torch.no_grad():
         for batch in tqdm(batches, desc="word start", disable=args.disable_tqdm or args.process_index > 0):
-            worded = [(item["images"], words) for item in batch if (words := _words(item["row"], data.training))]
-            images = [image for of_sample, _ in worded for image in of_sample]
-            if not images:
+            worded = [(item, words) for item in batch if (words := _words(item["row"], data.training))]
+            inputs = data.collator.stacked([Visual(item["images"], item["views"]) for item, _ in worded])
+            if not inputs:
                 continue
-            stacked = torch.stack(images).to(args.device)
-            tokens = stacked if data.collator.image_key == "visual_tokens" else model.model.encode_images(stacked)
+            inputs = {name: value.to(args.device) for name, value in inputs.items()}
+            tokens = inputs.get("visual_tokens")
+            if tokens is None:
+                tokens = torch.cat(model.model.encode_images(**inputs))
             tokens = tokens.to(projector[-1].weight.dtype)  # cached tokens may have a lower precision
-            targets = torch.cat([_repeated(words, len(of_sample), tokens.shape[1]) for of_sample, words in worded])
-            embedded = model.get_input_embeddings()(targets.to(args.device))
-            problem.add(projector[:-1](tokens).flatten(0, 1), embedded.flatten(0, 1))
+            targets = [
+                words[k % len(words)] for item, words in worded for view in item["views"] for k in range(view.tokens)
+            ]
+            embedded = model.get_input_embeddings()(torch.tensor(targets, device=args.device))
+            problem.add(projector[:-1](tokens), embedded)
 
 
 def _redraw(hidden: nn.Sequential, seed: int) -> None:
@@ -148,8 +153,3 @@ def _words(row: Row, dataset: ConversationDataset) -> list[int]:
     """Return the tokens of a sample's answers without control tokens such as ends of turns; may be empty."""
     control = dataset.chat.control_ids
     return [token for token in row.targets if token != IGNORE and token not in control]
-
-
-def _repeated(words: list[int], images: int, width: int) -> Tensor:
-    """Repeat the words to `width`, equally for each image of a sample: int64[images, width]."""
-    return torch.tensor([words[k % len(words)] for k in range(width)]).expand(images, width)

@@ -21,8 +21,8 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.checkpoints import load_strictly, read_weights
 from sparse_vlm.fingerprint import fingerprint
 from train.stages.divergence import require_finite
+from train.stages.drawn_counts import DrawnCounts
 from train.stages.stage import ParameterGroup
-from train.vision.drawn_counts import DrawnCounts
 from train.vision.image_trainer import ImageSource, ImageTrainer
 from train.vision.monitor import ZeroShotTask, measure_alignment, measure_zero_shot
 

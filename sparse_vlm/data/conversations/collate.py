@@ -1,22 +1,32 @@
 """Rows -> a batch for a causal language model of transformers, with logits at the predicting positions only."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sparse_vlm.data.conversations.encoding import IGNORE, Row
 from sparse_vlm.errors import UserError, check_choice
+from sparse_vlm.vlm.views import View, pack_views
 
 PACKINGS = ("longest", "one row")
 
 
+class Visual(NamedTuple):
+    """The images of a sample and its views, as in an item of `ConversationDataset`."""
+
+    images: Sequence[torch.Tensor]
+    views: Sequence[View]
+
+
 class ConversationCollator:
-    """Collate rows into a batch, and the images of its samples in the order of their placeholders.
+    """Collate the items of a `ConversationDataset` into a batch, with images in the order of their placeholders.
 
     The batch holds `input_ids` int64[B,L]; `logits_to_keep` bool[B,L], true at the P predicting positions, the only
     ones where logits are computed; `labels` = `shift_labels` int64[P] (transformers' loss takes the latter as already
-    shifted); under `image_key` the I > 0 images, stacked; and, depending on the rows,
+    shifted); either `pixel_values` float[I,3,H,W] of the I > 0 images, or `visual_tokens` float[T,C] of all their views
+    in a row; `views` int64[V,6] (`pack_views`) if some view of the images is not the model's default; and, depending on
+    the rows,
       - dependent turns: `attention_mask` int64[B,L], padded on the right;
       - independent turns: `attention_mask` bool[B,1,L,L] (query, key) and `position_ids` int64[B,L];
       - packed rows: `position_ids` int64[B,L] and `use_cache` False. Without a mask and a cache, transformers' masks
@@ -28,10 +38,13 @@ class ConversationCollator:
         packing: None: one row per sample. "longest": as few rows as possible, of the length of the longest sample. "one
             row": a single row without padding, which flash attention requires; other implementations pay for the
             square of its length.
+        default_tokens: the model's own number of visual tokens per image; None: unknown, so that batches with images
+            always have views.
         image_key: the model's argument for the images: "pixel_values" or "visual_tokens".
-        blank_image: (image_token_id, tokens per image, shape of an image), or None. If given, a batch without images
-            gets one of zeros, to whose tokens nothing attends. The vision tower then takes part in every step, with
-            zero gradient, so that processes do not wait for each other forever. A single process does not need it.
+        blank_image: (image_token_id, shape of an image or of one cached token), or None. If given, a batch without
+            images gets one of zeros with the samples' number of tokens, to which nothing attends. The vision tower then
+            takes part in every step, with zero gradient, so that processes do not wait for each other forever. A single
+            process does not need it.
     """
 
     def __init__(
@@ -40,8 +53,9 @@ class ConversationCollator:
         *,
         independent_turns: bool = False,
         packing: str | None = None,
+        default_tokens: int | None = None,
         image_key: str = "pixel_values",
-        blank_image: tuple[int, int, torch.Size] | None = None,
+        blank_image: tuple[int, torch.Size] | None = None,
     ) -> None:
         if packing is not None:
             check_choice("packing", packing, PACKINGS)
@@ -50,18 +64,20 @@ class ConversationCollator:
                     "--packing and --independent_turns exclude each other: both set the attention of a row."
                 )
         self.pad_token_id, self.independent_turns, self.blank_image = pad_token_id, independent_turns, blank_image
-        self.packing, self.image_key = packing, image_key
+        self.packing, self.image_key, self.default_tokens = packing, image_key, default_tokens
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows: list[Row] = [example["row"] for example in examples]
-        images: list[list[torch.Tensor]] = [example["images"] for example in examples]
+        visual = [Visual(example["images"], example["views"]) for example in examples]
         blank: list[int] = []  # the tokens of the blank image
-        if not any(images) and self.blank_image is not None:
-            image_token_id, width, shape = self.blank_image
+        if not any(part.images for part in visual) and self.blank_image is not None:
+            image_token_id, shape = self.blank_image
+            width = examples[0]["tokens"]  # another number would leave other weights of the tower without a gradient
             blank = [image_token_id] * width
-            images[0] = [torch.zeros(shape)]
+            cached = self.image_key == "visual_tokens"
+            visual[0] = Visual([torch.zeros(width, *shape) if cached else torch.zeros(shape)], [View(0, width)])
         if self.packing is not None:
-            rows, images, blank = self._packed(rows, images, blank)
+            rows, visual, blank = self._packed(rows, visual, blank)
         length = max(len(rows[0].input_ids) + len(blank), *(len(row.input_ids) for row in rows))
         input_ids = _pad([row.input_ids for row in rows], length, self.pad_token_id)
         start = len(rows[0].input_ids)
@@ -75,22 +91,36 @@ class ConversationCollator:
             "shift_labels": labels,
             **self._attention(rows, length),
         }
-        stacked = [image for row_images in images for image in row_images]
-        if stacked:
-            batch[self.image_key] = torch.stack(stacked)
-        return batch
+        return batch | self.stacked(visual)
+
+    def stacked(self, parts: Sequence[Visual]) -> dict[str, torch.Tensor]:
+        """Return the model's arguments for the images of several samples; none without images."""
+        images = [image for part in parts for image in part.images]
+        if not images:
+            return {}
+        if self.image_key == "visual_tokens":
+            return {"visual_tokens": torch.cat(images)}
+        views: list[View] = []
+        first = 0  # index of the sample's first image in the batch
+        for part in parts:
+            views += [view._replace(image=first + view.image) for view in part.views]
+            first += len(part.images)
+        default = self.default_tokens
+        usual = default is not None and views == [View(image, default) for image in range(len(images))]
+        return {"pixel_values": torch.stack(images)} | ({} if usual else {"views": pack_views(views)})
 
     def _packed(
-        self, rows: list[Row], images: list[list[torch.Tensor]], blank: list[int]
-    ) -> tuple[list[Row], list[list[torch.Tensor]], list[int]]:
+        self, rows: list[Row], visual: list[Visual], blank: list[int]
+    ) -> tuple[list[Row], list[Visual], list[int]]:
         """Join the rows into groups and reorder the images. The blank image's tokens become a row like the others."""
         if blank:
             size = len(blank)
-            rows, images = [*rows, Row(blank, [IGNORE] * size, list(range(size)), [0] * size)], [*images, []]
+            rows = [*rows, Row(blank, [IGNORE] * size, list(range(size)), [0] * size)]
+            visual = [*visual, Visual([], [])]
         lengths = [len(row.input_ids) for row in rows]
         groups = pack(lengths, max(lengths) if self.packing == "longest" else sum(lengths))
         order = [index for group in groups for index in group]
-        return [_joined([rows[index] for index in group]) for group in groups], [images[i] for i in order], []
+        return [_joined([rows[index] for index in group]) for group in groups], [visual[i] for i in order], []
 
     def _attention(self, rows: list[Row], length: int) -> dict[str, Any]:
         """Return the arguments that decide which positions attend to which."""

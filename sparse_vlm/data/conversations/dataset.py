@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,14 +19,23 @@ from sparse_vlm.data.conversations.length_limit import LengthLimit, TooLongError
 from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.data.conversations.sources import Source
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache
+from sparse_vlm.encoder.rois import WHOLE_IMAGE
 from sparse_vlm.errors import UserError, check_choice, error_context
 from sparse_vlm.image_files import decode_image
 from sparse_vlm.vlm.language.turns import ChatFormat
+from sparse_vlm.vlm.views import Box, View
 
 logger = logging.getLogger(__name__)
 BAD_SAMPLE_CHOICES = ("error", "skip")
 REASONS_SHOWN = 20
 DEFAULT_LIMIT = LengthLimit(2048)
+
+
+class Drawn(NamedTuple):
+    """The index of an item of a `ConversationDataset`, and its number of visual tokens per image."""
+
+    place: int
+    tokens: int
 
 
 class Entry(NamedTuple):
@@ -73,15 +83,21 @@ class SampleImage(NamedTuple):
 
 
 class ConversationDataset(Dataset):
-    """Tokenized conversations and their images. Items: `{"row": Row, "images": list of float[3,H,W]}`.
+    """Tokenized conversations and their images.
 
-    Items have the order of the sources and their records; a weight above 1 repeats its source in rounds. With
-    `visual_tokens`, the images are float[n,C].
+    Items are `{"row": Row, "tokens": visual tokens per image, "images": list of float[3,H,W], "views": list of View}`,
+    with the indices of the sample's images in the views. With `visual_tokens`, "images" holds the tokens of each view
+    instead, float[n,C]. An item is requested by its index, or by a `Drawn` for another number of visual tokens than the
+    largest.
+
+    Items have the order of the sources and their records; a weight above 1 repeats its source in rounds.
 
     Args:
         sources: see `open_sources`.
-        chat: tokenizer, template, and tokens per image.
+        chat: tokenizer, template, and the largest number of tokens per image, with which lengths are checked.
         preprocess: PIL image -> float[3,H,W], the preprocessing of the vision encoder.
+        model_box: converts a box in an image of the given (width, height) to the coordinates of its preprocessed image;
+            None: the vision encoder cannot look at regions, so samples with regions are bad.
         independent_turns: the turns of a sample do not attend to each other (VQA on one image).
         limit: maximum length of a row.
         on_bad_sample: "error" stops at the first bad sample. Texts, lengths and the existence of all images are checked
@@ -102,13 +118,15 @@ class ConversationDataset(Dataset):
         chat: ChatFormat,
         preprocess: Callable[[Image.Image], torch.Tensor],
         *,
+        model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None = None,
         independent_turns: bool = False,
         limit: LengthLimit = DEFAULT_LIMIT,
         on_bad_sample: str = "error",
         seed: int = 0,
     ) -> None:
         check_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
-        self.chat, self.preprocess = chat, preprocess
+        self.chat, self.preprocess, self.model_box = chat, preprocess, model_box
+        self._chats = {chat.tokens_per_image: chat}
         self.encode = encode_independent if independent_turns else encode
         self.limit = limit
         self.visual_tokens: VisualTokenCache | None = None
@@ -133,23 +151,33 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        entry = self.entries[index]
-        row, names = self._row(entry.sample)
-        return {"row": row, "images": self._images(entry.source, entry.sample, names)}
+    def __getitem__(self, index: int | Drawn) -> dict[str, Any]:
+        place, tokens = index if isinstance(index, Drawn) else (index, self.chat.tokens_per_image)
+        entry = self.entries[place]
+        row, views = self._row(entry.sample, tokens)
+        return {"row": row, "tokens": tokens, **self._visual(entry.source, entry.sample, views)}
 
     def lengths(self) -> list[int]:
         """Return the number of tokens of each row, without reading any image."""
-        return [entry.length or len(self._row(entry.sample)[0].input_ids) for entry in self.entries]
+        return [
+            entry.length or len(self._row(entry.sample, self.chat.tokens_per_image)[0].input_ids)
+            for entry in self.entries
+        ]
 
-    def distinct_images(self) -> list[SampleImage]:
-        """Return every image that an item needs, once."""
-        found = {
-            (id(e.source.images), name): SampleImage(e.sample, e.source.images, name)
-            for e in self.entries
-            for name in e.sample.images
-        }
-        return list(found.values())
+    def distinct_images(self, counts: Sequence[int]) -> list[tuple[SampleImage, list[View]]]:
+        """Return every image that an item needs, once, with its distinct views; their image indices are all 0.
+
+        Args:
+            counts: the numbers of visual tokens per image with which items will be requested.
+        """
+        found: dict[tuple[int, str], tuple[SampleImage, dict[View, None]]] = {}
+        for entry in self.entries:
+            sample, images = entry.sample, entry.source.images
+            for view in (view for count in counts for view in sample.views(count, self.chat.region_tokens)):
+                name = sample.images[view.image]
+                known = found.setdefault((id(images), name), (SampleImage(sample, images, name), {}))
+                known[1][view._replace(image=0)] = None
+        return [(image, list(views)) for image, views in found.values()]
 
     def _checked(self, source: Source, skip: bool) -> list[Entry]:
         """Return the good samples of a source. Bad samples raise or are added to `skipped`."""
@@ -159,12 +187,14 @@ class ConversationDataset(Dataset):
                 sample = parse_sample(source.records[index], index)
                 for name in sample.images:
                     SampleImage(sample, source.images, name).check()
+                if sample.regions and self.model_box is None:
+                    raise UserError(f"{sample} has regions, at which only a bootstrapped SparseFormer can look.")
                 if not skip and self._most_tokens(sample) <= self.limit.tokens:
                     return Entry(source, sample)
                 full = self.encode(sample, self.chat)
-                row, names = self.limit.fit(full, sample, self.chat)
+                row, views = self.limit.fit(full, sample, self.chat)
                 if skip:
-                    self._images(source, sample, names)
+                    self._visual(source, sample, views)
                 return Entry(source, sample, len(row.input_ids), len(full.input_ids))
             except UserError as error:
                 return error
@@ -190,22 +220,40 @@ class ConversationDataset(Dataset):
         text = sum(len(words.encode("utf-8", "surrogatepass")) + self._turn_tokens for _, words in sample.turns)
         system = sum(len(words.encode("utf-8", "surrogatepass")) for role, words in sample.turns if role == "system")
         repeated = system + self._turn_tokens + len(sample.images) * self.chat.tokens_per_image
-        return text + copies * repeated
+        return text + copies * repeated + len(sample.regions) * self.chat.region_tokens
 
     @cached_property
     def _turn_tokens(self) -> int:
         return len(self.chat.tokens(self.chat.render((("user", "a"), ("assistant", "b")))))
 
-    def _row(self, sample: Sample) -> tuple[Row, Sequence[str]]:
-        return self.limit.fit(self.encode(sample, self.chat), sample, self.chat)
+    def _row(self, sample: Sample, tokens: int) -> tuple[Row, list[View]]:
+        """Return a sample's row with `tokens` visual tokens per image, and its views; see `LengthLimit.fit`."""
+        if tokens not in self._chats:  # kept, because it remembers the control tokens
+            self._chats[tokens] = replace(self.chat, tokens_per_image=tokens)
+        chat = self._chats[tokens]
+        return self.limit.fit(self.encode(sample, chat), sample, chat)
 
-    def _images(self, source: Source, sample: Sample, names: Sequence[str]) -> list[torch.Tensor]:
-        return [self._image(SampleImage(sample, source.images, name)) for name in names]
-
-    def _image(self, image: SampleImage) -> torch.Tensor:
+    def _visual(self, source: Source, sample: Sample, views: list[View]) -> dict[str, Any]:
+        """Return the "images" and "views" of an item. Only images with a view are read."""
+        used = 1 + max((view.image for view in views), default=-1)
+        images = [SampleImage(sample, source.images, name) for name in sample.images[:used]]
         if self.visual_tokens is not None:
-            return self.visual_tokens.tokens(image.read())
-        return self.preprocess(image.open())
+            files = [image.read() for image in images]
+            return {"images": [self.visual_tokens.tokens(files[view.image], view) for view in views], "views": views}
+        opened = [image.open() for image in images]
+        placed = [self.placed(view, opened[view.image].size, sample) for view in views]
+        return {"images": [self.preprocess(image) for image in opened], "views": placed}
+
+    def placed(self, view: View, size: tuple[int, int], sample: Sample) -> View:
+        """Convert a view of an image of (width, height) to the coordinates of the preprocessed image.
+
+        Raises:
+            UserError: the preprocessing cuts the box off. Names the sample.
+        """
+        if view.box == WHOLE_IMAGE or self.model_box is None:
+            return view
+        with error_context(str(sample)):
+            return view._replace(box=self.model_box(view.box, size))
 
 
 def _report(count: str, sentences: Sequence[str]) -> None:

@@ -44,6 +44,8 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
             f"{sample} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is for "
             "captions, one human turn with an image and one answer. Leave out --version plain."
         )
+    if chat.plain and sample.regions:
+        raise UserError(f"{sample} has regions, which the plain format does not print. Leave out --version plain.")
     with error_context(str(sample)):
         ids, spans = chat.answers(sample.turns)
     targets = [IGNORE] * len(ids)
@@ -57,7 +59,8 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
     """Tokenize a conversation whose turns do not attend to each other.
 
     This is equivalent to one conversation per turn, each with the system turn and the image, but computes their common
-    prefix once: the longest sequence of first tokens that are the same in all of them and predict nothing.
+    prefix once: the longest sequence of first tokens that are the same in all of them and predict nothing. Regions are
+    not part of it: their tokens have the same id, but not the same box.
 
     Raises:
         UserError: as in `encode`, or the sample has several images. Names the sample.
@@ -73,7 +76,7 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
         if sample.images:
             question = with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
         rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
-    shared = _common_prefix(rows)
+    shared = min(_common_prefix(rows), *(_first_region(row, sample, chat) for row in rows))
     joined = Row(rows[0].input_ids[:shared], [IGNORE] * shared, list(range(shared)), [0] * shared)
     for turn, row in enumerate(rows, start=1):
         joined.input_ids.extend(row.input_ids[shared:])
@@ -81,6 +84,12 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
         joined.positions.extend(row.positions[shared:])
         joined.segments.extend([turn] * (len(row.input_ids) - shared))
     return joined
+
+
+def _first_region(row: Row, sample: Sample, chat: ChatFormat) -> int:
+    """Return the place of the first token of a region in the row of one turn; its length if there is none."""
+    places = [place for place, token in enumerate(row.input_ids) if token == chat.image_token_id]
+    return next(iter(places[len(sample.images) * chat.tokens_per_image :]), len(row.input_ids))
 
 
 def _common_prefix(rows: Sequence[Row]) -> int:

@@ -1,4 +1,4 @@
-"""The layouts of conversations: records -> names of images, and turns. Every key is checked.
+"""The layouts of conversations: records -> names of images, turns, and regions. Every key is checked.
 
 | turns under                        | a turn                               | position of the images                   |
 |------------------------------------|--------------------------------------|------------------------------------------|
@@ -8,22 +8,28 @@
 |                                    |                                      | the first question of `messages`         |
 | `texts` (the_cauldron, FineVision) | `{"user": text, "assistant": text}`  | before the first question                |
 
-`image` or `images` holds the name of an image or a list of names. Turns may be the JSON text of such a list. A key with
-the value null counts as absent. Any other key is an error, because it might hold something that a model should learn.
+`image` or `images` holds the name of an image or a list of names. `regions` holds a box [x1, y1, x2, y2] for each
+`<region>` of the text, [0, 1] from edge to edge of the image; a part of type "region" has a "box" of its own. Turns may
+be the JSON text of such a list. A key with the value null counts as absent. Any other key is an error, because it might
+hold something that a model should learn.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from sparse_vlm.encoder.rois import check_box
 from sparse_vlm.errors import UserError, check_choice, error_context, unknown_choice
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
+from sparse_vlm.vlm.views import Box
 
 Record = dict[str, Any]
 Turn = tuple[str, str]  # (role name of chat templates, stripped text)
 
-IMAGE_PLACEHOLDER = "<image>"
+IMAGE_PLACEHOLDER, REGION_PLACEHOLDER = IMAGE_TOKEN, REGION_TOKEN
 TURN_KEYS = ("conversations", "messages", "texts")
 IMAGE_KEYS = ("image", "images")
+REGION_KEY = "regions"
 # Keys that describe a sample and are ignored: from LLaVA's own mixtures, OneVision, Cambrian, M4, FineVision, ….
 NOTE_KEYS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "category", "task", "task_name", "task_type"),
@@ -33,10 +39,22 @@ NOTE_KEYS = (
     *("type", "domain", "split", "subset", "pair_id", "conversation_id", "uid", "idx", "index", "score", "num_turns"),
     *("language", "lang", "image_size", "image_width", "image_height", "width_list", "height_list", "choice_list"),
 )
-LEARNED_KEYS = (*IMAGE_KEYS, *TURN_KEYS)
+LEARNED_KEYS = (*IMAGE_KEYS, REGION_KEY, *TURN_KEYS)
 LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
 SAME_ROLE = {"user": "human", "assistant": "gpt", "human": "user", "gpt": "assistant"}
+
+
+class _Parts(NamedTuple):
+    """What the parts of a record's turns hold besides text.
+
+    Attributes:
+        images: for each part of type "image", the index or name of its image, or None.
+        boxes: for each part of type "region", its box.
+    """
+
+    images: list[Any]
+    boxes: list[Any]
 
 
 def check_keys(keys: Iterable[str], place: str) -> None:
@@ -58,8 +76,8 @@ def check_keys(keys: Iterable[str], place: str) -> None:
             raise UserError(f"{place} has both {given[0]!r} and {given[1]!r}. Remove one of them.")
 
 
-def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[Turn]]:
-    """Return the names of a record's images, in the order of their placeholders, and its turns.
+def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[Turn], list[Box]]:
+    """Return the names of a record's images, in the order of their placeholders, its turns, and the boxes of regions.
 
     Args:
         record: in one of the layouts above.
@@ -70,18 +88,21 @@ def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[
     images = _names(next((given[key] for key in IMAGE_KEYS if key in given), []), place)
     key = next((key for key in TURN_KEYS if key in given), TURN_KEYS[0])
     listed = _list_of_turns(given.get(key), key, place)
-    parts: list[Any] = []  # for each part of type "image", the index or name of its image, or None
+    parts = _Parts([], [])
     if key == "texts":
         turns = [turn for item in listed for turn in _exchange(item, place)]
     else:
         turns = [_turn(item, parts, place) for item in listed]
-    if parts:
-        images = _in_order_of_parts(images, parts, place)
+    if parts.images:
+        images = _in_order_of_parts(images, parts.images, place)
     elif key != "conversations" and not any(IMAGE_PLACEHOLDER in text for _, text in turns):
         first = next((i for i, (role, _) in enumerate(turns) if role == "user"), None)
         if first is not None:
             turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[first][1])
-    return images, turns
+    listed_boxes = given.get(REGION_KEY, [])
+    if parts.boxes and listed_boxes:
+        raise UserError(f'{place}: its parts have the boxes of its regions, so remove "{REGION_KEY}".')
+    return images, turns, _boxes(parts.boxes or listed_boxes, place)
 
 
 def _names(value: Any, place: str) -> list[str]:
@@ -89,6 +110,16 @@ def _names(value: Any, place: str) -> list[str]:
     if not all(isinstance(item, str) and item for item in names):
         raise UserError(f'{place}: "image" must be a relative path or a list of them, not {value!r:.200}.')
     return names
+
+
+def _boxes(value: Any, place: str) -> list[Box]:
+    """Check the boxes of regions."""
+    if not isinstance(value, list) or not all(isinstance(box, list) for box in value):
+        raise UserError(f'{place}: "{REGION_KEY}" must be a list of boxes [x1, y1, x2, y2], not {value!r:.200}.')
+    with error_context(place):
+        for box in value:
+            check_box(box)
+    return [(left, top, right, bottom) for left, top, right, bottom in value]
 
 
 def _list_of_turns(value: Any, key: str, place: str) -> list[dict[str, Any]]:
@@ -110,8 +141,8 @@ def _exchange(item: dict[str, Any], place: str) -> list[Turn]:
     return [(role, _text(item.get(role), role, place)) for role in ("user", "assistant")]
 
 
-def _turn(item: dict[str, Any], parts: list[Any], place: str) -> Turn:
-    """Return a turn of LLaVA's form or of a chat template's, and append its images to `parts`."""
+def _turn(item: dict[str, Any], parts: _Parts, place: str) -> Turn:
+    """Return a turn of LLaVA's form or of a chat template's, and append its images and boxes to `parts`."""
     llava = "from" in item or "value" in item
     role_key, text_key, roles = ("from", "value", LLAVA_ROLES) if llava else ("role", "content", ROLES)
     _check_fields(item, (role_key, text_key), place)
@@ -124,7 +155,7 @@ def _turn(item: dict[str, Any], parts: list[Any], place: str) -> Turn:
     return roles[role], _text(content, role, place)
 
 
-def _joined(content: list[Any], parts: list[Any], place: str) -> str:
+def _joined(content: list[Any], parts: _Parts, place: str) -> str:
     """Return the text of a list of parts, with placeholders where chat templates put them (PARTS_TO_TEXT)."""
     images, words, mixed, groups, before = "", "", "", 0, None
     for part in content:
@@ -132,15 +163,22 @@ def _joined(content: list[Any], parts: list[Any], place: str) -> str:
         kind = given.get("type")
         if kind == "image":
             _check_fields(given, ("type", "index", "image", "path"), place)
-            parts.append(next((given[name] for name in ("index", "image", "path") if name in given), None))
+            parts.images.append(next((given[name] for name in ("index", "image", "path") if name in given), None))
             text = f"{IMAGE_PLACEHOLDER}\n"
             images, groups = images + text, groups + (before != "image")
         elif kind == "text":
             _check_fields(given, ("type", "index", "text"), place)
             text = _text(given.get("text"), "text part", place, strip=False)
             words += text
+        elif kind == "region":
+            _check_fields(given, ("type", "box"), place)
+            if "box" not in given:
+                raise UserError(f'{place}: a part of type "region" has no "box" [x1, y1, x2, y2].')
+            parts.boxes.append(given["box"])
+            text = REGION_PLACEHOLDER
+            words += text
         else:
-            raise UserError(f"{place}: {unknown_choice('type of a part', str(kind), ('image', 'text'))}")
+            raise UserError(f"{place}: {unknown_choice('type of a part', str(kind), ('image', 'text', 'region'))}")
         mixed, before = mixed + text, kind
     return mixed if groups > 1 else images + words
 

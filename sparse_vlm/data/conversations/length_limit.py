@@ -1,12 +1,13 @@
 """The limit on the tokens of a row, and the policy for samples that exceed it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from sparse_vlm.data.conversations.encoding import IGNORE, Row
 from sparse_vlm.data.conversations.samples import Sample
 from sparse_vlm.errors import UserError, check_choice
 from sparse_vlm.vlm.language.turns import ChatFormat
+from sparse_vlm.vlm.views import View
 
 TOO_LONG_CHOICES = ("error", "skip", "truncate")
 
@@ -36,19 +37,19 @@ class LengthLimit:
     def __str__(self) -> str:
         return f"the language model's {self.tokens} positions" if self.of_model else f"--model_max_length {self.tokens}"
 
-    def fit(self, row: Row, sample: Sample, chat: ChatFormat) -> tuple[Row, Sequence[str]]:
-        """Return the sample's row within the limit, and the names of the images in it.
+    def fit(self, row: Row, sample: Sample, chat: ChatFormat) -> tuple[Row, list[View]]:
+        """Return the sample's row within the limit, and the views in it; see `Sample.views`.
 
-        A truncated row ends at its last predicting position, like any other row. The tokens of an image are never
-        split, because no position before their last one predicts.
+        A truncated row ends at its last predicting position, like any other row. The tokens of an image or a region are
+        never split, because no position before their last one predicts.
 
         Raises:
             TooLongError: the policy leaves the sample out.
             UserError: the policy is "error".
         """
-        length = len(row.input_ids)
+        length, views = len(row.input_ids), sample.views(chat.tokens_per_image, chat.region_tokens)
         if length <= self.tokens:
-            return row, sample.images
+            return row, views
         problem = f"{sample} has {length} tokens, more than {self}"
         if self.too_long == "error":
             ways = "Shorten" if self.of_model else "Raise the limit, shorten"
@@ -58,6 +59,6 @@ class LengthLimit:
         end = max((place + 1 for place in range(self.tokens) if row.targets[place] != IGNORE), default=0)
         if end == 0:
             raise TooLongError(f"{problem}, and no answer begins before that.")
-        images = row.input_ids[:end].count(chat.image_token_id) // chat.tokens_per_image
         cut = Row(row.input_ids[:end], row.targets[:end], row.positions[:end], row.segments[:end])
-        return cut, sample.images[:images]
+        visual = cut.input_ids.count(chat.image_token_id)
+        return cut, views[: sum(total <= visual for total in accumulate(view.tokens for view in views))]

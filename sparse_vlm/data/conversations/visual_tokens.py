@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from sparse_vlm.encoder.rois import WHOLE_IMAGE
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.views import View
 
 
 class VisualTokenCache:
-    """Visual tokens in a folder of safetensors shards, by the hash of the image file.
+    """Visual tokens in a folder of safetensors shards, by the hash of the image file, their number and their box.
 
     Several processes may add to the same folder. Shards are written atomically. A shard's name depends only on its
     images, so two processes with the same images write the same file.
@@ -46,32 +48,42 @@ class VisualTokenCache:
         """Write a shard.
 
         Args:
-            tokens: `file_hash` -> float[n, C].
+            tokens: `token_key` -> float[n, C].
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        shard = self.folder / f"{file_hash(''.join(sorted(tokens)).encode())[:32]}.safetensors"
+        shard = self.folder / f"{_hash(''.join(sorted(tokens)).encode())[:32]}.safetensors"
         temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
         save_file(dict(tokens), temporary)
         os.replace(temporary, shard)
         self._shards |= dict.fromkeys(tokens, shard)
 
-    def tokens(self, data: bytes) -> torch.Tensor:
-        """Return the tokens of an image, float[n, C].
+    def tokens(self, data: bytes, view: View) -> torch.Tensor:
+        """Return the tokens of a view, float[n, C].
 
         Args:
-            data: content of the image file.
+            data, view: see `token_key`.
         """
-        key = file_hash(data)
+        key = token_key(data, view)
         if key not in self._shards:
             raise UserError(
-                f"An image is not among the {len(self)} of {self.folder}: it changed after the start, or this machine "
-                "does not see the files that the others wrote there."
+                f"The visual tokens of an image are not among the {len(self)} of {self.folder}: it changed after the "
+                "start, or this machine does not see the files that the others wrote there."
             )
         return _open(self._shards[key]).get_tensor(key)
 
 
-def file_hash(data: bytes) -> str:
-    """Return the key of an image's tokens: the SHA-256 of its file."""
+def token_key(data: bytes, view: View) -> str:
+    """Return the key of the tokens of a view: the SHA-256 of the image file, the number of tokens, and the box.
+
+    Args:
+        data: content of the image file.
+        view: with its box in the coordinates of the image, as the data have it.
+    """
+    box = "" if view.box == WHOLE_IMAGE else "-" + ",".join(map(repr, map(float, view.box)))
+    return f"{_hash(data)}-{view.tokens}{box}"
+
+
+def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

@@ -11,8 +11,9 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.vlm.language.control_tokens import control_tokens
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import encode, escape
+from sparse_vlm.vlm.views import PLACEHOLDER
 
 Turns = Sequence[tuple[str, str]]  # (role, text), with the chat template's role names
 
@@ -124,8 +125,9 @@ class ChatFormat:
         tokenizer: a fast tokenizer.
         chat_template: the Jinja text.
         image_token_id: the id of the placeholder token.
-        tokens_per_image: the number of tokens that replace one placeholder.
+        tokens_per_image: the number of tokens that replace one `<image>`.
         plain: LLaVA's format for alignment, where the only answer ends with the text, without a special token.
+        region_tokens: the number of tokens that replace one `<region>`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -133,6 +135,7 @@ class ChatFormat:
     image_token_id: int
     tokens_per_image: int
     plain: bool = False
+    region_tokens: int = 9
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -154,10 +157,13 @@ class ChatFormat:
         return render(self.tokenizer, self.chat_template, turns, open_answer=open_answer)
 
     def tokens(self, text: str) -> list[int]:
-        """Return the ids of a rendered conversation, with each placeholder repeated `tokens_per_image` times."""
-        ids = encode(self.tokenizer, text)
-        widths = {self.image_token_id: self.tokens_per_image}
-        return [token for token in ids for _ in range(widths.get(token, 1))]
+        """Return the ids of a rendered conversation, with each placeholder as its number of image tokens."""
+        ids = encode(self.tokenizer, text.replace(REGION_TOKEN, IMAGE_TOKEN))
+        widths = {IMAGE_TOKEN: self.tokens_per_image, REGION_TOKEN: self.region_tokens}
+        placeholders = iter(PLACEHOLDER.findall(text))
+        return [
+            token for token in ids for _ in range(widths[next(placeholders)] if token == self.image_token_id else 1)
+        ]
 
     def answers(self, turns: Turns) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the conversation's token ids, and for each answer the indices of its first token and its end token.

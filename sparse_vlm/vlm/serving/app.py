@@ -83,7 +83,8 @@ async def _chat(served: Served, body: ChatRequest, request: Request) -> Response
     images: list[Image.Image] = []
     for number, url in enumerate(urls, start=1):
         images.append(await served.addresses.open(url, f"image {number}"))
-    inputs, length = await served.engine.prepare(messages, images, body.length())
+    visual_tokens = body.mm_processor_kwargs.visual_tokens
+    inputs, length = await served.engine.prepare(messages, images, body.length(), visual_tokens)
     reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), body, inputs["input_ids"].shape[1])
     answer = served.engine.answer(inputs, body.settings(length))
     if body.stream:

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import BatchFeature
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.chat import check_length, check_question, encode_messages
+from sparse_vlm.vlm.chat import check_inputs, check_question, encode_messages
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
+from sparse_vlm.vlm.views import View, tokens_per_image
 
 
 class Engine:
@@ -34,7 +35,11 @@ class Engine:
         self._stops: set[Event] = set()
 
     async def prepare(
-        self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], length: int | None
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        length: int | None,
+        visual_tokens: int | Sequence[int] | None = None,
     ) -> tuple[BatchFeature, int]:
         """Encode a conversation. Returns the model's inputs and the maximum length of the answer in tokens.
 
@@ -42,22 +47,30 @@ class Engine:
             messages: see `encode_messages`.
             images: the images of all turns.
             length: the maximum that the request sets, if any.
+            visual_tokens: see `encode_messages`.
 
         Raises:
-            UserError: the last question is empty, the chat template refuses the conversation, or it is too long.
+            UserError: the last question is empty, the chat template refuses the conversation, it is too long, or the
+                model cannot have these visual tokens and regions.
         """
         return await asyncio.get_running_loop().run_in_executor(
-            self._preparing, self._prepare, messages, images, length
+            self._preparing, self._prepare, messages, images, length, visual_tokens
         )
 
     def _prepare(
-        self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], length: int | None
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        length: int | None,
+        visual_tokens: int | Sequence[int] | None,
     ) -> tuple[BatchFeature, int]:
         check_question("".join(part.get("text", "") for part in messages[-1]["content"]))
-        inputs = encode_messages(self._own_processor, messages, images)
+        counts = tokens_per_image(visual_tokens, len(images), self._own_processor.num_image_tokens)
+        self.model.model.check_views([View(0, tokens) for tokens in counts])  # before long prompts are tokenized
+        inputs = encode_messages(self._own_processor, messages, images, visual_tokens)
         inputs = inputs.to(dtype=self.model.dtype)
         prompt = inputs["input_ids"].shape[1]
-        check_length(self.model, prompt, length or 1)
+        check_inputs(self.model, inputs, length or 1)
         most = most_positions(self.model.config.get_text_config())
         room = self.max_new_tokens if most is None else most - prompt
         return inputs, length or min(self.max_new_tokens, room)

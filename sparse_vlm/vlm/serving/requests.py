@@ -47,7 +47,7 @@ class ImageAddress(Strict):
     """A data: URL, or an http(s) address if the server fetches those."""
 
     url: str
-    detail: Literal["auto"] = "auto"  # the model determines the number of visual tokens
+    detail: Literal["auto"] = "auto"  # mm_processor_kwargs sets the number of visual tokens
 
 
 class ImagePart(Strict):
@@ -57,7 +57,14 @@ class ImagePart(Strict):
     image_url: ImageAddress
 
 
-Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class RegionPart(Strict):
+    """A box of the image before it, to look at more closely: (x1, y1, x2, y2), [0, 1] from edge to edge."""
+
+    type: Literal["region"]
+    box: list[float]
+
+
+Part: TypeAlias = Annotated[TextPart | ImagePart | RegionPart, Field(discriminator="type")]
 
 
 class SystemMessage(Strict):
@@ -68,7 +75,7 @@ class SystemMessage(Strict):
 
 
 class UserMessage(Strict):
-    """A question, with images anywhere in it."""
+    """A question, with images and regions anywhere in it."""
 
     role: Literal["user"]
     content: str | list[Part]
@@ -90,6 +97,12 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class ProcessorOptions(Strict):
+    """vLLM's field for arguments of the processor. `visual_tokens`: a number for all images, or one for each."""
+
+    visual_tokens: int | list[int] | None = None
+
+
 class ChatRequest(Strict):
     """The body of POST /v1/chat/completions."""
 
@@ -105,6 +118,7 @@ class ChatRequest(Strict):
     stop: str | list[str] = Field(default_factory=list, max_length=1000)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    mm_processor_kwargs: ProcessorOptions = Field(default_factory=ProcessorOptions)
     user: str | None = None  # accepted without effect
     n: int | None = None
     tools: list[Any] | None = None
@@ -153,24 +167,41 @@ class ChatRequest(Strict):
 def conversation(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[str]]:
     """Convert messages for a chat template. Returns the turns and the URLs of their images, in order.
 
-    The images of a turn come before its text, as in training, unless there is text between them.
+    The images of a turn come before its text, as in training, unless there is text between them. Regions that follow an
+    image move with it.
     """
     turns, urls = [], list[str]()
     for message in messages:
         parts: list[dict[str, Any]] = []
         for part in [] if isinstance(message.content, str) else message.content:
-            if part.type == "text":
-                parts.append({"type": "text", "text": part.text})
-            else:
+            if part.type == "image_url":
                 parts.append({"type": "image"})
                 urls.append(part.image_url.url)
+            else:
+                parts.append(part.model_dump())
         if isinstance(message.content, str):
             parts.append({"type": "text", "text": message.content})
-        kinds = "".join(part["type"][0] for part in parts)
-        if "i" in kinds and len(kinds.strip("t").split("t")) == 1:
-            parts.sort(key=lambda part: part["type"] != "image")
-        turns.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
+        turns.append({"role": "system" if message.role == "developer" else message.role, "content": _ordered(parts)})
     return turns, urls
+
+
+def _ordered(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Move the images of a turn, with the regions that follow them, before its text, unless they are apart.
+
+    A region of an earlier turn's image stays where it is.
+    """
+    kinds = "".join(part["type"][0] for part in parts)
+    texts_and_images = kinds.replace("r", "")
+    if len(texts_and_images.strip("t").split("t")) > 1 or kinds.replace("t", "").startswith("r"):
+        return list(parts)
+    first: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    place = rest
+    for part in parts:
+        if part["type"] != "region":
+            place = first if part["type"] == "image" else rest
+        place.append(part)
+    return first + rest
 
 
 def validation_message(errors: Sequence[Any]) -> str:
@@ -191,6 +222,9 @@ def validation_message(errors: Sequence[Any]) -> str:
 MODELS: dict[str, type[Strict]] = {
     "text": TextPart,
     "image_url": ImagePart,
+    "region": RegionPart,
+    "stream_options": StreamOptions,
+    "mm_processor_kwargs": ProcessorOptions,
     "system": SystemMessage,
     "developer": SystemMessage,
     "user": UserMessage,
@@ -200,7 +234,8 @@ MODELS: dict[str, type[Strict]] = {
 
 def _is_tag(name: str) -> bool:
     """Return whether a part of an error's location is pydantic's name for an alternative of a union."""
-    return name in ("str", "user", "assistant", "system", "developer", "text") or name.startswith("list[")
+    alternatives = ("str", "int", "user", "assistant", "system", "developer", "text", "region")
+    return name in alternatives or name.startswith("list[")
 
 
 def _model_at(location: Sequence[Any]) -> type[Strict] | None:
@@ -208,8 +243,6 @@ def _model_at(location: Sequence[Any]) -> type[Strict] | None:
     above = [name for name in location[:-1] if name != "body"]
     if not above:
         return ChatRequest
-    if above[-1] == "stream_options":
-        return StreamOptions
     if above[-2:] == ["image_url", "image_url"]:  # the alternative, then its field
         return ImageAddress
     return MODELS.get(str(above[-1]))

@@ -10,6 +10,7 @@ from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_i
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.turns import ChatFormat
+from sparse_vlm.vlm.views import View
 from tests.data.conversations.records import record
 
 VQA = record("<image>\nWhat shape is it?", "circle", "Is there a red one here?", "yes", "Color?", "dark blue")
@@ -26,7 +27,8 @@ def llama(chat: ChatFormat) -> LlamaForCausalLM:
 
 
 def example(row: Row, pixel_values: torch.Tensor | None = None) -> dict:
-    return {"row": row, "images": [] if pixel_values is None else [pixel_values]}
+    images = [] if pixel_values is None else [pixel_values]
+    return {"row": row, "tokens": 5, "images": images, "views": [View(0, 5) for _ in images]}
 
 
 def alone(llama: LlamaForCausalLM, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,9 +81,7 @@ def test_packed_images_follow_their_placeholders(chat: ChatFormat) -> None:
     """Packing reorders rows. A batch without images gets the blank image as a separate conversation."""
     rows = [encode(parse_sample(r, 0), chat) for r in (TEXT, VQA, record("<image>\nQ", "A"), LONG)]
     images = list(torch.rand(3, 3, 8, 8))
-    collate = ConversationCollator(
-        0, packing="longest", blank_image=(chat.image_token_id, chat.tokens_per_image, images[0].shape)
-    )
+    collate = ConversationCollator(0, packing="longest", blank_image=(chat.image_token_id, images[0].shape))
     examples = [example(row, image) for row, image in zip(rows, [None, *images], strict=True)]
     groups = pack([len(row.input_ids) for row in rows], len(rows[3].input_ids))
     batch = collate(examples)
@@ -125,7 +125,7 @@ def test_the_mask_of_a_small_row() -> None:
 @pytest.mark.parametrize("independent", [False, True])
 def test_the_blank_image_is_for_batches_without_images(chat: ChatFormat, independent: bool) -> None:
     image = torch.rand(3, 8, 8)
-    blank = (chat.image_token_id, chat.tokens_per_image, image.shape)
+    blank = (chat.image_token_id, image.shape)
     rows = [(encode_independent if independent else encode)(parse_sample(r, 0), chat) for r in (TEXT, VQA)]
     collate = ConversationCollator(0, independent_turns=independent, blank_image=blank)
     mixed = collate([example(rows[0]), example(rows[1], image)])
@@ -147,9 +147,8 @@ def test_several_images_are_in_the_order_of_their_placeholders(chat: ChatFormat)
     several = record("<image> or <image>?", "the first", image=["a", "b"])
     rows = [encode(parse_sample(r, 0), chat) for r in (several, TEXT, VQA)]
     images = list(torch.rand(3, 3, 8, 8))
-    batch = ConversationCollator(0)(
-        [{"row": rows[0], "images": images[:2]}, example(rows[1]), example(rows[2], images[2])]
-    )
+    first = {"row": rows[0], "tokens": 5, "images": images[:2], "views": [View(0, 5), View(1, 5)]}
+    batch = ConversationCollator(0)([first, example(rows[1]), example(rows[2], images[2])])
     assert torch.equal(batch["pixel_values"], torch.stack(images))
     placeholders = (batch["input_ids"] == chat.image_token_id).sum(1)
     assert placeholders.tolist() == [2 * chat.tokens_per_image, 0, chat.tokens_per_image]

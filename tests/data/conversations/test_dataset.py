@@ -127,7 +127,7 @@ def test_a_truncated_row_is_a_prefix_of_the_full_row(folder: Path, chat: ChatFor
     sample = record(*turns, image=images)
     full = ConversationDataset(
         [Source("test", [sample], FolderImages(folder))], chat, to_tensor, independent_turns=independent_turns
-    )._row(parse_sample(sample, 0))[0]
+    )._row(parse_sample(sample, 0), chat.tokens_per_image)[0]
     seen = set()
     for limit in range(1, len(full.input_ids)):
         kept = [place for place in range(limit) if full.targets[place] != IGNORE]
@@ -137,7 +137,8 @@ def test_a_truncated_row_is_a_prefix_of_the_full_row(folder: Path, chat: ChatFor
                 dataset(folder, chat, sample, **options)
             continue
         data = dataset(folder, chat, sample, **options)
-        row, names = data._row(data.entries[0].sample)
+        row, views = data._row(data.entries[0].sample, chat.tokens_per_image)
+        names = [data.entries[0].sample.images[view.image] for view in views]
         assert row.input_ids == full.input_ids[: kept[-1] + 1]
         assert row.targets == full.targets[: kept[-1] + 1]
         assert row.input_ids.count(chat.image_token_id) == chat.tokens_per_image * len(names)

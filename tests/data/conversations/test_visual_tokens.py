@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, file_hash
+from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, token_key
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.views import View
 
-TOKENS = {file_hash(name): torch.rand(4, 6) for name in (b"one", b"two")}
+VIEW = View(0, 4)
+TOKENS = {token_key(name, VIEW): torch.rand(4, 6) for name in (b"one", b"two")}
 
 
 def test_tokens_are_found_by_the_image(tmp_path: Path) -> None:
@@ -17,19 +19,19 @@ def test_tokens_are_found_by_the_image(tmp_path: Path) -> None:
     cache.add(TOKENS)
     for reader in (cache, VisualTokenCache(tmp_path / "new")):
         assert len(reader) == 2
-        assert file_hash(b"one") in reader
-        assert torch.equal(reader.tokens(b"two"), TOKENS[file_hash(b"two")])
+        assert token_key(b"one", VIEW) in reader
+        assert torch.equal(reader.tokens(b"two", VIEW), TOKENS[token_key(b"two", VIEW)])
     with pytest.raises(UserError, match=r"not among the 2 of .*new: it changed"):
-        cache.tokens(b"three")
+        cache.tokens(b"three", VIEW)
 
 
 def test_refresh_finds_the_shards_of_other_processes(tmp_path: Path) -> None:
     mine, other = VisualTokenCache(tmp_path), VisualTokenCache(tmp_path)
-    mine.add({file_hash(b"one"): torch.zeros(1, 2, dtype=torch.bfloat16)})
-    other.add({file_hash(b"two"): torch.ones(1, 2, dtype=torch.bfloat16)})
-    assert file_hash(b"two") not in mine
+    mine.add({token_key(b"one", VIEW): torch.zeros(1, 2, dtype=torch.bfloat16)})
+    other.add({token_key(b"two", VIEW): torch.ones(1, 2, dtype=torch.bfloat16)})
+    assert token_key(b"two", VIEW) not in mine
     mine.refresh()
-    assert mine.tokens(b"two").dtype == torch.bfloat16
+    assert mine.tokens(b"two", VIEW).dtype == torch.bfloat16
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 

@@ -47,7 +47,7 @@ def test_encoded_images_are_the_projectors_input(loaded: Loaded, data_dir: Path)
     taken: list[torch.Tensor] = []
     with model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0])):
         model.model.get_image_features(pixels)
-    assert torch.equal(model.model.encode_images(pixels), taken[0])
+    assert torch.equal(torch.cat(model.model.encode_images(pixels)), taken[0].flatten(0, -2))
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_batches_with_cached_tokens_give_the_same_logits(
     for items in ((0, 1, 2, 3), (1, 3)):
         expected, batch = (made.collator([made.training[i] for i in items]) for made in (with_pixels, cached))
         assert "pixel_values" not in batch
-        assert batch["visual_tokens"].shape[1:] == (6, 128)
+        assert batch["visual_tokens"].shape == (6 * max(1, sum(item % 2 == 0 for item in items)), 128)
         torch.testing.assert_close(loaded[0](**batch).logits, loaded[0](**expected).logits, atol=1e-5, rtol=0)
 
 

@@ -16,7 +16,8 @@ from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
 from train.language.data import PACKABLE, DataArguments, make_data
-from train.language.trainer import ConversationTrainer, LengthGroups
+from train.language.order import LengthGroups
+from train.language.trainer import ConversationTrainer
 from train.language.vlm import ModelArguments, load, vlm_groups
 from train.stages.stage import StageArguments, set_trainable
 
@@ -97,7 +98,7 @@ def test_independent_turns_equal_one_conversation_per_turn(
             turns = [{"from": "human", "value": ("<image>\n" if image else "") + text}]
             record = {"id": "x", **image, "conversations": [*turns, {"from": "gpt", "value": answer[1]}]}
             row = encode(parse_sample(record, 0), dataset.chat)
-            one = loaded[0](**single([{"row": row, "images": dataset[i]["images"]}]))
+            one = loaded[0](**single([{**dataset[i], "row": row}]))
             logits.append(one.logits)
             losses += [one.loss] * len(one.logits)
     assert len(logits) == 14

@@ -82,7 +82,7 @@ def test_tokens_approach_the_words_as_logged(
     items = [data.training[index] for index in range(6)]
     with torch.no_grad():
         projected = model.model.multi_modal_projector(
-            model.model.encode_images(torch.stack([i["images"][0] for i in items]))
+            torch.stack(model.model.encode_images(torch.stack([i["images"][0] for i in items])))
         )
         # the caption "It is red." without the end-of-turn token, repeated
         tokenizer = data.training.chat.tokenizer
@@ -103,7 +103,7 @@ def test_the_stage_starts_from_words_once_and_a_resumed_run_does_not(
     assert align.main(flags(vlm_dir, data_dir, tmp_path / "whole", **options)) == 0
     assert changed(vlm_dir, tmp_path / "whole") == {"multi_modal_projector"}
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(align.vlm, "write_result", interrupted)

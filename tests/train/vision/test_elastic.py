@@ -12,7 +12,7 @@ from sparse_vlm.encoder.token_counts import TokenCounts
 from tests.train.launch import forked
 from tests.train.vision.bootstrap_runs import arguments, assert_same, evaluated, trained
 from train.bootstrap import main
-from train.vision.drawn_counts import DrawnCounts
+from train.stages.drawn_counts import DrawnCounts
 
 ELASTIC = {"tokens": "2-6", "default_tokens": 4, "eval_tokens": "3,6", "eval_steps": 2, "max_steps": 4}
 

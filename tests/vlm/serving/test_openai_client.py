@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sparse_vlm.vlm.chat import answer
+from sparse_vlm.vlm.chat import answer, encode_messages
 from tests.vlm.conftest import Loaded
 from tests.vlm.serving.conftest import QUESTION, data_url, message
 
@@ -113,3 +113,45 @@ def test_control_tokens_in_messages_are_literal_text(client: Any, vlm: Loaded) -
                 model="vlm", messages=[{"role": "user", "content": content}], max_tokens=4
             )
             assert reply.choices[0].message.content.strip() == answer(*vlm, None, typed, max_new_tokens=4)
+
+
+def test_numbers_of_visual_tokens_and_regions(client: Any, vlm: Loaded, images: list[Image.Image]) -> None:
+    box = (0.25, 0.25, 0.75, 1.0)
+    parts: list[Any] = message(data_url(images[1]))["content"]
+    region = {"type": "region", "box": list(box)}
+    prompts = {}
+    for count, boxes in ((3, []), (20, []), (None, [box]), (3, [box, box])):
+        expected = answer(*vlm, images[1], QUESTION, 6, visual_tokens=count, regions=boxes)
+        options: Any = {
+            "extra_body": {"mm_processor_kwargs": {"visual_tokens": count}},
+            "max_tokens": 6,
+            "model": "vlm",
+        }
+        content = [parts[0], *[region] * len(boxes), parts[1]]
+        reply = client.chat.completions.create(messages=[{"role": "user", "content": content}], **options)
+        assert reply.choices[0].message.content.strip() == expected
+        prompts[count, len(boxes)] = reply.usage.prompt_tokens
+        pieces = client.chat.completions.create(
+            messages=[{"role": "user", "content": [parts[1], *content[:-1]]}], stream=True, **options
+        )
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == expected
+    assert prompts[20, 0] - prompts[3, 0] == 17
+    assert prompts[3, 2] - prompts[3, 0] > 2 * vlm[1].region_tokens
+
+
+def test_each_image_of_a_conversation_has_its_own_number(client: Any, vlm: Loaded, images: list[Image.Image]) -> None:
+    """A region in a later turn is a box of the image before it."""
+    first, second = message(data_url(images[0])), message(None, "And here?")
+    second["content"].insert(0, {"type": "region", "box": [0.2, 0.2, 0.8, 0.8]})
+    third = message(data_url(images[1]))
+    say = [{"role": "assistant", "content": "A shape."}]
+    options: Any = {"model": "vlm", "max_tokens": 4, "extra_body": {"mm_processor_kwargs": {"visual_tokens": [2, 5]}}}
+    turns = [first, *say, second, *say, third]
+    reply = client.chat.completions.create(messages=turns, **options)
+    for turn in turns:
+        if isinstance(turn["content"], list):
+            turn["content"] = [{"type": "image"} if "image_url" in part else part for part in turn["content"]]
+    inputs = encode_messages(vlm[1], turns, images[:2], [2, 5])
+    ids = vlm[0].generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert reply.choices[0].message.content == vlm[1].decode(ids[0, inputs["input_ids"].shape[1] :])
+    assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1]

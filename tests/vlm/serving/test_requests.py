@@ -5,9 +5,28 @@ import urllib.request
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from sparse_vlm.vlm.serving.requests import ImageAddress, ImagePart, TextPart, UserMessage, conversation
-from tests.vlm.serving.conftest import Server, message
+from sparse_vlm.vlm.serving.requests import ImageAddress, ImagePart, RegionPart, TextPart, UserMessage, conversation
+from tests.vlm.serving.conftest import QUESTION, Server, data_url, message
+
+IMAGE: Any = message(data_url(Image.new("RGB", (8, 8))))["content"][0]
+TEXT: Any = {"type": "text", "text": QUESTION}
+REGION: Any = {"type": "region", "box": [0.5, 0, 1, 0.5]}
+
+
+def counted(visual_tokens: Any) -> dict[str, Any]:
+    """A request about an image with this number of visual tokens."""
+    content = [IMAGE, TEXT]
+    return {
+        "messages": [{"role": "user", "content": content}], "mm_processor_kwargs": {"visual_tokens": visual_tokens}
+    }  # fmt: skip
+
+
+def with_regions(*boxes: Any) -> dict[str, Any]:
+    """A request about regions of an image."""
+    regions = [{"type": "region", "box": box} for box in boxes]
+    return {"messages": [{"role": "user", "content": [IMAGE, *regions, TEXT]}]}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +61,32 @@ from tests.vlm.serving.conftest import Server, message
         ({"messages": [message("http://localhost/a.png")]}, "localhost is not on the internet"),
         ({"messages": [message("data:,")] * 4}, "4 images, more than the limit of 3"),
         ({"model": "another"}, "The model 'another' is not served here. This server has 'vlm'."),
+        ({"mm_processor_kwargs": {"visual_token": 4}}, "Unknown field 'visual_token'. Did you mean 'visual_tokens'"),
+        ({"mm_processor_kwargs": {"num_crops": 4}}, "Unknown field 'num_crops'."),
+        ({"mm_processor_kwargs": 16}, "mm_processor_kwargs: "),
+        (counted(16.5), "mm_processor_kwargs.visual_tokens: Input should be a valid integer"),
+        (counted("16"), "mm_processor_kwargs.visual_tokens: Input should be a valid integer"),
+        (counted(True), "mm_processor_kwargs.visual_tokens: Input should be a valid integer"),
+        (counted(0), "at least 1, got 0"),
+        (counted(-1), "at least 1, got -1"),
+        (counted([4, 4]), "There are 1 images but 2 numbers of visual tokens"),
+        (counted([]), "There are 1 images but 0 numbers of visual tokens"),
+        (counted(2040), "more than the 2048 that the model takes. Ask for fewer visual tokens"),
+        (counted(2049), "An image of 2049 visual tokens exceeds the 2048 positions of the language model"),
+        (counted(10**12), "at most 131072 visual tokens, got 1000000000000"),
+        (with_regions([0.5, 0, 0.5, 1]), "A box lies inside the image"),
+        (with_regions([0.6, 0, 0.5, 1]), "A box lies inside the image"),
+        (with_regions([0, 0, 1, 1.01]), "A box lies inside the image"),
+        (with_regions([0, 0, 1]), "A box is four numbers"),
+        (with_regions("0,0,1,1"), "messages[0].content[1].box: Input should be a valid list, got '0,0,1,1'"),
+        (with_regions(None), "messages[0].content[1].box: Field required"),
+        (with_regions(["0", 0, 1, 1]), "Input should be a valid number, got '0'"),
+        ({"messages": [{"role": "user", "content": [REGION, TEXT]}]}, "no <image> before it"),
+        ({"messages": [{"role": "user", "content": [REGION, IMAGE, TEXT]}]}, "before the images of its message"),
+        ({"messages": [{"role": "user", "content": [TEXT, REGION, IMAGE]}]}, "before the images of its message"),
+        ({"messages": [{"role": "assistant", "content": [REGION]}, message(None)]}, "'region'"),
+        ({"messages": [{"role": "user", "content": [IMAGE, REGION | {"size": 9}, TEXT]}]}, "Unknown field 'size'"),
+        ({"messages": [{"role": "user", "content": [IMAGE, REGION]}]}, "The question is empty."),
     ],
 )
 def test_bad_requests_have_status_400_and_a_reason(server: Server, changes: dict[str, Any], sentence: str) -> None:
@@ -72,3 +117,26 @@ def test_images_come_before_text_unless_text_separates_them(kinds: str, expected
     turns, urls = conversation([UserMessage(role="user", content=parts)])
     assert "".join(part["type"][0] for part in turns[0]["content"]) == expected
     assert len(urls) == kinds.count("i")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("tir", "irt"),
+        ("tirrt", "irrtt"),
+        ("irirt", "irirt"),
+        ("itrt", "itrt"),
+        ("titr", "ittr"),
+        ("irtit", "irtit"),
+        ("rt", "rt"),
+        ("trt", "trt"),
+    ],
+)
+def test_regions_stay_behind_their_images(kinds: str, expected: str) -> None:
+    part: dict[str, Any] = {
+        "i": ImagePart(type="image_url", image_url=ImageAddress(url="data:,")),
+        "t": TextPart(type="text", text="t"),
+        "r": RegionPart(type="region", box=[0, 0, 1, 1]),
+    }
+    turns, _ = conversation([UserMessage(role="user", content=[part[kind] for kind in kinds])])
+    assert "".join(each["type"][0] for each in turns[0]["content"]) == expected

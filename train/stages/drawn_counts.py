@@ -1,4 +1,4 @@
-"""The number of latent tokens of each training step of an elastic student."""
+"""The number of tokens of each training step, where a model is trained for several numbers of tokens."""
 
 from dataclasses import dataclass
 from random import Random
@@ -25,7 +25,9 @@ class DrawnCounts:
     seed: int
 
     def at(self, step: int) -> int | None:
-        """Return the count of a step; None for a student with a single count, which has learned initial RoIs."""
-        if len(self.counts.counts) == 1:
-            return None
+        """Return the count of a step; None if there is a single count, which is then the model's own."""
+        return None if len(self.counts.counts) == 1 else self.count_at(step)
+
+    def count_at(self, step: int) -> int:
+        """Return the count of a step, which is the only one if there is one."""
         return self.counts.draw(Random(seed_of("tokens", self.seed, step)).random(), self.density)
