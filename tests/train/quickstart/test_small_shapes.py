@@ -9,6 +9,7 @@ from PIL import Image
 
 pytest.importorskip("easy_vqa")
 
+from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.easy_vqa import SHAPES, load_questions, split_folder
 from train.quickstart.small_shapes import CANVAS, SMALL_SIDES, CutOuts, cut_out_shapes, draw_canvas, main, place_squares
 
@@ -72,7 +73,8 @@ def test_squares_do_not_overlap() -> None:
 def test_conversations_ask_in_words_and_with_regions(data: Path) -> None:
     records = _read(data / "instruct.json")
     assert [record["image"] for record in records] == [f"{number}.png" for number in range(4)]
-    for record in records:
+    for index, record in enumerate(records):
+        assert len(parse_sample(record, index).regions) == 3
         values = [turn["value"] for turn in record["conversations"]]
         assert values[0].startswith("<image>\n")
         assert sum(value.count("<image>") for value in values) == 1
