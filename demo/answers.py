@@ -4,39 +4,47 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-import torch
 from PIL import Image
 
-from demo.attention import sampling_steps, seen_pixels, visual_attention
+from demo.attention import seen_images
 from demo.generation import Generation, encode, generate
 from demo.models import OpenModel
-from demo.session import SentImage, Session, View
+from demo.session import Seen, SentImage, Session
 from sparse_vlm.vlm.decoding import Decoding
 
 
 def answer(
-    models: Sequence[OpenModel], session: Session, decoding: Decoding, max_new_tokens: int
+    models: Sequence[OpenModel],
+    session: Session,
+    decoding: Decoding,
+    max_new_tokens: int,
+    counts: Sequence[int | None] | None = None,
 ) -> Iterator[list[Generation]]:
     """Yield the growing answers to the session's last question.
 
     The models run one after the other, so that neither slows the other. The session's last turn grows with the answers;
-    a view is set when its answer is complete. A conversation that is too long is refused before the session changes.
+    what a model has seen is set when its answer is complete. A conversation that is too long is refused before the
+    session changes.
 
     Args:
         models: one or two.
         session: contains a question; existing answers to it are replaced.
         decoding: how the next token is chosen.
         max_new_tokens: most tokens of an answer.
+        counts: for each model, the number of visual tokens of each image of the conversation; None for its own.
 
     Raises:
-        UserError: the conversation is too long for a model.
+        UserError: the conversation is too long for a model, or does not fit it.
     """
     session.stopping = False
     turn = session.turns[-1]
     images = [image.decode() for image in session.images()]
-    prompts = [encode(opened, session.messages(k), images, max_new_tokens) for k, opened in enumerate(models)]
-    views: list[View | None] = [None] * len(models)
-    turn.answers, session.views = [], views
+    prompts = [
+        encode(opened, session.messages(k), images, max_new_tokens, counts[k] if counts else None)
+        for k, opened in enumerate(models)
+    ]
+    seen: list[Seen | None] = [None] * len(models)
+    turn.answers, session.seen = [], seen
     generations: list[Generation] = []
     for k, (opened, inputs) in enumerate(zip(models, prompts, strict=True)):
         turn.answers.append("")
@@ -49,7 +57,7 @@ def answer(
                 yield generations
         if turn not in session.turns:  # cleared meanwhile
             return
-        views[k] = _view(opened, generations[k])  # `views` is no longer the session's if it was cleared meanwhile
+        seen[k] = _seen(opened, generations[k])  # `seen` is no longer the session's if it was cleared meanwhile
         yield generations
 
 
@@ -63,14 +71,11 @@ def warm_up(models: Sequence[OpenModel]) -> None:
         pass
 
 
-def _view(opened: OpenModel, generation: Generation) -> View | None:
+def _seen(opened: OpenModel, generation: Generation) -> Seen | None:
     """Collect the content of the panel; None without images, without an answer, or if the RoIs are unknown."""
-    images: torch.Tensor | None = generation.inputs.get("pixel_values")
-    if images is None or not generation.ids:
+    if generation.inputs.get("pixel_values") is None or not generation.ids:
         return None
-    steps = sampling_steps(opened, images)
-    if not steps:
+    images = seen_images(opened, generation)
+    if not images:
         return None
-    attention = visual_attention(opened, generation, steps[-1].rois.shape[1])
-    words = [opened.processor.tokenizer.decode([token]) for token in generation.ids]
-    return View(seen_pixels(opened, images), steps, attention, words)
+    return Seen(images, [opened.processor.tokenizer.decode([token]) for token in generation.ids])

@@ -1,9 +1,10 @@
 """An answer as it is generated, with the time of each part."""
 
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -82,14 +83,19 @@ class Generation:
 
 
 def encode(
-    opened: OpenModel, messages: list[dict[str, Any]], images: list[Image.Image], max_new_tokens: int
+    opened: OpenModel,
+    messages: list[dict[str, Any]],
+    images: list[Image.Image],
+    max_new_tokens: int,
+    visual_tokens: int | None = None,
 ) -> BatchFeature:
-    """Encode a conversation as a model's inputs.
+    """Encode a conversation as a model's inputs; `visual_tokens` is the number for each image, None the model's own.
 
     Raises:
-        UserError: the conversation and an answer of `max_new_tokens` are too long for the model.
+        UserError: the conversation and an answer of `max_new_tokens` are too long for the model, or it cannot have the
+            requested number of visual tokens or the conversation's regions.
     """
-    inputs = encode_messages(opened.processor, messages, images)
+    inputs = encode_messages(opened.processor, messages, images, visual_tokens)
     check_length(opened.model, inputs["input_ids"].shape[1], max_new_tokens, opened.name)
     return inputs.to(opened.model.device, opened.model.dtype)
 
@@ -108,30 +114,44 @@ def generate(opened: OpenModel, inputs: BatchFeature, decoding: Decoding, max_ne
     tower = getattr(opened.model.model, "vision_tower", None)
     if tower is None:
         generation.tower_seconds = None
-    started: list[float] = []
-
-    def end(*_: object) -> None:
-        assert generation.tower_seconds is not None
-        synchronize(opened.model.device)
-        generation.tower_seconds += time.perf_counter() - started[-1]
-
-    with opened.lock:
-        hooks = []
-        if tower is not None:
-            hooks.append(tower.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())))
-            hooks.append(tower.register_forward_hook(end))
+    with opened.lock, _timed(tower, generation):
         begin = time.perf_counter()
-        try:
-            pieces = stream_inputs(opened.model, opened.processor, inputs, max_new_tokens, decoding.settings, stream)
-            with closing(pieces):
-                for _ in pieces:
-                    _update(generation, stream, begin)
-                    yield generation
-        finally:
-            for hook in hooks:
-                hook.remove()
+        pieces = stream_inputs(opened.model, opened.processor, inputs, max_new_tokens, decoding.settings, stream)
+        with closing(pieces):
+            for _ in pieces:
+                _update(generation, stream, begin)
+                yield generation
     _update(generation, stream, begin)
     yield generation
+
+
+@contextmanager
+def _timed(tower: Any, generation: Generation) -> Iterator[None]:
+    """Add the time of the tower's calls to `generation.tower_seconds`: of whole batches of images, and of views."""
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **options: Any) -> Any:
+            assert generation.tower_seconds is not None
+            begin = time.perf_counter()
+            result = method(*args, **options)
+            synchronize(tower.device)
+            generation.tower_seconds += time.perf_counter() - begin
+            return result
+
+        return call
+
+    names = [name for name in ("forward", "view_hidden_states") if hasattr(tower, name)]
+    replaced = {name: vars(tower)[name] for name in names if name in vars(tower)}
+    try:
+        for name in names:
+            setattr(tower, name, timed(getattr(tower, name)))
+        yield
+    finally:
+        for name in names:
+            delattr(tower, name)
+        for name, method in replaced.items():
+            setattr(tower, name, method)
 
 
 def _update(generation: Generation, stream: TimedStream, begin: float) -> None:

@@ -1,5 +1,6 @@
 """The layout of the page. `demo.events` handles its events."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from demo.models import OpenModel
 from demo.panel import ALL
 from demo.session import Session
 from sparse_vlm.draw import COLOURS
+from sparse_vlm.errors import UserError
 
 INTRODUCTION = (
     "Send an image (upload, paste, drop, or webcam) and ask about it. Next to the chat: where the visual tokens look, "
@@ -37,7 +39,8 @@ class Page:
         session: the visitor's `Session`.
         question: text and images to send.
         chats: a conversation for each model.
-        settings: temperature, top-p, maximum new tokens.
+        settings: temperature, top-p, maximum new tokens, then the visual tokens of each model that is not `fixed`.
+        box: the image on which the visitor draws a box, in `box_area`, which is hidden unless one is being drawn.
         controls: the model, then the fields of `demo.panel.Choice` in their order.
     """
 
@@ -46,7 +49,13 @@ class Page:
     chats: list[gr.Chatbot]
     stop: gr.Button
     retry: gr.Button
+    look_again: gr.Button
+    draw: gr.Button
     clear: gr.Button
+    box_area: gr.Column
+    box: gr.Image
+    box_text: gr.Markdown
+    remove_box: gr.Button
     webcam: gr.Image
     settings: list[gr.Slider]
     rois: gr.Image
@@ -83,11 +92,31 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
                 elem_id="question",
                 max_plain_text_length=100_000,  # gradio turns longer texts into a file
             )
+            takes_boxes = any(not opened.fixed for opened in models)
             with gr.Row():
-                stop, retry, clear = (
-                    gr.Button(name, elem_id=name.lower(), size="sm", min_width=80)
-                    for name in ("Stop", "Retry", "Clear")
+                stop, retry, look_again, draw, clear = (
+                    gr.Button(name, elem_id=name.lower().replace(" ", "-"), size="sm", min_width=80, visible=visible)
+                    for name, visible in (
+                        ("Stop", True),
+                        ("Retry", True),
+                        ("Look again", takes_boxes),
+                        ("Draw a box", takes_boxes),
+                        ("Clear", True),
+                    )
                 )
+            with gr.Column(visible=False, elem_id="box-area") as box_area:
+                box_text = gr.Markdown(elem_id="box-text")
+                box = gr.Image(
+                    show_label=False,  # it would cover a part of the image
+                    alt_text="the image on which a box is drawn",
+                    elem_id="box",
+                    interactive=False,
+                    format="png",
+                    height=360,
+                    buttons=[],
+                )
+                remove_box = gr.Button("Remove the box", elem_id="remove-box", size="sm")
+            counts = _lay_out_counts(models)
             gr.Examples([[{"text": e.question, "files": [str(e.image)]}] for e in examples], [question])
             with gr.Accordion("Webcam", open=False):
                 webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="webcam")
@@ -103,6 +132,7 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
                         label="Maximum new tokens",
                         elem_id="max-tokens",
                     ),
+                    *counts,
                 ]
         with gr.Column(scale=2, min_width=360):
             rois, rois_text, attention, attention_text, controls = _lay_out_panel(models)
@@ -113,7 +143,13 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
         chats,
         stop,
         retry,
+        look_again,
+        draw,
         clear,
+        box_area,
+        box,
+        box_text,
+        remove_box,
         webcam,
         settings,
         rois,
@@ -123,6 +159,35 @@ def lay_out(models: Sequence[OpenModel], examples: Sequence[Example], max_new_to
         numbers,
         controls,
     )
+
+
+def warn(error: UserError) -> None:
+    """Show an error on the page; gradio renders HTML, and file names come from the visitor."""
+    gr.Warning(html.escape(str(error)))
+
+
+def _lay_out_counts(models: Sequence[OpenModel]) -> list[gr.Slider]:
+    """A slider for each model that can have other numbers of visual tokens, and a sentence for each that cannot."""
+    sliders = []
+    for k, opened in enumerate(models):
+        name = f" of {opened.name}" if len(models) > 1 else ""
+        if opened.fixed:
+            gr.Markdown(f"Visual tokens{name}: {opened.fixed}", elem_id=f"fixed-{k}")
+            continue
+        own, least, most = opened.token_range
+        trained = opened.model.model.vision_tower.encoder.config.token_counts
+        sliders.append(
+            gr.Slider(
+                least,
+                most,
+                own,
+                step=1,
+                label=f"Visual tokens{name}",
+                info=f"of each image, for the next answer; the encoder was trained with {trained}",
+                elem_id=f"visual-tokens-{k}",
+            )
+        )
+    return sliders
 
 
 def _lay_out_panel(models: Sequence[OpenModel]) -> tuple[gr.Image, gr.Markdown, gr.Image, gr.Markdown, list[Any]]:

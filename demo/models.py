@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -11,12 +11,23 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.model_directory import read_config, short_name
+from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
 from sparse_vlm.vlm.loading import load_vlm
-from sparse_vlm.vlm.modeling import SparseVLMConfig
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
+from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
 # Modules of transformers' models that are not quantized: vision tower and projector, under their various names.
 NOT_QUANTIZED = [r"(.*\.)?(vision\w*|visual|multi_modal_projector|connector)", "lm_head"]
+MOST_TOKENS = 64  # of an image; more if the model's own number is larger
+
+
+class TokenRange(NamedTuple):
+    """Numbers of visual tokens of an image: the model's `own`, and the `least` and `most` that the page offers."""
+
+    own: int
+    least: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,26 @@ class OpenModel:
     def weight_bytes(self) -> int:
         """Memory of the weights; shared weights count once."""
         return self.model.get_memory_footprint()
+
+    @property
+    def fixed(self) -> str:
+        """Why the number of visual tokens is fixed and no box can be asked about, as a sentence; empty if both can."""
+        if not isinstance(self.model, SparseVLMForConditionalGeneration):
+            return "A model of transformers itself takes neither a number of visual tokens nor regions."
+        try:
+            check_free_rois(self.model.model.vision_tower)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    @property
+    def token_range(self) -> TokenRange:
+        """The numbers of visual tokens of an image that a model which is not `fixed` can be asked for."""
+        own = self.model.config.image_seq_length
+        kept = own - visual_tokens(self.model.config.vision_config).latent
+        positions = most_positions(self.model.config.get_text_config())
+        most = max(own, MOST_TOKENS if positions is None else min(MOST_TOKENS, positions))
+        return TokenRange(own, kept + 1, most)
 
 
 def open_model(directory: Path, device: torch.device, dtype: torch.dtype, bits: int | None) -> OpenModel:

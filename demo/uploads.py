@@ -1,12 +1,47 @@
-"""Decoding of uploaded files. Their names and contents are not trusted."""
+"""Uploaded files, and copies of them for the page. Their names and contents are not trusted."""
 
 import io
 import warnings
+from pathlib import Path
 
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 
+from demo.session import SentImage
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import decode_image
+
+SHOWN_SIDE = 768  # most pixels of the longer side of an image's copy in the chat
+DRAWING_SIDE = 768  # pixels of the longer side of a copy to draw on
+
+
+def receive(path: str, max_megapixels: float) -> SentImage:
+    """Read an uploaded file.
+
+    Raises:
+        UserError: see `open_upload`.
+    """
+    name, data = Path(path).name, Path(path).read_bytes()
+    return SentImage(data, name, save_copy(small_copy(open_upload(data, name, max_megapixels))))
+
+
+def small_copy(image: Image.Image) -> Image.Image:
+    """Return a copy that is small enough for the page."""
+    copy = image.copy()
+    copy.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return copy
+
+
+def copy_of_side(image: Image.Image, side: int = DRAWING_SIDE) -> Image.Image:
+    """Return a copy whose longer side has `side` pixels; small images are enlarged, so that a box on them is clear."""
+    scale = side / max(image.size)
+    return image.resize([max(1, round(length * scale)) for length in image.size])
+
+
+def save_copy(image: Image.Image) -> str:
+    """Save an image where the page can serve it; returns the path."""
+    return save_pil_to_cache(image, cache_dir=get_upload_folder(), format="png")
 
 
 def open_upload(data: bytes, name: str, max_megapixels: float) -> Image.Image:

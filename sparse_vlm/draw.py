@@ -76,6 +76,7 @@ def draw_sampling_steps(
     tokens: Iterable[int],
     colour_by: str = "token",
     points: bool = True,
+    boxes: Iterable[Sequence[float]] = (),
 ) -> Image.Image:
     """Draw the RoIs of some tokens at one or more sampling steps.
 
@@ -86,6 +87,7 @@ def draw_sampling_steps(
         tokens: the tokens to draw.
         colour_by: "token": a colour for each of all n tokens; "step": a colour for each step.
         points: draw the sampling points as well.
+        boxes: boxes (x1, y1, x2, y2) in image coordinates to outline, e.g. those of regions.
 
     Raises:
         UserError: `colour_by` is unknown, or a token does not exist.
@@ -102,21 +104,24 @@ def draw_sampling_steps(
             colour = by_token[token] if colour_by == "token" else by_step[number]
             dots = step.points[index, token] if points else step.points.new_empty(0, 2)
             _draw_roi(axes, step.rois[index, token], dots, colour, width=1.5, dot=9)
+    _outline(axes, boxes)
     return _rendered(figure)
 
 
-def draw_heat(image: np.ndarray, heat: Tensor) -> Image.Image:
+def draw_heat(image: np.ndarray, heat: Tensor, boxes: Iterable[Sequence[float]] = ()) -> Image.Image:
     """Draw a heat map over the image in grey; the hottest cell is always brightest.
 
     Args:
         image: float32[H, W, 3] in [0, 1].
         heat: float32[cells, cells], not negative; see `spread_over_rois`.
+        boxes: boxes in image coordinates to outline.
     """
     figure, axes = _canvas(np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1))
     relative = (heat / heat.max().clamp_min(1e-12)).numpy()
     axes.imshow(
         colormaps["inferno"](relative), extent=(0, 1, 1, 0), alpha=0.15 + 0.7 * relative, interpolation="bilinear"
     )
+    _outline(axes, boxes)
     return _rendered(figure)
 
 
@@ -154,6 +159,14 @@ def _draw_roi(axes: Axes, roi: Tensor, points: Tensor, colour: np.ndarray, *, wi
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
     if len(points):
         axes.scatter(points[:, 0], points[:, 1], color=colour, s=dot, linewidths=0)
+
+
+def _outline(axes: Axes, boxes: Iterable[Sequence[float]]) -> None:
+    """Outline boxes in black and white, which no token has."""
+    for x1, y1, x2, y2 in boxes:
+        for colour, style in (("black", "-"), ("white", "--")):
+            outline = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linestyle=style, linewidth=3)
+            axes.add_patch(outline)
 
 
 def _token_colours(count: int) -> np.ndarray:

@@ -68,6 +68,18 @@ def test_a_roi_is_drawn_at_its_coordinates() -> None:
     assert (by_step != with_points).any()
 
 
+def test_boxes_are_outlined_at_their_coordinates() -> None:
+    step = SamplingStep(torch.zeros(1, 1, 4), torch.zeros(1, 1, 0, 2))
+    box = (0.25, 0.5, 0.75, 1.0)
+    edges = [(value + MARGIN) / (1 + 2 * MARGIN) * SIDE for value in box]
+    for drawn in (
+        draw_sampling_steps(WHITE, [step], 0, [], boxes=[box]),
+        draw_heat(WHITE, torch.zeros(4, 4), boxes=[box]),
+    ):
+        rows, columns = np.nonzero((np.asarray(drawn.convert("L")) < 60) & (np.asarray(drawn)[..., 3] > 0))
+        assert [columns.min(), rows.min(), columns.max(), rows.max()] == pytest.approx(edges, abs=4)
+
+
 def test_errors_name_the_bad_choice() -> None:
     step = SamplingStep(torch.zeros(1, 2, 4), torch.zeros(1, 2, 1, 2))
     with pytest.raises(UserError, match=r"'stepp'.*'step'"):

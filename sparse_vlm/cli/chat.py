@@ -47,13 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the answer as it is generated, or start the conversation."""
     from transformers.utils.logging import disable_progress_bar
 
+    from sparse_vlm.cli.terminal import converse
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.image_files import open_image
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.decoding import Decoding
     from sparse_vlm.vlm.language.quantization import quantization
     from sparse_vlm.vlm.loading import load_vlm
-    from sparse_vlm.vlm.terminal import converse
     from sparse_vlm.vlm.views import check_count, parse_box
 
     disable_progress_bar()

@@ -128,14 +128,7 @@ def box_after_transform(
         UserError: the box is empty, leaves the image, or lies outside the central square.
     """
     check_box(box)
-    sides = [float(side) for side in size]
-    if aspect == "native":
-        kept = sides
-    elif preprocessing.resize_mode == "squash":
-        kept = [side * preprocessing.crop / preprocessing.resize for side in sides]
-    else:
-        kept = [min(sides) * preprocessing.crop / preprocessing.resize] * 2
-    margins = [(side - part) / 2 for side, part in zip(sides, kept, strict=True)]
+    sides, kept, margins = _kept_part(size, preprocessing, aspect)
     inside = [
         min(1.0, max(0.0, (corner * sides[axis % 2] - margins[axis % 2]) / kept[axis % 2]))
         for axis, corner in enumerate(box)
@@ -147,6 +140,33 @@ def box_after_transform(
             "receives only that. Build the model with --aspect native, or choose another box."
         )
     return left, top, right, bottom
+
+
+def box_before_transform(
+    box: Sequence[float], size: tuple[int, int], preprocessing: Preprocessing, aspect: str
+) -> tuple[float, float, float, float]:
+    """Inverse of `box_after_transform`, for a box inside what `make_transform` keeps of the image."""
+    check_box(box)
+    sides, kept, margins = _kept_part(size, preprocessing, aspect)
+    left, top, right, bottom = (
+        min(1.0, max(0.0, (corner * kept[axis % 2] + margins[axis % 2]) / sides[axis % 2]))
+        for axis, corner in enumerate(box)
+    )
+    return left, top, right, bottom
+
+
+def _kept_part(
+    size: tuple[int, int], preprocessing: Preprocessing, aspect: str
+) -> tuple[list[float], list[float], list[float]]:
+    """Width and height in pixels of an image, of the part that `make_transform` keeps, and of the margins before it."""
+    sides = [float(side) for side in size]
+    if aspect == "native":
+        kept = sides
+    elif preprocessing.resize_mode == "squash":
+        kept = [side * preprocessing.crop / preprocessing.resize for side in sides]
+    else:
+        kept = [min(sides) * preprocessing.crop / preprocessing.resize] * 2
+    return sides, kept, [(side - part) / 2 for side, part in zip(sides, kept, strict=True)]
 
 
 def place_on_canvas(image: AnyImage, preprocessing: Preprocessing) -> Tensor:

@@ -20,6 +20,7 @@ from sparse_vlm.encoder.preprocessing import (
     CLIP_STD,
     Preprocessing,
     box_after_transform,
+    box_before_transform,
     make_transform,
 )
 from sparse_vlm.errors import UserError, one_line, unknown_choice
@@ -124,9 +125,15 @@ class SparseFormerImageProcessor(PilBackend):
         Raises:
             UserError: see `box_after_transform`.
         """
+        return box_after_transform(box, image_size, self._own_preprocessing(), self.aspect)
+
+    def image_box(self, box: Sequence[float], image_size: tuple[int, int]) -> Box:
+        """Inverse of `model_box`: convert a box in the pixel values to the coordinates of the whole image."""
+        return box_before_transform(box, image_size, self._own_preprocessing(), self.aspect)
+
+    def _own_preprocessing(self) -> Preprocessing:
         size, crop_size = SizeDict(**dict(self.size)), SizeDict(**dict(self.crop_size))
-        preprocessing = _preprocessing(size, crop_size, self.image_mean, self.image_std, self.resample)
-        return box_after_transform(box, image_size, preprocessing, self.aspect)
+        return _preprocessing(size, crop_size, self.image_mean, self.image_std, self.resample)
 
 
 def _preprocessing(size: SizeDict, crop_size: SizeDict, mean: Any, std: Any, resample: int) -> Preprocessing:

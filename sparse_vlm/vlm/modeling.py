@@ -1,4 +1,4 @@
-"""transformers' Llava with a SparseFormer as its vision model: configurations, models, registration."""
+"""transformers' Llava with a SparseFormer as its vision model: projector, models, registration."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
-    LlavaConfig,
 )
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
@@ -26,53 +22,13 @@ from transformers.models.llava.modeling_llava import (
 
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.configuration import SparseVLMConfig
 from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
 from sparse_vlm.vlm.views import View, unpack_views
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
-
-PROJECTORS = ("linear", "mlp2x_gelu")
-
-
-@strict
-class SparseVLMConfig(LlavaConfig):
-    """LlavaConfig with a SparseFormer, or with a dense CLIP ViT to compare it with.
-
-    `image_seq_length` is derived from the vision configuration and the select strategy.
-
-    Attributes:
-        projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
-        language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
-        trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
-            `TokenCounts`; None: `image_seq_length` alone.
-        provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
-    """
-
-    model_type = "sparse_vlm"
-    has_no_defaults_at_init = True
-    sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
-
-    projector_type: str = "mlp2x_gelu"
-    language_head_bias: bool = False
-    trained_visual_tokens: str | None = None
-    provenance: dict | None = None
-
-    def __post_init__(self, **kwargs: object) -> None:
-        super().__post_init__(**kwargs)
-        if self.projector_type not in PROJECTORS:
-            raise unknown_choice("projector", self.projector_type, PROJECTORS)
-        drops_first = self.vision_feature_select_strategy == "default"
-        tokens = visual_tokens(self.vision_config)
-        if drops_first and tokens.prefix == 0 and tokens.latent > 0:
-            raise UserError(
-                'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
-            )
-        self.image_seq_length = tokens.latent + (0 if drops_first else tokens.prefix)
 
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:
@@ -132,7 +88,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
             found = [tuple(states[layer][place] for layer in layers) for place in places]
         else:
-            initial = self._initial_rois(unpack_views(views), dropped)
+            initial = self.initial_rois(unpack_views(views), dropped)
             found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
         return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
 
@@ -171,8 +127,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             dropped = int(self.config.vision_feature_select_strategy == "default")
         return visual_tokens(self.config.vision_config).prefix - dropped
 
-    def _initial_rois(self, views: Sequence[View], dropped: int) -> list[EncoderView]:
-        """Convert views to initial RoIs. A whole image with the default number of tokens has the checkpoint's own."""
+    def initial_rois(self, views: Sequence[View], dropped: int | None = None) -> list[EncoderView]:
+        """Convert views to initial RoIs; see `check_views`. Default views have the checkpoint's own RoIs."""
         self.check_views(views, dropped)
         kept = self._kept(dropped)
         return [
@@ -295,7 +251,6 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
 
 
-AutoConfig.register("sparse_vlm", SparseVLMConfig)
 AutoModel.register(SparseVLMConfig, SparseVLMModel)
 AutoModelForImageTextToText.register(SparseVLMConfig, SparseVLMForConditionalGeneration)
 AutoModelForMultimodalLM.register(SparseVLMConfig, SparseVLMForConditionalGeneration)

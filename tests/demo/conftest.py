@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.examples import draw_examples
 from sparse_vlm.vlm.build import build_vlm
+from tests.demo.visitor import PATIENCE, QUESTION, clear
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
 SLOW_MACHINE = 900.0  # longest start in seconds, on a machine with other work
@@ -114,6 +116,36 @@ def browser() -> "Iterator[Browser]":
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def requests() -> list[str]:
+    """Every address that the page has requested."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def opened(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
+    """The page, opened once for all tests."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(served.address)
+    page.wait_for_selector(QUESTION)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened: "Page") -> "Page":
+    """The page with an empty conversation."""
+    clear(opened)
+    return opened
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return draw_examples(tmp_path)[0].image
+
+
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the screenshots: $DEMO_SCREENSHOTS, else a temporary folder."""
@@ -138,3 +170,19 @@ def images() -> list[Image.Image]:
         Image.fromarray(torch.randint(0, 256, (48, 64, 3), generator=generator, dtype=torch.uint8).numpy())
         for _ in range(10)
     ]
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of the page; gradio shows none outside of a request."""
+    import gradio as gr
+
+    shown: list[str] = []
+    monkeypatch.setattr(gr, "Warning", shown.append)
+    return shown
+
+
+@pytest.fixture
+def message(images: list[Image.Image], tmp_path: Path) -> dict[str, Any]:
+    images[0].save(tmp_path / "a.png")
+    return {"text": "What is it?", "files": [str(tmp_path / "a.png")]}

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,22 +10,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from demo.examples import draw_examples
 from tests.demo.conftest import Served
 from tests.demo.files import write_uploads
+from tests.demo.visitor import (
+    PATIENCE,
+    QUESTION,
+    ask,
+    changed,
+    clear,
+    click_box,
+    set_number,
+    source,
+    wait_for_answers,
+    wait_for_images,
+    wait_for_text,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 120_000  # milliseconds, for machines with other work
-QUESTION = "#question textarea"
-# True once the chat has `count` answers and no placeholder of gradio's for an answer that has not begun.
-ANSWERED = """([chat, count]) => {
-    const answers = [...document.querySelectorAll(`${chat} .bot.message`)];
-    return answers.length === count && !answers.some(answer => answer.innerText.includes('Loading content'));
-}"""
 # Records each text of the first model's growing answer.
 WATCH = """() => {
     window.texts = [];
@@ -45,81 +49,6 @@ PASTE = """async (encoded) => {
     const event = new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true});
     document.querySelector('#question textarea').dispatchEvent(event);
 }"""
-
-
-@pytest.fixture(scope="module")
-def requests() -> list[str]:
-    """Every address that the page has requested."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def opened(browser: "Browser", served: Served, requests: list[str]) -> "Iterator[Page]":
-    """The page, opened once for all tests."""
-    page = browser.new_page(viewport={"width": 1400, "height": 1100})
-    page.set_default_timeout(PATIENCE)
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(served.address)
-    page.wait_for_selector(QUESTION)
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def page(opened: "Page") -> "Page":
-    """The page with an empty conversation."""
-    clear(opened)
-    return opened
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    return draw_examples(tmp_path)[0].image
-
-
-def ask(page: "Page", question: str, *files: Path) -> None:
-    """Send a question without waiting for the answer."""
-    if files:
-        page.set_input_files("#question input[type=file]", files)
-        wait_for_images(page, len(files))
-    page.fill(QUESTION, question)
-    page.press(QUESTION, "Enter")
-
-
-def wait_for_images(page: "Page", count: int) -> None:
-    """Wait until `count` images are attached to the question."""
-    page.wait_for_function(
-        "count => document.querySelectorAll('#question .thumbnail-item').length === count", arg=count
-    )
-
-
-def wait_for_answers(page: "Page", count: int) -> None:
-    """Wait until both models have answered `count` questions and the page is complete."""
-    for chat in ("#chat-0", "#chat-1"):
-        page.wait_for_function(ANSWERED, arg=[chat, count])
-    page.wait_for_selector("#numbers table")  # appears last; the previous one is removed when an answer begins
-
-
-def clear(page: "Page") -> None:
-    page.click("#clear")
-    page.wait_for_function("() => !document.querySelector('#chat-0 .message, #chat-1 .message, #rois img')")
-
-
-def source(page: "Page", drawing: str) -> str:
-    """Wait for a complete drawing and return its address."""
-    page.wait_for_function("name => document.querySelector(name + ' img')?.naturalWidth === 600", arg=drawing)
-    return str(page.get_attribute(f"{drawing} img", "src"))
-
-
-def changed(page: "Page", drawing: str, old: str) -> str:
-    """Wait for another drawing than `old` and return its address."""
-    page.wait_for_function("([name, old]) => document.querySelector(name + ' img')?.src !== old", arg=[drawing, old])
-    return source(page, drawing)
-
-
-def set_number(page: "Page", slider: str, value: int) -> None:
-    page.fill(f"{slider} input[type=number]", str(value))
-    page.press(f"{slider} input[type=number]", "Tab")
 
 
 def test_an_image_is_answered_and_its_rois_are_drawn(
@@ -289,6 +218,11 @@ def test_on_a_phone_in_dark_mode(browser: "Browser", served: Served, image: Path
     assert all((box.bounding_box() or {"width": 0})["width"] > 8 for box in boxes.all())  # none is empty
     page.get_by_role("tab", name="Attention").click()
     source(page, "#attention")
+    page.click("#draw-a-box")
+    click_box(page, 0.1, 0.1)
+    wait_for_text(page, "#box-text", "opposite corner of the box")
+    click_box(page, 0.9, 0.5)
+    wait_for_text(page, "#box-text", "10% to 90% from the left, 10% to 50% from the top")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390  # the page does not scroll sideways
     page.screenshot(path=screenshots / "8_phone_dark.png", full_page=True)
     page.close()

@@ -1,51 +1,21 @@
 """The handlers without a browser: a refusal loses neither the typed question nor earlier answers."""
 
-import asyncio
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 import torch
-from PIL import Image
 
 from demo.events import Events
-from demo.interface import lay_out
 from demo.models import open_model
 from demo.session import Session
+from tests.demo.pages import events_of, last
 
 
 @pytest.fixture(scope="module")
 def events(vlm_dir: Path) -> Events:
-    models = [open_model(vlm_dir, torch.device("cpu"), torch.float32, None)]
-
-    async def build() -> Events:  # without an event loop gradio creates its own and does not close them
-        with gr.Blocks():
-            return Events(lay_out(models, [], 6), models, max_megapixels=1, max_images=2)
-
-    with ThreadPoolExecutor(1) as thread:  # playwright's event loop runs in the main thread after a browser test
-        return thread.submit(lambda: asyncio.run(build())).result()
-
-
-@pytest.fixture
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Warnings of the page; gradio shows none outside of a request."""
-    shown: list[str] = []
-    monkeypatch.setattr(gr, "Warning", shown.append)
-    return shown
-
-
-@pytest.fixture
-def message(images: list[Image.Image], tmp_path: Path) -> dict[str, Any]:
-    images[0].save(tmp_path / "a.png")
-    return {"text": "What is it?", "files": [str(tmp_path / "a.png")]}
-
-
-def last(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
-    """Merge all updates of a handler; later values replace earlier ones."""
-    return {component: value for update in updates for component, value in update.items()}
+    return events_of([open_model(vlm_dir, torch.device("cpu"), torch.float32, None)])
 
 
 @pytest.mark.slow
@@ -67,12 +37,12 @@ def test_a_retry_that_does_not_fit_keeps_the_answer(
 ) -> None:
     session = Session()
     last(events.ask(message, session, 0, 1, 4))
-    answered, views = list(session.turns[0].answers), list(session.views)
+    answered, seen = list(session.turns[0].answers), list(session.seen)
     assert answered[0]
     shown = last(events.retry(session, 0, 1, 100_000))
     assert "more than the" in warnings[0]
     assert session.turns[0].answers == answered
-    assert session.views == views
+    assert session.seen == seen
     assert [part["role"] for part in shown[events.page.chats[0]]] == ["user", "assistant"]
     assert last(events.retry(session, 0, 1, 4))[events.page.chats[0]] == shown[events.page.chats[0]]
     assert len(warnings) == 1

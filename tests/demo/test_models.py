@@ -21,7 +21,17 @@ from transformers import (
 from demo.answers import answer
 from demo.generation import Generation
 from demo.models import OpenModel, open_model
-from demo.panel import ALL, Choice, describe_attention, describe_rois, draw_attention, draw_rois, numbers, token_at
+from demo.panel import (
+    ALL,
+    Choice,
+    count_tokens,
+    describe_attention,
+    describe_rois,
+    draw_attention,
+    draw_rois,
+    numbers,
+    token_at,
+)
 from demo.session import SentImage, Session
 from sparse_vlm.draw import SIDE
 from sparse_vlm.errors import UserError
@@ -97,10 +107,10 @@ def test_two_turns_with_images(sparse: OpenModel, vlm: tuple[Any, Any], images: 
     session.begin("And these?", [sent(images[1], "b.png"), sent(images[2], "c.png")])
     (generation,) = ask([sparse], session)
     assert (generation.inputs["input_ids"] == sparse.processor.image_token_id).sum() == 3 * 6
-    view = session.views[0]
-    assert view is not None
-    assert [pixels.shape for pixels in view.pixels] == [(64, 64, 3)] * 3
-    assert view.attention.shape == (len(generation.ids), 3, 6)
+    seen = session.seen[0]
+    assert seen is not None
+    assert [image.pixels.shape for image in seen.images] == [(64, 64, 3)] * 3
+    assert [image.attention.shape for image in seen.images] == [(len(generation.ids), 6)] * 3
     assert [part["role"] for part in session.history(0)] == ["user", "assistant"] * 2
     assert session.turns[0].answers[0] in str(sparse.processor.tokenizer.decode(generation.inputs["input_ids"][0]))
     session.clear()
@@ -113,8 +123,8 @@ def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Im
     session = Session()
     session.begin("What is it?", [sent(images[0], "a.png")])
     (generation,) = ask([sparse], session, max_new_tokens=20)  # more than one chunk
-    view = session.views[0]
-    assert view is not None
+    seen = session.seen[0]
+    assert seen is not None
     prompt = generation.inputs["input_ids"]
     ids = torch.cat([prompt, torch.tensor([generation.ids[:-1]])], dim=1)
     sparse.model.set_attn_implementation("eager")
@@ -127,7 +137,7 @@ def test_attention_is_that_of_the_model(sparse: OpenModel, images: list[Image.Im
         sparse.model.set_attn_implementation("sdpa")
     visual = (prompt[0] == sparse.processor.image_token_id).nonzero().flatten()
     expected = torch.stack(out.attentions).mean(dim=(0, 1, 2))[prompt.shape[1] - 1 :, visual]
-    torch.testing.assert_close(view.attention[:, 0], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen.images[0].attention, expected, atol=1e-5, rtol=1e-4)
     assert 0 < float(expected.sum(dim=1).max()) < 1
 
 
@@ -138,19 +148,19 @@ def test_the_panel_of_both_kinds_of_tower(sparse: OpenModel, dense_vlm_dir: Path
     session.begin("What is it?", [sent(images[0], "a.png")])
     generations = ask(models, session)
     assert all(each.tower_seconds and 0 < each.tower_seconds < each.first_seconds for each in generations)
-    sparse_view, dense_view = session.views
-    assert sparse_view is not None
-    assert dense_view is not None
-    assert len(sparse_view.steps) == 3
-    assert len(dense_view.steps) == 1
+    sparse_seen, dense_seen = session.seen
+    assert sparse_seen is not None
+    assert dense_seen is not None
+    assert len(sparse_seen.images[0].steps) == 3
+    assert len(dense_seen.images[0].steps) == 1
     choice = Choice(1, 1, ALL, "token", True, ALL)
-    assert describe_rois(dense_view, choice) == "Step 1 of 1: 16 tokens cover 100% of the image."
-    assert "token 2 alone 6%" in describe_rois(dense_view, choice._replace(token=2))
-    assert token_at(dense_view, choice, SIDE * 0.55 / 1.5, SIDE * 0.35 / 1.5) == 2  # rows of four
-    assert "of its attention" in describe_attention(sparse_view, choice._replace(answer_token=1))
-    for view in (sparse_view, dense_view):
-        assert draw_rois(view, choice).size == draw_attention(view, choice).size
-    table = numbers(models, generations, [6, 16])
+    assert describe_rois(dense_seen, choice) == "Step 1 of 1: 16 tokens cover 100% of the image."
+    assert "token 2 alone 6%" in describe_rois(dense_seen, choice._replace(token=2))
+    assert token_at(dense_seen, choice, SIDE * 0.55 / 1.5, SIDE * 0.35 / 1.5) == 2  # rows of four
+    assert "of its attention" in describe_attention(sparse_seen, choice._replace(answer_token=1))
+    for seen in (sparse_seen, dense_seen):
+        assert draw_rois(seen, choice).size == draw_attention(seen, choice).size
+    table = numbers(models, generations, [count_tokens(seen) for seen in session.seen])
     assert "| visual tokens of an image | 6 | 16 |" in table
     assert table.count("ms") == 6
 
@@ -162,9 +172,9 @@ def test_a_model_of_transformers_itself(llava_dir: Path, images: list[Image.Imag
     session.begin("What is it?", [sent(images[0], "a.png")])
     (generation,) = ask([model], session)
     assert len(generation.ids) > 0
-    view = session.views[0]
-    assert view is not None
-    assert view.attention.shape[1:] == (1, 16)
+    seen = session.seen[0]
+    assert seen is not None
+    assert [image.attention.shape[1] for image in seen.images] == [16]
     session.begin("x " * 200, [])
     with pytest.raises(UserError, match=r"more than the 128 that .*hf-llava.* takes"):
         ask([model], session)
@@ -198,7 +208,7 @@ def test_sampling(sparse: OpenModel) -> None:
         (generation,) = ask([sparse], session, Decoding(1.5, 0.9))
         answers.add(tuple(generation.ids))
     assert len(answers) > 1
-    assert session.views == [None]  # without an image there is nothing to show
+    assert session.seen == [None]  # without an image there is nothing to show
 
 
 def test_a_model_that_cannot_be_opened_is_named(vlm_dir: Path, encoder_dir: Path, tmp_path: Path) -> None:

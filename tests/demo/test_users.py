@@ -82,7 +82,7 @@ def test_a_file_of_the_server_is_not_an_upload(served: Served, tmp_path: Path) -
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     file = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
     call = f"{served.address}/gradio_api/call/ask"
-    event = httpx.post(call, json={"data": [{"text": "What is it?", "files": [file]}, 0, 1, 4]}, timeout=60).json()
+    event = httpx.post(call, json={"data": [{"text": "What is it?", "files": [file]}, 0, 1, 4, 6]}, timeout=60).json()
     events = httpx.get(f"{call}/{event['event_id']}", timeout=300).text
     assert events.startswith("event: error")
     assert "assistant" not in events

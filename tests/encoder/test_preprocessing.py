@@ -17,6 +17,7 @@ from sparse_vlm.encoder.preprocessing import (
     IMAGENET_STD,
     Transform,
     box_after_transform,
+    box_before_transform,
     make_transform,
     place_on_canvas,
     remove_canvas,
@@ -142,3 +143,4 @@ def test_a_box_is_found_again_after_the_transform(
     seen = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
     expected = box_after_transform(box, size, preprocessing, aspect)
     assert seen == pytest.approx(expected, abs=1 / min(height, width))
+    assert box_before_transform(expected, size, preprocessing, aspect) == pytest.approx(box)

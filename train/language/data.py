@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sparse_vlm.data.conversations.collate import ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
@@ -147,6 +148,7 @@ def make_data(
     preprocess = functools.partial(pixel_values, processor.image_processor)
     model_box = processor.image_processor.model_box if _looks_anywhere(model) else None
     training, held_out = _open_datasets(data_args, args, chat, preprocess, model_box, _limit(data_args, model))
+    _check_regions([data for data in (training, held_out) if data is not None])
     _write_skipped(training, args)
     shape, image_key = preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
@@ -256,6 +258,16 @@ def _check_counts(data_args: DataArguments, model: SparseVLMForConditionalGenera
             )
         if count < least:
             raise UserError(f"This model keeps CLS, so --{option} starts at {least}, got {count}.")
+
+
+def _check_regions(datasets: Sequence[ConversationDataset]) -> None:
+    """Refuse regions with ZeRO-3: processes whose batches differ in them would gather the sharded tower's weights
+    different numbers of times, and wait for each other forever."""
+    entries = (entry for dataset in datasets for entry in dataset.entries)
+    if is_deepspeed_zero3_enabled() and (found := next((e for e in entries if e.sample.regions), None)):
+        raise UserError(
+            f"{found.sample} has regions, which do not work with ZeRO-3: use train/configs/deepspeed/zero2.json."
+        )
 
 
 def _check_evaluation(data_args: DataArguments, args: StageArguments) -> None:

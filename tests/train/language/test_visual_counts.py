@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler
 
 from sparse_vlm.data.conversations.dataset import Drawn
 from sparse_vlm.encoder.token_counts import TokenCounts
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.views import unpack_views
@@ -21,6 +22,8 @@ from tests.train.language.test_align import changed, flags, losses
 from tests.train.language.test_instruct import INTERRUPTED, _interrupted_trainer
 from tests.train.launch import forked
 from train import align, instruct
+from train.language import data
+from train.language.data import DataArguments, make_data
 from train.language.order import DrawnOrder, LengthGroups, SeededOrder
 from train.language.trainer import ConversationTrainer
 from train.stages.drawn_counts import DrawnCounts
@@ -284,3 +287,16 @@ def test_a_dense_tower_has_neither_numbers_nor_regions(
     ):
         assert align.main(flags(tmp_path / "dense", data_dir, tmp_path / "out", **options)) == 2
         assert message in capsys.readouterr().err
+
+
+def test_regions_with_zero3_are_refused(
+    vlm_dir: Path, data_dir: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes with different regions would wait for each other forever."""
+    model, processor = load_vlm(vlm_dir)
+    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    data_args = DataArguments(str(regions), str(data_dir))
+    monkeypatch.setattr(data, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UserError, match=r"Sample green has regions, .* use train/configs/deepspeed/zero2\.json"):
+        make_data(data_args, args, model, processor, language=True)
+    make_data(DataArguments(str(data_dir / "chats.json"), str(data_dir)), args, model, processor, language=True)

@@ -1,0 +1,52 @@
+"""The configuration of a VLM: transformers' LlavaConfig with a SparseFormer, or with a dense CLIP ViT."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlavaConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.vision import visual_tokens
+
+PROJECTORS = ("linear", "mlp2x_gelu")
+
+
+@strict
+class SparseVLMConfig(LlavaConfig):
+    """LlavaConfig with a SparseFormer, or with a dense CLIP ViT to compare it with.
+
+    `image_seq_length` is derived from the vision configuration and the select strategy.
+
+    Attributes:
+        projector_type: "mlp2x_gelu" (LayerNorm-Linear-GELU-Linear) or "linear" (LayerNorm-Linear).
+        language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
+        trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
+            `TokenCounts`; None: `image_seq_length` alone.
+        provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
+    """
+
+    model_type = "sparse_vlm"
+    has_no_defaults_at_init = True
+    sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    projector_type: str = "mlp2x_gelu"
+    language_head_bias: bool = False
+    trained_visual_tokens: str | None = None
+    provenance: dict | None = None
+
+    def __post_init__(self, **kwargs: object) -> None:
+        super().__post_init__(**kwargs)
+        if self.projector_type not in PROJECTORS:
+            raise unknown_choice("projector", self.projector_type, PROJECTORS)
+        drops_first = self.vision_feature_select_strategy == "default"
+        tokens = visual_tokens(self.vision_config)
+        if drops_first and tokens.prefix == 0 and tokens.latent > 0:
+            raise UserError(
+                'vision_feature_select_strategy "default" drops the CLS token, but this encoder has none: use "full".'
+            )
+        self.image_seq_length = tokens.latent + (0 if drops_first else tokens.prefix)
+
+
+AutoConfig.register("sparse_vlm", SparseVLMConfig)
