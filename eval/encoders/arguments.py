@@ -11,14 +11,14 @@ from sparse_vlm.files import check_output_files
 from sparse_vlm.measure.timing import require_positive
 
 
-def add_encoder(parser: argparse.ArgumentParser) -> None:
+def add_encoder(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --encoder."""
-    parser.add_argument("--encoder", type=Path, required=True, help="directory of a SparseFormer")
+    parser.add_argument("--encoder", type=Path, required=required, help="directory of a SparseFormer")
 
 
-def add_teacher(parser: argparse.ArgumentParser, specification: str) -> None:
+def add_teacher(parser: argparse.ArgumentParser, specification: str, required: bool = True) -> None:
     """Add --teacher; `specification` says which ones are accepted."""
-    parser.add_argument("--teacher", required=True, help=f"the encoder's teacher: {specification}")
+    parser.add_argument("--teacher", required=required, help=f"the encoder's teacher: {specification}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
-def begin(arguments: argparse.Namespace, *inputs: str | Path) -> tuple[torch.device, torch.dtype]:
+def begin(arguments: argparse.Namespace, *inputs: str | Path | None) -> tuple[torch.device, torch.dtype]:
     """Check the options of `add_arguments`, and choose device and dtype.
 
     Args:
         arguments: the parsed command line.
-        inputs: files and folders that the output must not replace, beside --encoder.
+        inputs: files and folders that the output must not replace, beside --encoder; None is ignored.
     """
     check_output_files({"--output": arguments.output}, [arguments.encoder, *inputs])
     require_positive(batch_size=arguments.batch_size)

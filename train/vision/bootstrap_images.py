@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sparse_vlm.data.images.sets import HeldOutImages, ImageSubset, IndexedImages
+from sparse_vlm.data.images.sets import HeldOutImages, ImageSubset, IndexedImages, evenly_spaced
 from sparse_vlm.data.images.sources import PREFIXES, STREAMS, open_images
 from sparse_vlm.data.images.streams import HeldOutStream, ImageStream
 from sparse_vlm.data.specs import parse_spec
@@ -79,12 +79,7 @@ def _held_out_indices(images: ImageArguments, found: IndexedImages) -> list[int]
             f"--eval_samples asks for {images.eval_samples} images, but {images.eval_data_path} has {len(found)}. "
             "Leave it out to use all of them."
         )
-    return _evenly_spaced(found, images.eval_samples)
-
-
-def _evenly_spaced(images: IndexedImages, count: int) -> list[int]:
-    """Folders are often sorted by class, so the first images would not be typical."""
-    return [index * len(images) // count for index in range(count)]
+    return evenly_spaced(found, images.eval_samples)
 
 
 def typical_images(images: ImageArguments, transform: Any) -> Tensor:
@@ -94,7 +89,7 @@ def typical_images(images: ImageArguments, transform: Any) -> Tensor:
     """
     found = training_images(images, transform, seed=0, shuffle_buffer=0)
     count = images.statistics_images
-    chosen = found if isinstance(found, ImageStream) else Subset(found, _evenly_spaced(found, min(count, len(found))))
+    chosen = found if isinstance(found, ImageStream) else Subset(found, evenly_spaced(found, min(count, len(found))))
     return torch.stack([item["pixel_values"] for item in islice(iter(chosen), count)])
 
 

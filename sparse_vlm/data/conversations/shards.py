@@ -2,32 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from tarfile import TarInfo
-from typing import NamedTuple
 
 from sparse_vlm.data.conversations.formats import IMAGE_KEYS, Record
 from sparse_vlm.data.conversations.images import Images
-from sparse_vlm.data.images.files import is_hidden
-from sparse_vlm.data.tar_shards import expand_shards, local_path, shard_members
+from sparse_vlm.data.tar_shards import Member, local_shards, members_in_place
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import readable_suffixes
-
-
-class Member(NamedTuple):
-    """A file inside an uncompressed tar file."""
-
-    shard: Path
-    name: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the content of the file."""
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 class ShardImages(Images):
@@ -38,9 +19,8 @@ class ShardImages(Images):
 
     def add(self, member: Member) -> str:
         """Add an image and return its name."""
-        name = f"{member.name} of {member.shard}"
-        self.members[name] = member
-        return name
+        self.members[str(member)] = member
+        return str(member)
 
     def read(self, name: str) -> bytes:
         return self.members[name].read()
@@ -55,11 +35,7 @@ def read_shards(spec: str, base: Path = Path()) -> tuple[list[Record], ShardImag
     """
     records: list[Record] = []
     images = ShardImages()
-    for url in expand_shards(spec):
-        path = local_path(url)
-        if path is None:
-            raise UserError(f"The shard {url} is not a local file. Download it: conversations are read by index.")
-        shard = base / path
+    for shard in local_shards(spec, "conversations are read by index", base):
         for key, files in _samples(shard).items():
             suffixes = [suffix for suffix in files if Path(f"x.{suffix}").suffix in readable_suffixes()]
             suffixes.sort(key=_numeric_order)
@@ -76,26 +52,16 @@ def _samples(shard: Path) -> dict[str, dict[str, Member]]:
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, dict[str, Member]] = {}
-    for info in _members(shard):
-        name = info.name.removeprefix("./")
-        if any(map(is_hidden, name.split("/"))):
-            continue
+    for member in members_in_place(shard):
+        name = member.name.removeprefix("./")
         key, suffix = base_plus_ext(name)
         if key is None:
             raise UserError(
                 f"The shard {shard} holds {name}, which has no suffix. Name its files KEY.json, KEY.jpg, …."
             )
-        member = Member(shard, info.name, info.offset_data, info.size)
         if member != samples.setdefault(key, {}).setdefault(suffix.lower(), member):
-            raise UserError(f"The shard {shard} holds {info.name} twice. Give each sample a key of its own.")
+            raise UserError(f"The shard {shard} holds {member.name} twice. Give each sample a key of its own.")
     return samples
-
-
-def _members(shard: Path) -> Iterator[TarInfo]:
-    try:
-        yield from shard_members(shard, "r:")
-    except UserError as error:
-        raise UserError(f"{error} It must be a tar file without compression.") from error
 
 
 def _numeric_order(suffix: str) -> list[tuple[int, str]]:

@@ -103,6 +103,11 @@ class ImageSubset(IndexedImages):
         return self.whole.item(pixels, int(self.indices[index]))
 
 
+def evenly_spaced(images: IndexedImages, count: int) -> list[int]:
+    """Choose `count` indices. Folders are often sorted by class, so the first images would not be typical."""
+    return [index * len(images) // count for index in range(count)]
+
+
 class HeldOutImages(Dataset):
     """Images to evaluate on. An unreadable image is not replaced by another, which would then count twice.
 

@@ -8,7 +8,7 @@ from typing import Any
 from sparse_vlm.data.images.hf_tables import cell_bytes
 from sparse_vlm.data.images.seeded import BadImages
 from sparse_vlm.data.images.streams import Encoded
-from sparse_vlm.data.tar_shards import expand_shards, local_path, shard_members
+from sparse_vlm.data.tar_shards import expand_shards, local_path, require_shards, shard_members
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.image_files import readable_suffixes
 
@@ -24,11 +24,7 @@ class WebShards:
     def __init__(self, spec: str, image_key: str | None = None) -> None:
         self.names = expand_shards(spec)
         self.image_key = None if image_key is None else image_key.lower().removeprefix(".")  # webdataset's spelling
-        missing = [name for name in self.names if (path := local_path(name)) is not None and not path.is_file()]
-        if missing:
-            raise UserError(
-                f"There is no shard {missing[0]} ({len(missing)} of {len(self.names)} in {spec!r} are missing)."
-            )
+        require_shards([path for name in self.names if (path := local_path(name)) is not None], spec)
 
     def count(self, on_bad_image: str = "error") -> int | None:
         """Count the images of all shards from the tar headers. None if a shard is not a local file.
