@@ -9,6 +9,7 @@ import torch
 from sparse_vlm.errors import UserError
 from train.quickstart.paths import Paths
 
+COUNTS = "4-36"  # latent tokens of the student, and visual tokens of the tuned model
 CHAT_TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 
 
@@ -113,7 +114,7 @@ def _teacher(paths: Paths, recipe: Recipe) -> Step:
 
 def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.bootstrap", "--teacher", str(paths.teacher), "--data_path", str(paths.train_images)]
-    arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", "4-36", "--default_tokens", "16"]
+    arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", COUNTS, "--default_tokens", "16"]
     arguments += ["--focus_repeats", "2", "--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
     arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
@@ -163,6 +164,7 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
+    instruct += [] if prefix else ["--visual_tokens", COUNTS]  # the dense tower's number is fixed
     instruct += _language_training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
