@@ -65,7 +65,8 @@ def test_the_demo(words_dir: Path, expected: list[str], device: torch.device) ->
     for _ in answers_of([model], session, Decoding(), 6):
         pass
     assert session.turns[0].answers == expected[:1]
-    (view,) = session.views
-    assert view is not None
-    assert view.attention.device == view.steps[0].rois.device == CPU
-    assert view.attention.isfinite().all()
+    (seen,) = session.seen
+    assert seen is not None
+    (image,) = seen.images
+    assert image.attention.device == image.steps[0].rois.device == CPU
+    assert image.attention.isfinite().all()

@@ -18,6 +18,7 @@ ROOMS: dict[str, str] = {
     "sparse_vlm.bootstrap.clip": "bootstrap",
     "sparse_vlm.bootstrap.teachers.open_clip": "bootstrap",
     "sparse_vlm.bootstrap.teachers.open_clip_weights": "bootstrap",
+    "sparse_vlm.cli.terminal": "vlm",
     "sparse_vlm.data.conversations": "train",
     "sparse_vlm.data.images": "bootstrap",
     "sparse_vlm.data.tar_shards": "bootstrap",

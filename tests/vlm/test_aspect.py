@@ -38,8 +38,9 @@ def test_visual_tokens_are_the_encoders_for_the_whole_image(native: Loaded, imag
     resized.paste(image.resize((round(50 * side / 90), side), Image.Resampling.BICUBIC))
     pixels = encoder.transform(resized)[None, :, :, : round(50 * side / 90)]
     with torch.no_grad():
-        tokens = model.model.encode_images(processor.image_processor(images=image, return_tensors="pt")["pixel_values"])
-        torch.testing.assert_close(tokens, encoder(pixels).hidden_states[-2][:, 1:], atol=1e-5, rtol=1e-5)
+        inputs = processor.image_processor(images=image, return_tensors="pt")
+        (tokens,) = model.model.encode_images(inputs["pixel_values"])
+        torch.testing.assert_close(tokens, encoder(pixels).hidden_states[-2][0, 1:], atol=1e-5, rtol=1e-5)
 
 
 def test_batched_images_of_different_sizes_give_the_single_answers(native: Loaded, images: list[Image.Image]) -> None:
