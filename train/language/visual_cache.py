@@ -171,7 +171,7 @@ class _Missing(Dataset):
     """The `_MissingViews` of each image.
 
     Args:
-        images: a data set, an image of its, and the views that it needs.
+        images: a data set, one of its images, and the views that it needs.
         cache: the cache.
     """
 
