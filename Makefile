@@ -33,7 +33,7 @@ test: .venv/test.installed chromium ## run ruff, mypy and all tests: about 16 mi
 	@echo "Running three parts at once; the output of each appears when it ends."
 	@$(RUN_PARTS) test-stages test-rest check test-whole
 
-test-fast: .venv/test.installed ## run the fast tests only: about 80 seconds on two cores
+test-fast: .venv/test.installed ## run the fast tests only: about two minutes on two cores
 	@$(RUN_PARTS) test-fast-language test-fast-others
 
 LANGUAGE := tests/vlm tests/train tests/demo tests/data tests/docs
