@@ -57,7 +57,7 @@ def answer(
                 yield generations
         if turn not in session.turns:  # cleared meanwhile
             return
-        seen[k] = _seen(opened, generations[k])  # `seen` is no longer the session's if it was cleared meanwhile
+        seen[k] = _seen(opened, generations[k])  # a session cleared meanwhile has another list
         yield generations
 
 

@@ -68,7 +68,7 @@ def begin_drawing(session: Session, attached: SentImage | None) -> None:
     """Begin a box on the image attached to the question, or else on the last image of the conversation.
 
     Raises:
-        UserError: there is no image.
+        UserError: neither the question nor the conversation has an image.
     """
     images = [*session.images(), *([] if attached is None else [attached])]
     if not images:

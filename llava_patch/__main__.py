@@ -42,7 +42,7 @@ def check_module(name: str) -> None:
     """Check that `python -m NAME` would find something to run. This imports the packages that hold the module.
 
     Raises:
-        UserError: there is no such module, or it is a package without `__main__`.
+        UserError: the module does not exist, or is a package without `__main__`.
     """
     try:
         spec = find_spec(name)

@@ -11,7 +11,6 @@ from eval.cost.runtimes import Setting
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.measure.timing import require_positive
 
 TOWERS_HELP = (
@@ -50,11 +49,6 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
         metavar="COUNTS",
         help="numbers of latent tokens of every SparseFormer, e.g. 4,9,16 (default: its own); dense ViTs keep theirs",
     )
-
-
-def parse_tokens(text: str | None) -> tuple[int, ...]:
-    """Parse the value of --tokens or --visual_tokens; empty without the option."""
-    return () if text is None else TokenCounts.parse(text).counts
 
 
 def begin(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats, add_tokens, parse_tokens
+from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats, add_tokens
 from eval.cost.measurement import Result, measure
 from eval.cost.report import Section, check_report, megabytes, publish
 from eval.cost.runtimes import MODES, ONNX, Setting, build_all
@@ -27,6 +27,7 @@ from sparse_vlm.command_line import CommandParser, add_device_argument
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.runtime.export import require_onnx
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 from sparse_vlm.measure.timing import machine, require_positive
 from sparse_vlm.measure.towers import open_towers
@@ -57,7 +58,7 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
     if special:
         require_onnx()
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
-    tokens = parse_tokens(arguments.tokens)
+    tokens = TokenCounts.of_option(arguments.tokens)
     # opened before anything is timed, so that a wrong name fails at once
     towers = {name: open_towers(models, arguments.image_sizes, tokens) for name, models in sets.items()}
     results = []

@@ -23,10 +23,11 @@ from PIL import Image
 from transformers import BatchFeature
 
 from eval.benchmarks import easy_vqa
-from eval.cost.arguments import add_arguments, begin, parse_tokens
+from eval.cost.arguments import add_arguments, begin
 from eval.cost.report import Section, publish
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import clock, machine, turns
@@ -240,7 +241,7 @@ def _run(arguments: argparse.Namespace) -> None:
     device, setting = begin(arguments, batch=1, inputs=arguments.models)
     dtype = DTYPES[setting.dtype]
     data = arguments.limit, arguments.questions, arguments.images
-    counts = parse_tokens(arguments.visual_tokens)
+    counts = TokenCounts.of_option(arguments.visual_tokens)
     results = measure(arguments.models, *data, device=device, dtype=dtype, visual_tokens=counts)
     title = f"first token: {setting}, {arguments.limit} images"
     values = {"machine": machine(device), **asdict(setting), "results": [result.as_json() for result in results]}

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, add_tokens, begin, parse_tokens
+from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, add_tokens, begin
 from eval.cost.report import Section, megabytes, publish
 from eval.cost.runtimes import Setting
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import free_bytes, peak_bytes
 from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.measure.llms import LLM, open_llm
 from sparse_vlm.measure.timing import Run, gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.measure.towers import Tower, build_towers, open_towers
@@ -236,7 +237,7 @@ def _run(arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt_tokens
     require_positive(prompt_tokens=prompt, repeats=arguments.repeats)
     device, setting = begin(arguments, batch=1, inputs=[*arguments.llms, *arguments.models])
-    towers = open_towers(arguments.models, tokens=parse_tokens(arguments.tokens))
+    towers = open_towers(arguments.models, tokens=TokenCounts.of_option(arguments.tokens))
     llms = [open_llm(name) for name in dict.fromkeys(arguments.llms)]
     results = [measure(llm, towers, prompt, setting.dtype, device, arguments.repeats) for llm in llms]
     rows = [result.as_json() for result in results]

@@ -21,6 +21,11 @@ def add_teacher(parser: argparse.ArgumentParser, specification: str, required: b
     parser.add_argument("--teacher", required=required, help=f"the encoder's teacher: {specification}")
 
 
+def add_tokens(parser: argparse.ArgumentParser) -> None:
+    """Add --tokens, the numbers of latent tokens at which an encoder is evaluated besides its own."""
+    parser.add_argument("--tokens", help="further numbers of latent tokens of the encoder, e.g. 4-9 or 4,9,16")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --batch_size, --device, --dtype and --output."""
     parser.add_argument("--batch_size", type=int, default=64, help="images computed together (default: 64)")

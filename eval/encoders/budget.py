@@ -24,15 +24,12 @@ from rich.console import Console
 from torch import Tensor
 
 from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
-from eval.encoders.embeddings import embed_images
 from eval.encoders.pair import open_pair
-from eval.encoders.zero_shot import easy_vqa_images
+from eval.encoders.zero_shot import easy_vqa_images, embed_labelled
 from eval.intervals import wilson_interval
 from eval.tables import rich_table
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.data.images.labels import LabelledImages
-from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 
@@ -113,12 +110,10 @@ def measure(
     text, encoders = open_pair(teacher_spec, encoder_dir, device, dtype, (few, 2 * few, more))
     labels = easy_vqa_images(split)
     classes = class_embeddings(text, labels.classes).cpu()
-    embeddings = {}
-    for count in (few, 2 * few, more):
-        name = f"student_{count}_tokens"
-        encode, preprocessing = encoders[name]
-        images = LabelledImages(labels, Transform(preprocessing))
-        embeddings[count] = embed_images(encode, images, batch_size=batch_size, device=device, dtype=dtype, name=name)
+    names = {f"student_{count}_tokens": count for count in (few, 2 * few, more)}
+    students = {name: encoders[name] for name in names}
+    embedded = embed_labelled(students, labels, batch_size, device=device, dtype=dtype)
+    embeddings = {names[name]: each for name, each in embedded.items()}
     rows = evaluate(embeddings, classes, labels.values, few, more)
     return {"few": few, "more": more, "images": len(labels.paths), **rows}
 

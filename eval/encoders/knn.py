@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_tokens, begin
 from eval.encoders.embeddings import embed_images
 from eval.encoders.pair import ImageEncoder, student_encoders, teacher_encoder
 from eval.intervals import wilson_interval
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train_samples", type=int, help="training images to use, evenly spaced (default: all)")
     parser.add_argument("--test_samples", type=int, help="test images to use, evenly spaced (default: all)")
     parser.add_argument("--neighbours", type=int, default=20, help="training images that vote (default: 20)")
-    parser.add_argument("--tokens", help="further numbers of latent tokens of the encoder, e.g. 4-9 or 4,9,16")
+    add_tokens(parser)
     parser.add_argument("--image_size", type=int, help="input size of the teacher in pixels (default: its own)")
     add_arguments(parser)
     return parser.run(_run, argv)
@@ -196,7 +196,7 @@ def _run(arguments: argparse.Namespace) -> None:
     device, dtype = begin(arguments, arguments.teacher, arguments.train_images, arguments.test_images)
     numbers = {name: getattr(arguments, name) for name in ("train_samples", "test_samples", "neighbours")}
     require_positive(**{name: number for name, number in numbers.items() if number is not None})
-    counts = () if arguments.tokens is None else TokenCounts.parse(arguments.tokens).counts
+    counts = TokenCounts.of_option(arguments.tokens)
     sources = arguments.teacher, arguments.encoder, arguments.image_size
     encoders = open_encoders(*sources, counts, device, dtype)
     result = evaluate(

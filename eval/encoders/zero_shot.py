@@ -10,16 +10,16 @@ colour and shape in easy-VQA; both encoders use the teacher's text encoder.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_tokens, begin
 from eval.encoders.embeddings import embed_images
-from eval.encoders.pair import open_pair
+from eval.encoders.pair import ImageEncoder, open_pair
 from eval.intervals import wilson_interval
 from eval.scoring.protocol import Score
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
@@ -55,6 +55,28 @@ def easy_vqa_images(split: Literal["train", "test"]) -> Labels:
     return Labels(paths, indices, tuple(shown.caption for shown in easy_vqa.CLASSES))
 
 
+def embed_labelled(
+    encoders: Mapping[str, ImageEncoder],
+    labels: Labels,
+    batch_size: int,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Embed labelled images with each encoder, see `embed_images`: name -> float32[N, D] on the CPU."""
+    return {
+        name: embed_images(
+            encode,
+            LabelledImages(labels, Transform(preprocessing)),
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            name=name,
+        )
+        for name, (encode, preprocessing) in encoders.items()
+    }
+
+
 def compare(
     teacher_spec: str,
     encoder_dir: Path,
@@ -79,11 +101,8 @@ def compare(
     text, encoders = open_pair(teacher_spec, encoder_dir, device, dtype, counts)
     labels = easy_vqa_images(split)
     classes = class_embeddings(text, labels.classes).cpu()
-    scores = {}
-    for name, (encode, preprocessing) in encoders.items():
-        images = LabelledImages(labels, Transform(preprocessing))
-        embeddings = embed_images(encode, images, batch_size=batch_size, device=device, dtype=dtype, name=name)
-        scores[name] = accuracy(embeddings, classes, labels.values)
+    embeddings = embed_labelled(encoders, labels, batch_size, device=device, dtype=dtype)
+    scores = {name: accuracy(each, classes, labels.values) for name, each in embeddings.items()}
     return {
         **{name: score.value for name, score in scores.items()},
         "confidence_95": {name: list(score.interval) for name, score in scores.items()},
@@ -98,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_teacher(parser, "open_clip:NAME/TAG or a directory of open_clip")
     add_encoder(parser)
     parser.add_argument("--split", choices=["train", "test"], default="test", help="split of easy-VQA (default: test)")
-    parser.add_argument("--tokens", help="further numbers of latent tokens of the encoder, e.g. 4-9 or 4,9,16")
+    add_tokens(parser)
     add_arguments(parser)
     return parser.run(_run, argv)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     device, dtype = begin(arguments, arguments.teacher)
-    counts = () if arguments.tokens is None else TokenCounts.parse(arguments.tokens).counts
+    counts = TokenCounts.of_option(arguments.tokens)
     inputs = arguments.teacher, arguments.encoder, arguments.split
     result = compare(*inputs, arguments.batch_size, counts, device=device, dtype=dtype)
     if arguments.output is not None:

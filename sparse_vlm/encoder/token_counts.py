@@ -41,6 +41,11 @@ class TokenCounts:
             counts |= set(range(first, last + 1))
         return cls(tuple(sorted(counts)), text.replace(" ", ""))
 
+    @classmethod
+    def of_option(cls, text: str | None) -> tuple[int, ...]:
+        """Read the value of an option, see `parse`; none without the option."""
+        return () if text is None else cls.parse(text).counts
+
     def __contains__(self, count: int) -> bool:
         return count in self.counts
 

@@ -25,7 +25,7 @@ from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.views import View, check_count, pack_views
+from sparse_vlm.vlm.views import View, pack_views
 
 # encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
@@ -61,7 +61,6 @@ class Answerer:
         if batch_rows < 1:
             raise UserError(f"The number of questions per batch must be at least 1, got {batch_rows}.")
         if visual_tokens is not None:
-            check_count(visual_tokens)
             model.model.check_views([View(0, visual_tokens)])
         self.model, self.processor = model, processor
         self.max_new_tokens, self.batch_rows = max_new_tokens, batch_rows

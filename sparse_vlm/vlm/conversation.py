@@ -11,7 +11,7 @@ from sparse_vlm.vlm.chat import check_inputs, check_question, encode_messages, s
 from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.views import Box, View, check_count
+from sparse_vlm.vlm.views import Box, View
 
 
 class Conversation:
@@ -31,7 +31,6 @@ class Conversation:
         visual_tokens: int | None = None,
     ) -> None:
         if visual_tokens is not None:
-            check_count(visual_tokens)
             model.model.check_views([View(0, visual_tokens)])
         self.model, self.processor = model, processor
         self.decoding, self.visual_tokens = decoding or Decoding(), visual_tokens

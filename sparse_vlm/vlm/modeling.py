@@ -27,7 +27,7 @@ from sparse_vlm.vlm.configuration import SparseVLMConfig
 from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
-from sparse_vlm.vlm.views import View, unpack_views
+from sparse_vlm.vlm.views import View, check_count, unpack_views
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
 
@@ -82,13 +82,14 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         layers = [asked] if isinstance(asked, int) else list(asked)
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         dropped = int(strategy == "default")
+        default = self.config.image_seq_length
+        wanted = [View(place, default) for place in range(len(pixel_values))] if views is None else unpack_views(views)
         found: Sequence[tuple[Tensor, ...]]
-        if views is None or all(map(self._is_default, unpack_views(views))):
+        if all(map(self._is_default, wanted)):
             states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
-            places = range(len(pixel_values)) if views is None else views[:, 0].tolist()
-            found = [tuple(states[layer][place] for layer in layers) for place in places]
+            found = [tuple(states[layer][view.image] for layer in layers) for view in wanted]
         else:
-            initial = self.initial_rois(unpack_views(views), dropped)
+            initial = self.initial_rois(wanted, dropped)
             found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
         return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
 
@@ -105,6 +106,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         others = [view.tokens for view in views if not self._is_default(view)]
         if not others:
             return
+        for tokens in others:
+            check_count(tokens)
         check_free_rois(self.vision_tower)
         limit, kept = most_positions(self.config.get_text_config()), self._kept(dropped)
         if limit is not None and max(others) > limit:
