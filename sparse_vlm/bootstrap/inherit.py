@@ -146,7 +146,12 @@ def continue_from(student: SparseFormer, directory: str | Path) -> None:
         theirs, own = getattr(config, name), getattr(student.config, name)
         if theirs != own:
             raise UserError(f"Cannot continue from {directory}: its {name} is {theirs}, this student's is {own}.")
+    initial_rois = student.focus.initial_rois.weight
+    layout = initial_rois.detach().clone()
     load_strictly(student, weights, source=str(directory))
+    if not initial_rois.requires_grad:  # an elastic student starts with the layout of its count, not with learned RoIs
+        with torch.no_grad():
+            initial_rois.copy_(layout)
 
 
 def _fix_layout(student: SparseFormer, report: InheritanceReport) -> InheritanceReport:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.rois import lay_out_rois
 from tests.train.vision.bootstrap_runs import RESUMABLE, arguments, make, trained
 from train.bootstrap import main
 from train.stages.log import read_log
@@ -88,6 +89,17 @@ def test_a_student_continues_on_larger_images(clip_dir: Path, images: Path, tmp_
     assert (small.config.preprocessing.crop, task.student.config.preprocessing.crop) == (32, 64)
     weights = task.student.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in small.state_dict().items())
+
+
+def test_an_elastic_student_continues_with_its_layout(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+    """Not with the RoIs that were learned for one count."""
+    assert main(arguments(clip_dir, images, tmp_path / "fixed", max_steps=1)) == 0
+    options = {"continue_from": tmp_path / "fixed", "tokens": "2-9", "default_tokens": 4}
+    student = make(arguments(clip_dir, images, tmp_path / "elastic", **options)).task.student
+    fixed = SparseFormer.from_pretrained(tmp_path / "fixed")
+    assert torch.equal(student.focus.initial_rois.weight, lay_out_rois(4))
+    assert not torch.equal(fixed.focus.initial_rois.weight, lay_out_rois(4))
+    assert torch.equal(student.stem.conv.weight, fixed.stem.conv.weight)
 
 
 @pytest.mark.parametrize(
