@@ -1,12 +1,16 @@
-"""A tiny CLIP and a student beside it."""
+"""A tiny CLIP, a student beside it, and images of three classes."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from open_clip.model import CLIP
+from PIL import Image
 from safetensors.torch import save_file
+
+from sparse_vlm.bootstrap import bootstrap_from, open_teacher
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +24,23 @@ def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(CLIP(**config).state_dict(), directory / "open_clip_model.safetensors")
     (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     return directory
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Noise over one of three colours: 4 training and 3 test images of each."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for name, colour in (("blue", (0, 0, 255)), ("green", (0, 255, 0)), ("red", (255, 0, 0))):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = 0.5 * np.array(colour) + generator.integers(0, 128, (40, 40, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / split / name / f"{index}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def student_dir(clip_dir: Path, tmp_path: Path) -> Path:
+    student, _ = bootstrap_from(open_teacher(str(clip_dir)), tokens=5, stem_channels=8)
+    student.save_pretrained(tmp_path / "student")
+    return tmp_path / "student"

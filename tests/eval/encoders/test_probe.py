@@ -1,72 +1,43 @@
-"""k-nearest-neighbour accuracy: the vote on known representations, and the command on real encoders."""
+"""The probes of frozen representations: the command on real encoders."""
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from eval.encoders.knn import main, vote
-from sparse_vlm.bootstrap import bootstrap_from, open_teacher
+from eval.encoders.probe import main, retention
+from eval.encoders.probing.classifiers import STRENGTHS, vote
+from eval.intervals import wilson_interval
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.image_files import open_image
 
 
-def test_near_images_weigh_more_than_several_far_ones() -> None:
-    def at(*degrees: float) -> torch.Tensor:
-        return torch.tensor([[math.cos(math.radians(each)), math.sin(math.radians(each))] for each in degrees])
-
-    train, labels = at(10, 60, 70, 180), torch.tensor([1, 0, 0, 2])
-    assert vote(3 * at(0, 65), 2 * train, labels, neighbours=3).tolist() == [1, 0]
-    assert vote(at(0), train, labels, neighbours=3, temperature=100.0).tolist() == [0]  # a plain majority
-    assert vote(at(0, 180), train, labels, neighbours=1).tolist() == [1, 2]
-
-
-def test_many_images_are_classified_in_parts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    train, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
-    test = torch.randn(1030, 4, generator=generator)
-    alone = torch.cat([vote(each[None], train, labels, 5) for each in test[-10:]])
-    assert torch.equal(vote(test, train, labels, 5)[-10:], alone)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Noise over one of three colours: 4 training and 3 test images of each."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 3)):
-        for name, colour in (("blue", (0, 0, 255)), ("green", (0, 255, 0)), ("red", (255, 0, 0))):
-            (tmp_path / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = 0.5 * np.array(colour) + generator.integers(0, 128, (40, 40, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / split / name / f"{index}.png")
-    return tmp_path
-
-
-@pytest.fixture
-def student_dir(clip_dir: Path, tmp_path: Path) -> Path:
-    student, _ = bootstrap_from(open_teacher(str(clip_dir)), tokens=5, stem_channels=8)
-    student.save_pretrained(tmp_path / "student")
-    return tmp_path / "student"
-
-
 def test_teacher_and_student_of_any_count(
     clip_dir: Path, student_dir: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = photos / "knn.json"
+    output = photos / "probe.json"
     words = ["--teacher", str(clip_dir), "--encoder", str(student_dir), "--tokens", "2,9", "--neighbours", "3"]
     words += ["--train_images", str(photos / "train"), "--test_images", str(photos / "test")]
     assert main([*words, "--device", "cpu", "--dtype", "float32", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert [result[name] for name in ("neighbours", "train_images", "test_images", "classes")] == [3, 12, 9, 3]
-    assert list(result["confidence_95"]) == ["teacher", "student", "student_2_tokens", "student_9_tokens"]
-    assert result["teacher"] == 1, "colours are easy, even for random weights"
+    counts = [result[name] for name in ("neighbours", "train_images", "test_images", "classes", "dtype")]
+    assert counts == [3, 12, 9, 3, "float32"]
+    encoders = result["encoders"]
+    assert {name: each["tokens"] for name, each in encoders.items()} == {
+        "teacher": 4,
+        "student": 5,
+        "student_2_tokens": 2,
+        "student_9_tokens": 9,
+    }
+    of_teacher = encoders["teacher"]["representations"]
+    assert list(of_teacher) == ["pooled", "layer_-1", "layer_-2"]
+    assert of_teacher["pooled"]["knn"] == {"accuracy": 1, "confidence_95": list(wilson_interval(9, 9))}
+    assert of_teacher["pooled"]["linear"]["C"] in STRENGTHS
+    assert "retention" not in of_teacher["pooled"]["linear"]
     printed = capsys.readouterr().out
-    assert "100.00%" in printed
+    assert "student (2)" in printed
     assert "9 test images, 12 training images" in printed
 
     student = SparseFormer.from_pretrained(student_dir)
@@ -75,11 +46,37 @@ def test_teacher_and_student_of_any_count(
     def embed(split: str) -> torch.Tensor:
         paths = sorted((photos / split).rglob("*.png"))
         with torch.inference_mode():
-            return student(torch.stack([transform(open_image(path)) for path in paths]), tokens=2).pooled
+            output = student(torch.stack([transform(open_image(path)) for path in paths]), tokens=2)
+        return output.hidden_states[-2][:, 1:].mean(1)
 
     guesses = vote(embed("test"), embed("train"), torch.arange(3).repeat_interleave(4), 3)
     right = (guesses == torch.arange(3).repeat_interleave(3)).float().mean().item()
-    assert result["student_2_tokens"] == pytest.approx(right)
+    score = encoders["student_2_tokens"]["representations"]["layer_-2"]["knn"]
+    assert score["accuracy"] == pytest.approx(right)
+    assert score["retention"] == pytest.approx(right / of_teacher["layer_-2"]["knn"]["accuracy"])
+
+
+def test_an_encoder_alone_has_no_retention(student_dir: Path, photos: Path) -> None:
+    output = photos / "probe.json"
+    words = ["--encoder", str(student_dir), "--train_images", str(photos / "train"), "--neighbours", "3"]
+    assert main([*words, "--test_images", str(photos / "test"), "--output", str(output)]) == 0
+    scores = json.loads(output.read_text())["encoders"]["student"]["representations"]["pooled"]
+    assert [*scores["knn"], *scores["linear"]] == ["accuracy", "confidence_95", "accuracy", "confidence_95", "C"]
+
+
+def test_retention_is_paired() -> None:
+    """Equal mistakes leave no doubt, and other mistakes leave a wide interval around the same ratio."""
+    teacher = [1] * 80 + [0] * 20
+    assert retention(teacher, teacher) == {"retention": 1, "retention_confidence_95": [1, 1]}
+    crossed = retention([0] * 20 + [1] * 80, teacher)
+    low, high = crossed["retention_confidence_95"]
+    assert crossed["retention"] == 1
+    assert low < 0.9 < 1.1 < high
+
+
+def test_a_teacher_without_correct_images_has_no_retention() -> None:
+    assert retention([1, 0], [0, 0]) == {"retention": None, "retention_confidence_95": None}
+    assert retention([1, 0], [1, 0]) == {"retention": 1, "retention_confidence_95": None}, "some draws have none"
 
 
 def test_classes_are_matched_by_name(clip_dir: Path, photos: Path) -> None:
@@ -88,10 +85,11 @@ def test_classes_are_matched_by_name(clip_dir: Path, photos: Path) -> None:
         image.unlink()
     (photos / "test" / "blue").rmdir()
     words = ["--teacher", str(clip_dir), "--train_images", str(photos / "train"), "--neighbours", "3"]
-    output = photos / "knn.json"
+    output = photos / "probe.json"
     assert main([*words, "--test_images", str(photos / "test"), "--test_samples", "4", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert (result["teacher"], result["test_images"]) == (1, 4)
+    scores = result["encoders"]["teacher"]["representations"]["pooled"]
+    assert (scores["knn"]["accuracy"], scores["linear"]["accuracy"], result["test_images"]) == (1, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +101,9 @@ def test_classes_are_matched_by_name(clip_dir: Path, photos: Path) -> None:
         (["--teacher", "CLIP", "--neighbours", "0"], "--neighbours must be at least 1, got 0"),
         (["--teacher", "CLIP"], "20 neighbours need as many training images, but there are 12"),
         (["--teacher", "CLIP", "--test_samples", "10"], "--test_samples asks for 10 images, but"),
+        (["--teacher", "CLIP", "--train_samples", "0"], "--train_samples must be at least 1, got 0"),
+        (["--teacher", "CLIP", "--train_samples", "1", "--neighbours", "1"], "No training image has the class 'green'"),
+        (["--teacher", "CLIP", "--cache", "LICENSE/cache"], "Cannot write the directory LICENSE/cache"),
     ],
 )
 def test_bad_options_are_one_sentence(
