@@ -22,9 +22,14 @@ def add_teacher(parser: argparse.ArgumentParser, specification: str, required: b
     parser.add_argument("--teacher", required=required, help=f"the encoder's teacher: {specification}")
 
 
-def add_teacher_input(parser: argparse.ArgumentParser) -> None:
-    """Add --image_size, the input of the teacher."""
+def add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    """Add --image_size and --teacher_layer, as for train.bootstrap."""
     parser.add_argument("--image_size", type=int, help="input size of the teacher in pixels (default: its own)")
+    parser.add_argument(
+        "--teacher_layer",
+        type=int,
+        help="block of the teacher whose tokens are its representation, from 0, or -1 for the last (default: the last)",
+    )
 
 
 def add_labelled_images(parser: argparse.ArgumentParser) -> None:

@@ -91,10 +91,9 @@ def teacher_encoder(teacher: Teacher, dtype: torch.dtype) -> ImageEncoder:
     patches = rows * columns
 
     def encode(images: Tensor) -> Encoded:
-        with teacher.tokens_entering(-1) as entering:
-            tokens = teacher.tokens(images.to(dtype))
-        pooled = trunk.forward_head(trunk.norm(tokens))
-        return Encoded(pooled, tokens[:, -patches:], entering[0][:, -patches:], None)
+        with teacher.recorded((-1, -2)) as states:
+            pooled = teacher(images.to(dtype))
+        return Encoded(pooled, states[-1][:, -patches:], states[-2][:, -patches:], None)
 
     settings = {"teacher": asdict(teacher.cortex), "dtype": str(dtype)}
     return ImageEncoder(encode, teacher.preprocessing, patches, trunk, settings)
@@ -128,6 +127,7 @@ def open_encoders(
     teacher_spec: str | None,
     encoder_dir: Path | None,
     image_size: int | None,
+    layer: int | None,
     counts: Sequence[int],
     device: torch.device | str,
     dtype: torch.dtype,
@@ -137,19 +137,20 @@ def open_encoders(
     Args:
         teacher_spec: see `open_teacher`.
         encoder_dir: directory of a SparseFormer.
-        image_size: input size of the teacher in pixels (None: its own).
+        image_size, layer: see `open_teacher`.
         counts: numbers of latent tokens to use the SparseFormer with, besides its own.
         device, dtype: device and dtype of both.
     """
     if teacher_spec is None and encoder_dir is None:
         raise UserError("Nothing to evaluate: give --teacher, --encoder or both.")
-    if teacher_spec is None and image_size is not None:
-        raise UserError(f"--image_size {image_size} is for the teacher: give --teacher, or leave it out.")
+    for option, value in (("--image_size", image_size), ("--teacher_layer", layer)):
+        if teacher_spec is None and value is not None:
+            raise UserError(f"{option} {value} is for the teacher: give --teacher, or leave it out.")
     if encoder_dir is None and counts:
         raise UserError("--tokens is for a SparseFormer: give --encoder, or leave it out.")
     encoders = {}
     if teacher_spec is not None:
-        teacher = open_teacher(teacher_spec, image_size=image_size).to(device)
+        teacher = open_teacher(teacher_spec, image_size=image_size, layer=layer).to(device)
         encoders["teacher"] = teacher_encoder(teacher, dtype)
     if encoder_dir is not None:
         encoders |= student_encoders(encoder_dir, device, dtype, counts)

@@ -1,9 +1,9 @@
 """Accuracy of frozen image representations, of a teacher and a SparseFormer with any token count, and its retention.
 
     python -m eval.encoders.probe --encoder runs/bootstrap --train_images photos/train --test_images photos/val
-    python -m eval.encoders.probe --teacher timm:vit_small_patch14_dinov2 --image_size 112 --encoder runs/bootstrap \\
-        --tokens 4,9,25,36 --train_images wds:train-{00..05}.tar --test_images wds:val-00.tar --cache features \\
-        --output probe.json
+    python -m eval.encoders.probe --teacher timm:vit_small_patch14_dinov2 --teacher_layer 10 --image_size 112 \\
+        --encoder runs/bootstrap --tokens 4,9,25,36 --train_images wds:train-{00..05}.tar --test_images wds:val-00.tar \\
+        --cache features --output probe.json
 
 Two classifiers of the training images are measured on the test images. k-NN: the 20 training images with the largest
 cosine vote for their classes with the weight exp(cosine / 0.07), as in DINO's evaluation. Linear probe: a logistic
@@ -29,7 +29,7 @@ from eval.encoders.arguments import (
     add_encoder,
     add_labelled_images,
     add_teacher,
-    add_teacher_input,
+    add_teacher_options,
     add_tokens,
     begin,
     labelled_images,
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, evaluate, and return the exit status."""
     parser = CommandParser.of_module("eval.encoders.probe", __doc__)
     add_teacher(parser, "as for train.bootstrap", required=False)
-    add_teacher_input(parser)
+    add_teacher_options(parser)
     add_encoder(parser, required=False)
     add_tokens(parser)
     add_labelled_images(parser)
@@ -214,7 +214,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.cache is not None:
         check_output(arguments.cache)
     counts = TokenCounts.of_option(arguments.tokens)
-    encoders = open_encoders(arguments.teacher, arguments.encoder, arguments.image_size, counts, device, dtype)
+    encoders = open_encoders(
+        arguments.teacher, arguments.encoder, arguments.image_size, arguments.teacher_layer, counts, device, dtype
+    )
     result = evaluate(
         encoders, images, arguments.neighbours, arguments.batch_size, arguments.cache, device=device, dtype=dtype
     )
