@@ -2,7 +2,7 @@
 
     python -m eval.encoders.probe --encoder runs/bootstrap --train_images photos/train --test_images photos/val
     python -m eval.encoders.probe --teacher timm:vit_small_patch14_dinov2 --teacher_layer 10 --image_size 112 \\
-        --encoder runs/bootstrap --tokens 4,9,25,36 --train_images wds:train-{00..05}.tar --test_images wds:val-00.tar \\
+        --encoder runs/bootstrap --tokens 4,9,25,36 --train_images wds:train-{0..5}.tar --test_images wds:val.tar \\
         --cache features --output probe.json
 
 Two classifiers of the training images are measured on the test images. k-NN: the 20 training images with the largest
