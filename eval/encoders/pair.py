@@ -23,14 +23,13 @@ class Encoded(NamedTuple):
         last: float[B, n, C], output of the last block before the final norm: the latent tokens of a SparseFormer, the
             patch tokens of a teacher; without CLS and registers.
         penultimate: float[B, n, C], the same one block earlier: hidden state -2.
-        rois: float32[B, n, 4] of a SparseFormer's latent tokens after the last adjustment; None for a teacher, whose
-            patches lie on a grid.
+        rois: float32[B, n, 4], the RoIs of the latent tokens after the last adjustment, or the teacher's patches.
     """
 
     pooled: Tensor
     last: Tensor
     penultimate: Tensor
-    rois: Tensor | None
+    rois: Tensor
 
 
 class ImageEncoder(NamedTuple):
@@ -87,16 +86,24 @@ def open_pair(
 def teacher_encoder(teacher: Teacher, dtype: torch.dtype) -> ImageEncoder:
     """Return a teacher whose image encoder computes in `dtype`, on its device."""
     trunk = teacher.trunk.to(dtype)
-    rows, columns = teacher.grid
-    patches = rows * columns
+    places = _patch_rois(*teacher.grid)
+    patches = len(places)
 
     def encode(images: Tensor) -> Encoded:
         with teacher.recorded((-1, -2)) as states:
             pooled = teacher(images.to(dtype))
-        return Encoded(pooled, states[-1][:, -patches:], states[-2][:, -patches:], None)
+        rois = places.to(images.device).expand(len(images), -1, -1)
+        return Encoded(pooled, states[-1][:, -patches:], states[-2][:, -patches:], rois)
 
     settings = {"teacher": asdict(teacher.cortex), "dtype": str(dtype)}
     return ImageEncoder(encode, teacher.preprocessing, patches, trunk, settings)
+
+
+def _patch_rois(rows: int, columns: int) -> Tensor:
+    """Return the patches of an image, in row-major order, as RoIs float32[rows · columns, 4]."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    sides = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
+    return torch.stack(sides, dim=-1).flatten(0, 1)
 
 
 def student_encoders(

@@ -38,7 +38,7 @@ from eval.encoders.pair import ImageEncoder, open_encoders
 from eval.encoders.probing.classifiers import linear_probe, vote
 from eval.encoders.probing.representations import REPRESENTATIONS, ImageSets, represent
 from eval.intervals import ratio_interval, wilson_interval
-from eval.tables import rich_table
+from eval.tables import percent, rich_table
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.images.labelled_sets import LabelledSet
 from sparse_vlm.encoder.token_counts import TokenCounts
@@ -49,8 +49,8 @@ from sparse_vlm.measure.timing import require_positive
 MEASURES = {"knn": "k-NN", "linear": "linear"}
 
 
-def check_training(train: LabelledSet, neighbours: int) -> None:
-    """Check that the training images are enough to vote and have at least two classes."""
+def check_sets(train: LabelledSet, test: LabelledSet, neighbours: int) -> None:
+    """Check that the training images are enough to vote, and have at least two classes and those of the test images."""
     if neighbours > len(train.values):
         raise UserError(
             f"{neighbours} neighbours need as many training images, but there are {len(train.values)}. Lower "
@@ -61,6 +61,10 @@ def check_training(train: LabelledSet, neighbours: int) -> None:
             f"All {len(train.values)} training images have the class {train.classes[int(used)]!r}, but classifiers "
             "need at least two. Give more images."
         )
+    known = {train.classes[index] for index in used.tolist()}
+    unknown = sorted({test.classes[index] for index in test.values.tolist()} - known)
+    if unknown:
+        raise UserError(f"No training image has the class {unknown[0]!r} of the test images.")
 
 
 def classify(of_test: Tensor, of_train: Tensor, labels: Tensor, truth: Tensor, neighbours: int) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def evaluate(
     measured: dict[str, dict[str, Any]] = {}
     for name, encoder in encoders.items():
         train, test = images.open(encoder)
-        check_training(train, neighbours)
+        check_sets(train, test, neighbours)
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
         of_train = represent(encoder, train, cache, name=f"{name}, training", **options)
         of_test = represent(encoder, test, cache, name=f"{name}, test", **options)
@@ -181,16 +185,10 @@ def table_rows(result: dict[str, Any]) -> list[list[str]]:
         for measure, title in MEASURES.items():
             for each, scores in encoder["representations"].items():
                 score = scores[measure]
-                accuracy = _percent(score["accuracy"], score["confidence_95"])
-                kept = _percent(score.get("retention"), score.get("retention_confidence_95"))
+                accuracy = percent(score["accuracy"], score["confidence_95"])
+                kept = percent(score.get("retention"), score.get("retention_confidence_95"))
                 rows.append([f"{kind} ({encoder['tokens']})", f"{title}, {each}", accuracy, kept])
     return rows
-
-
-def _percent(value: float | None, interval: Sequence[float] | None) -> str:
-    """Format a share with its interval, in percent; empty if there is none."""
-    shown = "" if value is None else f"{100 * value:.1f}"
-    return shown if interval is None else f"{shown} ({100 * interval[0]:.1f} – {100 * interval[1]:.1f})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from eval.encoders.probe import main, retention
 from eval.encoders.probing.classifiers import STRENGTHS, vote
@@ -56,6 +57,18 @@ def test_teacher_and_student_of_any_count(
     assert score["retention"] == pytest.approx(right / of_teacher["layer_-2"]["knn"]["accuracy"])
 
 
+def test_an_earlier_block_of_the_teacher(deep_clip_dir: Path, photos: Path) -> None:
+    """Its mean of patch tokens is that of the entry of the next block, which is not run."""
+    words = ["--teacher", str(deep_clip_dir), "--train_images", str(photos / "train"), "--neighbours", "3"]
+    words += ["--test_images", str(photos / "test"), "--cache", str(photos / "cache")]
+    for layer in ("-1", "0"):
+        assert main([*words, "--teacher_layer", layer]) == 0
+    files = sorted((photos / "cache").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    last, first = load_file(files[0]), load_file(files[2])
+    torch.testing.assert_close(first["layer_-1"], last["layer_-2"])
+    assert not torch.allclose(first["layer_-1"], last["layer_-1"])
+
+
 def test_an_encoder_alone_has_no_retention(student_dir: Path, photos: Path) -> None:
     output = photos / "probe.json"
     words = ["--encoder", str(student_dir), "--train_images", str(photos / "train"), "--neighbours", "3"]
@@ -97,12 +110,17 @@ def test_classes_are_matched_by_name(clip_dir: Path, photos: Path) -> None:
     [
         ([], "Nothing to evaluate: give --teacher, --encoder or both."),
         (["--encoder", "DIR", "--image_size", "64"], "--image_size 64 is for the teacher"),
+        (["--encoder", "DIR", "--teacher_layer", "-2"], "--teacher_layer -2 is for the teacher"),
+        (["--teacher", "CLIP", "--teacher_layer", "1"], "has no block 1: its blocks are 0 to 0, or -1 to -1."),
         (["--teacher", "CLIP", "--tokens", "9"], "--tokens is for a SparseFormer"),
         (["--teacher", "CLIP", "--neighbours", "0"], "--neighbours must be at least 1, got 0"),
         (["--teacher", "CLIP"], "20 neighbours need as many training images, but there are 12"),
         (["--teacher", "CLIP", "--test_samples", "10"], "--test_samples asks for 10 images, but"),
         (["--teacher", "CLIP", "--train_samples", "0"], "--train_samples must be at least 1, got 0"),
-        (["--teacher", "CLIP", "--train_samples", "1", "--neighbours", "1"], "No training image has the class 'green'"),
+        (
+            ["--teacher", "CLIP", "--train_samples", "1", "--neighbours", "1"],
+            "All 1 training images have the class 'blue'",
+        ),
         (["--teacher", "CLIP", "--cache", "LICENSE/cache"], "Cannot write the directory LICENSE/cache"),
     ],
 )
