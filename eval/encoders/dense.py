@@ -93,7 +93,7 @@ def batches(
             patches, places = encoded.last.float(), encoded.rois[0]
             pixels = for_students["pixel_values"].to(device)
             read: dict[Key, Tensor] = {}
-            for key, encoder in students.items():
+            for student_name, encoder in students.items():
                 output = encoder.encode(pixels)
                 sources = (
                     (output.penultimate.float(), output.rois),
@@ -101,7 +101,7 @@ def batches(
                     pool_to_cells(patches, places, encoder.tokens),
                 )
                 for source, (tokens, rois) in zip(SOURCES, sources, strict=True):
-                    read[key, source] = read_at_patches(tokens, rois, places)
+                    read[student_name, source] = read_at_patches(tokens, rois, places)
         for key, values in {("teacher", "patches"): patches, **read}.items():
             if not values.isfinite().all():
                 raise UserError(
