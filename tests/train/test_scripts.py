@@ -1,17 +1,31 @@
 """The shell scripts: their options and files exist."""
 
+import io
+import json
+import os
+import random
 import re
+import subprocess
+import sys
+import tarfile
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
+from sparse_vlm.encoder import SparseFormer
 from tests.train.launch import ROOT
 from train.align import AlignArguments
 from train.instruct import InstructArguments
 from train.language.data import DataArguments
 from train.language.vlm import ModelArguments
+from train.vision.bootstrap_arguments import ARGUMENTS as BOOTSTRAP
 
+OPTIONS_OF_OTHER_COMMANDS = {"encoder", "train_images", "test_images", "output"}  # eval.encoders.probe and dense
 SCRIPTS = sorted((ROOT / "train" / "scripts").glob("*.sh"))
 
 
@@ -19,7 +33,8 @@ SCRIPTS = sorted((ROOT / "train" / "scripts").glob("*.sh"))
 def test_every_option_exists(script: Path) -> None:
     text = script.read_text()
     stage = AlignArguments if "align" in script.name else InstructArguments
-    known = {field.name for kind in (stage, ModelArguments, DataArguments) for field in fields(kind)}
+    kinds = BOOTSTRAP if "train.bootstrap" in text else (stage, ModelArguments, DataArguments)
+    known = {field.name for kind in kinds for field in fields(kind)} | OPTIONS_OF_OTHER_COMMANDS
     used = set(re.findall(r"--(\w+) ", text)) - {"num_gpus", "module", "chat_template"}
     assert used
     assert used <= known
@@ -45,4 +60,41 @@ def test_the_hours_in_the_documentation_follow_from_the_cost() -> None:
 
 
 def test_each_stage_has_a_script() -> None:
-    assert [script.name for script in SCRIPTS] == ["align.sh", "instruct.sh", "instruct_lora.sh"]
+    assert [script.name for script in SCRIPTS] == ["align.sh", "instruct.sh", "instruct_lora.sh", "photographs.sh"]
+
+
+@pytest.mark.slow
+def test_the_photographs_script_runs_from_weights_to_measurements(tmp_path: Path) -> None:
+    """DINOv2-S with random weights on shards of coloured images, on the CPU; a second call finds everything done."""
+    torch.manual_seed(0)
+    weights, photos = tmp_path / "dinov2.safetensors", tmp_path / "photos"
+    save_file(timm.create_model("vit_small_patch14_dinov2").state_dict(), weights)
+    photos.mkdir()
+    for name in (*(f"train-0{index}" for index in range(6)), "val-00", "val-01"):
+        write_shard(photos / f"{name}.tar", name)
+    environment = {"WEIGHTS": weights, "PHOTOS": photos, "OUT": tmp_path / "out", "BATCH": 2, "STEPS": 1, "STEPS224": 1}
+    words = "--use_cpu True --eval_samples 4 --eval_steps 1 --save_steps 1 --logging_steps 1 --statistics_images 4"
+    command = ["bash", str(ROOT / "train/scripts/photographs.sh"), *words.split()]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    settings = os.environ | {name: str(value) for name, value in environment.items()} | {"PATH": path}
+    for _ in range(2):
+        assert subprocess.run(command, env=settings, check=False).returncode == 0
+    out = tmp_path / "out"
+    assert SparseFormer.from_pretrained(out / "224").config.preprocessing.crop == 224
+    probe = json.loads((out / "probe.json").read_text())
+    assert set(probe["encoders"]) == {"teacher", "student", "student_64_tokens"}
+    assert (out / "dense.json").is_file()
+
+
+def write_shard(file: Path, seed: str) -> None:
+    """Write twelve images in two classes."""
+    draw = random.Random(seed)
+    with tarfile.open(file, "w") as shard:
+        for index in range(12):
+            data = io.BytesIO()
+            colour = tuple(draw.randrange(256) for _ in range(3))
+            Image.new("RGB", (40, 40), colour).save(data, "JPEG")
+            member = tarfile.TarInfo(f"class{index % 2}/{file.stem}_{index}.jpg")
+            member.size = len(data.getvalue())
+            data.seek(0)
+            shard.addfile(member, data)
