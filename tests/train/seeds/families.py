@@ -1,4 +1,4 @@
-"""A small model of each family of seeds, with random weights, in the format in which its authors publish the weights."""
+"""A small model of each family of seeds, with random weights, in the format in which its authors publish theirs."""
 
 import json
 import warnings

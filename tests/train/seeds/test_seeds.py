@@ -17,6 +17,7 @@ from train.bootstrap import main
 
 STEPS = 6
 SIZES = {"dinov2": 56, "dinov2 with registers": 56}  # in pixels; 64 for patches of 16 and 32
+ADDED = {"normalize_targets": "standardize", "feature_weight": 0.1, "grid_weight": 1.0}
 
 
 class Seed(NamedTuple):
@@ -44,11 +45,14 @@ def run(seed: Seed, images: Path, out: Path, **options: Any) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_bootstrap_runs(seed: Seed, class_folders: Path, tmp_path: Path) -> None:
-    losses = run(seed, class_folders, tmp_path / "out")
+@pytest.mark.parametrize("layer", [None, -2])
+def test_a_bootstrap_runs(layer: int | None, seed: Seed, class_folders: Path, tmp_path: Path) -> None:
+    """The paper's loss on the last block, and all that a recipe may add on an earlier one."""
+    options = {} if layer is None else {**ADDED, "teacher_layer": layer}
+    losses = run(seed, class_folders, tmp_path / "out", **options)
     assert len(losses) == STEPS
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
-    assert_complete(seed.open(), tmp_path / "out")
+    assert_complete(seed.open(layer=layer), tmp_path / "out")
 
 
 def assert_complete(teacher: Teacher, out: Path) -> None:
