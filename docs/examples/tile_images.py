@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sparse_vlm.bootstrap.zero_shot import read_class_names
 from sparse_vlm.data.images.labelled_sets import open_labelled_set
 from sparse_vlm.files import new_directory
 
@@ -49,10 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
 
-    found = open_labelled_set(arguments.images, lambda image: image)  # type: ignore[arg-type,return-value]
+    found = open_labelled_set(arguments.images, pil_to_tensor)
     names = list(found.classes)
     if arguments.class_names is not None:
-        names = arguments.class_names.read_text(encoding="utf-8").split("\n")[: len(names)]
+        names = read_class_names(arguments.class_names)
+        if len(names) != len(found.classes):
+            parser.error(f"{arguments.class_names} has {len(names)} names for {len(found.classes)} classes")
 
     with new_directory(arguments.output) as directory, open(directory / "labels.csv", "w", newline="") as table:
         writer = csv.writer(table)
