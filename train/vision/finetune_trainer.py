@@ -15,6 +15,8 @@ from sparse_vlm.recompute import RecomputesBlocks
 from train.stages.stage import ParameterGroup
 from train.vision.image_trainer import ImageTrainer
 
+COUNTS = ("classes_with_auroc", "images", "unreadable")  # in the metrics of a measurement
+
 
 class FinetuneTask(RecomputesBlocks, nn.Module):
     """A classifier and its loss.
@@ -91,14 +93,13 @@ class FinetuneTrainer(ImageTrainer):
         return None, logits, (labels, readable)
 
     def measure(self, images: HeldOutImages | None) -> dict[str, Any] | None:
-        """Measure the classifier: the metrics of `compute_metrics` without the loss; None without images."""
+        """Measure the classifier: top-1 or AUROC, and the numbers of classes and images; None without images."""
         if images is None:
             return None
         prefix = "test" if images is self.test else "eval"
         metrics = self.evaluate(images, metric_key_prefix=prefix)
-        timing = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
         named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
-        return {name: value for name, value in named.items() if name not in (*timing, "epoch")}
+        return {name: value for name, value in named.items() if name in COUNTS or name.startswith(("auroc", "top1"))}
 
     def variant(self) -> dict[str, Any]:
         labels = {"classes": self.labels.classes, "several_per_image": self.labels.multi_label}
