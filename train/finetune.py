@@ -6,7 +6,8 @@
         --eval_data_path IMAGES --eval_label_file test.csv --output_dir OUT ...
 
 Output: OUT is an encoder directory whose `pooled` are the logits, plus classes.json, log.jsonl and, with
---eval_data_path, metrics.json (top-1, or the AUROC of each class). Docs: docs/encoder/finetuning.md.
+--eval_data_path, metrics.json (top-1, or the AUROC of each class); with --test_data_path also test_metrics.json. Docs:
+docs/encoder/finetuning.md.
 """
 
 import sys
@@ -16,7 +17,7 @@ from timm.models import group_parameters
 from transformers import default_data_collator
 
 from sparse_vlm.data.images.augmentation import augmentation
-from sparse_vlm.data.images.labels import LabelledImages
+from sparse_vlm.data.images.labels import LabelledImages, Labels
 from sparse_vlm.data.images.sets import HeldOutImages
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.files import write_json
@@ -53,7 +54,7 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
     Raises:
         UserError: data, encoder or settings are wrong.
     """
-    labels, held_out = read_labels(arguments)
+    labels, held_out, test = read_labels(arguments)
     args.require_held_out(arguments.eval_data_path)
     if held_out is not None:
         args.require_metric(metric_names(held_out), undefined_metrics(held_out))
@@ -71,15 +72,20 @@ def make_trainer(arguments: FinetuneArguments, args: StageArguments) -> Finetune
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         random_erasing=arguments.reprob,
     )
-    bad, measured = arguments.on_bad_image, None
-    if held_out is not None:
-        measured = HeldOutImages(LabelledImages(held_out, Transform(preprocessing), on_bad_image=bad))
+    bad = arguments.on_bad_image
+
+    def measured(part: Labels | None) -> HeldOutImages | None:
+        if part is None:
+            return None
+        return HeldOutImages(LabelledImages(part, Transform(preprocessing), on_bad_image=bad))
+
     return FinetuneTrainer(
         groups,
         task=task,
         args=args,
         images=LabelledImages(labels, transform, seed=args.order_seed, on_bad_image=bad),
-        held_out=measured,
+        held_out=measured(held_out),
+        test=measured(test),
         data_collator=default_data_collator,
         compute_metrics=over_readable(auroc_metric(labels.classes) if labels.multi_label else top_1, task.loss),
     )
@@ -91,17 +97,16 @@ def finetune(arguments: FinetuneArguments, args: StageArguments) -> None:
     refuse_zero3()
     trainer = make_trainer(arguments, args)
     run(trainer)
-    metrics = None if trainer.held_out is None else trainer.evaluate()
+    metrics = {"metrics.json": trainer.measure(trainer.held_out), "test_metrics.json": trainer.measure(trainer.test)}
     if args.process_index != 0:
         return
     labels = trainer.labels
     with finished_model(args, create_from_directory) as directory:
         trainer.task.model.save_pretrained(directory)
         write_json(directory / "classes.json", {"classes": labels.classes, "several_per_image": labels.multi_label})
-        if metrics is not None:
-            measured = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-            chosen = [name for name in measured if name.startswith(("auroc", "top1"))] + ["images", "unreadable"]
-            write_json(directory / "metrics.json", {name: measured[name] for name in chosen})
+        for name, measured in metrics.items():
+            if measured is not None:
+                write_json(directory / name, measured)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

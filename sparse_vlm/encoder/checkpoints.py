@@ -3,6 +3,8 @@
 import argparse
 import logging
 import re
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,9 +125,10 @@ def _rename_all(weights: Weights, rules: Sequence[Rule]) -> dict[str, Tensor]:
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a .safetensors or .pth file. No code in the file is run (`weights_only`).
+    """Read the state dict of a .safetensors or .pth file, or of a TorchScript archive, as OpenAI publishes CLIP.
 
-    The wrapping that training programs add is removed: see `WRAPPERS`, `PREFIXES` and `TRAINING_ONLY`.
+    No code in the file is run. The wrapping that training programs add is removed: see `WRAPPERS`, `PREFIXES` and
+    `TRAINING_ONLY`.
 
     Raises:
         UserError: the file is missing, unreadable, or does not contain a state dict.
@@ -137,6 +140,10 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             content = load_file(file)
+        elif is_torchscript(file):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch.jit.load`", FutureWarning)  # there is no other reader
+                content = torch.jit.load(file, "cpu").state_dict()
         else:
             with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(file, "cpu", weights_only=True)
@@ -154,6 +161,14 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         known = ", ".join(f'"{name}"' for name in WRAPPERS)
         raise UserError(f"{file} does not contain a state dict (tensors by name, possibly under one of {known}).")
     return _without_prefixes(content)
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether `file` is a TorchScript archive."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _without_prefixes(weights: Weights) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sparse_vlm.data.images.labels import read_label_table
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
@@ -60,6 +62,29 @@ def test_visualise_rois(image: Path, vlm_dir: Path, tmp_path: Path, capsys: pyte
     assert len(covered) == 3
     assert int(covered[0]) > 90  # the initial RoIs tile the image
     assert (tmp_path / "rois.png").stat().st_size > 1000
+
+
+def test_tile_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels of a grid are those of its cells, and each image is used once before any is used again."""
+    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
+    for name, colour in colours.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for width in (30, 40):
+            Image.new("RGB", (width, 20), colour).save(tmp_path / "images" / name / f"{width}.png")
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
+    arguments = ["--images", tmp_path / "images", "--class_names", tmp_path / "names.txt", "--grids", 3, "--size", 33]
+    run("tile_images", *arguments, "--output", tmp_path / "tiled")
+    assert "3 grids with 3 classes" in capsys.readouterr().out
+    labels = read_label_table(tmp_path / "tiled/labels.csv", tmp_path / "tiled")
+    assert labels.classes == ("red", "green", "blue")
+    shown = []
+    for path, flags in zip(labels.paths, labels.values.tolist(), strict=True):
+        with Image.open(path) as grid:
+            assert grid.size == (32, 32)
+            cells = [grid.getpixel((x, y)) for y in (8, 24) for x in (8, 24)]
+        assert flags == [float(colour in cells) for colour in colours.values()]
+        shown += cells
+    assert all(shown.count(colour) == 4 for colour in colours.values())  # 12 cells of 6 images
 
 
 def test_every_example_is_linked() -> None:

@@ -87,7 +87,10 @@ def top_1(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def auroc_metric(classes: Sequence[str]) -> Metric:
-    """Return the metric: AUROC of each class, and the mean of the defined ones. Undefined ones are None and logged."""
+    """Return the metric: the mean AUROC, the number of classes in this mean, and the AUROC of each class.
+
+    The AUROC of a class without positives or without negatives is undefined: it is None, not in the mean, and logged.
+    """
 
     def metric(prediction: EvalPrediction) -> dict[str, float | None]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
@@ -95,8 +98,14 @@ def auroc_metric(classes: Sequence[str]) -> Metric:
         defined = [value for value in each.values() if value is not None]
         if len(defined) < len(each):
             absent = ", ".join(name for name, value in each.items() if value is None)
-            logger.warning("No AUROC, because all held-out images have the same label: %s", absent)
+            logger.warning(
+                "No AUROC for %d of %d classes, because all measured images have the same label: %s",
+                len(each) - len(defined),
+                len(each),
+                absent,
+            )
         mean = sum(defined) / len(defined) if defined else None
-        return {"auroc": mean, **{f"auroc_{name}": value for name, value in each.items()}}
+        named = {f"auroc_{name}": value for name, value in each.items()}
+        return {"auroc": mean, "classes_with_auroc": len(defined), **named}
 
     return metric

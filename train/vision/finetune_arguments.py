@@ -29,6 +29,10 @@ class FinetuneArguments:
     label_file: str | None = field(default=None, metadata={"help": "CSV: image, then 0 or 1 per class (multi-label)"})
     eval_data_path: str | None = field(default=None, metadata={"help": "held-out images, as --data_path"})
     eval_label_file: str | None = field(default=None, metadata={"help": "labels of --eval_data_path, as --label_file"})
+    test_data_path: str | None = field(
+        default=None, metadata={"help": "images to measure once, with the result; as --data_path"}
+    )
+    test_label_file: str | None = field(default=None, metadata={"help": "labels of --test_data_path, as --label_file"})
     on_bad_image: str = field(default="error", metadata={"help": "unreadable images: error | skip (and count)"})
     layer_decay: float = field(default=0.75, metadata={"help": "a layer's learning rate relative to the next one's"})
     drop_path: float = field(default=0.1, metadata={"help": "stochastic depth of the last block"})

@@ -1,6 +1,7 @@
 """The labelled images of a fine-tuning, and how they are mixed."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from timm.data import Mixup
 
@@ -10,36 +11,51 @@ from train.stages.arguments import StageArguments
 from train.vision.finetune_arguments import FinetuneArguments
 
 
-def read_labels(arguments: FinetuneArguments) -> tuple[Labels, Labels | None]:
-    """Read the labelled images to train on and the held-out ones.
+class LabelledParts(NamedTuple):
+    """The images to train on, to evaluate on during training, and to measure once at the end."""
+
+    training: Labels
+    held_out: Labels | None
+    test: Labels | None
+
+
+def read_labels(arguments: FinetuneArguments) -> LabelledParts:
+    """Read the labelled images.
 
     Raises:
-        UserError: something is missing or malformed, or the two have different classes.
+        UserError: something is missing or malformed, or the parts have different classes.
     """
+    training = _read(arguments.data_path, arguments.label_file)
 
-    def read(folder: str, table: str | None) -> Labels:
-        return read_class_folders(folder) if table is None else read_label_table(table, folder)
+    def other(option: str, name: str, folder: str | None, table: str | None) -> Labels | None:
+        if folder is None:
+            if table is not None:
+                raise UserError(f"--{option}_label_file needs the folder of its images: give --{option}_data_path too.")
+            return None
+        if (arguments.label_file is None) != (table is None):
+            raise UserError(f"--label_file and --{option}_label_file go together: give both or neither.")
+        labels = _read(folder, table)
+        if labels.classes != training.classes:
+            raise _different_classes(name, labels.classes, training.classes)
+        return labels
 
-    labels = read(arguments.data_path, arguments.label_file)
-    if arguments.eval_data_path is None:
-        return labels, None
-    if (arguments.label_file is None) != (arguments.eval_label_file is None):
-        raise UserError("--label_file and --eval_label_file go together: give both or neither.")
-    held_out = read(arguments.eval_data_path, arguments.eval_label_file)
-    if held_out.classes != labels.classes:
-        raise _different_classes(held_out.classes, labels.classes)
-    return labels, held_out
+    held_out = other("eval", "held-out", arguments.eval_data_path, arguments.eval_label_file)
+    return LabelledParts(training, held_out, other("test", "test", arguments.test_data_path, arguments.test_label_file))
 
 
-def _different_classes(held_out: Sequence[str], training: Sequence[str]) -> UserError:
-    if set(held_out) == set(training):
-        return UserError("The held-out images have the classes of the training images in another order.")
-    only, counts = (held_out, training), ""
-    if len(held_out) + len(training) > 20:
-        only = [n for n in held_out if n not in training], [n for n in training if n not in held_out]
-        counts = f", which the other set lacks ({len(held_out)} and {len(training)} classes in all)"
+def _read(folder: str, table: str | None) -> Labels:
+    return read_class_folders(folder) if table is None else read_label_table(table, folder)
+
+
+def _different_classes(name: str, other: Sequence[str], training: Sequence[str]) -> UserError:
+    if set(other) == set(training):
+        return UserError(f"The {name} images have the classes of the training images in another order.")
+    only, counts = (other, training), ""
+    if len(other) + len(training) > 20:
+        only = [n for n in other if n not in training], [n for n in training if n not in other]
+        counts = f", which the other set lacks ({len(other)} and {len(training)} classes in all)"
     return UserError(
-        f"The held-out images have the classes {some_of(only[0])}, the training images {some_of(only[1])}{counts}."
+        f"The {name} images have the classes {some_of(only[0])}, the training images {some_of(only[1])}{counts}."
     )
 
 

@@ -15,6 +15,8 @@ from sparse_vlm.recompute import RecomputesBlocks
 from train.stages.stage import ParameterGroup
 from train.vision.image_trainer import ImageTrainer
 
+COUNTS = ("classes_with_auroc", "images", "unreadable")  # in the metrics of a measurement
+
 
 class FinetuneTask(RecomputesBlocks, nn.Module):
     """A classifier and its loss.
@@ -60,6 +62,7 @@ class FinetuneTrainer(ImageTrainer):
         task: the model.
         images: the training images.
         held_out: the images of evaluations; None: no evaluation.
+        test: images to measure at the end alone; None: not measured.
         **trainer: transformers' Trainer arguments; compute_metrics comes from `over_readable`.
     """
 
@@ -70,10 +73,12 @@ class FinetuneTrainer(ImageTrainer):
         task: FinetuneTask,
         images: LabelledImages,
         held_out: HeldOutImages | None,
+        test: HeldOutImages | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(groups, images=images, model=task, eval_dataset=held_out, **trainer)
         self.task, self.labels, self.held_out = task, images.labels, held_out
+        self.test = test
 
     def prediction_step(
         self,
@@ -86,6 +91,15 @@ class FinetuneTrainer(ImageTrainer):
         readable = self._prepare_input(inputs.pop("readable"))
         _, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
         return None, logits, (labels, readable)
+
+    def measure(self, images: HeldOutImages | None) -> dict[str, Any] | None:
+        """Measure the classifier: top-1 or AUROC, and the numbers of classes and images; None without images."""
+        if images is None:
+            return None
+        prefix = "test" if images is self.test else "eval"
+        metrics = self.evaluate(images, metric_key_prefix=prefix)
+        named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
+        return {name: value for name, value in named.items() if name in COUNTS or name.startswith(("auroc", "top1"))}
 
     def variant(self) -> dict[str, Any]:
         labels = {"classes": self.labels.classes, "several_per_image": self.labels.multi_label}

@@ -14,7 +14,13 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from sparse_vlm.bootstrap.teachers.open_clip_weights import PREPROCESSING, licence_of, untagged_options, weights_options
+from sparse_vlm.bootstrap.teachers.open_clip_weights import (
+    PREPROCESSING,
+    licence_of,
+    readable_file,
+    untagged_options,
+    weights_options,
+)
 from sparse_vlm.bootstrap.teachers.teacher import Teacher, TextEncoder, require_whole_patches, square_side
 from sparse_vlm.bootstrap.teachers.timm import cortex_of, patch_of, require_inheritable
 from sparse_vlm.encoder import CortexConfig, Preprocessing
@@ -47,8 +53,10 @@ def open_open_clip(name: str, file: Path | None, pretrained: bool, image_size: i
     if not pretrained:
         return _teacher(shown, model, image_size, **options)
     hub_path = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")
-    weights = str(file.absolute()) if file else tag  # open_clip mistakes a relative path for a tag
-    return _teacher(shown, model, image_size, hub_path, pretrained=weights, **options)
+    if file is None:
+        return _teacher(shown, model, image_size, hub_path, pretrained=tag, **options)
+    with readable_file(file) as weights:
+        return _teacher(shown, model, image_size, hub_path, pretrained=str(weights), **options)
 
 
 def open_open_clip_directory(directory: Path, pretrained: bool, image_size: int | None) -> Teacher:

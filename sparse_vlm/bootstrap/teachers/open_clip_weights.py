@@ -1,18 +1,24 @@
-"""Facts about weights of open_clip: activation and preprocessing from its table, licence from a model card."""
+"""Weights of open_clip: activation and preprocessing from its table, licence from a model card, OpenAI's files."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
 import timm
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
+from sparse_vlm.encoder.checkpoints import is_torchscript, read_weights
 from sparse_vlm.errors import one_line
 
 logger = logging.getLogger(__name__)
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's state dicts
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # in open_clip's table of weights
 
 
@@ -47,6 +53,19 @@ def untagged_options(shown: str, model: str) -> dict[str, Any]:
             model,
         )
     return {"force_preprocess_cfg": {key: default[key] for key in PREPROCESSING}}
+
+
+@contextmanager
+def readable_file(file: Path) -> Iterator[Path]:
+    """Give a file that open_clip can read: `file`, or a temporary one in float32 for OpenAI's TorchScript archives."""
+    if not is_torchscript(file):
+        yield file.absolute()  # open_clip mistakes a relative path for a tag
+        return
+    # In float32, because open_clip cannot resample float16 position embeddings on a CPU.
+    weights = {key: value.float().contiguous() for key, value in read_weights(file).items() if key not in NOT_WEIGHTS}
+    with TemporaryDirectory() as folder:
+        save_file(weights, Path(folder) / "weights.safetensors")
+        yield Path(folder) / "weights.safetensors"
 
 
 def licence_of(origin: str | Path) -> str:

@@ -30,6 +30,10 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2, SwiGLU": ("vit_giant_patch14_dinov2", SMALL | {"num_classes": 0, "img_size": 28, "embed_dim": 96}),
     "registers and MLP by argument": ("vit_base_patch16_224", SMALL | {"mlp_ratio": 2, "reg_tokens": 3}),
     "mae": ("vit_base_patch16_224", SMALL | {"num_classes": 0}),
+    "mae, mean of the patches": (
+        "vit_base_patch16_224",
+        SMALL | {"num_classes": 0, "global_pool": "avg", "fc_norm": False},
+    ),
     "deit 3": ("deit3_small_patch16_224", SMALL | {"num_classes": 11}),
     "vitamin (timm)": ("vitamin_small_224", {"depth": 3, "img_size": 32, "num_classes": 12}),
     "average pool, fc_norm": ("vit_base_patch16_gap_224", SMALL | {"num_classes": 11}),

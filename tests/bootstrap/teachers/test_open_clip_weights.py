@@ -15,6 +15,7 @@ from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD, INCEPTION_MEAN
 from sparse_vlm.errors import UserError
 from tests.bootstrap.teachers.families import write_family
+from tests.train.seeds.families import torchscript_archive
 
 OPENAIS = Preprocessing(32, 32, CLIP_MEAN, CLIP_STD)
 
@@ -61,6 +62,26 @@ def test_an_open_clip_file_is_loaded_strictly(tiny_name: str, tmp_path: Path) ->
     save_file({name: value for name, value in load_file(file).items() if name != "visual.proj"}, file)
     with pytest.raises(UserError, match=r"open_clip cannot open .* Missing key\(s\) in state_dict: \"visual\.proj\""):
         open_teacher(f"open_clip:{name}@{file}")
+
+
+def test_openais_archive_is_loaded_strictly(tagged_name: str, tmp_path: Path) -> None:
+    """OpenAI publishes TorchScript, with three numbers beside the weights; the larger models are in float16."""
+    encode_image = write_family("openai clip", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    numbers = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(8),
+        "vocab_size": torch.tensor(49408),
+    }
+    torchscript_archive(weights | numbers, tmp_path / "ViT-L-14.pt")
+    images = torch.randn(2, 3, 32, 32)
+    teacher = open_teacher(f"open_clip:{tagged_name}/openai@{tmp_path / 'ViT-L-14.pt'}")
+    torch.testing.assert_close(teacher(images), encode_image(images), rtol=1e-4, atol=1e-5)
+    torchscript_archive({name: value.half() for name, value in weights.items()} | numbers, tmp_path / "half.pt")
+    assert open_teacher(f"open_clip:{tagged_name}/openai@{tmp_path / 'half.pt'}", image_size=64).grid == (4, 4)
+    torchscript_archive({name: weights[name] for name in weights if name != "visual.proj"}, tmp_path / "part.pt")
+    with pytest.raises(UserError, match=r"Missing key\(s\) in state_dict: \"visual\.proj\""):
+        open_teacher(f"open_clip:{tagged_name}/openai@{tmp_path / 'part.pt'}")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def test_metrics_per_class(caplog: pytest.LogCaptureFixture) -> None:
     logits = np.array([[1.0, 3.0, 0.0], [0.0, 2.0, 1.0], [2.0, 1.0, 5.0]])
     labels = np.array([[0, 1, 1], [0, 0, 1], [1, 1, 1]])
     measured = auroc_metric(["a", "b", "c"])(EvalPrediction(logits, labels))
-    assert measured == {"auroc": 0.75, "auroc_a": 1.0, "auroc_b": 0.5, "auroc_c": None}
-    assert caplog.messages == ["No AUROC, because all held-out images have the same label: c"]
+    assert measured == {
+        "auroc": 0.75,
+        "classes_with_auroc": 2,
+        "auroc_a": 1.0,
+        "auroc_b": 0.5,
+        "auroc_c": None,
+    }
+    assert caplog.messages == ["No AUROC for 1 of 3 classes, because all measured images have the same label: c"]
     assert top_1(EvalPrediction(logits, np.array([1, 0, 2]))) == {"top1": pytest.approx(2 / 3)}

@@ -56,11 +56,34 @@ def test_several_labels(small_encoder_dir: Path, class_folders: Path, tmp_path: 
     )
     assert main([*arguments, "--max_steps", "30", "--smoothing", "0.05"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics.keys() == {"auroc", "auroc_reddish", "auroc_bluish", "auroc_always", "images", "unreadable"}
+    classes = {"auroc_reddish", "auroc_bluish", "auroc_always"}
+    assert metrics.keys() == {"auroc", "classes_with_auroc", *classes, "images", "unreadable"}
+    assert metrics["classes_with_auroc"] == 2
     assert metrics["auroc_always"] is None
     assert metrics["auroc"] == (metrics["auroc_reddish"] + metrics["auroc_bluish"]) / 2
     assert metrics["auroc"] > 0.95
     assert json.loads((out / "classes.json").read_text())["several_per_image"] is True
+
+
+@pytest.mark.slow
+def test_the_result_is_measured_on_test_images(small_encoder_dir: Path, class_folders: Path, tmp_path: Path) -> None:
+    """They have no positive of one class and an unreadable image, and are not those of the evaluations."""
+    test, table = tmp_path / "test", class_folders / "labels.csv"
+    shutil.copytree(class_folders, test)
+    (test / "black/30.png").write_bytes(b"no image")
+    rows = table.read_text().splitlines()
+    (test / "labels.csv").write_text("\n".join(row for row in rows if not row.startswith(("red", "white"))) + "\n")
+    out = tmp_path / "out"
+    options = {"label_file": table, "eval_data_path": class_folders, "eval_label_file": table}
+    options |= {"test_data_path": test, "test_label_file": test / "labels.csv", "on_bad_image": "skip"}
+    options |= {"eval_strategy": "epoch", "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    assert main(words(small_encoder_dir, class_folders, out, **options)) == 0
+    held_out = json.loads((out / "metrics.json").read_text())
+    measured = json.loads((out / "test_metrics.json").read_text())
+    assert (held_out["images"], held_out["unreadable"], held_out["classes_with_auroc"]) == (8, 0, 2)
+    assert (measured["images"], measured["unreadable"], measured["classes_with_auroc"]) == (3, 1, 1)
+    assert measured["auroc_reddish"] is measured["auroc_always"] is None
+    assert measured["auroc"] == measured["auroc_bluish"]
 
 
 def curve(out: Path) -> list[tuple[float, float]]:

@@ -45,6 +45,18 @@ def test_classes_that_differ_from_the_checkpoint_are_a_one_line_error(
             {"eval_data_path": "{}", "eval_label_file": "{}/labels.csv"},
             "--label_file and --eval_label_file go together",
         ),
+        (
+            {"test_data_path": "{}", "test_label_file": "{}/labels.csv"},
+            "--label_file and --test_label_file go together",
+        ),
+        (
+            {"test_label_file": "{}/labels.csv"},
+            "--test_label_file needs the folder of its images: give --test_data_path",
+        ),
+        (
+            {"eval_label_file": "{}/labels.csv"},
+            "--eval_label_file needs the folder of its images: give --eval_data_path",
+        ),
         ({"label_file": "{}/labels.csv", "mixup": 0.5}, "--mixup and --cutmix are for one class per image"),
         ({"mixup": 0.5}, "give an even --per_device_train_batch_size (it is 4) and --dataloader_drop_last True"),
         ({"on_bad_image": "ignore"}, "Unknown --on_bad_image 'ignore'"),
