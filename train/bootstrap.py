@@ -26,7 +26,6 @@ from sparse_vlm.bootstrap.inherit import FIXED, FROZEN, NEW
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.errors import unknown_choice
 from sparse_vlm.figures import alignment_figure, save_figure
 from sparse_vlm.files import write_json
 from train.stages.command_line import run_command
@@ -49,8 +48,8 @@ logger = logging.getLogger(__name__)
 NEEDS_LABELS = "it needs labelled images: give --zero_shot_data_path"
 
 
-def parameter_groups(student: SparseFormer, report: InheritanceReport, args: BootstrapTraining) -> list[ParameterGroup]:
-    """Return the groups: new weights, one per inherited block that trains, and frozen inherited weights.
+def parameter_groups(task: BootstrapTask, report: InheritanceReport, args: BootstrapTraining) -> list[ParameterGroup]:
+    """Return the groups: new weights, one per inherited block that trains, frozen inherited weights, and the decoders.
 
     The tuned block next to the frozen ones has the rate learning_rate · tuned_lr_scale, and each block before it
     `layer_decay` times the rate of the next.
@@ -59,7 +58,7 @@ def parameter_groups(student: SparseFormer, report: InheritanceReport, args: Boo
     new: list[nn.Parameter] = []
     frozen: list[nn.Parameter] = []
     tuned: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
+    for name, parameter in task.student.named_parameters():
         if fates[name] in (NEW, FROZEN, FIXED):
             (new if fates[name] == NEW else frozen).append(parameter)
         else:
@@ -71,24 +70,24 @@ def parameter_groups(student: SparseFormer, report: InheritanceReport, args: Boo
         decayed = rate * args.layer_decay ** (top - index)
         groups.append(ParameterGroup(f"inherited block {index}", tuple(parameters), decayed))
     groups.append(ParameterGroup("inherited, frozen", tuple(frozen), None))
+    groups.append(ParameterGroup("grid decoders", tuple(task.decoders.parameters()), args.learning_rate))
     return [group for group in groups if group.parameters]
 
 
 def make_task(
     arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments
 ) -> tuple[BootstrapTask, InheritanceReport]:
-    """Open the teacher and bootstrap the student; with --match_tokens or --center, take statistics of training images.
+    """Open the teacher and bootstrap the student; if options need statistics of training images, take them.
 
     Raises:
         UserError: a value does not fit the teacher, or the images cannot be opened.
     """
-    if objective.teacher_dtype not in TEACHER_DTYPES:
-        raise unknown_choice("--teacher_dtype", objective.teacher_dtype, TEACHER_DTYPES)
     weights = objective.weights  # checked before anything is loaded
-    teacher = open_teacher(arguments.teacher, image_size=arguments.image_size)
+    layer = arguments.teacher_layer
+    teacher = open_teacher(arguments.teacher, image_size=arguments.image_size, layer=layer)
     second = None
     if objective.teacher_image_size is not None:
-        second = open_teacher(arguments.teacher, image_size=objective.teacher_image_size)
+        second = open_teacher(arguments.teacher, image_size=objective.teacher_image_size, layer=layer)
         second.text = None
     student, report = bootstrap_from(
         teacher,
@@ -104,13 +103,23 @@ def make_task(
         initial_rois=arguments.read_rois(),
         inherit=arguments.inherit,
     )
-    task = BootstrapTask(student, teacher, weights, second, TEACHER_DTYPES[objective.teacher_dtype])
-    if arguments.match_tokens or objective.center:
+    task = BootstrapTask(
+        student,
+        teacher,
+        weights,
+        second,
+        TEACHER_DTYPES[objective.teacher_dtype],
+        normalization=objective.normalize_targets,
+        decoder_width=objective.grid_decoder_width,
+        decoder_depth=objective.grid_decoder_depth,
+    )
+    normalize = objective.normalize_targets != "none"
+    if arguments.match_tokens or normalize:
         typical = typical_images(images, student.transform)
         if arguments.match_tokens:
             logger.info("%s", match_tokens(student, teacher, typical))
-        if objective.center:
-            task.center_on(typical)
+        if normalize:
+            task.measure_targets(typical)
     return task, report
 
 
@@ -129,7 +138,7 @@ def make_trainer(
     args.require_held_out(images.eval_data_path)
     labelled = images.zero_shot_data_path is not None
     args.require_metric((*MEASURED, *ZERO_SHOT), {} if labelled else dict.fromkeys(ZERO_SHOT, NEEDS_LABELS))
-    groups = parameter_groups(task.student, report, args)
+    groups = parameter_groups(task, report, args)
     if args.process_index == 0:
         logger.info("%s", report)
     log_trainable(task, groups, args)

@@ -56,9 +56,10 @@ def match_tokens(student: SparseFormer, teacher: Teacher, images: Tensor) -> Tok
     if dropped < 0 or not isinstance(unit, BootstrappedLastUnit):
         raise UserError(f"Cannot match token statistics: the student was not bootstrapped from {teacher.name}.")
     prefix = student.num_prefix_tokens
-    with teacher.tokens_entering(dropped) as entering:
+    layer = -student.config.cortex.depth - 1
+    with teacher.recorded([layer]) as states:
         teacher(images.to(next(teacher.trunk.parameters()).dtype))
-    wanted = entering[0].float()
+    wanted = states[layer].float()
     latent = _latent_tokens(student, images)
     mean, std = _statistics(wanted[:, prefix:])
     old_mean, old_std = _statistics(latent)

@@ -21,9 +21,10 @@ def test_every_channel_has_the_teachers_mean_and_deviation(family: str, drop: in
     images = torch.randn(4, 3, size, size)
     match = match_tokens(student, teacher, images)
     entering = student(images).hidden_states[0]
-    with teacher.tokens_entering(drop) as tokens:
+    entering_layer = drop - teacher.cortex.depth - 1
+    with teacher.recorded([entering_layer]) as states:
         teacher(images)
-    (wanted,) = tokens
+    wanted = states[entering_layer]
     latent, patches = entering[:, prefix:].flatten(0, 1), wanted[:, prefix:].flatten(0, 1)
     torch.testing.assert_close(latent.mean(0), patches.mean(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(latent.std(0, correction=0), patches.std(0, correction=0), atol=1e-4, rtol=1e-3)
@@ -35,12 +36,13 @@ def test_every_channel_has_the_teachers_mean_and_deviation(family: str, drop: in
 
 def test_the_input_of_a_block_is_the_output_of_the_previous_one(teacher: Teacher) -> None:
     images = torch.randn(2, 3, 32, 32)
-    last = teacher.cortex.depth - 1
-    with teacher.tokens_entering(last) as entering:
+    with teacher.recorded([-2, -1]) as states:
         teacher(images)
-    teacher(images)
-    torch.testing.assert_close(teacher.trunk.blocks[last](entering[0]), teacher.tokens(images))
-    assert len(entering) == 1
+    before = dict(states)
+    teacher(torch.randn(2, 3, 32, 32))  # no longer recorded
+    assert states == before
+    torch.testing.assert_close(teacher.trunk.blocks[-1](states[-2]), states[-1])
+    torch.testing.assert_close(states[-1], teacher.tokens(images))
 
 
 def test_tokens_differ_from_each_other_and_between_images(teacher: Teacher) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_vlm.bootstrap import BootstrapTask, Teacher, bootstrap_from, open_teacher
-from sparse_vlm.bootstrap.objective import LossWeights
+from sparse_vlm.bootstrap.objective import GRID_LAYERS, LossWeights
+from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.errors import UserError
 
 
@@ -48,9 +49,10 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(clip_dir: Path) -> None:
 
 
 def test_cosines_of_deviations_from_the_teachers_mean(clip_dir: Path) -> None:
-    task = _task(clip_dir, weights=LossWeights(view=1.0), second_view=open_teacher(str(clip_dir), image_size=48)).eval()
+    second = open_teacher(str(clip_dir), image_size=48)
+    task = _task(clip_dir, weights=LossWeights(view=1.0), second_view=second, normalization="center").eval()
     images, typical = torch.randn(3, 3, 48, 48), torch.randn(5, 3, 32, 32)
-    task.center_on(typical)
+    task.measure_targets(typical)
     out = task(images)
     small = F.interpolate(images, (32, 32), mode="bicubic", antialias=True)
     pooled, target, mean = task.student(small).pooled, task.teacher(small), task.teacher(typical).mean(0)
@@ -59,7 +61,69 @@ def test_cosines_of_deviations_from_the_teachers_mean(clip_dir: Path) -> None:
     for name, wanted in (("alignment", target), ("view", other)):
         expected = 1 - F.cosine_similarity(pooled - mean, wanted - mean).mean()
         assert torch.allclose(out[f"{name}_loss"], expected, atol=1e-5)
-    assert "center" not in task.state_dict()
+
+
+def test_standardised_targets_weigh_every_channel(clip_dir: Path) -> None:
+    weights = LossWeights(feature=0.1, entry=1.0)
+    task = _task(clip_dir, weights=weights, normalization="standardize").eval()
+    images, typical = torch.randn(3, 3, 32, 32), torch.randn(70, 3, 32, 32)  # more than one batch
+    task.measure_targets(typical)
+    out = task(images)
+    deviation, mean = torch.std_mean(task.teacher(typical), 0, correction=0)
+    own, wanted = (task.student(images).pooled - mean) / deviation, (task.teacher(images) - mean) / deviation
+    assert torch.allclose(out["alignment_loss"], 1 - F.cosine_similarity(own, wanted).mean(), atol=1e-5)
+    assert torch.allclose(out["feature_loss"], F.smooth_l1_loss(own, wanted), atol=1e-5)
+    with task.teacher.recorded([-5]) as states:
+        task.teacher(typical)
+    patches = task.token_targets["-5"](states[-5][:, 1:]).flatten(0, 1)
+    assert torch.allclose(patches.mean(0), torch.zeros(patches.shape[1]), atol=1e-4)
+    assert torch.allclose(patches.std(0, correction=0), torch.ones(patches.shape[1]), atol=1e-4)
+
+
+def test_a_checkpoint_holds_decoders_and_statistics_and_an_encoder_neither(clip_dir: Path, tmp_path: Path) -> None:
+    task = _task(clip_dir, weights=LossWeights(grid=1.0), normalization="standardize")
+    task.measure_targets(torch.randn(4, 3, 32, 32))
+    saved = task.state_dict()
+    assert torch.equal(saved["pooled_targets.mean"], task.pooled_targets.mean)
+    assert not torch.equal(saved["token_targets.-1.deviation"], torch.ones(task.teacher.cortex.width))
+    assert any(name.startswith("decoders.-2.") for name in saved)
+    task.student.save_pretrained(tmp_path / "student")
+    assert set(SparseFormer.from_pretrained(tmp_path / "student").state_dict()) == set(task.student.state_dict())
+
+
+def test_the_grid_term_reaches_latent_tokens_before_and_behind_the_last_block(clip_dir: Path) -> None:
+    """The other terms give the last block's latent tokens no gradient."""
+    images = torch.randn(2, 3, 32, 32)
+    task = _task(clip_dir, weights=LossWeights(grid=1.0))
+    terms = task(images)
+    assert set(terms) == {"loss", "alignment_loss", "grid_loss", "cosine"}
+    output = task.student(images)
+    _, patches = task._target_and_patches(images)
+    for layer in GRID_LAYERS:
+        output.hidden_states[layer].retain_grad()
+    task._token_terms(output, patches)["grid"].backward()
+    for layer in GRID_LAYERS:
+        gradient = output.hidden_states[layer].grad
+        assert gradient is not None
+        assert gradient[:, 1:].abs().sum() > 0
+    # Through the last block's attention, and through a decoder of their own.
+    assert all(p.grad is not None for p in task.decoders.parameters())
+
+
+def test_the_target_may_be_an_earlier_block(clip_dir: Path) -> None:
+    """The student then has neither the blocks behind it nor the head."""
+    whole, teacher = open_teacher(str(clip_dir)), open_teacher(str(clip_dir), layer=-2)
+    images = torch.randn(2, 3, 32, 32)
+    with whole.recorded([-2]) as states:
+        whole(images)
+    assert torch.allclose(teacher.tokens(images), states[-2])
+    assert torch.allclose(teacher(images), whole.trunk.norm(states[-2])[:, 0], atol=1e-6)
+    student, _ = bootstrap_from(teacher, tokens=4, stem_channels=8, repeats=2)
+    assert student.config.cortex.depth == 3
+    assert student.config.cortex.head_dim == 0
+    assert student.config.teacher.endswith(", block 4")
+    out = BootstrapTask(student, teacher)(images)
+    assert torch.allclose(out["cosine"], F.cosine_similarity(student(images).pooled, teacher(images)), atol=1e-6)
 
 
 def test_the_entry_term_compares_inputs_of_the_inherited_blocks(clip_dir: Path) -> None:
@@ -69,10 +133,11 @@ def test_the_entry_term_compares_inputs_of_the_inherited_blocks(clip_dir: Path) 
     out = task(images)
     output = task.student(images)
     rois = _one_token_under_each_patch(task.teacher).expand(2, -1, -1)
-    with task.teacher.tokens_entering(2) as entering:
+    with task.teacher.recorded([-5]) as states:
         task.teacher(images)
-    assert task._token_loss(entering[0][:, 1:], rois, entering[0]) < 1e-5
-    again = task._token_loss(output.hidden_states[0][:, 1:], output.rois[-1], entering[0])
+    patches = states[-5][:, 1:]
+    assert task._token_loss(patches, rois, patches) < 1e-5
+    again = task._token_loss(output.hidden_states[0][:, 1:], output.rois[-1], patches)
     assert torch.allclose(out["entry_loss"], again, atol=1e-6)
     out["loss"].backward()
     assert task.student.stem.conv.weight.grad is not None
@@ -90,29 +155,29 @@ def _one_token_under_each_patch(teacher: Teacher) -> Tensor:
 
 def test_the_token_term_compares_with_the_patch_at_the_centre_of_the_roi(clip_dir: Path) -> None:
     task = _task(clip_dir, weights=LossWeights(token=1.0))
-    tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))
+    tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))[:, 1:]
     rois = _one_token_under_each_patch(task.teacher)
-    assert task._token_loss(tokens[:, 1:], rois, tokens) < 1e-5
-    assert task._token_loss(tokens[:, 1:].flip(1), rois, tokens) > 0.01
+    assert task._token_loss(tokens, rois, tokens) < 1e-5
+    assert task._token_loss(tokens.flip(1), rois, tokens) > 0.01
     # between two patches: their mean
     middle = (rois[:, :1] + rois[:, 1:2]) / 2
-    assert task._token_loss((tokens[:, 1:2] + tokens[:, 2:3]) / 2, middle, tokens) < 1e-5
+    assert task._token_loss((tokens[:, :1] + tokens[:, 1:2]) / 2, middle, tokens) < 1e-5
 
 
 def test_the_token_term_gives_rois_no_gradient(clip_dir: Path) -> None:
     task = _task(clip_dir, weights=LossWeights(alignment=0.0, token=1.0))
-    tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))
+    tokens = task.teacher.tokens(torch.randn(1, 3, 32, 32))[:, 1:]
     rois = _one_token_under_each_patch(task.teacher).requires_grad_()
-    task._token_loss(tokens[:, 1:].clone().requires_grad_(), rois, tokens).backward()
+    task._token_loss(tokens.clone().requires_grad_(), rois, tokens).backward()
     assert rois.grad is None
 
 
 def test_one_pass_gives_tokens_and_target(clip_dir: Path) -> None:
     task = _task(clip_dir, weights=LossWeights(token=1.0))
     images = torch.randn(2, 3, 32, 32)
-    target, tokens = task._with_tokens(images)
+    target, patches = task._target_and_patches(images)
     assert torch.allclose(target, task.teacher(images), atol=1e-6)
-    assert torch.equal(tokens, task.teacher.tokens(images))
+    assert torch.equal(patches[-1], task.teacher.tokens(images)[:, 1:])
 
 
 def test_the_teacher_computes_in_its_own_dtype(clip_dir: Path) -> None:
@@ -132,7 +197,7 @@ def test_the_teacher_computes_in_its_own_dtype(clip_dir: Path) -> None:
 def test_the_teacher_is_neither_saved_nor_trained(clip_dir: Path) -> None:
     weights = LossWeights(token=1.0, view=1.0)
     task = _task(clip_dir, weights=weights, second_view=open_teacher(str(clip_dir), image_size=48))
-    assert all(name.startswith("student.") for name in task.state_dict())
+    assert all(name.startswith(("student.", "pooled_targets.", "token_targets.")) for name in task.state_dict())
     before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
     task(torch.randn(2, 3, 48, 48))["loss"].backward()
     assert all(parameter.grad is None for parameter in task.teacher.parameters())

@@ -11,7 +11,7 @@ from sparse_vlm.bootstrap.objective import LossWeights
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from tests.fake_gpu import assert_on_gpu, fake_gpu
 
-ALL = LossWeights(alignment=1, token=1, feature=1, view=1, entry=1)
+ALL = LossWeights(alignment=1, token=1, feature=1, view=1, entry=1, grid=1)
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def task(clip_dir: Path) -> BootstrapTask:
     """A task with every term of the loss and two views."""
     teacher, second = open_teacher(str(clip_dir)), open_teacher(str(clip_dir), image_size=48)
     student, _ = bootstrap_from(teacher, tokens=4, stem_channels=8, repeats=2)
-    return BootstrapTask(student, teacher, ALL, second, teacher_dtype=torch.bfloat16)
+    return BootstrapTask(student, teacher, ALL, second, torch.bfloat16, normalization="standardize")
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_every_term_of_the_loss(task: BootstrapTask, autocast: bool) -> None:
         gpu.move(task)
         for teacher in task._unregistered:
             gpu.move(teacher)
-        task.center_on(torch.randn(3, 3, 32, 32, device="cuda"))
+        task.measure_targets(torch.randn(3, 3, 32, 32, device="cuda"))
         losses = task(torch.randn(2, 3, 48, 48, device="cuda"))
         assert set(losses) == {"loss", "cosine", *(f"{name}_loss" for name in vars(ALL))}
         assert_on_gpu(losses)

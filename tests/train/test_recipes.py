@@ -71,7 +71,7 @@ def test_command_and_values_fit_the_arguments(recipe: Path, tmp_path: Path) -> N
     student, images, objective, training = parse(recipe, *flags[2:])
     assert images.eval_data_path is not None
     assert training.load_best_model_at_end
-    assert training.metric_for_best_model == ("centered_cosine" if objective.center else "cosine")
+    assert training.metric_for_best_model == ("centered_cosine" if objective.normalize_targets != "none" else "cosine")
     assert images.hold_out  # checkpoints are chosen on images outside the training and test sets
     assert "val" not in Path(images.eval_data_path).name
     assert training.greater_is_better

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from sparse_vlm.bootstrap.grid_decoder import HEAD_WIDTH
 from sparse_vlm.bootstrap.objective import LossWeights
+from sparse_vlm.bootstrap.targets import NORMALIZATIONS
 from sparse_vlm.encoder.token_counts import DENSITIES, TokenCounts
 from sparse_vlm.errors import UserError, unknown_choice
 from train.stages.arguments import StageArguments
@@ -20,6 +22,10 @@ class StudentArguments:
     """The teacher, and the shape of the student."""
 
     teacher: str = field(metadata={"help": "timm:NAME[@FILE], open_clip:NAME/TAG[@FILE], or a directory of either"})
+    teacher_layer: int | None = field(
+        default=None,
+        metadata={"help": "block whose tokens are the target, from 0 or, negative, from the end (default: the last)"},
+    )
     tokens: str = field(
         default="64",
         metadata={"help": "latent tokens, without CLS; 4-64 or 9,16,25: an elastic student, a count drawn each step"},
@@ -128,7 +134,8 @@ class ImageArguments:
         default=None, metadata={"help": "column (hf:) or file ending (wds:) of the images"}
     )
     statistics_images: int = field(
-        default=64, metadata={"help": "training images for the statistics of --match_tokens and --center"}
+        default=256,
+        metadata={"help": "training images for the statistics of --match_tokens and --normalize_targets"},
     )
     shuffle_buffer: int = field(default=1000, metadata={"help": "images that each reader of a stream shuffles"})
 
@@ -160,18 +167,44 @@ class ObjectiveArguments:
     entry_weight: float = field(
         default=0.0, metadata={"help": "weight of 1 − cosine of tokens entering the inherited blocks"}
     )
-    center: bool = field(default=False, metadata={"help": "take cosines of deviations from the teacher's mean"})
+    grid_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the teacher's patches, rebuilt from the latent tokens by a decoder"},
+    )
+    grid_decoder_width: int = field(default=256, metadata={"help": "width of that decoder, which is not saved"})
+    grid_decoder_depth: int = field(default=2, metadata={"help": "number of its blocks"})
+    normalize_targets: str = field(
+        default="none",
+        metadata={"help": "none | center | standardize: subtract fixed means, divide by fixed deviations, per channel"},
+    )
     teacher_image_size: int | None = field(default=None, metadata={"help": "add a second teacher view at this size"})
     view_weight: float | None = field(
         default=None, metadata={"help": "weight of the second view (default: 1 if there is one)"}
     )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
 
+    def __post_init__(self) -> None:
+        for name, known in (("normalize_targets", NORMALIZATIONS), ("teacher_dtype", TEACHER_DTYPES)):
+            if getattr(self, name) not in known:
+                raise unknown_choice(f"--{name}", getattr(self, name), known)
+        check_ranges(self, {"grid_decoder_depth": "[1, inf)", "grid_decoder_width": "[8, inf)"})
+        if self.grid_decoder_width % HEAD_WIDTH:
+            raise UserError(
+                f"--grid_decoder_width must be a multiple of {HEAD_WIDTH}, the width of a head, got "
+                f"{self.grid_decoder_width}."
+            )
+
     @property
     def weights(self) -> LossWeights:
         """The weights of the loss terms."""
-        view = float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight
-        return LossWeights(self.alignment_weight, self.token_weight, self.feature_weight, view, self.entry_weight)
+        return LossWeights(
+            alignment=self.alignment_weight,
+            token=self.token_weight,
+            feature=self.feature_weight,
+            view=float(self.teacher_image_size is not None) if self.view_weight is None else self.view_weight,
+            entry=self.entry_weight,
+            grid=self.grid_weight,
+        )
 
 
 @dataclass

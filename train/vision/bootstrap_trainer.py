@@ -184,6 +184,7 @@ class BootstrapTrainer(ImageTrainer):
     def variant(self) -> dict[str, Any]:
         groups = {group.name: sum(p.numel() for p in group.parameters) for group in self.groups}
         own = {"student": self.task.student.config.to_dict(), "groups": groups, "ema": self.ema is not None}
+        own |= {"normalize_targets": self.task.normalization, "grid_decoder": bool(self.task.decoders)}
         own |= {"teacher_weights": self._teacher_weights, "token_density": self.drawn.density}
         return super().variant() | own
 

@@ -54,7 +54,9 @@ def parse_spec(spec: str) -> TeacherSource:
     return TeacherSource("timm" if library == "timm" else "open_clip", name, Path(file) if file else None)
 
 
-def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = None) -> Teacher:
+def open_teacher(
+    spec: str, pretrained: bool = True, image_size: int | None = None, layer: int | None = None
+) -> Teacher:
     """Open a teacher.
 
     Args:
@@ -64,13 +66,21 @@ def open_teacher(spec: str, pretrained: bool = True, image_size: int | None = No
             weights.
         pretrained: False for random weights (used in tests).
         image_size: input side in pixels instead of the model's own; position embeddings are resampled.
+        layer: block whose tokens are the representation, see `Teacher.cut_behind`; None for the last.
 
     Raises:
-        UserError: the specification is malformed, the model or its weights are unknown, unreachable or damaged, or the
-            model cannot be inherited because it is not a plain VisionTransformer.
+        UserError: the specification is malformed, the model or its weights are unknown, unreachable or damaged, the
+            model cannot be inherited because it is not a plain VisionTransformer, or it has no such block.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size must be positive, got {image_size}.")
+    teacher = _open(spec, pretrained, image_size)
+    if layer is not None:
+        teacher.cut_behind(layer)
+    return teacher
+
+
+def _open(spec: str, pretrained: bool, image_size: int | None) -> Teacher:
     source = parse_spec(spec)
     if source.library == "timm":
         if source.directory is not None:

@@ -1,8 +1,9 @@
 """The teacher: a frozen timm VisionTransformer with everything that belongs to its weights."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +70,31 @@ class Teacher(nn.Module):
         self.text = text
         self.eval().requires_grad_(False)
 
+    def cut_behind(self, layer: int) -> None:
+        """Cut off the blocks behind a block, in place: its tokens become the representation.
+
+        The final norm and the pooling stay and read the tokens of that block. The head and the text encoder go: they
+        were trained on the tokens of the last block.
+
+        Args:
+            layer: index of a block from 0; negative ones count from the end. The last one changes nothing.
+
+        Raises:
+            UserError: there is no such block.
+        """
+        blocks = self.cortex.depth
+        if not -blocks <= layer < blocks:
+            raise UserError(f"{self.name} has no block {layer}: its blocks are 0 to {blocks - 1}, or -1 to {-blocks}.")
+        depth = layer % blocks + 1
+        if depth == blocks:
+            return
+        self.trunk.blocks = self.trunk.blocks[:depth]
+        if self.cortex.head_dim:
+            self.trunk.reset_classifier(0)
+        self.cortex = replace(self.cortex, depth=depth, head_dim=0, head_bias=False)
+        self.text = None
+        self.name = f"{self.name}, block {depth - 1}"
+
     @property
     def grid(self) -> tuple[int, int]:
         """Number of rows and columns of patch tokens at the teacher's input size."""
@@ -87,23 +113,30 @@ class Teacher(nn.Module):
         Before the final norm. CLS and register tokens, if any, precede the n = rows · columns patches of `grid`, which
         are in row-major order.
         """
-        patches = self.trunk.forward_intermediates(
-            images, indices=1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-        )[0]
-        if isinstance(patches, tuple):
-            patches, prefix = patches
-            return torch.cat([prefix, patches], dim=1)
-        return patches
+        with self.recorded([-1]) as states:
+            self.trunk(images)
+        return states[-1]
 
     @contextmanager
-    def tokens_entering(self, block: int) -> Iterator[list[Tensor]]:
-        """Record the tokens float[B, prefix + n, C] that enter a block: each forward pass appends them to the list."""
-        entering: list[Tensor] = []
-        hook = self.trunk.blocks[block].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+    def recorded(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+        """Record hidden states float[B, prefix + n, C] by layer; each forward pass replaces them.
+
+        Args:
+            layers: −1 for the output of the last block, before the final norm; −2 for its input, and so on down to
+                −depth − 1 for the input of the first block.
+        """
+        readers = [*self.trunk.blocks, self.trunk.norm]  # each reads the hidden state of its layer
+        states: dict[int, Tensor] = {}
+
+        def record(layer: int) -> Callable[[nn.Module, Any], None]:
+            return lambda _, inputs: states.update({layer: inputs[0]})
+
+        hooks = [readers[layer].register_forward_pre_hook(record(layer)) for layer in layers]
         try:
-            yield entering
+            yield states
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def train(self, mode: bool = True) -> "Teacher":
         """Do nothing: a teacher stays in evaluation mode, without dropout and drop path."""

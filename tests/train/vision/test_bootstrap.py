@@ -91,16 +91,17 @@ def test_checkpointed_activations_give_the_same_curve(
 
 def test_a_student_can_start_with_the_teachers_statistics(clip_dir: Path, images: Path, tmp_path: Path) -> None:
     """From three evenly spaced images; the loss may use deviations from their mean representation."""
-    options = {"statistics_images": 3, "center": True, "match_tokens": True}
+    options = {"statistics_images": 3, "normalize_targets": "center", "match_tokens": True}
     task = make(arguments(clip_dir, images, tmp_path, **options)).task
     every = open_images(str(images), task.student.transform)
     chosen = torch.stack([every[index]["pixel_values"] for index in (0, 8 // 3, 16 // 3)])
-    with task.teacher.tokens_entering(2) as entering, torch.no_grad():
-        assert torch.allclose(task.center, task.teacher(chosen).mean(0), atol=1e-6)
-    rms = [tokens[:, 1:].square().mean().sqrt().item() for tokens in (task.student(chosen).hidden_states[0], *entering)]
+    with task.teacher.recorded([-5]) as states, torch.no_grad():
+        assert torch.allclose(task.pooled_targets.mean, task.teacher(chosen).mean(0), atol=1e-6)
+    entering = (task.student(chosen).hidden_states[0], states[-5])
+    rms = [tokens[:, 1:].square().mean().sqrt().item() for tokens in entering]
     assert rms[0] == pytest.approx(rms[1], rel=1e-3)
     plain = make(arguments(clip_dir, images, tmp_path)).task
-    assert plain.center is None
+    assert not plain.pooled_targets.mean.any()
     new = plain.student(chosen).hidden_states[0][:, 1:].square().mean().sqrt().item()
     assert new != pytest.approx(rms[1], rel=0.2)
 
