@@ -90,7 +90,7 @@ def require_same_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, arguments)
     earlier = read_object(file)
-    for name in earlier | arguments:
+    for name in {**earlier, **arguments}:
         if earlier.get(name) != arguments.get(name):
             raise UserError(
                 f"{folder} was made with {name} {earlier.get(name)}, but now it is {arguments.get(name)}. "
@@ -98,21 +98,29 @@ def require_same_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def short_training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
-    """Return the options of a short training stage on a CPU; without `max_steps` it lasts one epoch."""
-    arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
+def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
+    """Return the options of a short training stage; without `max_steps` it lasts one epoch.
+
+    Args:
+        output_dir: the result.
+        max_steps: number of steps.
+        save_steps: steps between two checkpoints.
+        cpu: train on the CPU, even if there is an accelerator.
+    """
+    arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", str(cpu)]
     # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
 
 
-def language_training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
+def language_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
     """Return the options of `short_training` for a language model.
 
-    They ask for bf16 autocast on CPUs with AMX; elsewhere bf16 would be slower. Weights and optimizer stay float32.
+    They ask for bf16 autocast except on CPUs without AMX, where bf16 would be slower. Weights and optimizer stay
+    float32.
     """
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return [*short_training(output_dir, max_steps, save_steps), "--bf16", str(amx)]
+    bf16 = not cpu or torch.cpu.get_capabilities().get("amx_bf16", False)
+    return [*short_training(output_dir, max_steps, save_steps, cpu), "--bf16", str(bf16)]
 
 
 def packaged_llm() -> Path:
