@@ -81,6 +81,22 @@ def bootstrap_interval(values: Sequence[float], groups: Groups, seed: int = 0) -
     return middle_95(sums[:, 0] / sums[:, 1])
 
 
+def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+    """Compute the 95% percentile bootstrap interval of sum(above) / sum(below) over the same independent trials.
+
+    Each draw takes both values of a trial, so what makes a trial easy or hard for both cancels out.
+
+    Args:
+        above, below: two values of each trial, which are at least 0.
+        seed: seed of the draws.
+
+    Returns:
+        None if `below` sums to 0 in some draw: there is no such ratio.
+    """
+    sums = bootstrap_sums(np.stack([above, below], axis=1), range(len(above)), seed)
+    return middle_95(sums[:, 0] / sums[:, 1]) if sums[:, 1].all() else None
+
+
 def mean_score(values: Sequence[float], groups: Groups) -> Score:
     """Compute the mean of the questions' scores with its bootstrap interval."""
     return Score(sum(values) / len(values), len(values), bootstrap_interval(values, groups))

@@ -55,6 +55,12 @@ def _number(value: float, scale: str) -> str:
     return f"{value:.2%}" if scale == "share" else f"{value:.2f}"
 
 
+def percent(value: float | None, interval: Sequence[float] | None) -> str:
+    """Format a share with its interval, in percent; empty if there is none."""
+    shown = "" if value is None else f"{100 * value:.1f}"
+    return shown if interval is None else f"{shown} ({100 * interval[0]:.1f} – {100 * interval[1]:.1f})"
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Return the report as Markdown tables under its protocol line."""
     parts = [f"{report['protocol']}.\n", markdown_table(table_rows(report))]

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import default_data_collator
 
 from sparse_vlm.bootstrap import BootstrapTask, InheritanceReport, bootstrap_from, match_tokens, open_teacher
-from sparse_vlm.bootstrap.inherit import FIXED, FROZEN, NEW
+from sparse_vlm.bootstrap.inherit import FIXED, FROZEN, NEW, continue_from
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
@@ -103,6 +103,8 @@ def make_task(
         initial_rois=arguments.read_rois(),
         inherit=arguments.inherit,
     )
+    if arguments.continue_from is not None:
+        continue_from(student, arguments.continue_from)
     task = BootstrapTask(
         student,
         teacher,

@@ -6,7 +6,8 @@
 A study file (YAML) holds `arguments` of `train.bootstrap` that all runs share, and `groups` of variants, each with
 the arguments that it changes. `base` names a file of further arguments, relative to the study. Variants with equal
 arguments run once. `measure` is an optional command (a module and its arguments) to run after each bootstrap; it writes
-a JSON file to `--output`, whose fractions go into the table and the figures. `curve` chooses one of `CURVES` to plot
+a JSON file to `--output`, whose fractions go into the table and the figures, or, with `columns`, the numbers that these
+name (column: path of keys, joined by dots). `curve` chooses one of `CURVES` to plot
 against steps.
 
 Result: a folder per run, study.json, study.md, and a figure per group. Running it again resumes it.
@@ -54,6 +55,8 @@ class Study:
         arguments: arguments of all runs.
         measure: command to run after each bootstrap, with {run} for its folder and {NAME} for an argument; may be
             empty.
+        columns: column -> path of a number in what `measure` writes, e.g. "encoders.student.accuracy"; if there are
+            none, all fractions on top.
         curve: a key of `CURVES`.
     """
 
@@ -61,6 +64,7 @@ class Study:
     groups: Mapping[str, Mapping[str, Arguments]]
     arguments: Arguments = field(default_factory=dict)
     measure: Sequence[str] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
     curve: str = "eval_cosine"
 
 
@@ -96,7 +100,8 @@ def read_study(file: Path) -> Study:
         raise UserError(f"Cannot read the study {file}: {error.strerror}.") from None
     except (yaml.YAMLError, TypeError) as error:
         raise UserError(
-            f"{file} is not a study ({error}). It holds title, groups, and optionally base, arguments, measure, curve."
+            f"{file} is not a study ({error}). It holds title, groups, and optionally base, arguments, measure, "
+            "columns, curve."
         ) from None
     return study
 
@@ -150,7 +155,26 @@ def _call(command: Sequence[str]) -> None:
         raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run the study again to resume it.")
 
 
-def result(done: Run, name: str) -> dict[str, Any]:
+def chosen(measured: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, float]:
+    """Pick the numbers of `Study.columns` from what a measurement wrote.
+
+    Raises:
+        UserError: a path leads to no number.
+    """
+    if not columns:
+        return {name: value for name, value in measured.items() if isinstance(value, float)}
+    numbers = {}
+    for column, path in columns.items():
+        value: Any = measured
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            raise UserError(f"The study's column {column!r} is {path}, but the measurement wrote no number there.")
+        numbers[column] = float(value)
+    return numbers
+
+
+def result(done: Run, name: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Collect the results of a finished run: final cosines, the named curve against steps, further measurements."""
     alignment = json.loads((done.folder / "alignment.json").read_text(encoding="utf-8"))
     lines = read_log(done.folder / LOG_NAME)
@@ -163,7 +187,7 @@ def result(done: Run, name: str) -> dict[str, Any]:
         "arguments": done.arguments,
         "curve": curve,
         "final": {"cosine": alignment["alignment_cosine"], "centered_cosine": alignment["centered_cosine"]}
-        | {k: v for k, v in numbers.items() if isinstance(v, float)},
+        | (chosen(numbers, columns) if numbers else {}),
         "seconds": lines[-1]["seconds"],
     }
 
@@ -219,7 +243,7 @@ def run_study(file: Path, output_dir: Path, common: Arguments) -> None:
     for number, todo in enumerate(runs, start=1):
         logger.info("Run %d of %d: %s, %s", number, len(runs), todo.group, todo.variant)
         run(todo, plan.measure)
-    results = [result(done, plan.curve) for done in runs]
+    results = [result(done, plan.curve, plan.columns) for done in runs]
     write_json(output_dir / "study.json", results)
     write_text(output_dir / "study.md", table(plan.title, results))
     for group in plan.groups:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from eval.encoders.probing.representations import ImageSets
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.files import check_output_files
@@ -19,6 +20,32 @@ def add_encoder(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def add_teacher(parser: argparse.ArgumentParser, specification: str, required: bool = True) -> None:
     """Add --teacher; `specification` says which ones are accepted."""
     parser.add_argument("--teacher", required=required, help=f"the encoder's teacher: {specification}")
+
+
+def add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    """Add --image_size and --teacher_layer, as for train.bootstrap."""
+    parser.add_argument("--image_size", type=int, help="input size of the teacher in pixels (default: its own)")
+    parser.add_argument(
+        "--teacher_layer",
+        type=int,
+        help="block of the teacher whose tokens are its representation, from 0, or -1 for the last (default: the last)",
+    )
+
+
+def add_labelled_images(parser: argparse.ArgumentParser) -> None:
+    """Add --train_images, --test_images, --train_samples and --test_samples."""
+    images = "labelled images: a folder per class, or wds:SHARDS with CLASS/NAME.jpg"
+    parser.add_argument("--train_images", required=True, help=images)
+    parser.add_argument("--test_images", required=True, help="held-out images, as --train_images")
+    parser.add_argument("--train_samples", type=int, help="training images to use, evenly spaced (default: all)")
+    parser.add_argument("--test_samples", type=int, help="test images to use, evenly spaced (default: all)")
+
+
+def labelled_images(arguments: argparse.Namespace) -> ImageSets:
+    """Check the options of `add_labelled_images`."""
+    numbers = {name: getattr(arguments, name) for name in ("train_samples", "test_samples")}
+    require_positive(**{name: number for name, number in numbers.items() if number is not None})
+    return ImageSets(arguments.train_images, arguments.test_images, **numbers)
 
 
 def add_tokens(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,7 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
         logits: float[N, K].
         labels: int64[N].
     """
-    from sklearn.metrics import balanced_accuracy_score  # a dependency of clip-benchmark
+    from sklearn.metrics import balanced_accuracy_score
 
     top = (1, 5) if logits.shape[1] >= 5 else (1,)
     scores = {f"acc{k}": value.item() / 100 for k, value in zip(top, accuracy(logits, labels, top), strict=True)}
@@ -135,14 +135,14 @@ def compare(
     return {
         folder.name: {
             name: evaluate_set(
-                TwoSides(encode, text.clip.encode_text),
+                TwoSides(encoder.embed, text.clip.encode_text),
                 text.tokenizer,
-                preprocessing,
+                encoder.preprocessing,
                 folder,
                 batch_size=batch_size,
                 device=device,
             )
-            for name, (encode, preprocessing) in encoders.items()
+            for name, encoder in encoders.items()
         }
         for folder in folders
     }

@@ -1,6 +1,6 @@
 """Embeddings of whole sets of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,39 @@ def embed_images(
     Returns:
         float32[N, D] on the CPU.
     """
+    embedded = encode_images(
+        lambda pixels: {"embeddings": encode(pixels)},
+        images,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        name=name,
+    )
+    return embedded["embeddings"]
+
+
+def encode_images(
+    encode: Callable[[Tensor], Mapping[str, Tensor]],
+    images: Dataset[dict[str, Any]],
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    name: str = "encode images",
+) -> dict[str, Tensor]:
+    """Compute several results per image in one pass over the images, in their order.
+
+    Args:
+        encode: float[B, 3, H, W] on `device` -> results float[B, …] by name.
+        images, batch_size, device, dtype, name: see `embed_images`.
+
+    Returns:
+        float32[N, …] on the CPU, by name.
+    """
     batches = tqdm(DataLoader(images, batch_size=batch_size), desc=name, unit="batch")
     with torch.inference_mode():
-        return torch.cat([encode(batch["pixel_values"].to(device, dtype)).float().cpu() for batch in batches])
+        parts = [
+            {key: value.float().cpu() for key, value in encode(batch["pixel_values"].to(device, dtype)).items()}
+            for batch in batches
+        ]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_teacher_options, begin
 from eval.encoders.embeddings import embed_images
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
@@ -54,6 +54,7 @@ def compare(
     encoder_dir: Path,
     images: str,
     image_size: int | None = None,
+    layer: int | None = None,
     batch_size: int = 64,
     *,
     device: torch.device | str = "cpu",
@@ -65,7 +66,7 @@ def compare(
         teacher_spec: see `open_teacher`.
         encoder_dir: directory of a SparseFormer.
         images: see `open_images`.
-        image_size: input size of the teacher in pixels during the bootstrap (default: its own).
+        image_size, layer: see `open_teacher`; those of the bootstrap.
         batch_size: images computed together.
         device, dtype: device and dtype of both.
 
@@ -77,7 +78,7 @@ def compare(
         "closest_tokens": mean over images of the largest cosine between two tokens; 1 means that two are equal.
         "images": number of images.
     """
-    teacher = open_teacher(teacher_spec, image_size=image_size).to(device, dtype)
+    teacher = open_teacher(teacher_spec, image_size=image_size, layer=layer).to(device, dtype)
     student = SparseFormer.from_pretrained(encoder_dir).to(device, dtype)
     latent: list[Tensor] = []
 
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_teacher(parser, "as for train.bootstrap")
     add_encoder(parser)
     parser.add_argument("--images", required=True, help="held-out images: a folder, wds:SHARDS, hf:NAME …")
-    parser.add_argument("--image_size", type=int, help="input size of the teacher in pixels (default: its own)")
+    add_teacher_options(parser)
     add_arguments(parser)
     return parser.run(_run, argv)
 
@@ -124,6 +125,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.encoder,
         arguments.images,
         arguments.image_size,
+        arguments.teacher_layer,
         arguments.batch_size,
         device=device,
         dtype=dtype,

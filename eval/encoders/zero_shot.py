@@ -66,14 +66,14 @@ def embed_labelled(
     """Embed labelled images with each encoder, see `embed_images`: name -> float32[N, D] on the CPU."""
     return {
         name: embed_images(
-            encode,
-            LabelledImages(labels, Transform(preprocessing)),
+            encoder.embed,
+            LabelledImages(labels, Transform(encoder.preprocessing)),
             batch_size=batch_size,
             device=device,
             dtype=dtype,
             name=name,
         )
-        for name, (encode, preprocessing) in encoders.items()
+        for name, encoder in encoders.items()
     }
 
 

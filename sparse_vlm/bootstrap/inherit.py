@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.encoder import FocusConfig, SparseFormer, SparseFormerConfig, StemConfig
+from sparse_vlm.encoder.checkpoints import load_directory, load_strictly
 from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 
@@ -126,6 +128,30 @@ def bootstrap_from(
         _set_rois(student, initial_rois)
     report = _copy_weights(teacher, student, drop, tune) if inherit else _copy_nothing(teacher, student)
     return student, _fix_layout(student, report) if elastic else report
+
+
+def continue_from(student: SparseFormer, directory: str | Path) -> None:
+    """Give a new student the weights of an earlier one, e.g. one that was trained on smaller images.
+
+    Args:
+        student: from `bootstrap_from`.
+        directory: an encoder with the same teacher, stem, focusing transformer and cortex. The input size and the
+            trained token counts may differ.
+
+    Raises:
+        UserError: the directory holds no encoder, or one of another teacher or shape.
+    """
+    config, weights = load_directory(directory)
+    for name in ("teacher", "stem", "focus", "cortex"):
+        theirs, own = getattr(config, name), getattr(student.config, name)
+        if theirs != own:
+            raise UserError(f"Cannot continue from {directory}: its {name} is {theirs}, this student's is {own}.")
+    initial_rois = student.focus.initial_rois.weight
+    layout = initial_rois.detach().clone()
+    load_strictly(student, weights, source=str(directory))
+    if not initial_rois.requires_grad:  # an elastic student starts with the layout of its count, not with learned RoIs
+        with torch.no_grad():
+            initial_rois.copy_(layout)
 
 
 def _fix_layout(student: SparseFormer, report: InheritanceReport) -> InheritanceReport:

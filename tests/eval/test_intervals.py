@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap_interval, bootstrap_sums, mean_score, mean_scores_by, wilson_interval
+from eval.intervals import (
+    bootstrap_interval,
+    bootstrap_sums,
+    mean_score,
+    mean_scores_by,
+    ratio_interval,
+    wilson_interval,
+)
 
 
 def test_bootstrap_of_single_questions_agrees_with_the_normal_approximation() -> None:
@@ -56,3 +63,12 @@ def test_means_by_kind() -> None:
 )
 def test_wilson_interval_gives_published_values(successes: int, total: int, low: float, high: float) -> None:
     assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_a_ratio_is_paired() -> None:
+    """A constant ratio has no width; unpaired draws of the same values would."""
+    below = [float(index % 5 + 1) for index in range(50)]
+    assert ratio_interval([2 * value for value in below], below) == (2.0, 2.0)
+    low, high = ratio_interval([2 * value for value in below[::-1]], below) or (0.0, 0.0)
+    assert low < 1.9 < 2.1 < high
+    assert ratio_interval([1.0, 1.0], [0.0, 1.0]) is None

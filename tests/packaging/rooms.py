@@ -54,7 +54,6 @@ OPTIONAL: dict[tuple[str, str], str] = {
     ("eval.cost.gpu.checks", "pytest"): "test",
     ("eval.cost.runtimes", "onnxruntime"): "export",
     ("eval.encoders.clip_benchmark", "clip_benchmark"): "clip-benchmark",
-    ("eval.encoders.clip_benchmark", "sklearn"): "clip-benchmark",
 }
 
 # Installed with --no-deps, so no extra can declare them.

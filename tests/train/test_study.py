@@ -8,8 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from sparse_vlm.errors import UserError
 from train.stages.command_line import parse_arguments
-from train.study import main, read_study, runs_of
+from train.study import chosen, main, read_study, runs_of
 from train.vision.bootstrap_arguments import ARGUMENTS
 
 FOLDER = Path(__file__).parents[2] / "train" / "configs" / "studies"
@@ -81,6 +82,15 @@ def test_results_of_a_study(
     assert "$ python -m" not in caplog.text  # everything is done
     assert main([*words(study, clip_dir), "--max_steps", "2"]) == 2
     assert "was made with max_steps 1, but now it is 2. Choose another" in capsys.readouterr().err
+
+
+def test_columns_name_numbers_in_what_was_measured() -> None:
+    measured = {"cosine": 0.5, "images": 7, "of": {"student": {"knn": 0.25}}}
+    assert chosen(measured, {}) == {"cosine": 0.5}
+    assert chosen(measured, {"k-NN": "of.student.knn", "n": "images"}) == {"k-NN": 0.25, "n": 7.0}
+    for path in ("of.student", "of.teacher.knn", "cosine.mean"):
+        with pytest.raises(UserError, match=f"'x' is {path}, but the measurement wrote no number"):
+            chosen(measured, {"x": path})
 
 
 @pytest.mark.slow

@@ -56,6 +56,9 @@ class StudentArguments:
     initial_rois: str | None = field(
         default=None, metadata={"help": "JSON file with [x1, y1, x2, y2] in [0, 1] per token"}
     )
+    continue_from: str | None = field(
+        default=None, metadata={"help": "encoder directory to start from, e.g. one trained on smaller images"}
+    )
     match_tokens: bool = field(default=False, metadata={"help": "initialise latent tokens to the teacher's statistics"})
     inherit: bool = field(default=True, metadata={"help": "False: inherit nothing, the from-scratch baseline"})
 
@@ -63,6 +66,11 @@ class StudentArguments:
         if self.match_tokens and not self.inherit:
             raise UserError(
                 "--match_tokens True matches tokens to inherited blocks, but --inherit False inherits none."
+            )
+        if self.continue_from is not None and (self.match_tokens or not self.inherit or self.initial_rois):
+            raise UserError(
+                "--continue_from takes all weights from an encoder: leave out --match_tokens, --inherit and "
+                "--initial_rois."
             )
         if self.token_density not in DENSITIES:
             raise unknown_choice("--token_density", self.token_density, DENSITIES)

@@ -23,16 +23,19 @@ class LabelledSet(NamedTuple):
         images: N images.
         values: int64[N] class indices.
         classes: names.
+        files: N files, or their places inside shards.
     """
 
     images: IndexedImages
     values: Tensor
     classes: tuple[str, ...]
+    files: Sequence[Path | Member]
 
     def spread(self, count: int) -> "LabelledSet":
         """Return `count` of the images, evenly spaced, with all classes."""
         indices = evenly_spaced(self.images, count)
-        return LabelledSet(ImageSubset(self.images, indices), self.values[indices], self.classes)
+        files = [self.files[index] for index in indices]
+        return LabelledSet(ImageSubset(self.images, indices), self.values[indices], self.classes, files)
 
 
 class MemberImages(IndexedImages):
@@ -74,14 +77,15 @@ def open_labelled_set(spec: str, transform: Callable[[Image.Image], Tensor], opt
     prefix, name = parse_spec(spec, ("wds",), option=option)
     if prefix is None:
         labels = read_class_folders(name)
-        return LabelledSet(LabelledImages(labels, transform), labels.values, labels.classes)
+        return LabelledSet(LabelledImages(labels, transform), labels.values, labels.classes, labels.paths)
     members = image_members(name)
     folders = [class_folder(member) for member in members]
     classes = tuple(sorted(set(folders)))
     if len(classes) < 2:
         raise UserError(f"All images of {spec} lie in the folder {classes[0]}: there must be one folder per class.")
     index_of = {each: index for index, each in enumerate(classes)}
-    return LabelledSet(MemberImages(members, transform), torch.tensor([index_of[each] for each in folders]), classes)
+    values = torch.tensor([index_of[each] for each in folders])
+    return LabelledSet(MemberImages(members, transform), values, classes, members)
 
 
 def image_members(shards: str, base: Path = Path()) -> list[Member]:

@@ -49,6 +49,19 @@ def test_a_new_student_is_compared_with_its_teacher(clip_dir: Path, images: Path
     assert result["closest_tokens"] < 1 - 1e-6
 
 
+def test_an_earlier_block_of_the_teacher(
+    deep_clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student of the last block has another width of its representation, so the first block needs its own."""
+    student, _ = bootstrap_from(open_teacher(str(deep_clip_dir), layer=0), tokens=5, stem_channels=8)
+    student.save_pretrained(tmp_path / "student")
+    words = ["--teacher", str(deep_clip_dir), "--encoder", str(tmp_path / "student"), "--images", str(images)]
+    assert main([*words, "--teacher_layer", "0"]) == 0
+    assert "images: 7" in capsys.readouterr().out
+    assert main([*words, "--teacher_layer", "2"]) == 2
+    assert "has no block 2: its blocks are 0 to 1, or -1 to -2." in capsys.readouterr().err
+
+
 def test_too_few_images_are_refused(
     clip_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
