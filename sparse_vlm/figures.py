@@ -58,12 +58,15 @@ def _draw_curve(axes: Axes, lines: Sequence[Mapping[str, float]], name: str, smo
     axes.plot(steps, means, color=colour)
 
 
-def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
+def accuracy_figure(
+    bars: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+) -> Figure:
     """Draw accuracies as grouped bars.
 
     Args:
         bars: series (e.g. "model", "no image") -> group (e.g. "all", "shape") -> accuracy in [0, 1]. All series have
             the same groups.
+        intervals: series -> group -> low and high limit of the accuracy, for some series.
     """
     groups = list(next(iter(bars.values())))
     width = 0.8 / len(bars)
@@ -71,11 +74,20 @@ def accuracy_figure(bars: Mapping[str, Mapping[str, float]]) -> Figure:
     axes = figure.subplots()
     for index, (name, values) in enumerate(bars.items()):
         places = np.arange(len(groups)) + (index - (len(bars) - 1) / 2) * width
-        drawn = axes.bar(places, [100 * values[group] for group in groups], width, label=name)
+        heights = [100 * values[group] for group in groups]
+        known = (intervals or {}).get(name)
+        errors = None if known is None else _error_lengths(heights, [known[group] for group in groups])
+        drawn = axes.bar(places, heights, width, label=name, yerr=errors, error_kw={"elinewidth": 0.8})
         axes.bar_label(drawn, fmt="%.1f", fontsize=7)
     axes.set(ylabel="accuracy, %", ylim=(0, 105), xticks=np.arange(len(groups)), xticklabels=groups)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def _error_lengths(heights: Sequence[float], limits: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return float[2, n], how far the limits (in [0, 1]) lie below and above the heights (in percent)."""
+    low, high = 100 * np.array(limits).T
+    return np.abs(np.stack([np.array(heights) - low, high - np.array(heights)]))
 
 
 def check_figure(name: str, path: str | Path | None, inputs: Iterable[str | Path] = ()) -> None:

@@ -28,7 +28,7 @@ PARTS: dict[str, set[str]] = {
     "sparse_vlm.data": ENCODER,
     "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.vlm.language", "sparse_vlm.vlm.views", *ENCODER},
     "sparse_vlm.vlm.language": {"sparse_vlm.vlm", *FILES},
-    "sparse_vlm.vlm": {"sparse_vlm.vlm.language", "sparse_vlm.bootstrap.teachers.open_clip", *ENCODER},
+    "sparse_vlm.vlm": {"sparse_vlm.vlm.language", "sparse_vlm.bootstrap.teachers", *ENCODER},
     "sparse_vlm.vlm.serving": {"sparse_vlm"},
     "sparse_vlm.measure": {"sparse_vlm.devices", "sparse_vlm.vlm.language", *ENCODER},
     "sparse_vlm": {"sparse_vlm"},

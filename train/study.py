@@ -32,6 +32,7 @@ from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.figures import save_figure
 from sparse_vlm.files import write_json, write_text
 from train.forked import fork_python
+from train.pipeline import require_same_arguments
 from train.stages.command_line import read_recipe
 from train.stages.log import LOG_NAME, read_log
 from train.vision.bootstrap_arguments import ARGUMENTS
@@ -137,28 +138,13 @@ def run(todo: Run, measure: Sequence[str]) -> None:
     Raises:
         UserError: a command failed (its own message comes before), or the folder belongs to a run with other arguments.
     """
-    _require_same_arguments(todo)
+    require_same_arguments(todo.folder, todo.arguments)
     words = [word for name, value in todo.arguments.items() for word in (f"--{name}", str(value))]
     if not (todo.folder / "config.json").exists():
         _call(["train.bootstrap", *words, "--output_dir", str(todo.folder)])
     if measure and not (todo.folder / "measured.json").exists():
         places = {"run": todo.folder, **todo.arguments}
         _call([word.format(**places) for word in measure] + ["--output", str(todo.folder / "measured.json")])
-
-
-def _require_same_arguments(todo: Run) -> None:
-    """Compare with the arguments stored in the folder: results must not be reported under other arguments."""
-    file = todo.folder / "arguments.json"
-    if not file.exists():
-        todo.folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, todo.arguments)
-    earlier = json.loads(file.read_text(encoding="utf-8"))
-    for name in earlier | todo.arguments:
-        if earlier.get(name) != todo.arguments.get(name):
-            raise UserError(
-                f"{todo.folder} was made with {name} {earlier.get(name)}, but now it is {todo.arguments.get(name)}. "
-                "Choose another --output_dir, or remove the folder."
-            )
 
 
 def _call(command: Sequence[str]) -> None:

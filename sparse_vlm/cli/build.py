@@ -13,7 +13,7 @@ from sparse_vlm.command_line import CommandParser
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `run`."""
     parser.add_argument(
-        "encoder_dir", help="a SparseFormer directory, or an open_clip directory whose image encoder is a ViT"
+        "encoder_dir", help="a SparseFormer directory, or a dense ViT: a teacher as for train.bootstrap"
     )
     parser.add_argument("llm", help="a causal LM: a directory, a .gguf file, or a name on the Hugging Face hub")
     parser.add_argument("out_dir", help="the model directory to write")
@@ -36,6 +36,10 @@ def add_arguments(parser: CommandParser) -> None:
         help="crop: the encoder sees the central square of an image; native: the whole image in its own "
         "aspect ratio (default: crop)",
     )
+    parser.add_argument("--image_size", type=int, help="input side of a dense ViT in pixels (default: its own)")
+    parser.add_argument(
+        "--teacher_layer", type=int, help="block of a dense ViT behind which its blocks are cut off (default: the last)"
+    )
     parser.add_argument(
         "--dtype", help="float32, bfloat16 or float16 (default: the LLM's own; float32 for a GGUF file)"
     )
@@ -56,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         vision_feature_layer=arguments.vision_feature_layer,
         vision_feature_select_strategy=arguments.vision_feature_select_strategy,
         aspect=arguments.aspect,
+        image_size=arguments.image_size,
+        teacher_layer=arguments.teacher_layer,
         dtype=arguments.dtype,
         seed=arguments.seed,
     )

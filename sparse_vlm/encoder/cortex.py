@@ -41,6 +41,26 @@ def build_trunk(config: CortexConfig) -> VisionTransformer:
     return trunk
 
 
+def run_blocks(trunk: VisionTransformer, tokens: Tensor, count: int | None = None) -> tuple[Tensor, ...]:
+    """Run the blocks of a timm VisionTransformer, without norm, pooling and head.
+
+    With `trunk.grad_checkpointing`, the backward pass recomputes them.
+
+    Args:
+        trunk: the VisionTransformer.
+        tokens: float[B, n, C], the input of the first block.
+        count: run only the first `count` blocks; None for all.
+
+    Returns:
+        The hidden states, float[B, n, C] each: the input of the first block, then the output of each block.
+    """
+    states = [tokens]
+    for block in list(trunk.blocks)[:count]:
+        recompute = trunk.grad_checkpointing and torch.is_grad_enabled()
+        states.append(checkpoint(block, states[-1], use_reentrant=False) if recompute else block(states[-1]))
+    return tuple(states)
+
+
 class Cortex(nn.Module):
     """Latent tokens -> hidden states, through the blocks of a timm VisionTransformer.
 
@@ -84,8 +104,4 @@ class Cortex(nn.Module):
         for prefix in (self.register_embeddings, self.cls_embedding):
             if prefix is not None:
                 tokens = torch.cat([prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        states = [tokens]
-        for block in list(self.trunk.blocks)[:count]:
-            recompute = self.trunk.grad_checkpointing and torch.is_grad_enabled()
-            states.append(checkpoint(block, states[-1], use_reentrant=False) if recompute else block(states[-1]))
-        return tuple(states)
+        return run_blocks(self.trunk, tokens, count)

@@ -35,13 +35,15 @@ def build_vlm(
     vision_feature_layer: int = -2,
     vision_feature_select_strategy: str = "default",
     aspect: str = "crop",
+    image_size: int | None = None,
+    teacher_layer: int | None = None,
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
     """Write a model directory with an encoder, an LLM and a new projector between them, atomically.
 
     Args:
-        encoder_dir: a directory of `SparseFormer.save_pretrained` or of open_clip; see `open_tower`.
+        encoder_dir: a directory of `SparseFormer.save_pretrained`, or a dense ViT to compare it with; see `open_tower`.
         llm: directory or hub name of a causal LM, or a .gguf file; see `load_llm`.
         out_dir: the output directory.
         gguf_file: name of the GGUF file if `llm` is its directory.
@@ -52,6 +54,7 @@ def build_vlm(
             is one.
         aspect: "crop": the model sees the central square of an image; "native": the whole image in its own aspect
             ratio.
+        image_size, teacher_layer: of a dense ViT; see `open_tower`.
         dtype: dtype of the weights, a key of DTYPES (coordinates stay float32); None: the LLM's own, or float32 for
             GGUF.
         seed: seed for the projector's initialization.
@@ -59,7 +62,7 @@ def build_vlm(
     if dtype is not None and dtype not in DTYPES:
         raise unknown_choice("--dtype", dtype, DTYPES)
     check_output(out_dir, encoder_dir, llm)
-    tower = open_tower(encoder_dir, aspect)
+    tower = open_tower(encoder_dir, aspect, image_size=image_size, teacher_layer=teacher_layer)
     _check_layer(tower, vision_feature_layer)
     language_model, tokenizer = _prepare_llm(llm, gguf_file, chat_template)
     # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token

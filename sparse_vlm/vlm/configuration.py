@@ -1,10 +1,11 @@
-"""The configuration of a VLM: transformers' LlavaConfig with a SparseFormer, or with a dense CLIP ViT."""
+"""The configuration of a VLM: transformers' LlavaConfig with a SparseFormer, or with a dense ViT."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlavaConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.vlm.dense.vit import DenseViTConfig  # noqa: F401 (the import registers it)
 from sparse_vlm.vlm.vision import visual_tokens
 
 PROJECTORS = ("linear", "mlp2x_gelu")
@@ -12,7 +13,7 @@ PROJECTORS = ("linear", "mlp2x_gelu")
 
 @strict
 class SparseVLMConfig(LlavaConfig):
-    """LlavaConfig with a SparseFormer, or with a dense CLIP ViT to compare it with.
+    """LlavaConfig with a SparseFormer, or with a dense ViT to compare it with.
 
     `image_seq_length` is derived from the vision configuration and the select strategy.
 

@@ -1,20 +1,22 @@
-"""Vision towers of a VLM: a SparseFormer, or the dense ViT of an open_clip model to compare it with.
+"""Vision towers of a VLM: a SparseFormer, or a dense ViT to compare it with.
 
-A dense ViT becomes transformers' own CLIPVisionModel, as in LLaVA-1.5. transformers' TimmWrapperModel does not serve:
-it returns square feature maps without CLS, and its configuration names neither width nor patch size.
+The ViT of an open_clip directory becomes transformers' own CLIPVisionModel, as in LLaVA-1.5, and any other teacher a
+DenseViTModel. transformers' TimmWrapperModel does not serve: it returns square feature maps without CLS, and its
+configuration names neither width nor patch size.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 
+from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.encoder import Preprocessing, SparseFormer
-from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.errors import UserError
+from sparse_vlm.files import read_object
+from sparse_vlm.vlm.dense.clip import open_clip_vision
+from sparse_vlm.vlm.dense.vit import DenseViTModel
 from sparse_vlm.vlm.vision import SparseFormerVisionModel
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -34,19 +36,27 @@ class VisionTower(NamedTuple):
     depth: int
 
 
-def open_tower(directory: str | Path, aspect: str = "crop") -> VisionTower:
-    """Open a vision encoder. The files in the directory determine its kind; the directory name is ignored.
+def open_tower(
+    source: str | Path, aspect: str = "crop", *, image_size: int | None = None, teacher_layer: int | None = None
+) -> VisionTower:
+    """Open a vision encoder. The files in a directory determine its kind; the directory name is ignored.
 
     Args:
-        directory: a directory of `SparseFormer.save_pretrained` (config.json), or of open_clip (open_clip_config.json
-            and the weights) with open_clip's own VisionTransformer as the image side.
+        source: a directory of `SparseFormer.save_pretrained` (config.json), a directory of open_clip
+            (open_clip_config.json and the weights) with open_clip's own VisionTransformer as the image side, or
+            another teacher, see `open_teacher`.
         aspect: "crop" or "native"; see `SparseFormerVisionConfig`.
+        image_size, teacher_layer: of a teacher alone: its input side, and its last block; see `open_teacher`.
     """
-    directory = Path(directory)
-    if (directory / OPEN_CLIP_CONFIG).is_file():
+    directory = Path(source)
+    changed = image_size is not None or teacher_layer is not None
+    is_clip = (directory / OPEN_CLIP_CONFIG).is_file()
+    if is_clip or _names_teacher(source):
         if aspect != "crop":
-            raise UserError(f"The ViT in {directory} sees squares only: aspect {aspect!r} needs a SparseFormer.")
-        return _open_dense(directory)
+            raise UserError(f"The ViT in {source} sees squares only: aspect {aspect!r} needs a SparseFormer.")
+        return _open_clip(directory) if is_clip and not changed else _open_vit(str(source), image_size, teacher_layer)
+    if changed:
+        raise UserError(f"--image_size and --teacher_layer are for a teacher, and {source} is none: leave them out.")
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise UserError(
             f"{directory} has no vision encoder: neither a SparseFormer (config.json) nor an open_clip model "
@@ -71,109 +81,20 @@ def use_cuda_graphs(model: Any) -> None:
     optimize_for_inference(tower.encoder)
 
 
-def _open_dense(directory: Path) -> VisionTower:
-    """Convert open_clip's ViT to transformers' CLIPVisionModel, which computes the same hidden states."""
-    visual, preprocessing = _open_clip_visual(directory)
-    config = _clip_vision_config(visual, source=str(directory))
-    model = CLIPVisionModel(config)
-    load_strictly(model, _clip_vision_weights(visual.state_dict()), source=f"the image side of {directory}")
-    return VisionTower(model.eval(), preprocessing, config.num_hidden_layers)
+def _names_teacher(source: str | Path) -> bool:
+    """Return whether `source` is a teacher's name, or a directory of `timm.models.save_for_hf`."""
+    if str(source).startswith(("timm:", "open_clip:")):
+        return True
+    config = Path(source) / "config.json"
+    return config.is_file() and "architecture" in read_object(config)
 
 
-def _open_clip_visual(directory: Path) -> tuple[Any, Preprocessing]:
-    """Open the image side of an open_clip directory, and its preprocessing."""
-    try:
-        import open_clip
-
-        from sparse_vlm.bootstrap.teachers.open_clip import create_clip
-    except ImportError as error:
-        raise UserError(f"{directory} is an open_clip model: pip install open_clip_torch to read it.") from error
-    clip = create_clip(str(directory), f"local-dir:{directory}", require_pretrained=True)
-    if not isinstance(clip.visual, open_clip.transformer.VisionTransformer):
-        raise UserError(
-            f"The image side of {directory} is a {type(clip.visual).__name__}. Only open_clip's own VisionTransformer "
-            "can become a dense vision tower."
-        )
-    values = open_clip.get_model_preprocess_cfg(clip)
-    height, width = clip.visual.image_size
-    if height != width:
-        raise UserError(
-            f"{directory} resizes images by resize_mode {values['resize_mode']!r} to {height}×{width} pixels. Only "
-            "squares are supported."
-        )
-    preprocessing = Preprocessing(
-        height, height, values["mean"], values["std"], values["interpolation"], values["resize_mode"]
-    )
-    return clip.visual, preprocessing
+def _open_clip(directory: Path) -> VisionTower:
+    model, preprocessing = open_clip_vision(directory)
+    return VisionTower(model, preprocessing, model.config.num_hidden_layers)
 
 
-def _clip_vision_config(visual: Any, source: str) -> CLIPVisionConfig:
-    """Read the configuration off the modules."""
-    block = visual.transformer.resblocks[0]
-    return CLIPVisionConfig(
-        hidden_size=visual.conv1.out_channels,
-        intermediate_size=block.mlp.c_fc.out_features,
-        projection_dim=visual.output_dim,
-        num_hidden_layers=len(visual.transformer.resblocks),
-        num_attention_heads=block.attn.num_heads,
-        image_size=visual.image_size[0],
-        patch_size=visual.patch_size[0],
-        hidden_act=_activation(block.mlp.gelu, source),
-        layer_norm_eps=block.ln_1.eps,
-    )
-
-
-def _activation(module: nn.Module, source: str) -> str:
-    """Return transformers' name of an activation. A wrong one would load without an error."""
-    kind = type(module).__name__
-    if kind == "QuickGELU":
-        return "quick_gelu"
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "none" else "gelu_pytorch_tanh"
-    raise UserError(f"The activation {kind} of {source} is not supported, only QuickGELU and GELU.")
-
-
-NAMES = {
-    "class_embedding": "embeddings.class_embedding",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "conv1": "embeddings.patch_embedding",
-    "ln_pre": "pre_layrnorm",
-    "ln_post": "post_layernorm",
-    "transformer.resblocks": "encoder.layers",
-}
-NAMES_IN_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn": "self_attn",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-
-
-def _clip_vision_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename open_clip's weights to transformers' names.
-
-    A name without a counterpart is kept, so that strict loading reports it. `proj`, the projection of CLS to the
-    common space, is dropped: it affects no visual token.
-    """
-    converted: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        if name == "proj":
-            continue
-        new = _rename(name, NAMES)
-        if new.startswith("encoder.layers."):
-            encoder, layers, index, rest = new.split(".", 3)
-            new = f"{encoder}.{layers}.{index}.{_rename(rest, NAMES_IN_BLOCK)}"
-        if ".in_proj_" in new:
-            for part, rows in zip("qkv", torch.chunk(weight, 3), strict=True):
-                converted[new.replace("in_proj_", f"{part}_proj.")] = rows.clone()
-        else:
-            converted[new] = weight
-    return converted
-
-
-def _rename(name: str, table: dict[str, str]) -> str:
-    for old, new in table.items():
-        if name == old or name.startswith(f"{old}."):
-            return new + name[len(old) :]
-    return name
+def _open_vit(teacher: str, image_size: int | None, layer: int | None) -> VisionTower:
+    opened = open_teacher(teacher, image_size=image_size, layer=layer)
+    model = DenseViTModel.from_trunk(opened.trunk, opened.cortex)
+    return VisionTower(model.requires_grad_(True).eval(), opened.preprocessing, opened.cortex.depth)

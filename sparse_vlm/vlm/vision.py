@@ -96,6 +96,19 @@ def _unpartitioned() -> Iterator[None]:
         restore_init_context()
 
 
+def without_registers(tokens: Tensor, prefix: int, registers: int) -> Tensor:
+    """Remove the register tokens: float[B, prefix + n, C] -> float[B, prefix - registers + n, C].
+
+    Args:
+        tokens: CLS, registers, then n other tokens.
+        prefix: number of CLS and register tokens.
+        registers: number of register tokens.
+    """
+    if registers == 0:
+        return tokens
+    return torch.cat([tokens[:, : prefix - registers], tokens[:, prefix:]], dim=1)
+
+
 class SparseFormerVisionModel(PreTrainedModel):
     """`SparseFormer` with transformers' interface. Returns all hidden states unless some are selected by number.
 
@@ -174,10 +187,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         return [tuple(self._without_registers(state[None])[0] for state in states) for states in found]
 
     def _without_registers(self, tokens: Tensor) -> Tensor:
-        prefix, registers = self.encoder.num_prefix_tokens, self.encoder.num_register_tokens
-        if registers == 0:
-            return tokens
-        return torch.cat([tokens[:, : prefix - registers], tokens[:, prefix:]], dim=1)
+        return without_registers(tokens, self.encoder.num_prefix_tokens, self.encoder.num_register_tokens)
 
 
 def check_free_rois(tower: nn.Module) -> None:

@@ -48,7 +48,7 @@ OPTIONAL: dict[tuple[str, str], str] = {
     ("sparse_vlm.devices", "psutil"): "eval",
     ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.language.quantization", "bitsandbytes"): "train",
-    ("sparse_vlm.vlm.towers", "open_clip"): "bootstrap",
+    ("sparse_vlm.vlm.dense.clip", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.vision", "deepspeed"): "train",
     ("train.stages.stage", "deepspeed"): "train",
     ("eval.cost.gpu.checks", "pytest"): "test",

@@ -9,44 +9,18 @@ exist are skipped, and an interrupted training step resumes from its last checkp
 Result: runs/quickstart/report.md, report.json, and the model directory runs/quickstart/model.
 """
 
-import json
 import os
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.errors import UserError
-from train.forked import fork_python
+from train.pipeline import run_step
 from train.quickstart.paths import Paths
-from train.quickstart.report import SECONDS_FILE, write_report
-from train.quickstart.steps import FAST, FULL, Step, all_steps
-
-
-def run_step(step: Step, paths: Paths, console: Console) -> None:
-    """Run a step unless its result exists, and log its seconds.
-
-    Raises:
-        UserError: the command failed; its own message comes before.
-    """
-    if step.result.exists():
-        console.print(f"[green]already done[/] {step.title}")
-        return
-    console.rule(step.title, align="left")
-    console.print(f"$ {shlex.join(['python', *step.arguments])}", style="dim", soft_wrap=True)
-    resumed = step.working_directory is not None and step.working_directory.exists()
-    start = time.monotonic()
-    process = fork_python(step.arguments)
-    process.join()
-    if process.exitcode:
-        raise UserError(f"The step '{step.title}' failed with exit status {process.exitcode}. Run it again to resume.")
-    seconds = round(time.monotonic() - start, 1)
-    with (paths.root / SECONDS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step.name, "seconds": seconds, "resumed": resumed}) + "\n")
+from train.quickstart.report import write_report
+from train.quickstart.steps import FAST, FULL, all_steps
 
 
 def quickstart(root: Path, compare: bool, fast: bool) -> None:
@@ -62,7 +36,7 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
     root.mkdir(parents=True, exist_ok=True)
     steps = all_steps(paths, FAST if fast else FULL, compare)
     for step in steps:
-        run_step(step, paths, console)
+        run_step(step, root, console)
     report = write_report(paths, steps, fast)
     console.rule("The quickstart is done", align="left")
     console.print(

@@ -46,7 +46,9 @@ Kind = Callable[[VqaQuestion], bool | None]
 def caption_records(attributes: dict[int, Attributes], order: random.Random) -> list[Record]:
     """Return one LLaVA sample per image, shuffled: the image, then its caption."""
     images = order.sample(sorted(attributes), len(attributes))
-    return [_record(f"caption-{i}", [(IMAGE_PLACEHOLDER, attributes[i].caption)], f"{i}.png") for i in images]
+    return [
+        conversation_record(f"caption-{i}", [(IMAGE_PLACEHOLDER, attributes[i].caption)], f"{i}.png") for i in images
+    ]
 
 
 def text_records(
@@ -58,7 +60,7 @@ def text_records(
         caption = attributes[image].caption
         chosen = balanced(questions[image], by_colour, order)
         turns = [(caption, caption), *((f"{caption}\n{prompt(q.text)}", q.answer) for q in chosen)]
-        records.append(_record(f"text-{len(records)}-{image}", turns))
+        records.append(conversation_record(f"text-{len(records)}-{image}", turns))
     return records
 
 
@@ -75,7 +77,7 @@ def image_records(questions: Questions, kind: Kind, count: int, order: random.Ra
     for image in _rounds(usable_images(questions, kind), count, order):
         turns = [(prompt(q.text), q.answer) for q in balanced(questions[image], kind, order)]
         turns[0] = (f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1])
-        records.append(_record(f"image-{kind.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
+        records.append(conversation_record(f"image-{kind.__name__}-{len(records)}-{image}", turns, f"{image}.png"))
     return records
 
 
@@ -112,7 +114,8 @@ def _rounds(images: set[int], count: int, order: random.Random) -> list[int]:
     return drawn
 
 
-def _record(name: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> Record:
+def conversation_record(name: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> Record:
+    """Return a LLaVA sample from (question, answer) pairs, the first of which names the image, if there is one."""
     conversation = [
         {"from": role, "value": value}
         for question, answer in turns

@@ -1,7 +1,6 @@
 """The quickstart's report: numbers in report.json, tables and figures in report.md."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.figures import accuracy_figure, loss_figure, save_figure
 from sparse_vlm.files import write_json, write_text
 from sparse_vlm.image_files import open_image
+from train.pipeline import Step, read_seconds
 from train.quickstart.paths import Paths
-from train.quickstart.steps import Step, reads_test_split
+from train.quickstart.steps import reads_test_split
 from train.stages.log import read_log
 
-SECONDS_FILE = "seconds.jsonl"
 SMOKE_RUN = "Smoke run (QUICKSTART_FAST): the models are hardly trained, so the accuracies mean nothing."
 
 
@@ -46,12 +45,7 @@ def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
     """Collect the numbers of all steps, and the names of the steps that read test data."""
     scores, zero_shot = _read(paths.scores), _read(paths.zero_shot)
     dense = _read(paths.dense_scores) if paths.dense_scores.exists() else None
-    seconds: Counter[str] = Counter()
-    resumed = []
-    for line in (paths.root / SECONDS_FILE).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        seconds[entry["step"]] += entry["seconds"]
-        resumed += [entry["step"]] if entry["resumed"] else []
+    seconds = read_seconds(paths.root)
     return {
         "accuracy": scores["scores"]["accuracy"],
         "accuracy_by_type": scores["scores"]["accuracy_by_type"],
@@ -70,8 +64,8 @@ def collect(paths: Paths, steps: Sequence[Step]) -> dict[str, Any]:
             name.split("_")[1]: accuracy for name, accuracy in zero_shot.items() if name.endswith("_tokens")
         },
         "alignment_cosine": _read(paths.encoder / "alignment.json")["alignment_cosine"],
-        "seconds_by_step": dict(seconds),
-        "steps_resumed": resumed,
+        "seconds_by_step": seconds.by_step,
+        "steps_resumed": seconds.resumed,
         "steps_that_read_test_data": [step.name for step in steps if reads_test_split(step, paths)],
         "visual_tokens": _read(paths.model / "processor_config.json")["num_image_tokens"],
     }

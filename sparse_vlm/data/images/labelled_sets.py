@@ -78,8 +78,8 @@ def open_labelled_set(spec: str, transform: Callable[[Image.Image], Tensor], opt
     if prefix is None:
         labels = read_class_folders(name)
         return LabelledSet(LabelledImages(labels, transform), labels.values, labels.classes, labels.paths)
-    members = _image_members(name)
-    folders = [_folder(member) for member in members]
+    members = image_members(name)
+    folders = [class_folder(member) for member in members]
     classes = tuple(sorted(set(folders)))
     if len(classes) < 2:
         raise UserError(f"All images of {spec} lie in the folder {classes[0]}: there must be one folder per class.")
@@ -88,10 +88,15 @@ def open_labelled_set(spec: str, transform: Callable[[Image.Image], Tensor], opt
     return LabelledSet(MemberImages(members, transform), values, classes, members)
 
 
-def _image_members(shards: str) -> list[Member]:
-    """Return the images of all shards in their order; other files, such as captions, are left out."""
+def image_members(shards: str, base: Path = Path()) -> list[Member]:
+    """Return the images of all shards in their order; other files, such as captions, are left out.
+
+    Args:
+        shards: paths in webdataset's notation.
+        base: the folder that paths are relative to.
+    """
     members: list[Member] = []
-    for shard in local_shards(shards, "labelled images are read by index"):
+    for shard in local_shards(shards, "labelled images are read by index", base):
         found: dict[str, Member] = {}
         for member in members_in_place(shard):
             if PurePosixPath(member.name).suffix.lower() not in readable_suffixes():
@@ -104,7 +109,8 @@ def _image_members(shards: str) -> list[Member]:
     return members
 
 
-def _folder(member: Member) -> str:
+def class_folder(member: Member) -> str:
+    """Return the name of the folder that an image lies in, which is its class."""
     folder = PurePosixPath(member.name).parent.name
     if not folder:
         raise UserError(f"The image {member} lies in no folder, which would be its class. Pack it as CLASS/NAME.jpg.")

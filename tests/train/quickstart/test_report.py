@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from train.pipeline import SECONDS_FILE, Step
 from train.quickstart.paths import Paths
-from train.quickstart.report import SECONDS_FILE, as_markdown, collect
-from train.quickstart.steps import Step
+from train.quickstart.report import as_markdown, collect
 
 SCORES = {"accuracy": 0.5, "accuracy_by_type": {"colour": 0.25, "shape": 0.75}}
 EVALUATED = {

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
+from train.pipeline import Step
 from train.quickstart.paths import Paths
-from train.quickstart.steps import FULL, Step, all_steps, reads_test_split
+from train.quickstart.steps import FULL, all_steps, reads_test_split
 from train.stages.arguments import StageArguments
 
 pytest.importorskip("easy_vqa")
