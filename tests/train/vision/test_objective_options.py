@@ -10,6 +10,7 @@ import torch
 
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.rois import lay_out_rois
+from tests.train.launch import deepspeed
 from tests.train.vision.bootstrap_runs import RESUMABLE, arguments, make, trained
 from train.bootstrap import main
 from train.stages.log import read_log
@@ -54,6 +55,18 @@ def test_a_resumed_run_continues_the_decoder_exactly(run: Path, clip_dir: Path, 
     ours, theirs = (SparseFormer.from_pretrained(out).state_dict() for out in (tmp_path, run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (tmp_path / "checkpoint-4" / EMA_FILE).is_file()
+
+
+@pytest.mark.slow
+def test_two_zero2_processes_train_the_decoder_like_one(
+    run: Path, clip_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    options = {**RESUMABLE, **GRID, "eval_data_path": images, "per_device_train_batch_size": 2, "num_processes": 2}
+    command = arguments(clip_dir, images, tmp_path, **options, deepspeed="train/configs/deepspeed/zero2.json")
+    deepspeed("train.bootstrap", command, 2)
+    for name in ("loss", "alignment_loss", "feature_loss", "entry_loss", "grid_loss"):
+        found, expected = ([line[name] for line in trained(out)] for out in (tmp_path, run))
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
