@@ -127,8 +127,8 @@ def _rename_all(weights: Weights, rules: Sequence[Rule]) -> dict[str, Tensor]:
 def read_weights(file: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a .safetensors or .pth file, or of a TorchScript archive, as OpenAI publishes CLIP.
 
-    No code in the file is run. The wrapping that training programs add is removed: see `WRAPPERS`, `PREFIXES` and
-    `TRAINING_ONLY`.
+    No Python code in the file is run; archives are opened by TorchScript's own reader. The wrapping that training
+    programs add is removed: see `WRAPPERS`, `PREFIXES` and `TRAINING_ONLY`.
 
     Raises:
         UserError: the file is missing, unreadable, or does not contain a state dict.
