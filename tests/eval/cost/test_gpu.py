@@ -3,6 +3,7 @@
 import importlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_check_runs_its_tests(tmp_path: Path) -> None:
     """The check runs in its own process, because pytest does not run inside pytest."""
-    check = next(each for each in PIECES if each.name == "encoder")
+    # its limit is for a GPU that nobody shares; this machine may be busy
+    check = replace(next(each for each in PIECES if each.name == "encoder"), seconds=1000)
     status, (result,) = run(tmp_path, [check])
     assert (status, result["status"]) == (0, "passed")
     assert len(result["rows"]) == 6
