@@ -91,7 +91,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0
         seed: seed of the draws.
 
     Returns:
-        None if `below` sums to 0 in some draw: there is no such ratio.
+        None if `below` sums to 0 in some draw, where the ratio is undefined.
     """
     sums = bootstrap_sums(np.stack([above, below], axis=1), range(len(above)), seed)
     return middle_95(sums[:, 0] / sums[:, 1]) if sums[:, 1].all() else None

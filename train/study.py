@@ -7,8 +7,7 @@ A study file (YAML) holds `arguments` of `train.bootstrap` that all runs share, 
 the arguments that it changes. `base` names a file of further arguments, relative to the study. Variants with equal
 arguments run once. `measure` is an optional command (a module and its arguments) to run after each bootstrap; it writes
 a JSON file to `--output`, whose fractions go into the table and the figures, or, with `columns`, the numbers that these
-name (column: path of keys, joined by dots). `curve` chooses one of `CURVES` to plot
-against steps.
+name (column: path of keys, joined by dots). `curve` chooses one of `CURVES` to plot against steps.
 
 Result: a folder per run, study.json, study.md, and a figure per group. Running it again resumes it.
 """

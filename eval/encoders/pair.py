@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_vlm.bootstrap.teachers import Teacher, TextEncoder, open_teacher
 from sparse_vlm.encoder import Preprocessing, SparseFormer
+from sparse_vlm.encoder.rois import lay_out_grid
 from sparse_vlm.errors import UserError
 
 
@@ -86,7 +87,7 @@ def open_pair(
 def teacher_encoder(teacher: Teacher, dtype: torch.dtype) -> ImageEncoder:
     """Return a teacher whose image encoder computes in `dtype`, on its device."""
     trunk = teacher.trunk.to(dtype)
-    places = _patch_rois(*teacher.grid)
+    places = lay_out_grid(*teacher.grid)
     patches = len(places)
 
     def encode(images: Tensor) -> Encoded:
@@ -97,13 +98,6 @@ def teacher_encoder(teacher: Teacher, dtype: torch.dtype) -> ImageEncoder:
 
     settings = {"teacher": asdict(teacher.cortex), "dtype": str(dtype)}
     return ImageEncoder(encode, teacher.preprocessing, patches, trunk, settings)
-
-
-def _patch_rois(rows: int, columns: int) -> Tensor:
-    """Return the patches of an image, in row-major order, as RoIs float32[rows · columns, 4]."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    sides = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
-    return torch.stack(sides, dim=-1).flatten(0, 1)
 
 
 def student_encoders(

@@ -1,18 +1,11 @@
 """Set-to-grid decoder: rebuilds the teacher's patch grid from latent tokens and their RoIs. Used in training only."""
 
-import torch
 from torch import Tensor, nn
 
 from sparse_vlm.encoder.focusing import RoIEncoding
+from sparse_vlm.encoder.rois import lay_out_grid
 
 HEAD_WIDTH = 64
-
-
-def grid_cells(rows: int, columns: int) -> Tensor:
-    """Boxes (x1, y1, x2, y2) in image coordinates of the cells of a grid: float32[rows · columns, 4], row-major."""
-    top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
-    corners = torch.stack([left, top], dim=-1).flatten(0, 1)
-    return torch.cat([corners, corners + torch.tensor([1 / columns, 1 / rows])], dim=-1)
 
 
 class ReadingBlock(nn.Module):
@@ -64,7 +57,7 @@ class GridDecoder(nn.Module):
         Returns:
             float[B, rows · columns, channels] in row-major order.
         """
-        cells = grid_cells(*grid).to(rois.device)
+        cells = lay_out_grid(*grid).to(rois.device)
         queries = self.place(cells).expand(len(tokens), -1, -1)
         memory = self.norm(self.read(tokens) + self.place(rois))
         for block in self.blocks:

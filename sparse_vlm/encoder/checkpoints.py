@@ -142,7 +142,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
             content = load_file(file)
         elif is_torchscript(file):
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "`torch.jit.load`", FutureWarning)  # there is no other reader
+                warnings.filterwarnings("ignore", "`torch.jit.load`", FutureWarning)  # torch has no other reader
                 content = torch.jit.load(file, "cpu").state_dict()
         else:
             with torch.serialization.safe_globals(HARMLESS):

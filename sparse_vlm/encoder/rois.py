@@ -52,6 +52,13 @@ def lay_out_rois(count: int, box: Sequence[float] = WHOLE_IMAGE) -> Tensor:
     return torch.tensor(tiles, dtype=torch.float32) * sides + corner
 
 
+def lay_out_grid(rows: int, columns: int) -> Tensor:
+    """Return the cells of a grid as RoIs, in row-major order: float32[rows · columns, 4]."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    sides = column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
+    return torch.stack(sides, dim=-1).flatten(0, 1)
+
+
 def check_box(box: Sequence[float]) -> None:
     """Check that a box lies inside the image.
 

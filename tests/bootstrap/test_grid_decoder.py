@@ -2,14 +2,14 @@
 
 import torch
 
-from sparse_vlm.bootstrap.grid_decoder import GridDecoder, grid_cells
-from sparse_vlm.encoder.rois import lay_out_rois
+from sparse_vlm.bootstrap.grid_decoder import GridDecoder
+from sparse_vlm.encoder.rois import lay_out_grid, lay_out_rois
 
 
 def test_cells_are_the_layout_of_as_many_tokens() -> None:
-    assert torch.allclose(grid_cells(4, 4), lay_out_rois(16))
-    assert torch.allclose(grid_cells(1, 2), torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]))
-    assert torch.allclose(grid_cells(2, 1), torch.tensor([[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]))
+    assert torch.allclose(lay_out_grid(4, 4), lay_out_rois(16))
+    assert torch.allclose(lay_out_grid(1, 2), torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]))
+    assert torch.allclose(lay_out_grid(2, 1), torch.tensor([[0.0, 0.0, 1.0, 0.5], [0.0, 0.5, 1.0, 1.0]]))
 
 
 def test_the_order_of_tokens_does_not_matter_but_their_places_do() -> None:

@@ -80,7 +80,7 @@ class Teacher(nn.Module):
             layer: index of a block from 0; negative ones count from the end. The last one changes nothing.
 
         Raises:
-            UserError: there is no such block.
+            UserError: the teacher does not have this block.
         """
         blocks = self.cortex.depth
         if not -blocks <= layer < blocks:
