@@ -182,8 +182,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        help="auto: bfloat16 on an accelerator that supports it, else float32; or float32, bfloat16, float16 "
-        "(default: auto)",
+        help="auto: bfloat16 where the accelerator or CPU computes it natively, else float32; or float32, bfloat16, "
+        "float16 (default: auto)",
     )
 
 

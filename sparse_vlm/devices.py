@@ -1,17 +1,22 @@
 """Choice of device and dtype, and memory measurements, on any accelerator of torch (CUDA, MPS, XPU)."""
 
+import logging
 import os
+import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
 
-from sparse_vlm.dtypes import DTYPES
+from sparse_vlm.dtypes import DTYPES, name_of
 from sparse_vlm.errors import UserError, unknown_choice
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 METERED = ("cuda", "xpu")  # torch.cuda and torch.xpu name their memory functions alike
+GAIN = 1.5  # bfloat16 must be this many times as fast as float32 on a CPU: it also costs conversions and accuracy
+logger = logging.getLogger(__name__)
 
 
 def devices_here() -> list[torch.device]:
@@ -47,21 +52,25 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Choose a dtype by name.
+    """Choose a dtype by name. The choice of "auto" is logged.
 
     Args:
-        name: a key of `DTYPES`, or "auto" for bfloat16 on an accelerator that supports it natively, else float32.
+        name: a key of `DTYPES`, or "auto" for bfloat16 where `has_bfloat16`, else float32.
         device: where the model will compute.
     """
     if name == "auto":
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        logger.info("Computing in %s on %s.", name_of(dtype), device)
+        return dtype
     if name not in DTYPES:
         raise unknown_choice("--dtype", name, ("auto", *DTYPES))
     return DTYPES[name]
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Check whether an accelerator supports bfloat16 natively, without emulation; False for a CPU."""
+    """Check whether a device computes in bfloat16 natively, without emulation; a CPU's speed is measured."""
+    if device.type == "cpu":
+        return _cpu_gains_by_bfloat16()
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     if device.type not in METERED:
@@ -69,6 +78,24 @@ def has_bfloat16(device: torch.device) -> bool:
     module = torch.get_device_module(device)
     with module.device(device):
         return module.is_bf16_supported(including_emulation=False)
+
+
+@cache
+def _cpu_gains_by_bfloat16() -> bool:
+    """Time a small matrix product in both dtypes, in turns (10 to 60 ms).
+
+    The instruction sets do not tell: a processor with AVX512-BF16 but without AMX multiplies bfloat16 four times as
+    fast as float32, or more slowly than it, and a virtual machine or ONEDNN_MAX_CPU_ISA can hide what it has.
+    """
+    least = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    with torch.inference_mode():
+        products = {dtype: (torch.zeros(128, 512, dtype=dtype), torch.zeros(512, 512, dtype=dtype)) for dtype in least}
+        for _ in range(6):
+            for dtype, (rows, weight) in products.items():
+                start = time.perf_counter()
+                torch.nn.functional.linear(rows, weight)
+                least[dtype] = min(least[dtype], time.perf_counter() - start)
+    return least[torch.float32] > GAIN * least[torch.bfloat16]
 
 
 def device_name(device: torch.device) -> str:
