@@ -11,16 +11,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# None of the project's own modules, so that a command behaves as in a fresh interpreter.
-LIBRARIES = [
-    "datasets",
-    "open_clip",
-    "peft",
-    "timm",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.llava.modeling_llava",
-    "transformers.trainer",
-]
+PRELOADED = ["train.libraries"]  # none of the project's other modules: a command behaves as in a fresh interpreter
 
 
 def fork_python(
@@ -41,7 +32,7 @@ def fork_python(
         The started process. `join()` waits for it, and `exitcode` is then its exit status.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_run, args=(list(words), dict(environment or {}), os.getcwd(), printed, threads))
     process.start()
     return process
