@@ -6,6 +6,7 @@ the time of the imports, and in a forked process they copy the memory that these
 
 import atexit
 import gc
+import tempfile
 from contextlib import suppress
 from importlib import import_module
 
@@ -23,6 +24,7 @@ gc.disable()
 for name in LIBRARIES:
     with suppress(ImportError):  # of an extra that is not installed
         import_module(name)
+tempfile.tempdir = None  # a library asked for it; each process has its own $TMPDIR
 gc.freeze()
 gc.enable()
 atexit.register(gc.unfreeze)  # otherwise the binding library of triton reports them as leaked
