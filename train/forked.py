@@ -42,6 +42,7 @@ def fork_python(
 def _run(
     words: list[str], environment: Mapping[str, str], folder: str, printed: Path | None, threads: int | None
 ) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the default, not forkserver: workers would import all again
     os.environ.update(environment)
     os.chdir(folder)
     if printed is not None:
