@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.encoder.runtime.export import export_onnx, quantise, write_onnx
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
 from sparse_vlm.measure.timing import Run
 from sparse_vlm.measure.towers import Tower, build_towers
 

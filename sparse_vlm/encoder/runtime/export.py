@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import SparseFormer, starting_rois
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.errors import UserError
+from sparse_vlm.encoder.runtime.packed_linears import PackedLinear
+from sparse_vlm.errors import UserError, lost_by_optimisation
 from sparse_vlm.files import new_file
 
 OPSET = 20  # the first opset with Gelu; GridSample exists since 16
@@ -79,6 +80,8 @@ def require_onnx() -> None:
 
 def _check(encoder: SparseFormer) -> None:
     require_onnx()
+    if any(isinstance(module, PackedLinear) for module in encoder.modules()):
+        raise lost_by_optimisation("exported")
     dtype = encoder.stem.conv.weight.dtype
     if dtype != torch.float32:
         raise UserError(f"Only float32 encoders can be exported, this one is {dtype}: call encoder.float() first.")
