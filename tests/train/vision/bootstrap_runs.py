@@ -32,6 +32,7 @@ def arguments(teacher: Path, images: Path | str, out: Path, **options: Any) -> l
         "learning_rate": 1e-3,
         "max_steps": 4,
         "use_cpu": True,
+        "bf16": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
