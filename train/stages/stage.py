@@ -19,6 +19,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output, new_directory, write_text
 from train.stages.arguments import StageArguments
 from train.stages.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
+from train.stages.cpu import keep_freed_memory
 from train.stages.log import LOG_NAME, JsonlLog
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def log_trainable(model: nn.Module, groups: Sequence[ParameterGroup], args: Stag
 
 
 def prepare(args: StageArguments) -> None:
-    """Check the output directory, the processes and the batch, start DeepSpeed's communication, and seed.
+    """Check the output directory, processes and batch, start DeepSpeed's communication, and seed; on a CPU, keep
+    freed memory.
 
     Call this before a model is loaded.
 
@@ -98,6 +100,8 @@ def prepare(args: StageArguments) -> None:
             raise UserError(
                 "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun instead of python."
             ) from error
+    if args.device.type == "cpu":
+        keep_freed_memory()
     set_seed(args.seed)
 
 
