@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.weight_decay import decayed_weights
 from train.stages.cpu import attention_kernels
@@ -90,7 +91,8 @@ class StageTrainer(Trainer):
     def variant(self) -> dict[str, Any]:
         """Return the JSON values that a checkpoint and the run that resumes from it must share."""
         # transformers would continue with a new optimizer if it does not find one in the expected form.
-        return {"deepspeed_processes": self.args.world_size if self.is_deepspeed_enabled else 0}
+        processes = self.args.world_size if self.is_deepspeed_enabled else 0
+        return {"deepspeed_processes": processes, "dtype": name_of(compute_dtype(self.args))}
 
     def restore(self, checkpoint: Path) -> None:
         """Restore what a checkpoint holds besides transformers' files; here: compare the variants.
