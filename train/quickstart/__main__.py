@@ -2,6 +2,7 @@
 
     python -m train.quickstart                      # or: make quickstart
     python -m train.quickstart --compare            # also train the same LLM on the dense teacher's 64 tokens
+    python -m train.quickstart --seed 1 --output_dir runs/quickstart-1
     QUICKSTART_FAST=1 python -m train.quickstart    # a smoke test that hardly trains
 
 Every step is one of the project's own commands, printed before it runs. Run it again to resume: steps whose results
@@ -12,29 +13,34 @@ Result: runs/quickstart/report.md, report.json, and the model directory runs/qui
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from sparse_vlm.command_line import CommandParser
-from train.pipeline import run_step
+from train.pipeline import require_same_arguments, run_step
 from train.quickstart.paths import Paths
 from train.quickstart.report import write_report
 from train.quickstart.steps import FAST, FULL, all_steps
 
 
-def quickstart(root: Path, compare: bool, fast: bool) -> None:
+def quickstart(root: Path, compare: bool, fast: bool, seed: int) -> None:
     """Run all steps and write the report.
 
     Args:
         root: directory for all results.
         compare: also train and evaluate the LLM on the dense teacher's tokens.
         fast: run the smoke test.
+        seed: seed of the data and of every training stage.
+
+    Raises:
+        UserError: a step failed, or `root` holds a run with another seed.
     """
     console = Console()
     paths = Paths(root)
-    root.mkdir(parents=True, exist_ok=True)
-    steps = all_steps(paths, FAST if fast else FULL, compare)
+    require_same_arguments(root, {"seed": seed})
+    steps = all_steps(paths, replace(FAST if fast else FULL, seed=seed), compare)
     for step in steps:
         run_step(step, root, console)
     report = write_report(paths, steps, fast)
@@ -58,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output_dir", type=Path, default=default, help="directory for all results (default: %(default)s)"
     )
     parser.add_argument("--compare", action="store_true", help="also train the same LLM on the dense teacher's tokens")
-    return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast), argv)
+    parser.add_argument("--seed", type=int, default=FULL.seed, help="seed of all steps (default: %(default)s)")
+    return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast, arguments.seed), argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.weight_decay import decayed_weights
+from train.stages.cpu import attention_kernels
 from train.stages.divergence import require_finite, require_finite_weights, weights_are_finite
 from train.stages.precision import compute_dtype
 from train.stages.stage import ParameterGroup
@@ -108,6 +109,11 @@ class StageTrainer(Trainer):
             trained = super().train(resume_from_checkpoint, *args, **options)
         self._require_finite_weights()
         return trained
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
+        tokens = inputs["input_ids"].shape[-1] if "input_ids" in inputs else 0  # an image's tokens are few
+        with attention_kernels(self.args.device, compute_dtype(self.args), tokens):
+            return super().training_step(model, inputs, *args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         require_finite(logs, self.state.global_step)
