@@ -4,8 +4,9 @@
     python -m train.quickstart --compare            # also train the same LLM on the dense teacher's 64 tokens
     QUICKSTART_FAST=1 python -m train.quickstart    # a smoke test that hardly trains
 
-Every step is one of the project's own commands, printed before it runs. Run it again to resume: steps whose results
-exist are skipped, and an interrupted training step resumes from its last checkpoint.
+Every step is one of the project's own commands; its command and output are in runs/quickstart/logs/STEP.log. Run it
+again to resume: steps whose results exist are skipped, and an interrupted training step resumes from its last
+checkpoint.
 Result: runs/quickstart/report.md, report.json, and the model directory runs/quickstart/model.
 """
 
@@ -13,13 +14,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from sparse_vlm.command_line import CommandParser
-from train.pipeline import run_step
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import read_object
+from train.forked import run_logged
+from train.pipeline import LOGS, run_steps
 from train.quickstart.paths import Paths
-from train.quickstart.report import write_report
 from train.quickstart.steps import FAST, FULL, all_steps
 
 
@@ -35,9 +39,8 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
     paths = Paths(root)
     root.mkdir(parents=True, exist_ok=True)
     steps = all_steps(paths, FAST if fast else FULL, compare)
-    for step in steps:
-        run_step(step, root, console)
-    report = write_report(paths, steps, fast)
+    run_steps(steps, root, console)
+    report = _report(root, compare, fast)
     console.rule("The quickstart is done", align="left")
     console.print(
         f"accuracy {report['accuracy']:.2%} with {report['visual_tokens']} visual tokens; see {root}/report.md"
@@ -47,6 +50,14 @@ def quickstart(root: Path, compare: bool, fast: bool) -> None:
     console.print(
         f'  .venv/bin/sparse-vlm chat --model {paths.model} --image {image} "what color is the shape?"', soft_wrap=True
     )
+
+
+def _report(root: Path, compare: bool, fast: bool) -> dict[str, Any]:
+    """Let another process, which has imported torch and transformers already, write the report, and read it."""
+    flags = [flag for flag, given in (("--compare", compare), ("--fast", fast)) if given]
+    if run_logged(["-m", "train.quickstart.report", "--output_dir", str(root), *flags], root / LOGS / "report.log"):
+        raise UserError("All steps are done, but the report failed. Run it again to write the report.")
+    return read_object(root / "report.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

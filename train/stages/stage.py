@@ -19,7 +19,8 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output, new_directory, write_text
 from train.stages.arguments import StageArguments
 from train.stages.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
-from train.stages.log import LOG_NAME, JsonlLog
+from train.stages.log import LOG_NAME
+from train.stages.log_callback import JsonlLog
 
 logger = logging.getLogger(__name__)
 GROUPS_FILE = "parameter_groups.txt"
