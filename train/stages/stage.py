@@ -21,7 +21,8 @@ from sparse_vlm.files import check_output, new_directory, write_text
 from train.stages.arguments import StageArguments
 from train.stages.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
 from train.stages.cpu import keep_freed_memory
-from train.stages.log import LOG_NAME, JsonlLog
+from train.stages.log import LOG_NAME
+from train.stages.log_callback import JsonlLog
 from train.stages.precision import compute_dtype
 
 logger = logging.getLogger(__name__)
