@@ -16,6 +16,8 @@ from sparse_vlm.errors import UserError, unknown_choice
 def build_trunk(config: CortexConfig) -> VisionTransformer:
     """Build the timm VisionTransformer that `config` describes, with random weights."""
     options = dict(config.options)
+    if torch.get_default_device().type == "meta":  # where timm's initialisation changes nothing, but takes a second
+        options["weight_init"] = "skip"
     if config.norm_eps is not None:
         options["norm_layer"] = partial(LayerNorm, eps=config.norm_eps)
     if not timm.is_model(config.architecture):
