@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
 from sparse_vlm.errors import UserError
@@ -111,16 +110,6 @@ def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu
     # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
-
-
-def language_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
-    """Return the options of `short_training` for a language model.
-
-    They ask for bf16 autocast except on CPUs without AMX, where bf16 would be slower. Weights and optimizer stay
-    float32.
-    """
-    bf16 = not cpu or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return [*short_training(output_dir, max_steps, save_steps, cpu), "--bf16", str(bf16)]
 
 
 def packaged_llm() -> Path:

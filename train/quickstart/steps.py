@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.pipeline import Step, language_training, packaged_llm, short_training
+from train.pipeline import Step, packaged_llm, short_training
 from train.quickstart.paths import Paths
 
 COUNTS = "4-36"  # latent tokens of the student, and visual tokens of the tuned model
@@ -132,18 +132,18 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     read += ["--per_device_train_batch_size", "4"]
-    read += language_training(reading, None, recipe.save_steps)
+    read += short_training(reading, None, recipe.save_steps)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
     align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
-    align += language_training(aligned, recipe.align_steps, recipe.save_steps)
+    align += short_training(aligned, recipe.align_steps, recipe.save_steps)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += [] if prefix else ["--visual_tokens", COUNTS]  # the dense tower's number is fixed
-    instruct += language_training(model, None, recipe.save_steps)
+    instruct += short_training(model, None, recipe.save_steps)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]
