@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sparse_vlm.encoder.activations import fuse_quick_gelu
 from sparse_vlm.encoder.config import CortexConfig
 from sparse_vlm.errors import UserError, unknown_choice
 
@@ -40,6 +41,7 @@ def build_trunk(config: CortexConfig) -> VisionTransformer:
         )
     if config.head_dim and not config.head_bias:
         trunk.head = nn.Linear(config.width, config.head_dim, bias=False)
+    fuse_quick_gelu(trunk)
     return trunk
 
 
