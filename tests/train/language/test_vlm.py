@@ -15,7 +15,8 @@ from sparse_vlm.data.conversations.encoding import encode
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
-from train.language.data import PACKABLE, DataArguments, make_data
+from train.language.data import PACKABLE, make_data
+from train.language.data_arguments import DataArguments
 from train.language.order import LengthGroups
 from train.language.trainer import ConversationTrainer
 from train.language.vlm import ModelArguments, load, vlm_groups
