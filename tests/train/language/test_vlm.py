@@ -225,6 +225,8 @@ def test_grouping_by_length_reads_no_image(
     assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths
     assert sorted(sampler) == list(range(8))
+    held_out = trainer.get_eval_dataloader(dataset).batch_sampler
+    assert list(held_out) == [list(range(8))], "not grouped"
 
 
 def test_length_groups_depend_only_on_seed_and_epoch() -> None:
