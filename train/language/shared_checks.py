@@ -101,4 +101,4 @@ def _require_good(shares: list[list[Finding]], errors: bool) -> None:
         return
     last = [(len(share), rank, share[-1].problem) for rank, share in enumerate(shares) if share and stops(share[-1])]
     if last:
-        raise UserError(min(last)[2])
+        raise UserError(min(last, key=lambda found: found[:2])[2])
