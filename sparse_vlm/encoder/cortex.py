@@ -21,6 +21,8 @@ SATURATED = 60.0  # σ(60) rounds to 1 in every dtype, and exp(60) is still fini
 def build_trunk(config: CortexConfig) -> VisionTransformer:
     """Build the timm VisionTransformer that `config` describes, with random weights."""
     options = dict(config.options)
+    if torch.get_default_device().type == "meta":  # where timm's initialisation changes nothing, but takes a second
+        options["weight_init"] = "skip"
     if config.norm_eps is not None:
         options["norm_layer"] = partial(LayerNorm, eps=config.norm_eps)
     if not timm.is_model(config.architecture):
