@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sparse_vlm.encoder.activations import fuse_quick_gelu
 from sparse_vlm.encoder.config import CortexConfig
 from sparse_vlm.errors import UserError, unknown_choice
 
@@ -16,6 +17,8 @@ from sparse_vlm.errors import UserError, unknown_choice
 def build_trunk(config: CortexConfig) -> VisionTransformer:
     """Build the timm VisionTransformer that `config` describes, with random weights."""
     options = dict(config.options)
+    if torch.get_default_device().type == "meta":  # where timm's initialisation changes nothing, but takes a second
+        options["weight_init"] = "skip"
     if config.norm_eps is not None:
         options["norm_layer"] = partial(LayerNorm, eps=config.norm_eps)
     if not timm.is_model(config.architecture):
@@ -38,6 +41,7 @@ def build_trunk(config: CortexConfig) -> VisionTransformer:
         )
     if config.head_dim and not config.head_bias:
         trunk.head = nn.Linear(config.width, config.head_dim, bias=False)
+    fuse_quick_gelu(trunk)
     return trunk
 
 

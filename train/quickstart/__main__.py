@@ -5,8 +5,9 @@
     python -m train.quickstart --seed 1 --output_dir runs/quickstart-1
     QUICKSTART_FAST=1 python -m train.quickstart    # a smoke test that hardly trains
 
-Every step is one of the project's own commands, printed before it runs. Run it again to resume: steps whose results
-exist are skipped, and an interrupted training step resumes from its last checkpoint.
+Every step is one of the project's own commands; its command and output are in runs/quickstart/logs/STEP.log. Run it
+again to resume: steps whose results exist are skipped, and an interrupted training step resumes from its last
+checkpoint.
 Result: runs/quickstart/report.md, report.json, and the model directory runs/quickstart/model.
 """
 
@@ -15,13 +16,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from sparse_vlm.command_line import CommandParser
-from train.pipeline import require_same_arguments, run_step
+from sparse_vlm.errors import UserError
+from sparse_vlm.files import read_object
+from train.forked import run_logged
+from train.pipeline import LOGS, require_same_arguments, run_steps
 from train.quickstart.paths import Paths
-from train.quickstart.report import write_report
 from train.quickstart.steps import FAST, FULL, all_steps
 
 
@@ -41,9 +45,8 @@ def quickstart(root: Path, compare: bool, fast: bool, seed: int) -> None:
     paths = Paths(root)
     require_same_arguments(root, {"seed": seed})
     steps = all_steps(paths, replace(FAST if fast else FULL, seed=seed), compare)
-    for step in steps:
-        run_step(step, root, console)
-    report = write_report(paths, steps, fast)
+    run_steps(steps, root, console)
+    report = _report(root, compare, fast)
     console.rule("The quickstart is done", align="left")
     console.print(
         f"accuracy {report['accuracy']:.2%} with {report['visual_tokens']} visual tokens; see {root}/report.md"
@@ -53,6 +56,14 @@ def quickstart(root: Path, compare: bool, fast: bool, seed: int) -> None:
     console.print(
         f'  .venv/bin/sparse-vlm chat --model {paths.model} --image {image} "what color is the shape?"', soft_wrap=True
     )
+
+
+def _report(root: Path, compare: bool, fast: bool) -> dict[str, Any]:
+    """Let another process, which has imported torch and transformers already, write the report, and read it."""
+    flags = [flag for flag, given in (("--compare", compare), ("--fast", fast)) if given]
+    if run_logged(["-m", "train.quickstart.report", "--output_dir", str(root), *flags], root / LOGS / "report.log"):
+        raise UserError("All steps are done, but the report failed. Run it again to write the report.")
+    return read_object(root / "report.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

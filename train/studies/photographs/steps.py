@@ -1,7 +1,9 @@
 """The study's steps as commands."""
 
 from collections.abc import Mapping
+from functools import partial
 
+from train import outcomes
 from train.pipeline import Step, short_training
 from train.quickstart.steps import CHAT_TEMPLATE
 from train.studies.photographs.paths import DENSE, STUDENT, Paths
@@ -73,7 +75,14 @@ def _build(settings: Settings, paths: Paths, side: str) -> Step:
     if side == DENSE:
         arguments += ["--image_size", str(settings.image_size)]
         arguments += [] if settings.teacher_layer is None else ["--teacher_layer", str(settings.teacher_layer)]
-    return Step(f"{side}_build", f"The language model on {NAMES[side]}", tuple(arguments), built / "config.json")
+    return Step(
+        f"{side}_build",
+        f"The language model on {NAMES[side]}",
+        tuple(arguments),
+        built / "config.json",
+        None,
+        partial(outcomes.tokens, built),
+    )
 
 
 def _read(settings: Settings, paths: Paths) -> Step:
@@ -84,7 +93,8 @@ def _read(settings: Settings, paths: Paths) -> Step:
     arguments += ["--per_device_train_batch_size", "4", "--train_sampling_strategy", "sequential"]
     arguments += short_training(paths.reading, None, settings.save_steps, cpu=settings.cpu)
     title = "The language model learns the questions from words"
-    return Step("read", title, tuple(arguments), paths.reading / "config.json", paths.reading)
+    shows = partial(outcomes.loss, paths.reading)
+    return Step("read", title, tuple(arguments), paths.reading / "config.json", paths.reading, shows)
 
 
 def _align(settings: Settings, paths: Paths, side: str) -> Step:
@@ -94,7 +104,8 @@ def _align(settings: Settings, paths: Paths, side: str) -> Step:
     arguments += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", BATCH]
     arguments += short_training(aligned, settings.align_steps, settings.save_steps, cpu=settings.cpu)
     title = f"Alignment of {NAMES[side]}"
-    return Step(f"{side}_align", title, tuple(arguments), aligned / "config.json", aligned)
+    shows = partial(outcomes.loss, aligned)
+    return Step(f"{side}_align", title, tuple(arguments), aligned / "config.json", aligned, shows)
 
 
 def _instruct(settings: Settings, paths: Paths, side: str, rate: float) -> Step:
@@ -106,7 +117,8 @@ def _instruct(settings: Settings, paths: Paths, side: str, rate: float) -> Step:
     arguments += ["--per_device_train_batch_size", BATCH]
     arguments += short_training(model, None, settings.save_steps, cpu=settings.cpu)
     title = f"Instruction tuning on {NAMES[side]} at {rate:g}"
-    return Step(f"{side}_instruct_{rate:g}", title, tuple(arguments), model / "config.json", model)
+    shows = partial(outcomes.loss, model)
+    return Step(f"{side}_instruct_{rate:g}", title, tuple(arguments), model / "config.json", model, shows)
 
 
 def _photographs(settings: Settings, paths: Paths, side: str) -> list[str]:
@@ -133,8 +145,8 @@ def _measure(settings: Settings, paths: Paths, side: str, rate: float, questions
     title = f"{questions.capitalize()} questions, {of}"
     # the file of answers grows during generation, so only the scores tell that it is done
     return [
-        Step(f"{name}_generate", title, tuple(generate), scores, answers),
-        Step(f"{name}_score", f"Scores: {title}", tuple(score), scores),
+        Step(f"{name}_generate", title, tuple(generate), scores, answers, partial(outcomes.answers, answers)),
+        Step(f"{name}_score", f"Scores: {title}", tuple(score), scores, None, partial(outcomes.accuracy, scores)),
     ]
 
 
