@@ -31,8 +31,8 @@ RANGES = {  # outside them transformers and torch fail with a traceback, sometim
 class StageArguments(TrainingArguments):
     """transformers' TrainingArguments with this project's defaults. bf16 is autocast, with DeepSpeed as without."""
 
-    bf16: bool = field(
-        default=None,  # type: ignore[arg-type]  # chosen when the object is made
+    bf16: bool = field(  # type: ignore[assignment]  # None is replaced when the object is made
+        default=None,
         metadata={
             "help": "bf16 autocast over float32 weights (default: where the processor computes it natively and faster)"
         },
