@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from sparse_vlm.vlm.answering import Answerer
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; no test waits for a network
+gc.disable()  # until all tests are collected: the imported libraries are a million objects, searched again and again
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from searching what was imported for the tests."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # otherwise the binding library of triton reports the objects as leaked
 
 
 @pytest.fixture(scope="session", autouse=True)

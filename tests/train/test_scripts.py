@@ -22,7 +22,7 @@ from tests.forked import ROOT
 from tests.forking_python import forking_python
 from train.align import AlignArguments
 from train.instruct import InstructArguments
-from train.language.data import DataArguments
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments
 from train.vision.bootstrap_arguments import ARGUMENTS as BOOTSTRAP
 
