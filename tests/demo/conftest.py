@@ -64,7 +64,7 @@ def served(
     log = tmp_path_factory.mktemp("demo") / "log.txt"
     command = ["-m", "demo.app", "--model", str(vlm_dir), "--compare", str(dense_vlm_dir), "--port", "0"]
     options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
-    options += ["--examples", str(examples)]
+    options += ["--examples", str(examples), "--dtype", "float32"]
     process = fork_python([*command, *options], {"TMPDIR": str(log.parent)}, printed=log, threads=1)
     try:
         address = wait_for_output(process, log, r"http://127\.0\.0\.1:\d+")

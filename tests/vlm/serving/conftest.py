@@ -38,8 +38,8 @@ class Server:
     """`sparse-vlm serve` on a free port; `root` is its address."""
 
     def __init__(self, directory: Path, log: Path, *options: str) -> None:
-        words = ["-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu", *options]
-        self.process = fork_python(words, printed=log, threads=1)
+        words = ["-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu", "--dtype", "float32"]
+        self.process = fork_python([*words, *options], printed=log, threads=1)
         self.root = wait_for_output(self.process, log, r"http://127\.0\.0\.1:\d+(?=/v1\n)")
 
     def close(self) -> None:
