@@ -11,7 +11,7 @@ import transformers
 from llava_patch.__main__ import check_module, main, split_arguments
 from llava_patch.cpu import CudaIsCpu
 from sparse_vlm.errors import UserError
-from tests.llava_patch.tiny import ROOT, losses, run, run_forked, training_arguments
+from tests.llava_patch.tiny import ROOT, losses, run, run_forked, run_launcher, training_arguments
 from tests.ports import free_port
 
 
@@ -143,7 +143,7 @@ def by_torchrun(
     """Checkpoint trained by torchrun with data parallelism."""
     out = tmp_path_factory.mktemp("torchrun") / "llava-two"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "llava_patch"]
-    run(*launch, "llava.train.train", *two_processes(llama, tower, data, pretrained, out))
+    run_launcher(*launch, "llava.train.train", *two_processes(llama, tower, data, pretrained, out))
     return out
 
 
@@ -165,6 +165,6 @@ def test_deepspeed_zero2_gives_the_same_curve(
     command = two_processes(
         llama, tower, data, pretrained, out, deepspeed=ROOT / "train" / "configs" / "deepspeed" / "zero2.json"
     )
-    run(*launch, "llava_patch", "--cpu", "llava.train.train", *command, DS_ACCELERATOR="cpu")
+    run_launcher(*launch, "llava_patch", "--cpu", "llava.train.train", *command, DS_ACCELERATOR="cpu")
     check_work_was_shared(out)
     assert losses(out) == pytest.approx(losses(by_torchrun), rel=1e-3)

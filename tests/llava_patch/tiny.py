@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import sentencepiece
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.forked import ROOT, run_together
+from tests.forking_python import forking_python
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
 WORDS = (
@@ -108,10 +110,12 @@ def losses(directory: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, check: bool = True, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python …` in the root of the project, with one thread, offline."""
     result = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [python, *map(str, command)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
@@ -121,6 +125,12 @@ def run(*command: str, check: bool = True, **environment: str) -> subprocess.Com
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result
+
+
+def run_launcher(*command: str, **environment: str) -> None:
+    """Run a launcher. The interpreters that it starts are forked processes."""
+    with TemporaryDirectory() as folder, forking_python(Path(folder)) as python:
+        run(*command, python=str(python), **environment)
 
 
 def run_forked(*command: str, printed: Path, exitcode: int = 0) -> str:

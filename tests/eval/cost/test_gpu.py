@@ -3,8 +3,10 @@
 import importlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from eval.cost.gpu import __main__ as gpu
 from eval.cost.gpu.pieces import PIECES, Piece, missing
 from eval.cost.gpu.work import Work
+from tests.forking_python import forking_python
 
 
 def piece(name: str, *needs: str, seconds: int = 30) -> Piece:
@@ -26,7 +29,16 @@ def run(folder: Path, pieces: list[Piece], *words: str) -> tuple[int, list[dict[
     return status, json.loads((folder / "report.json").read_text())["pieces"]
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fork the processes of pieces, which then import nothing again."""
+    with TemporaryDirectory() as folder, forking_python(Path(folder)) as python:
+        monkeypatch.setattr("sys.executable", str(python))
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_failing_piece_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE", 4.0)
     names = ("broken", "half_broken", "crashes", "fine")
@@ -135,6 +147,7 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_check_runs_its_tests(tmp_path: Path) -> None:
     """The check runs in its own process, because pytest does not run inside pytest."""
     # its limit is for a GPU that nobody shares; this machine may be busy
