@@ -7,6 +7,7 @@ Examples:
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_vlm.command_line import CommandParser
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _files(paths: list[str]) -> list[Path]:
+def _files(paths: Sequence[str]) -> list[Path]:
     """The image files that `paths` name or contain, at most `LIMIT`, evenly spaced."""
     from sparse_vlm.data.images.files import image_paths
 
