@@ -24,6 +24,8 @@ def run_together(
         The output of the first process.
     """
     files = [printed, *(printed.with_suffix(f".{rank}.txt") for rank in range(1, len(environments)))]
+    for file in files:
+        file.unlink(missing_ok=True)
     processes = [fork_python(words, more, file, threads=1) for more, file in zip(environments, files, strict=True)]
     for process, file in zip(processes, files, strict=True):
         process.join(timeout=900)

@@ -68,7 +68,7 @@ def served(
     log = tmp_path_factory.mktemp("demo") / "log.txt"
     command = [sys.executable, "-m", "demo.app", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", "0"]
     options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
-    options += ["--examples", str(examples)]
+    options += ["--examples", str(examples), "--dtype", "float32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(log.parent)}
     environment["PYTHONUNBUFFERED"] = "1"  # the address is read from the log
     with (

@@ -44,7 +44,7 @@ def uninterrupted(vlm_dir: Path, question_file: Path, tmp_path_factory: pytest.T
 
 def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str]:
     paths = ["--model", str(model), "--questions", str(questions), "--answers", str(answers)]
-    return ["easy_vqa", *paths, "--device", "cpu", *more]
+    return ["easy_vqa", *paths, "--device", "cpu", "--dtype", "float32", *more]
 
 
 def test_cuda_graphs_need_cuda(
@@ -67,6 +67,15 @@ def test_lines_are_in_llavas_format(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
     assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
+
+
+def test_answers_in_another_dtype_are_not_mixed(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.read_bytes()
+    assert main(command(vlm_dir, question_file, uninterrupted, "--dtype", "bfloat16")) == 2
+    assert "'dtype': 'float32'" in capsys.readouterr().err
+    assert uninterrupted.read_bytes() == before
 
 
 def test_the_number_of_visual_tokens_is_recorded_and_not_mixed(
@@ -334,7 +343,7 @@ def test_several_benchmarks_with_one_model(
     lines = [{"question_id": i, "image": f"{i}.png", "text": "is it red?", "category": "random"} for i in range(3)]
     pope = tmp_path / "pope.jsonl"
     pope.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["easy_vqa", "pope", "--model", str(vlm_dir), "--device", "cpu", "--images", str(images.parent)]
+    arguments = ["easy_vqa", "pope", "--model", str(vlm_dir), "--dtype", "float32", "--images", str(images.parent)]
     arguments += ["--questions", f"easy_vqa={question_file}", "--questions", f"pope={pope}"]
     assert main([*arguments, "--answers", str(tmp_path / "runs")]) == 0
     assert texts(tmp_path / "runs" / "easy_vqa.jsonl") == texts(uninterrupted)

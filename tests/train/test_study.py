@@ -23,6 +23,7 @@ STUDY = {
         "focus_repeats": 1,
         "max_steps": 1,
         "use_cpu": True,
+        "bf16": False,
         "eval_steps": 1,
     },
     "measure": [

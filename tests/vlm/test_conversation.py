@@ -126,7 +126,8 @@ def test_a_conversation_with_too_many_visual_tokens(vlm: Loaded, images: list[Im
 
 def chat(monkeypatch: pytest.MonkeyPatch, vlm_dir: Path, *lines: str, tokens: int = 6, options: list[str] = []) -> int:  # noqa: B006
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    return main(["chat", "--model", str(vlm_dir), "--max_new_tokens", str(tokens), *options])
+    command = ["chat", "--model", str(vlm_dir), "--dtype", "float32", "--max_new_tokens", str(tokens)]
+    return main([*command, *options])
 
 
 def test_in_the_terminal(

@@ -28,7 +28,9 @@ Loaded = tuple[Any, StageData, StageArguments]
 
 
 def opened(vlm_dir: Path, data_dir: Path, tmp_path: Path, file: str = "captions.json", **options: Any) -> Loaded:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=4)
+    args = StageArguments(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True, per_device_train_batch_size=4
+    )
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     data_args = DataArguments(str(data_dir / file), str(data_dir), **options)
     return model, make_data(data_args, args, model, processor, language=False), args

@@ -39,6 +39,7 @@ class Server:
 
     def __init__(self, directory: Path, log: Path, *options: str) -> None:
         command = [sys.executable, "-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu"]
+        command += ["--dtype", "float32"]
         self.log = log.open("w")
         self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
         assert self.process.stdout is not None
