@@ -63,9 +63,7 @@ class SharedChecks(Checks):
         for rank, part in enumerate(shares):
             findings[rank :: self.args.world_size] = part
         if self.args.process_index == 0:
-            seconds = time.monotonic() - start
-            self._keep(file, rules, known, findings, seconds)
-            logger.info("Checked %d samples in %.1f s.", count, seconds)
+            self._keep(file, rules, known, findings, time.monotonic() - start)
         return findings
 
     def _known(self, file: str, rules: Mapping[str, Any]) -> Known:
@@ -81,8 +79,11 @@ class SharedChecks(Checks):
 
     def _keep(self, file: str, rules: Mapping[str, Any], known: Known, findings: list[Finding], seconds: float) -> None:
         """Write the findings, if they took time and there are new ones."""
+        if seconds < KEPT_FROM:
+            return
+        logger.info("Checked %d samples in %.1f s.", len(findings), seconds)
         keyed = {finding.key: list(finding[:-1]) for finding in findings if finding.key is not None}
-        if seconds < KEPT_FROM or keyed.keys() <= known.keys():
+        if keyed.keys() <= known.keys():
             return
         text = to_json({"rules": rules, "findings": keyed}, file)
         for folder in self.folders:
