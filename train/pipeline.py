@@ -2,21 +2,24 @@
 
 import importlib.util
 import json
-import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import read_object, write_json
-from train.forked import fork_python
+from train.forked import run_logged
 
-SECONDS_FILE, ARGUMENTS_FILE = "seconds.jsonl", "arguments.json"
+SECONDS_FILE, ARGUMENTS_FILE, LOGS = "seconds.jsonl", "arguments.json", "logs"
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,12 @@ class Step:
     """One command.
 
     Attributes:
-        name: key of its seconds in a report.
-        title: heading in the output.
+        name: key of its seconds in a report, and its name in the output.
+        title: what the step does, in words.
         arguments: the words after `python`.
         result: exists once the step is done.
         working_directory: exists once the step has begun; None: an interrupted step starts again.
+        shows: reads from the finished step's files what it showed, in a few words; see `train.outcomes`.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Step:
     arguments: tuple[str, ...]
     result: Path
     working_directory: Path | None = None
+    shows: Callable[[], str] = field(default=str, compare=False)
 
 
 class Seconds(NamedTuple):
@@ -45,26 +50,42 @@ class Seconds(NamedTuple):
     resumed: list[str]
 
 
-def run_step(step: Step, root: Path, console: Console) -> None:
-    """Run a step unless its result exists, and log its seconds in `root`.
+def run_steps(steps: Sequence[Step], root: Path, console: Console) -> None:
+    """Run the steps whose results do not exist, and print one line for each: its name, its seconds, what it showed.
+
+    A step's command and output go to a file of its own in root/logs, its seconds to a file in `root`.
 
     Raises:
-        UserError: the command failed; its own message comes before.
+        UserError: a command failed; its own message comes before.
     """
-    if step.result.exists():
-        console.print(f"[green]already done[/] {step.title}")
-        return
-    console.rule(step.title, align="left")
-    console.print(f"$ {shlex.join(['python', *step.arguments])}", style="dim", soft_wrap=True)
+    width = max(len(step.name) for step in steps)
+    for step in steps:
+        if step.result.exists():
+            console.print(f"{step.name:<{width}}  [green]already done[/] {step.title}", highlight=False, soft_wrap=True)
+            continue
+        with _heading(step.title, console):
+            seconds = _run_step(step, root)
+        console.print(f"{step.name:<{width}} {seconds:6.0f} s  {step.shows()}", highlight=False, soft_wrap=True)
+
+
+def _run_step(step: Step, root: Path) -> float:
     resumed = step.working_directory is not None and step.working_directory.exists()
     start = time.monotonic()
-    process = fork_python(step.arguments)
-    process.join()
-    if process.exitcode:
-        raise UserError(f"The step '{step.title}' failed with exit status {process.exitcode}. Run it again to resume.")
+    if status := run_logged(step.arguments, root / LOGS / f"{step.name}.log"):
+        raise UserError(f"The step '{step.title}' failed with exit status {status}. Run it again to resume.")
     seconds = round(time.monotonic() - start, 1)
     with (root / SECONDS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step.name, "seconds": seconds, "resumed": resumed}) + "\n")
+    return seconds
+
+
+@contextmanager
+def _heading(title: str, console: Console) -> Iterator[None]:
+    """On a terminal, show `title` above the block's output, and remove it when the block succeeds."""
+    if console.is_terminal:
+        console.print(Text(title, style="dim"), no_wrap=True, overflow="ellipsis")
+    yield
+    console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)))
 
 
 def read_seconds(root: Path) -> Seconds:
@@ -97,7 +118,9 @@ def require_same_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
+def short_training(
+    output_dir: Path, max_steps: int | None, save_steps: int, *, cpu: bool = True, seed: int = 42
+) -> list[str]:
     """Return the options of a short training stage; without `max_steps` it lasts one epoch.
 
     Args:
@@ -105,8 +128,10 @@ def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu
         max_steps: number of steps.
         save_steps: steps between two checkpoints.
         cpu: train on the CPU, even if there is an accelerator.
+        seed: of the stage.
     """
     arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", str(cpu)]
+    arguments += ["--seed", str(seed)]
     # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])

@@ -9,7 +9,8 @@ arguments run once. `measure` is an optional command (a module and its arguments
 a JSON file to `--output`, whose fractions go into the table and the figures, or, with `columns`, the numbers that these
 name (column: path of keys, joined by dots). `curve` chooses one of `CURVES` to plot against steps.
 
-Result: a folder per run, study.json, study.md, and a figure per group. Running it again resumes it.
+Result: a folder per run, with the output of its commands (bootstrap.log, measured.log), study.json, study.md, and a
+figure per group. Running it again resumes it.
 """
 
 import json
@@ -30,7 +31,7 @@ from sparse_vlm.command_line import CommandParser
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.figures import save_figure
 from sparse_vlm.files import write_json, write_text
-from train.forked import fork_python
+from train.forked import run_logged
 from train.pipeline import require_same_arguments
 from train.stages.command_line import read_recipe
 from train.stages.log import LOG_NAME, read_log
@@ -140,18 +141,17 @@ def run(todo: Run, measure: Sequence[str]) -> None:
     require_same_arguments(todo.folder, todo.arguments)
     words = [word for name, value in todo.arguments.items() for word in (f"--{name}", str(value))]
     if not (todo.folder / "config.json").exists():
-        _call(["train.bootstrap", *words, "--output_dir", str(todo.folder)])
+        _call(["train.bootstrap", *words, "--output_dir", str(todo.folder)], todo.folder / "bootstrap.log")
     if measure and not (todo.folder / "measured.json").exists():
         places = {"run": todo.folder, **todo.arguments}
-        _call([word.format(**places) for word in measure] + ["--output", str(todo.folder / "measured.json")])
+        command = [word.format(**places) for word in measure] + ["--output", str(todo.folder / "measured.json")]
+        _call(command, todo.folder / "measured.log")
 
 
-def _call(command: Sequence[str]) -> None:
+def _call(command: Sequence[str], log: Path) -> None:
     logger.info("$ python -m %s", " ".join(command))
-    process = fork_python(["-m", *command])
-    process.join()
-    if process.exitcode:
-        raise UserError(f"{command[0]} failed with exit status {process.exitcode}. Run the study again to resume it.")
+    if status := run_logged(["-m", *command], log):
+        raise UserError(f"{command[0]} failed with exit status {status}. Run the study again to resume it.")
 
 
 def chosen(measured: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, float]:

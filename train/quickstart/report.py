@@ -1,10 +1,18 @@
-"""The quickstart's report: numbers in report.json, tables and figures in report.md."""
+"""Write the quickstart's report: numbers in report.json, tables and figures in report.md.
 
+    python -m train.quickstart.report --output_dir runs/quickstart
+
+`train.quickstart` does this at its end.
+"""
+
+import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparse_vlm.command_line import CommandParser
 from sparse_vlm.draw import roi_figure
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.figures import accuracy_figure, loss_figure, save_figure
@@ -12,7 +20,7 @@ from sparse_vlm.files import write_json, write_text
 from sparse_vlm.image_files import open_image
 from train.pipeline import Step, read_seconds
 from train.quickstart.paths import Paths
-from train.quickstart.steps import reads_test_split
+from train.quickstart.steps import FAST, FULL, TOWERS, all_steps, reads_test_split
 from train.stages.log import read_log
 
 SMOKE_RUN = "Smoke run (QUICKSTART_FAST): the models are hardly trained, so the accuracies mean nothing."
@@ -86,7 +94,7 @@ def _compare(paths: Paths) -> list[dict[str, Any]] | None:
             "step_seconds": step["median_seconds"],
             "first_token_seconds": first_token["median_seconds"]["first_token"],
         }
-        for name, first_token, step in zip(("SparseFormer", "dense teacher"), first_tokens, steps, strict=True)
+        for name, first_token, step in zip(TOWERS, first_tokens, steps, strict=True)
     ]
 
 
@@ -179,3 +187,22 @@ def as_markdown(report: dict[str, Any], fast: bool = False) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
+    parser = CommandParser.of_module("train.quickstart.report", __doc__)
+    parser.add_argument("--output_dir", type=Path, required=True, help="directory of the finished quickstart")
+    parser.add_argument("--compare", action="store_true", help="the quickstart was run with --compare")
+    parser.add_argument("--fast", action="store_true", help="it was a smoke test (QUICKSTART_FAST)")
+    return parser.run(_run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    paths = Paths(arguments.output_dir)
+    steps = all_steps(paths, FAST if arguments.fast else FULL, arguments.compare)
+    write_report(paths, steps, arguments.fast)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

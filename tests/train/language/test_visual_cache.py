@@ -10,7 +10,8 @@ import torch
 from sparse_vlm.errors import UserError
 from tests.train.language.test_align import flags
 from train import align, instruct
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments, load
 from train.stages.log import read_log
 from train.stages.stage import StageArguments

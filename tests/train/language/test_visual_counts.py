@@ -23,7 +23,8 @@ from tests.train.language.test_instruct import INTERRUPTED, _interrupted_trainer
 from tests.train.launch import forked
 from train import align, instruct
 from train.language import data
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.language.order import DrawnOrder, LengthGroups, SeededOrder
 from train.language.trainer import ConversationTrainer
 from train.stages.drawn_counts import DrawnCounts

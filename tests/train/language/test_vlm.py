@@ -15,7 +15,8 @@ from sparse_vlm.data.conversations.encoding import encode
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
-from train.language.data import PACKABLE, DataArguments, make_data
+from train.language.data import PACKABLE, make_data
+from train.language.data_arguments import DataArguments
 from train.language.order import LengthGroups
 from train.language.trainer import ConversationTrainer
 from train.language.vlm import ModelArguments, load, vlm_groups
@@ -224,6 +225,8 @@ def test_grouping_by_length_reads_no_image(
     assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths
     assert sorted(sampler) == list(range(8))
+    held_out = trainer.get_eval_dataloader(dataset).batch_sampler
+    assert list(held_out) == [list(range(8))], "not grouped"
 
 
 def test_length_groups_depend_only_on_seed_and_epoch() -> None:

@@ -17,7 +17,8 @@ from tests.train.language.test_align import changed, flags
 from tests.train.language.test_instruct import INTERRUPTED
 from train import align
 from train.language import word_start
-from train.language.data import DataArguments, StageData, make_data
+from train.language.data import StageData, make_data
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments, load
 from train.language.word_start import LeastSquares, start_from_words
 from train.stages.log import read_log

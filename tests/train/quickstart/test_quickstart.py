@@ -29,6 +29,19 @@ KEYS = {
     "seconds_by_step",
     "visual_tokens",
 }
+STEPS = [
+    "data",
+    "teacher",
+    "bootstrap",
+    "zero_shot",
+    "build",
+    "read",
+    "align",
+    "instruct",
+    "evaluate",
+    "evaluate_no_image",
+    "score",
+]
 
 
 def _start(output_dir: Path) -> subprocess.Popen:
@@ -60,6 +73,11 @@ def test_the_smoke_quickstart_resumes_after_a_kill_and_writes_a_report(tmp_path:
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
     assert "already done A tiny CLIP as the teacher" in output
+    lines = output.splitlines()
+    assert [line.split()[0] for line in lines[: len(STEPS)]] == STEPS  # one line each, and no warnings
+    assert "s  cosine 0." in lines[STEPS.index("bootstrap")]
+    assert lines[STEPS.index("score")].endswith(" without the images")
+    assert lines[len(STEPS)].startswith("The quickstart is done")
     assert "sparse-vlm chat --model" in output
 
     report = json.loads((tmp_path / "run/report.json").read_text())

@@ -5,8 +5,8 @@
 
 DIR holds imagenette's photographs in tar files. Questions about them are made from their labels. Both sides train with
 the same data and settings, and the learning rate of each is chosen on validation photographs. Only then are the test
-photographs read, for the report. Every step is one of the project's own commands, printed before it runs. Run it again
-to resume. Docs: docs/photographs.md.
+photographs read, for the report. Every step is one of the project's own commands; its command and output are in
+logs/STEP.log. Run it again to resume. Docs: docs/photographs.md.
 Result: report.md, report.json, accuracy.png, and the model directories of both sides.
 """
 
@@ -23,7 +23,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output, write_json
-from train.pipeline import packaged_llm, require_same_arguments, run_step
+from train.pipeline import packaged_llm, require_same_arguments, run_steps
 from train.studies.photographs.choice import choose
 from train.studies.photographs.paths import Paths
 from train.studies.photographs.report import write_report
@@ -107,14 +107,12 @@ def study(arguments: argparse.Namespace) -> None:
     require_same_arguments(root, settings.to_json())
     paths = Paths(root)
     search = search_steps(settings, paths)
-    for step in search:
-        run_step(step, root, console)
+    run_steps(search, root, console)
     choice = choose(settings, paths)
     write_json(paths.choice, choice)
     rates = {side: chosen["learning_rate"] for side, chosen in choice.items()}
     measurements = report_steps(settings, paths, rates, arguments.probe)
-    for step in measurements:
-        run_step(step, root, console)
+    run_steps(measurements, root, console)
     report = write_report(settings, paths, [*search, *measurements])
     console.rule("The study is done", align="left")
     for row in report["models"]:

@@ -1,7 +1,9 @@
 """The study's steps as commands."""
 
 from collections.abc import Mapping
+from functools import partial
 
+from train import outcomes
 from train.pipeline import Step, short_training
 from train.quickstart.steps import CHAT_TEMPLATE
 from train.studies.photographs.paths import DENSE, STUDENT, Paths
@@ -73,7 +75,14 @@ def _build(settings: Settings, paths: Paths, side: str) -> Step:
     if side == DENSE:
         arguments += ["--image_size", str(settings.image_size)]
         arguments += [] if settings.teacher_layer is None else ["--teacher_layer", str(settings.teacher_layer)]
-    return Step(f"{side}_build", f"The language model on {NAMES[side]}", tuple(arguments), built / "config.json")
+    return Step(
+        f"{side}_build",
+        f"The language model on {NAMES[side]}",
+        tuple(arguments),
+        built / "config.json",
+        None,
+        partial(outcomes.tokens, built),
+    )
 
 
 def _read(settings: Settings, paths: Paths) -> Step:
@@ -82,9 +91,10 @@ def _read(settings: Settings, paths: Paths) -> Step:
     arguments += ["--data_path", str(paths.data / "reading.json"), "--independent_turns", "True"]
     arguments += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     arguments += ["--per_device_train_batch_size", "4", "--train_sampling_strategy", "sequential"]
-    arguments += short_training(paths.reading, None, settings.save_steps, settings.cpu)
+    arguments += short_training(paths.reading, None, settings.save_steps, cpu=settings.cpu)
     title = "The language model learns the questions from words"
-    return Step("read", title, tuple(arguments), paths.reading / "config.json", paths.reading)
+    shows = partial(outcomes.loss, paths.reading)
+    return Step("read", title, tuple(arguments), paths.reading / "config.json", paths.reading, shows)
 
 
 def _align(settings: Settings, paths: Paths, side: str) -> Step:
@@ -92,9 +102,10 @@ def _align(settings: Settings, paths: Paths, side: str) -> Step:
     arguments = ["-m", "train.align", "--model_name_or_path", str(start), "--word_start", str(settings.word_start)]
     arguments += ["--data_path", str(paths.data / "captions.json"), *_photographs(settings, paths, side)]
     arguments += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", BATCH]
-    arguments += short_training(aligned, settings.align_steps, settings.save_steps, settings.cpu)
+    arguments += short_training(aligned, settings.align_steps, settings.save_steps, cpu=settings.cpu)
     title = f"Alignment of {NAMES[side]}"
-    return Step(f"{side}_align", title, tuple(arguments), aligned / "config.json", aligned)
+    shows = partial(outcomes.loss, aligned)
+    return Step(f"{side}_align", title, tuple(arguments), aligned / "config.json", aligned, shows)
 
 
 def _instruct(settings: Settings, paths: Paths, side: str, rate: float) -> Step:
@@ -104,9 +115,10 @@ def _instruct(settings: Settings, paths: Paths, side: str, rate: float) -> Step:
     arguments += ["--independent_turns", "True", "--train_sampling_strategy", "sequential"]
     arguments += ["--learning_rate", f"{rate:g}", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     arguments += ["--per_device_train_batch_size", BATCH]
-    arguments += short_training(model, None, settings.save_steps, settings.cpu)
+    arguments += short_training(model, None, settings.save_steps, cpu=settings.cpu)
     title = f"Instruction tuning on {NAMES[side]} at {rate:g}"
-    return Step(f"{side}_instruct_{rate:g}", title, tuple(arguments), model / "config.json", model)
+    shows = partial(outcomes.loss, model)
+    return Step(f"{side}_instruct_{rate:g}", title, tuple(arguments), model / "config.json", model, shows)
 
 
 def _photographs(settings: Settings, paths: Paths, side: str) -> list[str]:
@@ -133,8 +145,8 @@ def _measure(settings: Settings, paths: Paths, side: str, rate: float, questions
     title = f"{questions.capitalize()} questions, {of}"
     # the file of answers grows during generation, so only the scores tell that it is done
     return [
-        Step(f"{name}_generate", title, tuple(generate), scores, answers),
-        Step(f"{name}_score", f"Scores: {title}", tuple(score), scores),
+        Step(f"{name}_generate", title, tuple(generate), scores, answers, partial(outcomes.answers, answers)),
+        Step(f"{name}_score", f"Scores: {title}", tuple(score), scores, None, partial(outcomes.accuracy, scores)),
     ]
 
 
