@@ -78,7 +78,7 @@ check: .venv/test.installed ## run ruff (lint and format) and mypy
 	$(BIN)/mypy
 
 bench: .venv/test.installed ## measure encoders, LLM prefill and training steps against dense ViTs; tables in runs/bench
-	$(BIN)/python -m eval.cost.encoders --threads 1 2 --repeats 5
+	$(BIN)/python -m eval.cost.encoders --threads 1 2 --dtypes float32 auto --modes eager optimized onnx --repeats 5
 	$(BIN)/python -m eval.cost.parts
 	$(BIN)/python -m eval.cost.llm --repeats 3
 	$(BIN)/python -m eval.cost.train_step --threads 2 --repeats 3

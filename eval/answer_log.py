@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,20 +24,33 @@ from sparse_vlm.files import write_text, writing
 
 
 class AnswerLog:
-    """The answers file of a run. `done` holds the indices of the answered questions, whichever process answered them.
+    """The answers file of a run.
 
     Args:
         path: the .jsonl file; missing folders are created.
         questions: the benchmark's questions.
         model_id, metadata: the same for every line.
+        asked: indices of the questions to answer; None: all.
+
+    Attributes:
+        done: indices of the answered questions, whichever process answered them.
+        open: indices of the unanswered ones among those to answer.
 
     Raises:
         UserError: a malformed, duplicate or unknown line; answers of another model or under other conditions.
     """
 
-    def __init__(self, path: Path, questions: Sequence[Question], model_id: str, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        questions: Sequence[Question],
+        model_id: str,
+        metadata: dict[str, Any],
+        asked: Iterable[int] | None = None,
+    ) -> None:
         self.path, self.model_id, self.metadata = path, model_id, metadata
         self._questions, self._places = questions, Places(questions)
+        self._asked = frozenset(range(len(questions)) if asked is None else asked)
         self._inode = 0
         self._begin()
         with writing(path):
@@ -58,6 +71,7 @@ class AnswerLog:
         self._seen: Counter[Key] = Counter()
         self._lines, self._read_bytes = 0, 0
         self.done: set[int] = set()
+        self.open = set(self._asked)
 
     def close(self) -> None:
         """Release all claims."""
@@ -72,8 +86,11 @@ class AnswerLog:
             part: indices of its questions.
 
         Yields:
-            the unanswered ones; none if another process has claimed the part.
+            those to answer that nobody has answered; none if another process has claimed the part.
         """
+        if self.open.isdisjoint(part):
+            yield []
+            return
         byte = number + 1  # byte 0 is for appending
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
@@ -82,7 +99,7 @@ class AnswerLog:
             return
         try:
             with self._appending():
-                pending = [index for index in part if index not in self.done]
+                pending = [index for index in part if index in self.open]
             yield pending
         finally:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
@@ -98,14 +115,14 @@ class AnswerLog:
             self._read_bytes += len(lines)
             self._add(answers)
 
-    def sort(self, asked: Collection[int] | None = None) -> None:
+    def sort(self) -> None:
         """Sort the lines into the order of the questions, which some official scorers require.
 
-        Does nothing until the questions `asked` (None: all) are answered. The lock file is deleted once all questions
-        are answered; until then other processes may answer more.
+        Does nothing until the questions to answer are answered. The lock file is deleted once all of the benchmark's
+        are; until then other processes may answer more.
         """
         with self._appending():
-            if not self.done.issuperset(range(len(self._questions)) if asked is None else asked):
+            if self.open:
                 return
             if self._order != sorted(self._order):
                 by_place = dict(zip(self._order, self._answers, strict=True))
@@ -153,6 +170,7 @@ class AnswerLog:
         self._answers += answers
         self._order += order
         self.done.update(order)
+        self.open.difference_update(order)
 
     def _check(self, answer: Answer) -> None:
         if (answer.model_id, answer.metadata) != (self.model_id, self.metadata):
@@ -179,12 +197,12 @@ def open_log(
     questions: Sequence[Question],
     model_id: str,
     metadata: dict[str, Any],
-    asked: Collection[int] | None = None,
+    asked: Iterable[int] | None = None,
 ) -> Iterator[AnswerLog]:
     """Open an `AnswerLog` for a block. At its end the log is sorted, see `AnswerLog.sort`, and closed."""
-    log = AnswerLog(path, questions, model_id, metadata)
+    log = AnswerLog(path, questions, model_id, metadata, asked)
     try:
         yield log
-        log.sort(asked)
+        log.sort()
     finally:
         log.close()

@@ -29,6 +29,7 @@ from eval.scoring.protocol import Question
 from eval.tables import rich_table
 from sparse_vlm.command_line import CommandParser, add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.rois import check_box
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files, read_json, write_json
@@ -247,7 +248,8 @@ def _run(arguments: argparse.Namespace) -> None:
     answers = {way: ask(model, processor, questions, way, arguments.batch_size) for way in ways}
     result = score(questions, answers)
     texts = {way.name: texts for way, texts in answers.items()}
-    write_json(arguments.output, {"model": str(arguments.model), **result, "answers": texts})
+    about = {"model": str(arguments.model), "dtype": name_of(model.dtype)}
+    write_json(arguments.output, {**about, **result, "answers": texts})
     note = f"{result['questions']} questions about {result['images']} images; differences from the first row"
     Console().print(rich_table(table_rows(result), "", note))
 

@@ -34,7 +34,8 @@ from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
-IMAGES_PER_PART = 48  # images whose prefixes are held in memory together
+# Sizes of the parts that a process claims. They are the same in all processes, whatever the options.
+IMAGES_PER_PART = 48
 TEXTS_PER_PART = 480  # different questions without an image
 Part = dict[Path | EncodedImage | None, list[int]]  # image -> indices of the questions about it
 
@@ -49,6 +50,7 @@ def generate_answers(
     places: Sequence[int] | None = None,
     seed: int = 0,
     name: str = "",
+    images_in_memory: int = IMAGES_PER_PART,
 ) -> None:
     """Answer the questions that an answers file does not answer yet, and append the answers to it.
 
@@ -64,6 +66,7 @@ def generate_answers(
         places: indices of the questions to answer; None: all.
         seed: seed of sampling; the number of the part is added to it.
         name: name of the progress bar; by default, that of the file.
+        images_in_memory: maximum number of images whose prefixes are held in memory together.
 
     Raises:
         UserError: an image is missing or damaged, or the file holds other answers (`open_log`).
@@ -73,25 +76,24 @@ def generate_answers(
     metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
     metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
     metadata |= _generation(answerer, seed)
-    asked = set(range(len(questions)) if places is None else places)
+    total = len(questions if places is None else places)
     parts = list(_parts(questions, with_images))  # parts of all questions, so that every process numbers them alike
     with (
-        open_log(answers, questions, model_id, metadata, asked) as log,
-        tqdm(total=len(asked), initial=len(log.done & asked), desc=name or answers.stem, unit="question") as progress,
+        open_log(answers, questions, model_id, metadata, places) as log,
+        tqdm(total=total, initial=total - len(log.open), desc=name or answers.stem, unit="question") as progress,
     ):
         progressed = True
         while progressed:  # ends after a round without progress: parts left by other processes are claimed, too
             progressed = False
             for number, part in enumerate(parts):
-                wanted = {image: [index for index in members if index in asked] for image, members in part.items()}
                 if answerer.decoding.temperature:
                     torch.manual_seed(seed + number)
-                for batch in _answer_part(number, wanted, questions, answerer, log):
+                for batch in _answer_part(number, part, questions, answerer, log, images_in_memory):
                     progressed = True
                     log.append(batch)
-                    progress.update(len(log.done & asked) - progress.n)
-        if asked - log.done:
-            print(f"{answers}: other processes are answering the remaining {len(asked - log.done)} questions.")
+                    progress.update(total - len(log.open) - progress.n)
+        if log.open:
+            print(f"{answers}: other processes are answering the remaining {len(log.open)} questions.")
         print(f"Answers: {answers} ({len(log.done)} of {len(questions)} questions)")
 
 
@@ -125,7 +127,7 @@ def _parts(questions: Sequence[Question], with_images: bool) -> Iterator[Part]:
 
 
 def _answer_part(
-    number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog
+    number: int, part: Part, questions: Sequence[Question], answerer: Answerer, log: AnswerLog, images_in_memory: int
 ) -> Iterator[list[tuple[int, str]]]:
     """Yield batches of (index of the question, answer) pairs for the unanswered questions of a part.
 
@@ -135,8 +137,9 @@ def _answer_part(
         waiting = set(pending)
         left = [(image, [index for index in members if index in waiting]) for image, members in part.items()]
         left = [(image, members) for image, members in left if members]
-        for start in range(0, len(left), answerer.batch_rows):  # keys and values of these are in memory together
-            yield from _answer_batches(dict(left[start : start + answerer.batch_rows]), questions, answerer)
+        together = min(answerer.batch_rows, images_in_memory)
+        for start in range(0, len(left), together):
+            yield from _answer_batches(dict(left[start : start + together]), questions, answerer)
 
 
 def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
@@ -169,6 +172,8 @@ def _run(arguments: argparse.Namespace) -> None:
     decoding = Decoding(arguments.temperature, arguments.top_p, arguments.num_beams)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be 1 or more, got {arguments.max_new_tokens}.")
+    if arguments.images_in_memory < 1:
+        raise UserError(f"--images_in_memory must be 1 or more, got {arguments.images_in_memory}.")
     check_visual_tokens(arguments)
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
@@ -199,6 +204,7 @@ def _run(arguments: argparse.Namespace) -> None:
             places=task.places,
             seed=arguments.seed,
             name=task.name,
+            images_in_memory=arguments.images_in_memory,
         )
 
 

@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of visual tokens of each image (default: the model's own)",
     )
     parser.add_argument("--batch_size", type=int, default=96, help="questions generated for together (default: 96)")
+    parser.add_argument(
+        "--images_in_memory",
+        type=int,
+        default=48,
+        metavar="N",
+        help="images whose keys and values are in memory together, at most 48 and --batch_size (default: 48)",
+    )
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")

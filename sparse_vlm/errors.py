@@ -31,6 +31,11 @@ def unknown_choice(kind: str, name: str, choices: Iterable[str], meant: str | No
     return UserError(f"Unknown {kind} {name!r}. {hint}{' ' * bool(near)}Choices: {', '.join(known[:30])}{rest}.")
 
 
+def lost_by_optimisation(use: str) -> UserError:
+    """Return the error for a use that `optimize_for_inference` takes from a model, e.g. "trained"."""
+    return UserError(f"This model was optimised for inference and cannot be {use}: load it again for that.")
+
+
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Check that `name` is among `choices`; see `unknown_choice` for the arguments and the error."""
     known = list(choices)

@@ -1,12 +1,16 @@
 """Run commands in forked processes with one thread each."""
 
+import re
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from train.forked import fork_python
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 900  # seconds, for machines with other work
 
 
 def run_together(
@@ -28,7 +32,7 @@ def run_together(
         file.unlink(missing_ok=True)
     processes = [fork_python(words, more, file, threads=1) for more, file in zip(environments, files, strict=True)]
     for process, file in zip(processes, files, strict=True):
-        process.join(timeout=900)
+        process.join(PATIENCE)
         process.kill()
         assert process.exitcode == exitcode, file.read_text()[-6000:]
     return printed.read_text()
@@ -39,3 +43,15 @@ def run_program(program: str, *arguments: str, folder: Path, exitcode: int = 0) 
     file = folder / "program.py"
     file.write_text(textwrap.dedent(program))
     return run_together([str(file), *arguments], [{}], folder / "printed.txt", exitcode)
+
+
+def wait_for_output(process: BaseProcess, printed: Path, pattern: str) -> str:
+    """Wait until what a forked process has `printed` matches the pattern; return the match."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = re.search(pattern, printed.read_text()) if printed.exists() else None
+        if found:
+            return found[0]
+        assert process.is_alive(), printed.read_text()
+        time.sleep(0.1)
+    raise AssertionError(f"The output never matches {pattern}: {printed.read_text()}")

@@ -1,15 +1,17 @@
 """Choice of device and dtype, and memory measurements, with fake accelerators where there is none."""
 
 import argparse
+from collections.abc import Iterator
 from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparse_vlm import cli
+from sparse_vlm import cli, devices
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype, devices_here, free_bytes, peak_bytes, synchronize
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError
 
 CPU = torch.device("cpu")
@@ -94,8 +96,39 @@ def test_bfloat16_is_chosen_where_it_is_native(kind: str, supported: bool, monke
     assert asked == [second], "each device is asked, not the current one"
 
 
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[torch.dtype, float]]:
+    """The seconds of a matrix product in each dtype, on a clock that nothing else advances."""
+    seconds = {torch.float32: 3.0, torch.bfloat16: 1.0}
+    now = 0.0
+    linear = torch.nn.functional.linear
+
+    def timed(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        now += seconds[rows.dtype]
+        return linear(rows, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", timed)
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: now)
+    devices._cpu_gains_by_bfloat16.cache_clear()
+    yield seconds
+    devices._cpu_gains_by_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(("gain", "dtype"), [(3.0, torch.bfloat16), (1.2, torch.float32), (0.5, torch.float32)])
+def test_bfloat16_is_chosen_on_a_cpu_that_multiplies_it_faster(
+    gain: float, dtype: torch.dtype, seconds: dict[torch.dtype, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    seconds[torch.float32] = gain
+    assert choose_dtype("auto", CPU) is dtype
+    assert f"Computing in {name_of(dtype)} on cpu." in caplog.text
+    seconds[torch.float32] = 4 - gain
+    assert choose_dtype("auto", CPU) is dtype, "measured once"
+
+
 def test_dtypes_by_name() -> None:
-    assert choose_dtype("auto", CPU) is torch.float32
+    assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
     assert choose_dtype("bfloat16", CPU) is torch.bfloat16
     with pytest.raises(UserError, match=r"Unknown --dtype 'float23'.*'float32'"):
         choose_dtype("float23", CPU)

@@ -17,7 +17,8 @@ from pathlib import Path
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language import vlm
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.language.word_start import start_from_words
 from train.stages.checkpoints import last_checkpoint
 from train.stages.command_line import check_ranges, run_command

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import default_data_collator
 
@@ -31,10 +32,10 @@ from sparse_vlm.files import write_json
 from train.stages.command_line import run_command
 from train.stages.drawn_counts import DrawnCounts
 from train.stages.log import LOG_NAME, read_log
+from train.stages.precision import compute_dtype
 from train.stages.stage import ParameterGroup, finished_model, log_trainable, prepare, refuse_zero3, run
 from train.vision.bootstrap_arguments import (
     ARGUMENTS,
-    TEACHER_DTYPES,
     BootstrapTraining,
     ImageArguments,
     ObjectiveArguments,
@@ -75,9 +76,13 @@ def parameter_groups(task: BootstrapTask, report: InheritanceReport, args: Boots
 
 
 def make_task(
-    arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments
+    arguments: StudentArguments, images: ImageArguments, objective: ObjectiveArguments, dtype: torch.dtype
 ) -> tuple[BootstrapTask, InheritanceReport]:
     """Open the teacher and bootstrap the student; if options need statistics of training images, take them.
+
+    Args:
+        arguments, images, objective: the command line.
+        dtype: dtype in which the stage computes.
 
     Raises:
         UserError: a value does not fit the teacher, or the images cannot be opened.
@@ -110,7 +115,7 @@ def make_task(
         teacher,
         weights,
         second,
-        TEACHER_DTYPES[objective.teacher_dtype],
+        objective.teacher_in(dtype),
         normalization=objective.normalize_targets,
         decoder_width=objective.grid_decoder_width,
         decoder_depth=objective.grid_decoder_depth,
@@ -177,7 +182,7 @@ def bootstrap(
     args.refuse_full_eval()
     prepare(args)
     refuse_zero3()
-    task, report = make_task(arguments, images, objective)
+    task, report = make_task(arguments, images, objective, compute_dtype(args))
     trainer = make_trainer(task, report, arguments, images, args)
     run(trainer)
     measured = None if images.eval_data_path is None else trainer.measure()

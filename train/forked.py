@@ -3,6 +3,7 @@
 For programs that start many of the project's commands one after another. Based on multiprocessing's forkserver.
 """
 
+import io
 import multiprocessing
 import os
 import runpy
@@ -79,6 +80,8 @@ def _run(
         with printed.open("a") as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
+        assert isinstance(sys.stdout, io.TextIOWrapper)
+        sys.stdout.reconfigure(line_buffering=True)  # for readers of the file
     if threads is not None:
         import torch  # imported here already, but not in the process that starts the server
 

@@ -23,7 +23,8 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.quantization import KINDS
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language import qlora, vlm
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.stages.command_line import check_ranges, run_command
 from train.stages.stage import ParameterGroup, StageArguments
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
@@ -119,7 +118,9 @@ def require_same_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
+def short_training(
+    output_dir: Path, max_steps: int | None, save_steps: int, *, cpu: bool = True, seed: int = 42
+) -> list[str]:
     """Return the options of a short training stage; without `max_steps` it lasts one epoch.
 
     Args:
@@ -127,21 +128,13 @@ def short_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu
         max_steps: number of steps.
         save_steps: steps between two checkpoints.
         cpu: train on the CPU, even if there is an accelerator.
+        seed: of the stage.
     """
     arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", str(cpu)]
+    arguments += ["--seed", str(seed)]
     # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])
-
-
-def language_training(output_dir: Path, max_steps: int | None, save_steps: int, cpu: bool = True) -> list[str]:
-    """Return the options of `short_training` for a language model.
-
-    They ask for bf16 autocast except on CPUs without AMX, where bf16 would be slower. Weights and optimizer stay
-    float32.
-    """
-    bf16 = not cpu or torch.cpu.get_capabilities().get("amx_bf16", False)
-    return [*short_training(output_dir, max_steps, save_steps, cpu), "--bf16", str(bf16)]
 
 
 def packaged_llm() -> Path:

@@ -3,11 +3,11 @@
     python -m eval.cost.encoders --sets large --batch_sizes 1 8 --threads 1 2 --modes eager compiled
     python -m eval.cost.encoders --models timm:vit_base_patch16_224 sparseformer-augreg-b sparseformer-augreg-b@448
     python -m eval.cost.encoders --sets large --tokens 4,9,16,25,36,49,64
-    python -m eval.cost.encoders --sets large --modes onnx onnx-int8 training --output runs/bench/modes.json
+    python -m eval.cost.encoders --sets large --modes eager optimized onnx --dtypes float32 auto --output best.json
 
 The models of a set have random weights and take turns in one process. A matrix product takes turns with them: the
-share of its speed that a model reaches can be compared across machines. Writes FILE.json with every run, FILE.md and
-FILE.png.
+share of its speed that a model reaches can be compared across machines. With several modes or dtypes, the first tables
+compare every model in its own fastest one. Writes FILE.json with every run, FILE.md and FILE.png.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from eval.cost.arguments import TOWERS_HELP, add_output, add_repeats, add_tokens
+from eval.cost.best import best_sections, ratios
 from eval.cost.measurement import Result, measure
 from eval.cost.report import Section, check_report, megabytes, publish
 from eval.cost.runtimes import MODES, ONNX, Setting, build_all
@@ -47,22 +48,13 @@ SETS: dict[str, tuple[str, ...]] = {
 
 def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Result]:
     """Measure every set in every setting; only one set's models are in memory at a time."""
-    dtypes = list(dict.fromkeys(name_of(choose_dtype(name, device)) for name in arguments.dtypes))
-    special = [mode for mode in arguments.modes if mode in ONNX]
-    if special and (device.type != "cpu" or dtypes != ["float32"]):
-        raise UserError(
-            f"--modes {' '.join(special)} takes float32 on the CPU: measure other dtypes and devices in another run."
-        )
-    if "graphs" in arguments.modes and device.type != "cuda":
-        raise UserError("--modes graphs needs a CUDA device: add --device cuda.")
-    if special:
-        require_onnx()
+    settings = dtypes_and_modes(arguments.dtypes, arguments.modes, device)
     sets = {"chosen": arguments.models} if arguments.models else {name: SETS[name] for name in arguments.sets}
     tokens = TokenCounts.of_option(arguments.tokens)
     # opened before anything is timed, so that a wrong name fails at once
     towers = {name: open_towers(models, arguments.image_sizes, tokens) for name, models in sets.items()}
     results = []
-    for name, dtype, mode in product(towers, dtypes, arguments.modes):
+    for name, (dtype, mode) in product(towers, settings):
         models = build_all(towers[name], dtype, mode, device)
         for threads, batch in product(arguments.threads, arguments.batch_sizes):
             setting = Setting(threads, batch, dtype, mode)
@@ -70,6 +62,20 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[Res
             print(f"{name}: {setting}: measured", file=sys.stderr)
         del models  # free the memory before the next models are built
     return results
+
+
+def dtypes_and_modes(dtypes: Sequence[str], modes: Sequence[str], device: torch.device) -> list[tuple[str, str]]:
+    """List the pairs to measure. ONNX Runtime takes float32 alone, which need not be named beside "auto"."""
+    chosen = list(dict.fromkeys(name_of(choose_dtype(name, device)) for name in dtypes))
+    special = [mode for mode in modes if mode in ONNX]
+    if special and (device.type != "cpu" or not {"float32", "auto"} & {*dtypes, *chosen}):
+        raise UserError(f"--modes {' '.join(special)} takes float32 on the CPU: add --dtypes float32 and --device cpu.")
+    if special:
+        require_onnx()
+    return [
+        *((dtype, mode) for dtype in chosen for mode in modes if mode not in ONNX),
+        *(("float32", mode) for mode in special),
+    ]
 
 
 def section_of(result: Result) -> Section:
@@ -94,17 +100,7 @@ def section_of(result: Result) -> Section:
             ]
         )
     title = f"{result.name}: {result.setting}; matrix product {result.matmul_flops / 1e9:,.0f} GFLOP/s"
-    return Section(title, rows, "; ".join(ratios(result)))
-
-
-def ratios(result: Result) -> list[str]:
-    """Compare the medians of our towers with those of the dense ones: "NAME@SIZE: 5.2× DENSE@SIZE, 12.0× …"."""
-    dense = [cost for cost in result.costs if not cost.tower.sparse]
-    return [
-        f"{cost.tower}: " + ", ".join(f"{other.median / cost.median:.2f}× {other.tower}" for other in dense)
-        for cost in result.costs
-        if cost.tower.sparse and dense
-    ]
+    return Section(title, rows, "; ".join(ratios(result.costs)))
 
 
 def figure_of(results: Sequence[Result]) -> Figure:
@@ -157,7 +153,8 @@ def _run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     results = measure_all(arguments, device)
     values = {"machine": machine(device), "results": [result.as_json() for result in results]}
-    publish(arguments.output, values, [section_of(result) for result in results], figure_of(results))
+    sections = [*best_sections(results), *map(section_of, results)]
+    publish(arguments.output, values, sections, figure_of(results))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from eval.cost.runtimes import ONNX, Setting, runner
+from eval.cost.runtimes import INT8, ONNX, Setting, runner
 from sparse_vlm.devices import peak_bytes
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.measure.timing import matmul, take_turns
@@ -96,7 +96,7 @@ def measure(
         runner(model, _images(tower, setting, device), setting) for tower, model in zip(towers, models, strict=True)
     ]
     product_run, operations = matmul(DTYPES[setting.dtype], device)
-    itemsize = 1 if setting.mode == "onnx-int8" else DTYPES[setting.dtype].itemsize
+    itemsize = 1 if setting.mode == INT8 else DTYPES[setting.dtype].itemsize
     # torch.compile runs a class uncompiled from its ninth model on, without an error
     with torch._dynamo.config.patch(recompile_limit=max(8, len(towers))):
         *seconds, of_product = take_turns([*runs, product_run], repeats, device)

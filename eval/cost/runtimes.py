@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
-from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
 from sparse_vlm.encoder.runtime.export import export_onnx, quantise, write_onnx
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
 from sparse_vlm.measure.timing import Run
 from sparse_vlm.measure.towers import Tower, build_towers
 
-ONNX = ("onnx", "onnx-int8")
-MODES = ("eager", "compiled", *ONNX, "graphs", "training")
+INT8 = "onnx-int8"
+ONNX = ("onnx", INT8)
+MODES = ("eager", "optimized", "compiled", *ONNX, "training")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Setting:
         threads: CPU threads.
         batch: images or samples that are computed together.
         dtype: a key of `DTYPES`; a SparseFormer's coordinates stay float32 whatever it is.
-        mode: "eager": the model as it is. "compiled": channels_last, torch.compile with frozen weights, CUDA graphs
-            on a GPU. "graphs": CUDA graphs of the eager model (`optimize_for_inference`). "onnx": ONNX Runtime, float32
-            on the CPU; "onnx-int8": with its dynamic quantisation. "training": eager, forward, and backward from the
-            embedding to all weights. All of PyTorch's modes use SDPA.
+        mode: "eager": the model as it is. "optimized": `optimize_for_inference`, packed weights on a CPU and CUDA
+            graphs on a GPU. "compiled": channels_last, torch.compile with frozen weights, CUDA graphs on a GPU. "onnx":
+            ONNX Runtime, float32 on the CPU; "onnx-int8": with its dynamic quantisation. "training": eager, forward,
+            and backward from the embedding to all weights. All of PyTorch's modes use SDPA.
     """
 
     threads: int
@@ -53,7 +54,7 @@ def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Modul
 def build_all(towers: Sequence[Tower], dtype: str, mode: str, device: torch.device) -> list[nn.Module]:
     """Do the same for several towers, see `build_towers`."""
     models = build_towers(towers, device, DTYPES[dtype])
-    if mode == "graphs":
+    if mode == "optimized":
         for model in models:
             optimize_for_inference(model)
     return [model.to(memory_format=torch.channels_last) for model in models] if mode == "compiled" else models
@@ -99,7 +100,7 @@ def _session(model: nn.Module, images: Tensor, setting: Setting) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = setting.threads
-    int8 = setting.mode == "onnx-int8"
+    int8 = setting.mode == INT8
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         if isinstance(model, SparseFormer):

@@ -1,14 +1,17 @@
 """Options that all evaluations of encoders share."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from eval.encoders.probing.representations import ImageSets
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
-from sparse_vlm.files import check_output_files
+from sparse_vlm.dtypes import name_of
+from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.measure.timing import require_positive
 
 
@@ -71,3 +74,9 @@ def begin(arguments: argparse.Namespace, *inputs: str | Path | None) -> tuple[to
     require_positive(batch_size=arguments.batch_size)
     device = choose_device(arguments.device)
     return device, choose_dtype(arguments.dtype, device)
+
+
+def write_result(output: Path | None, result: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Write the result of an evaluation to --output, if it is given, with the dtype in which it was computed."""
+    if output is not None:
+        write_json(output, {**result, "dtype": name_of(dtype)})

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin, write_result
 from eval.encoders.pair import open_pair
 from eval.encoders.zero_shot import easy_vqa_images, embed_labelled
 from eval.intervals import wilson_interval
@@ -31,7 +31,6 @@ from eval.tables import rich_table
 from sparse_vlm.bootstrap.zero_shot import class_embeddings, hits
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 LOGIT_SCALE = 100.0  # CLIP's largest
@@ -142,8 +141,7 @@ def _run(arguments: argparse.Namespace) -> None:
         device=device,
         dtype=dtype,
     )
-    if arguments.output is not None:
-        write_json(arguments.output, result)
+    write_result(arguments.output, result, dtype)
     head = [
         "unsure images",
         *(f"{name}, {unit}" for name in ("spread", "margin") for unit in ("mean tokens", "accuracy")),

@@ -22,14 +22,13 @@ from timm.utils import accuracy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, begin, write_result
 from eval.encoders.pair import open_pair
 from eval.tables import rich_table
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 RECALLS = [1, 5, 10]
 
@@ -168,8 +167,7 @@ def _run(arguments: argparse.Namespace) -> None:
         device=device,
         dtype=dtype,
     )
-    if arguments.output is not None:
-        write_json(arguments.output, results)
+    write_result(arguments.output, {"datasets": results}, dtype)
     rows = [["dataset: metric", "teacher", "student"]]
     for dataset, both in results.items():
         for metric, value in both["teacher"].items():

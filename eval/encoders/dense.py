@@ -33,6 +33,7 @@ from eval.encoders.arguments import (
     add_tokens,
     begin,
     labelled_images,
+    write_result,
 )
 from eval.encoders.pair import ImageEncoder, open_encoders
 from eval.encoders.probing.classifiers import hold_out
@@ -48,9 +49,9 @@ from eval.encoders.probing.representations import ImageSets
 from eval.intervals import ratio_interval
 from eval.tables import percent, rich_table
 from sparse_vlm.command_line import CommandParser
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 SOURCES = ("layer_-2", "layer_-1", "pooled_teacher")  # what the patches are rebuilt from
 Key = tuple[str, str]  # name of the encoder, and one of SOURCES
@@ -173,7 +174,6 @@ def evaluate(
     batch_size: int = 64,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Rebuild the teacher's patches from each student's latent tokens.
 
@@ -181,12 +181,11 @@ def evaluate(
         encoders: "teacher" and at least one student, on `device`.
         images: training and test images; their classes are ignored.
         batch_size: images computed together.
-        device, dtype: device and dtype of the encoders.
+        device: where the encoders are.
 
     Returns:
         "position_mean": scores, see `Rebuilt.scores`. "encoders": name -> "tokens", and scores and "ridge" of
-        "layer_-2", "layer_-1" and "pooled_teacher". "patches" per image, "train_images",
-        "test_images", "dtype".
+        "layer_-2", "layer_-1" and "pooled_teacher". "patches" per image, "train_images" and "test_images".
     """
     teacher = encoders["teacher"]
     students = {name: encoder for name, encoder in encoders.items() if name != "teacher"}
@@ -215,7 +214,6 @@ def evaluate(
         "patches": teacher.tokens,
         "train_images": counts[0],
         "test_images": counts[1],
-        "dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -250,11 +248,10 @@ def _run(arguments: argparse.Namespace) -> None:
     images = labelled_images(arguments)
     sources = arguments.teacher, arguments.encoder, arguments.image_size, arguments.teacher_layer
     encoders = open_encoders(*sources, TokenCounts.of_option(arguments.tokens), device, dtype)
-    result = evaluate(encoders, images, arguments.batch_size, device=device, dtype=dtype)
-    if arguments.output is not None:
-        write_json(arguments.output, result)
+    result = evaluate(encoders, images, arguments.batch_size, device=device)
+    write_result(arguments.output, result, dtype)
     caption = f"{result['test_images']} test images, {result['train_images']} training images; 95% intervals"
-    title = f"{result['patches']} patch tokens rebuilt by a linear map, {result['dtype']}"
+    title = f"{result['patches']} patch tokens rebuilt by a linear map, {name_of(dtype)}"
     Console().print(rich_table(table_rows(result), title, caption))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eval.encoders.arguments import add_arguments, add_encoder, begin
+from eval.encoders.arguments import add_arguments, add_encoder, begin, write_result
 from eval.encoders.embeddings import embed_images
 from eval.intervals import wilson_interval
 from sparse_vlm.command_line import CommandParser
@@ -23,7 +23,6 @@ from sparse_vlm.data.images.labels import LabelledImages, read_class_folders
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 
 def top_1(
@@ -80,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     device, dtype = begin(arguments, arguments.images)
     result = top_1(arguments.encoder, arguments.images, arguments.batch_size, device=device, dtype=dtype)
-    if arguments.output is not None:
-        write_json(arguments.output, result)
+    write_result(arguments.output, result, dtype)
     low, high = result["confidence_95"]
     print(f"top-1: {result['top1']:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_teacher_options, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_teacher_options, begin, write_result
 from eval.encoders.embeddings import embed_images
 from sparse_vlm.bootstrap import open_teacher
 from sparse_vlm.bootstrap.similarity import centered_cosine, mean_cosine
@@ -26,7 +26,6 @@ from sparse_vlm.data.images.sources import open_images
 from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import write_json
 
 
 def nearest(embeddings: Tensor, count: int) -> Tensor:
@@ -130,8 +129,7 @@ def _run(arguments: argparse.Namespace) -> None:
         device=device,
         dtype=dtype,
     )
-    if arguments.output is not None:
-        write_json(arguments.output, result)
+    write_result(arguments.output, result, dtype)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
 

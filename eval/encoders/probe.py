@@ -33,6 +33,7 @@ from eval.encoders.arguments import (
     add_tokens,
     begin,
     labelled_images,
+    write_result,
 )
 from eval.encoders.pair import ImageEncoder, open_encoders
 from eval.encoders.probing.classifiers import linear_probe, vote
@@ -41,9 +42,10 @@ from eval.intervals import ratio_interval, wilson_interval
 from eval.tables import percent, rich_table
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.images.labelled_sets import LabelledSet
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.errors import UserError
-from sparse_vlm.files import check_output, write_json
+from sparse_vlm.files import check_output
 from sparse_vlm.measure.timing import require_positive
 
 MEASURES = {"knn": "k-NN", "linear": "linear"}
@@ -133,7 +135,7 @@ def evaluate(
     Returns:
         "encoders": name -> "tokens", "image_size" and "representations": for each of `REPRESENTATIONS` the scores of
         `classify` and the `retention`, without the lists of single images. "neighbours", "train_images",
-        "test_images", "classes", "dtype".
+        "test_images" and "classes".
     """
     measured: dict[str, dict[str, Any]] = {}
     for name, encoder in encoders.items():
@@ -160,7 +162,6 @@ def evaluate(
         "train_images": len(train.values),
         "test_images": len(test.values),
         "classes": len(train.classes),
-        "dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -218,9 +219,8 @@ def _run(arguments: argparse.Namespace) -> None:
     result = evaluate(
         encoders, images, arguments.neighbours, arguments.batch_size, arguments.cache, device=device, dtype=dtype
     )
-    if arguments.output is not None:
-        write_json(arguments.output, result)
-    title = f"{result['neighbours']} nearest neighbours and linear probe, {result['dtype']}"
+    write_result(arguments.output, result, dtype)
+    title = f"{result['neighbours']} nearest neighbours and linear probe, {name_of(dtype)}"
     caption = f"{result['test_images']} test images, {result['train_images']} training images; 95% intervals"
     Console().print(rich_table(table_rows(result), title, caption))
 

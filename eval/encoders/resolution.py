@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from eval.encoders.arguments import add_encoder
+from eval.encoders.arguments import add_encoder, write_result
 from eval.tables import rich_table
 from sparse_vlm.command_line import CommandParser, add_device_arguments
 from sparse_vlm.devices import choose_device, choose_dtype
@@ -28,7 +28,7 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from sparse_vlm.figures import check_figure, save_figure
-from sparse_vlm.files import check_output_files, write_json
+from sparse_vlm.files import check_output_files
 from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import require_positive, take_turns
 
@@ -129,12 +129,12 @@ def _run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     device = choose_device(arguments.device)
     encoder = SparseFormer.from_pretrained(arguments.encoder)
-    encoder.to(device, choose_dtype(arguments.dtype, device))
+    dtype = choose_dtype(arguments.dtype, device)
+    encoder.to(device, dtype)
     images = [open_image(file) for file in arguments.images]
     results = [at_size(encoder, images, scale) for scale in arguments.scales]
     compared = compare(results)
-    if arguments.output is not None:
-        write_json(arguments.output, {"images": len(images), "sizes": compared})
+    write_result(arguments.output, {"images": len(images), "sizes": compared}, dtype)
     if arguments.figure is not None:
         save_figure(points_figure(encoder, images, results), arguments.figure)
     Console().print(rich_table(table_rows(compared), "", ""))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_tokens, begin
+from eval.encoders.arguments import add_arguments, add_encoder, add_teacher, add_tokens, begin, write_result
 from eval.encoders.embeddings import embed_images
 from eval.encoders.pair import ImageEncoder, open_pair
 from eval.intervals import wilson_interval
@@ -28,7 +28,6 @@ from sparse_vlm.data import easy_vqa
 from sparse_vlm.data.images.labels import LabelledImages, Labels
 from sparse_vlm.encoder.preprocessing import Transform
 from sparse_vlm.encoder.token_counts import TokenCounts
-from sparse_vlm.files import write_json
 
 
 def accuracy(images: Tensor, classes: Tensor, labels: Tensor) -> Score:
@@ -127,8 +126,7 @@ def _run(arguments: argparse.Namespace) -> None:
     counts = TokenCounts.of_option(arguments.tokens)
     inputs = arguments.teacher, arguments.encoder, arguments.split
     result = compare(*inputs, arguments.batch_size, counts, device=device, dtype=dtype)
-    if arguments.output is not None:
-        write_json(arguments.output, result)
+    write_result(arguments.output, result, dtype)
     for name, (low, high) in result["confidence_95"].items():
         print(f"{name}: {result[name]:.2%} of {result['images']} images (95%: {low:.2%} – {high:.2%})")
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparse_vlm.bootstrap.grid_decoder import GridDecoder
 from sparse_vlm.bootstrap.targets import TargetNormalization
@@ -18,6 +19,7 @@ from sparse_vlm.recompute import RecomputesBlocks
 
 GRID_LAYERS = (-2, -1)  # an LLM reads the latent tokens that enter the last block; the last block needs a loss too
 SMOOTH_L1_SHARE = 0.1  # of the distance between tokens of grids, as in EUPE
+ATTENTION = [backend for backend in SDPBackend.__members__.values() if backend is not SDPBackend.ERROR]
 BATCH = 64  # images per pass of the teacher when its statistics are measured
 
 
@@ -240,7 +242,8 @@ class BootstrapTask(RecomputesBlocks, nn.Module):
         if next(teacher.trunk.parameters()).device != images.device:
             teacher.trunk.to(images.device)
         images = _resized(images, teacher.preprocessing.crop).to(self.teacher_dtype)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        # Training may have chosen an attention kernel for the student's few tokens; the teacher's are many.
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False), sdpa_kernel(ATTENTION):
             return teacher(images).float()
 
 

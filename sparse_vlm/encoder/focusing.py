@@ -231,7 +231,7 @@ class FocusingTransformer(nn.Module):
         # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
         # open_clip's low precision casts Linears but leaves embeddings in float32.
         transition: Any = self.transition[0]
-        tokens = self.initial_embedding.to(transition.weight.dtype).unsqueeze(0)
+        tokens = self.initial_embedding.to(transition.bias.dtype).unsqueeze(0)
         steps = []
         for step in range(self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)

@@ -143,7 +143,7 @@ class SparseFormer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "SparseFormer":
-        """Load a directory written by `save_pretrained`, strictly, in evaluation mode.
+        """Load a directory written by `save_pretrained`, strictly, in float32 and evaluation mode.
 
         Raises:
             UserError: the directory is missing or incomplete, or its weights do not match its configuration.

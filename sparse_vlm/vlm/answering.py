@@ -1,19 +1,19 @@
 """Answers to many questions about few images. The prefix of each image is computed once.
 
 All prompts share their beginning up to the image: the head of the chat template and the visual tokens. The model
-processes this prefix once per image. Its keys and values are then repeated for the questions about the image, and
-transformers' own `generate` continues from the rest of the prompts, in large batches sorted by length. If padding
-between prefix and rest would change an answer, each batch has prompts of equal length. A model that cannot be batched
-is asked one question at a time.
+processes this prefix once per image. The questions about the image continue its keys and values (see
+language/prefixes.py) by transformers' own `generate`, in large batches sorted by length, which lose the rows of
+complete answers now and then. If padding between prefix and rest would change an answer, each batch has prompts of
+equal length. A model that cannot be batched is asked one question at a time.
 """
 
-import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, takewhile
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import Cache, DynamicCache
@@ -21,8 +21,9 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
-from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.decoding import Decoding, counts_from_prompt
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.prefixes import continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
@@ -32,6 +33,7 @@ ANY_IMAGE = Image.new("RGB", (8, 8))
 CACHED_PROMPTS = 4096  # benchmarks repeat their questions
 # MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
 UNBATCHED = ("mpt",)
+FIRST_TOKENS = 2  # after so many tokens a batch loses its complete answers, e.g. "yes", for the first time
 logger = logging.getLogger(__name__)
 
 
@@ -97,7 +99,7 @@ class Answerer:
         prefix = self._prefill(images, prompts[0][:shared])
         for batch in self._batches(prompts):
             places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
-            cache = _selected(prefix, places.repeat_interleave(self.decoding.beams))
+            cache = continue_prefixes(prefix, places.repeat_interleave(self.decoding.beams))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
     def check_length(self, with_image: bool, text: str) -> None:
@@ -198,26 +200,45 @@ class Answerer:
         """Answer the prompts of one batch, with padding between the shared beginning and the rest."""
         tokenizer, device = self.processor.tokenizer, self.model.device
         width = max(map(len, prompts))
-        input_ids, attention_mask = [], []
+        rows, seen = [], []
         for prompt in prompts:
             gap, rest = width - len(prompt), len(prompt) - shared
-            input_ids.append(prompt[:shared] + [tokenizer.pad_token_id] * gap + prompt[shared:])
-            attention_mask.append([1] * shared + [0] * gap + [1] * rest)
-        generated = self.model.generate(  # type: ignore[misc]  # transformers' annotation of self
-            input_ids=torch.tensor(input_ids, device=device),
-            attention_mask=torch.tensor(attention_mask, device=device),
-            past_key_values=cache,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **self.decoding.settings,
-        )
-        answers = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+            rows.append(prompt[:shared] + [tokenizer.pad_token_id] * gap + prompt[shared:])
+            seen.append([1] * shared + [0] * gap + [1] * rest)
+        input_ids, attention_mask = torch.tensor(rows, device=device), torch.tensor(seen, device=device)
+        ends = torch.tensor(self._end_tokens(), device=device)
+        unanswered, tokens = torch.arange(len(prompts), device=device), [torch.empty(0)] * len(prompts)
+        for count in self._steps():
+            input_ids = self.model.generate(  # type: ignore[misc]  # transformers' annotation of self
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                max_new_tokens=count,
+                pad_token_id=tokenizer.pad_token_id,
+                **self.decoding.settings,
+            )
+            generated = input_ids[:, width:]
+            for place, row in zip(unanswered.tolist(), generated, strict=True):
+                tokens[place] = row
+            left = torch.isin(generated, ends).logical_not().all(1).nonzero()[:, 0]
+            if not len(left):
+                break
+            if len(left) < len(unanswered):
+                unanswered, input_ids, attention_mask = unanswered[left], input_ids[left], attention_mask[left]
+                cache.batch_select_indices(left)
+            attention_mask = F.pad(attention_mask, (0, input_ids.shape[1] - attention_mask.shape[1]), value=1)
+        return [answer.strip() for answer in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
+    def _steps(self) -> Iterator[int]:
+        """Yield the numbers of tokens after which a batch loses the rows of complete answers, each twice the last."""
+        left, count = self.max_new_tokens, FIRST_TOKENS
+        if self.decoding.beams > 1 or counts_from_prompt(self.model.generation_config):
+            count = left
+        while left > 0:
+            yield min(count, left)
+            left, count = left - count, 2 * count
 
-def _selected(prefix: Cache, rows: Tensor) -> Cache:
-    """Return a cache with the given rows of `prefix`, which is unchanged. Only these rows are copied."""
-    cache = copy.copy(prefix)
-    cache.layers = [copy.copy(layer) for layer in prefix.layers]
-    cache.batch_select_indices(rows)
-    return cache
+    def _end_tokens(self) -> list[int]:
+        """Return the tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -7,12 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 
 from sparse_vlm.errors import UserError
 
 # Every setting is named, since a model's own generation_config may hold values for sampling or beam search.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+# Settings of transformers' `generate` that depend on where the prompt ends or the answer must end.
+FROM_PROMPT = (
+    "min_new_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "encoder_repetition_penalty",
+    "guidance_scale",
+    "max_time",
+)
 
 
 @dataclass(frozen=True)
@@ -56,3 +66,8 @@ class EndWhen(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **unused: Any) -> Any:  # transformers' signature
         return torch.full((len(input_ids),), self.ended(), device=input_ids.device)
+
+
+def counts_from_prompt(config: GenerationConfig) -> bool:
+    """Return whether a model's own settings forbid that `generate` continues an incomplete answer as a prompt."""
+    return any(getattr(config, name, None) is not None for name in FROM_PROMPT)

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,22 @@ def write_code(directory: str | Path) -> None:
     """Copy the modules into a model directory. A copy of this module leaves that to transformers."""
     if not __name__.startswith("sparse_vlm."):
         return
-    waiting, done = [MODELING, PROCESSING], set[str]()
+    for module, source in _copies().items():
+        write_text(Path(directory) / f"{_flat(module)}.py", source)
+
+
+@cache
+def _copies() -> Mapping[str, str]:
+    """Return the sources of all modules that model and processor need, with rewritten imports."""
+    copies: dict[str, str] = {}
+    waiting = [MODELING, PROCESSING]
     while waiting:
         module = waiting.pop()
-        if module in done:
-            continue
-        done.add(module)
-        source = _source(module)
-        waiting += _needed(source)
-        write_text(Path(directory) / f"{_flat(module)}.py", IMPORT.sub(_rewritten, source))
+        if module not in copies:
+            source = _source(module)
+            waiting += _needed(source)
+            copies[module] = IMPORT.sub(_rewritten, source)
+    return copies
 
 
 def _source(module: str) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.encoder import Preprocessing, SparseFormer
-from sparse_vlm.encoder.runtime.cuda_graphs import optimize_for_inference
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import read_object
 from sparse_vlm.vlm.dense.clip import open_clip_vision

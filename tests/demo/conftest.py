@@ -2,11 +2,7 @@
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,12 +15,12 @@ from PIL import Image
 from demo.examples import draw_examples
 from sparse_vlm.vlm.build import build_vlm
 from tests.demo.visitor import PATIENCE, QUESTION, clear
+from tests.forked import wait_for_output
+from train.forked import fork_python
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[2]
-SLOW_MACHINE = 900.0  # longest start in seconds, on a machine with other work
 MAX_NEW_TOKENS = 12
 
 
@@ -66,34 +62,20 @@ def served(
 ) -> Iterator[Served]:
     """`python -m demo.app` with a SparseFormer and a dense tower side by side, on a free port."""
     log = tmp_path_factory.mktemp("demo") / "log.txt"
-    command = [sys.executable, "-m", "demo.app", "--model", vlm_dir, "--compare", dense_vlm_dir, "--port", "0"]
+    command = ["-m", "demo.app", "--model", str(vlm_dir), "--compare", str(dense_vlm_dir), "--port", "0"]
     options = ["--max_new_tokens", str(MAX_NEW_TOKENS), "--max_upload_mb", "8"]
-    options += ["--examples", str(examples)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(log.parent)}
-    environment["PYTHONUNBUFFERED"] = "1"  # the address is read from the log
-    with (
-        log.open("w") as output,
-        subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=output, stderr=output) as process,
-    ):
-        try:
-            yield Served(_address(process, log), vlm_dir, examples)
-        finally:
-            process.terminate()
+    options += ["--examples", str(examples), "--dtype", "float32"]
+    process = fork_python([*command, *options], {"TMPDIR": str(log.parent)}, printed=log, threads=1)
+    try:
+        address = wait_for_output(process, log, r"http://127\.0\.0\.1:\d+")
+        assert httpx.get(address, timeout=60).status_code == 200
+        yield Served(address, vlm_dir, examples)
+    finally:
+        process.terminate()
+        process.join()
     text = log.read_text()  # gradio logs a traceback where it refuses a path
     assert text.count("Traceback") == text.count("gradio.exceptions.InvalidPathError: Cannot move"), text
     assert os.listdir(log.parent) == [log.name]  # the uploads are deleted
-
-
-def _address(process: subprocess.Popen, log: Path) -> str:
-    """Wait until the page is served; return the address that the demo prints."""
-    end = time.monotonic() + SLOW_MACHINE
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        printed = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-        if printed and httpx.get(printed[0], timeout=60).status_code == 200:
-            return printed[0]
-        time.sleep(0.3)
-    raise AssertionError(f"The demo did not start in {SLOW_MACHINE:.0f} s: {log.read_text()}")
 
 
 @pytest.fixture(scope="package")

@@ -58,10 +58,10 @@ def sparse(vlm_dir: Path) -> OpenModel:
 
 
 @pytest.fixture(scope="module")
-def llava_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
+def llava_dir(tmp_path_factory: pytest.TempPathFactory, short_tokenizer: PreTrainedTokenizerBase) -> Path:
     """A tiny random Llava with transformers' own classes, as on the hub."""
     directory = tmp_path_factory.mktemp("hf-llava")
-    tokenizer: Any = smollm2_tokenizer.from_pretrained(save(smollm2_tokenizer, directory))
+    tokenizer: Any = short_tokenizer.from_pretrained(save(short_tokenizer, directory))
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48}
     vision = CLIPVisionConfig(image_size=32, patch_size=8, **heads)

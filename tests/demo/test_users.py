@@ -11,7 +11,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from sparse_vlm.vlm.chat import answer
-from tests.demo.conftest import MAX_NEW_TOKENS, ROOT, Served
+from tests.demo.conftest import MAX_NEW_TOKENS, Served
+from tests.forked import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -51,9 +51,10 @@ def test_three_ways_with_their_tokens(
     vlm_dir: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "closer_look.json"
-    more = ("--visual_tokens", "4", "--region_tokens", "2", "--many_tokens", "9")
+    more = ("--visual_tokens", "4", "--region_tokens", "2", "--many_tokens", "9", "--dtype", "bfloat16")
     assert main(_command(vlm_dir, files, output, *more)) == 0
     result = json.loads(output.read_text())
+    assert result["dtype"] == "bfloat16"
     assert [(way["name"], way["visual_tokens"]) for way in result["ways"]] == [
         ("4", 4),
         ("4 + 2 in the region", 6),

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from eval import score
+from eval.answer_log import AnswerLog
 from eval.answers import read_answers
 from eval.benchmarks import easy_vqa
 from eval.generate import generate_answers, main
@@ -44,7 +45,7 @@ def uninterrupted(vlm_dir: Path, question_file: Path, tmp_path_factory: pytest.T
 
 def command(model: Path, questions: Path, answers: Path, *more: str) -> list[str]:
     paths = ["--model", str(model), "--questions", str(questions), "--answers", str(answers)]
-    return ["easy_vqa", *paths, "--device", "cpu", *more]
+    return ["easy_vqa", *paths, "--device", "cpu", "--dtype", "float32", *more]
 
 
 def test_cuda_graphs_need_cuda(
@@ -67,6 +68,15 @@ def test_lines_are_in_llavas_format(uninterrupted: Path, vlm_dir: Path) -> None:
     assert first["metadata"]["image"] is True
     assert first["metadata"]["visual_tokens"] == 6
     assert (first["metadata"]["device"], first["metadata"]["dtype"]) == ("cpu", "float32")
+
+
+def test_answers_in_another_dtype_are_not_mixed(
+    vlm_dir: Path, question_file: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = uninterrupted.read_bytes()
+    assert main(command(vlm_dir, question_file, uninterrupted, "--dtype", "bfloat16")) == 2
+    assert "'dtype': 'float32'" in capsys.readouterr().err
+    assert uninterrupted.read_bytes() == before
 
 
 def test_the_number_of_visual_tokens_is_recorded_and_not_mixed(
@@ -190,6 +200,68 @@ def test_equal_questions_are_asked_once_and_counted_each(answerer: Answerer, tmp
     answered = texts(tmp_path / "answers.jsonl")
     assert len(answered) == 10
     assert all(answered[question.id] == answered[f"again {question.id}"] for question in questions)
+
+
+class WatchedSet(set[int]):
+    """Counts the elements that operations on whole sets look at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        WatchedSet.looked_at += len(self)
+        return super().__iter__()
+
+    def __and__(self, other: Set[object]) -> set[int]:
+        WatchedSet.looked_at += len(self)
+        return super().__and__(other)
+
+    def __rsub__(self, other: Set[int]) -> set[int]:  # type: ignore[misc]
+        WatchedSet.looked_at += len(self)
+        return set(other) - set(self)
+
+
+def test_a_question_costs_the_same_in_a_long_file(
+    answerer: Answerer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No set of all questions is gone through for each batch."""
+    first, *others = easy_vqa.load_questions(None, None)[:41]
+    questions = [*(replace(first, id=f"again {i}") for i in range(2000)), *others]
+    one_by_one = Answerer(answerer.model, answerer.processor, 1, batch_rows=1)
+    file = tmp_path / "answers.jsonl"
+    generate_answers(questions, file, one_by_one, model_id="tiny", places=range(2000))
+    assert len(read_answers(file)) == 2000
+    begin = AnswerLog._begin
+
+    def watch(log: AnswerLog) -> None:
+        begin(log)
+        log.done, log.open = WatchedSet(log.done), WatchedSet(log.open)
+
+    monkeypatch.setattr(AnswerLog, "_begin", watch)
+    monkeypatch.setattr(WatchedSet, "looked_at", 0)
+    generate_answers(questions, file, one_by_one, model_id="tiny")
+    assert len(read_answers(file)) == len(questions)
+    assert WatchedSet.looked_at < 4 * len(questions)
+
+
+@pytest.mark.parametrize("images_in_memory", [1, 3])
+def test_few_images_in_memory(answerer: Answerer, tmp_path: Path, images_in_memory: int) -> None:
+    questions = easy_vqa.load_questions(None, None)[:60]
+    held: list[int] = []
+
+    class Watching(Answerer):
+        def answer(
+            self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
+        ) -> Iterator[list[tuple[int, str]]]:
+            held.append(1 + max(place for place, _ in questions))
+            return super().answer(images, questions)
+
+    watching = Watching(answerer.model, answerer.processor, 4)
+    few, all_at_once = tmp_path / "few.jsonl", tmp_path / "all.jsonl"
+    generate_answers(questions, few, watching, model_id="tiny", images_in_memory=images_in_memory)
+    assert max(held) == images_in_memory
+    generate_answers(questions, all_at_once, watching, model_id="tiny")
+    assert max(held) > 3
+    assert texts(few) == texts(all_at_once)
 
 
 def test_questions_with_and_without_images_in_one_benchmark(answerer: Answerer, tmp_path: Path) -> None:
@@ -334,7 +406,7 @@ def test_several_benchmarks_with_one_model(
     lines = [{"question_id": i, "image": f"{i}.png", "text": "is it red?", "category": "random"} for i in range(3)]
     pope = tmp_path / "pope.jsonl"
     pope.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["easy_vqa", "pope", "--model", str(vlm_dir), "--device", "cpu", "--images", str(images.parent)]
+    arguments = ["easy_vqa", "pope", "--model", str(vlm_dir), "--dtype", "float32", "--images", str(images.parent)]
     arguments += ["--questions", f"easy_vqa={question_file}", "--questions", f"pope={pope}"]
     assert main([*arguments, "--answers", str(tmp_path / "runs")]) == 0
     assert texts(tmp_path / "runs" / "easy_vqa.jsonl") == texts(uninterrupted)
@@ -351,6 +423,7 @@ def test_several_benchmarks_with_one_model(
         (["--answers", "a", "--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1"),
         (["--answers", "a", "--num_beams", "0"], "--num_beams must be 1 or more, got 0"),
         (["--answers", "a", "--num_beams", "2", "--temperature", "1"], "Choose either --temperature"),
+        (["--answers", "a", "--images_in_memory", "0"], "--images_in_memory must be 1 or more, got 0"),
         (["--answers", "a", "--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, got 0"),
         (["--answers", "a", "--limit", "0"], "--limit must be 1 or more"),
         (["--answers", "a", "--questions", "long.json"], "Question id 1: The question 'is it red? "),

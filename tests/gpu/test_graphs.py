@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sparse_vlm.encoder import SparseFormer
-from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
+from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
 from tests.encoder.runtime.replays import CpuRecorder
 
 

@@ -83,7 +83,9 @@ def run_lmms_eval(arguments: str, task: Path, output: Path) -> subprocess.Comple
 def test_lmms_eval_logs_our_answers(
     worded_vlm_dir: Path, task: Path, answerer: Answerer, tmp_path: Path, visual_tokens: int | None
 ) -> None:
-    arguments = f"pretrained={worded_vlm_dir}" + (f",visual_tokens={visual_tokens}" if visual_tokens else "")
+    arguments = f"pretrained={worded_vlm_dir},dtype=float32" + (
+        f",visual_tokens={visual_tokens}" if visual_tokens else ""
+    )
     result = run_lmms_eval(arguments, task, tmp_path / "out")
     assert result.returncode == 0, result.stderr
     (samples,) = (tmp_path / "out").rglob("*samples*.jsonl")

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from tests.llava_patch.conftest import train
-from tests.llava_patch.tiny import run, run_forked, training_arguments
+from tests.llava_patch.tiny import run_forked, training_arguments
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llava")]
 WITH_BITS = pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 knows these arguments itself")
@@ -162,6 +162,23 @@ def test_seeded_random_variant_reloads_the_same(llama: Path, data: Path, tmp_pat
     assert report["differs"]
 
 
+CHAT = """
+import io, runpy, sys
+sys.stdin = io.StringIO("Which colour is it?\\n")
+runpy.run_module("llava_patch", run_name="__main__", alter_sys=True)
+"""
+
+
+def chat(checkpoint: Path, data: Path, folder: Path, *options: str) -> str:
+    """Ask LLaVA's command-line chat one question; return what it prints after the question."""
+    (folder / "chat.py").write_text(CHAT)
+    words = ["llava.serve.cli", "--model-path", checkpoint, "--image-file", data / "red.png", "--device", "cpu"]
+    words += [*options, "--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
+    printed = run_forked(folder / "chat.py", *words, printed=folder / "printed.txt")
+    assert printed.rstrip().endswith("exit...")
+    return printed.split("ASSISTANT: ", 1)[1]
+
+
 def test_llavas_evaluation_and_ours(finetuned: Path, data: Path, tmp_path: Path) -> None:
     questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     lines = [
@@ -170,29 +187,22 @@ def test_llavas_evaluation_and_ours(finetuned: Path, data: Path, tmp_path: Path)
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = ["--model-path", finetuned, "--question-file", questions, "--image-folder", data, "--answers-file", out]
     options = ["--conv-mode", "vicuna_v1", "--temperature", "0", "--max_new_tokens", "4"]
-    run("-m", "llava_patch", "--cpu", "llava.eval.model_vqa_loader", *command, *options)
+    words = ["-m", "llava_patch", "--cpu", "llava.eval.model_vqa_loader", *command, *options]
+    run_forked(*words, printed=tmp_path / "printed.txt")
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["question_id"] for line in found] == [0, 1]
     assert all(isinstance(line["text"], str) for line in found)
 
 
-def test_llavas_chat(finetuned: Path, data: Path) -> None:
-    command = ["llava.serve.cli", "--model-path", finetuned, "--image-file", data / "red.png", "--device", "cpu"]
-    options = ["--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
-    result = run("-m", "llava_patch", *command, *options, stdin="Which colour is it?\n")
-    said = result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]
+def test_llavas_chat(finetuned: Path, data: Path, tmp_path: Path) -> None:
+    said = chat(finetuned, data, tmp_path).split("USER: ", 1)[0]
     assert len(said) > 1  # four tokens of an untrained model, possibly all spaces
-    assert result.stdout.rstrip().endswith("exit...")
 
 
 @WITH_BITS
 @pytest.mark.parametrize("option", ["--load-4bit", "--load-8bit"])
-def test_llavas_chat_in_few_bits(finetuned: Path, data: Path, option: str) -> None:
-    command = ["llava.serve.cli", "--model-path", finetuned, "--image-file", data / "red.png", "--device", "cpu"]
-    options = [option, "--conv-mode", "llava_v1", "--temperature", "0", "--max-new-tokens", "4"]
-    result = run("-m", "llava_patch", *command, *options, stdin="Which colour is it?\n")
-    assert result.stdout.rstrip().endswith("exit...")
-    assert len(result.stdout.split("ASSISTANT: ", 1)[1].split("USER: ", 1)[0]) > 1
+def test_llavas_chat_in_few_bits(finetuned: Path, data: Path, option: str, tmp_path: Path) -> None:
+    assert len(chat(finetuned, data, tmp_path, option).split("USER: ", 1)[0]) > 1
 
 
 FEW_BITS = """

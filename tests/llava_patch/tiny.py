@@ -108,7 +108,7 @@ def losses(directory: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def run(*command: str, check: bool = True, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python …` in the root of the project, with one thread, offline."""
     result = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -116,7 +116,6 @@ def run(*command: str, check: bool = True, stdin: str = "", **environment: str) 
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
         text=True,
-        input=stdin,
         timeout=600,
     )
     if check and result.returncode != 0:

@@ -25,7 +25,7 @@ def test_a_batch(
     options: dict[str, bool],
     cached: bool,
 ) -> None:
-    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False)
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     made = data((model, processor), data_dir, "chats.json", tmp_path / "cache" if cached else None, **options)
     batch = made.collator([made.training[index] for index in range(4)])

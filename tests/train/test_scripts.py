@@ -21,7 +21,7 @@ from sparse_vlm.encoder import SparseFormer
 from tests.train.launch import ROOT
 from train.align import AlignArguments
 from train.instruct import InstructArguments
-from train.language.data import DataArguments
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments
 from train.vision.bootstrap_arguments import ARGUMENTS as BOOTSTRAP
 

@@ -23,6 +23,7 @@ STUDY = {
         "focus_repeats": 1,
         "max_steps": 1,
         "use_cpu": True,
+        "bf16": False,
         "eval_steps": 1,
     },
     "measure": [
@@ -33,6 +34,8 @@ STUDY = {
         "{run}",
         "--images",
         "{eval_data_path}",
+        "--dtype",
+        "float32",
     ],
     "curve": "eval_centered_cosine",
     "groups": {"tokens": {"4": {}, "5": {"tokens": 5}}, "blocks": {"default": {}}},

@@ -23,7 +23,7 @@ from transformers import (
 from sparse_vlm.data import easy_vqa
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import open_image
-from sparse_vlm.vlm.answering import Answerer, _selected
+from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
@@ -241,12 +241,42 @@ def test_check_length_refuses_a_prompt_that_is_too_long(answerer: Answerer, aske
         collect(answerer, asked[0], [(0, "red " * longest)])
 
 
-def test_the_prefix_is_not_copied_for_every_batch(answerer: Answerer, asked: Asked) -> None:
-    images, rows = asked
-    prompts = [answerer._prompt(True, text) for _, text in rows]
-    prefix = answerer._prefill(images, prompts[0][: answerer._shared_length(prompts)])
-    before = [layer.keys.clone() for layer in prefix.layers]
-    batch = _selected(prefix, torch.tensor([2, 0, 2]))
-    assert [len(layer.keys) for layer in batch.layers] == [3] * len(before)
-    assert torch.equal(batch.layers[0].keys[1], before[0][0])
-    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(prefix.layers, before, strict=True))
+def rows_of_passes(answerer: Answerer, asked: Asked) -> tuple[list[int], list[str]]:
+    """Return the number of rows of each forward pass of the language model after those of the prefixes, and answers."""
+    rows: list[int] = []
+
+    def count(module: Any, positional: Any, inputs: dict[str, Any], output: Any) -> None:
+        cache = inputs["past_key_values"]  # None: the pass of the prefixes makes it
+        if cache is not None:
+            rows.append(len(output[0]))
+
+    hook = answerer.model.model.language_model.register_forward_hook(count, with_kwargs=True)
+    try:
+        return rows, collect(answerer, *asked)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01])
+def test_complete_answers_leave_the_batch(answerer: Answerer, asked: Asked, temperature: float) -> None:
+    """After 2, 4, 8, … tokens: an answer takes part in at most twice as many passes as it has tokens."""
+    limit = 24
+    batched = Answerer(answerer.model, answerer.processor, limit, 1000, decoding=Decoding(temperature))
+    rows, answers = rows_of_passes(batched, asked)
+    lengths = [len(answerer.processor.tokenizer(text)["input_ids"]) + 1 for text in answers]  # and the end token
+    assert len(set(rows)) > 2  # the batch became smaller more than once
+    assert sum(rows) <= sum(min(2 * length, limit) for length in lengths)
+    assert len(rows) <= limit
+
+
+@pytest.mark.parametrize("name", ["min_new_tokens", "begin_suppress_tokens"])
+def test_settings_that_count_from_the_prompt(answerer: Answerer, asked: Asked, name: str) -> None:
+    """Of the model's own generation_config."""
+    images, rows = asked[0], asked[1][:16]
+    setting: dict[str, Any] = {name: 5 if name == "min_new_tokens" else [answerer.processor.tokenizer.eos_token_id]}
+    model = copy.copy(answerer.model)
+    model.generation_config = copy.deepcopy(answerer.model.generation_config)
+    model.generation_config.update(**setting)
+    single = [answer(model, answerer.processor, images[i], text, 8) for i, text in rows]
+    assert collect(Answerer(model, answerer.processor, 8, 16), images, rows) == single
+    assert collect(Answerer(answerer.model, answerer.processor, 8, 16), images, rows) != single

@@ -149,7 +149,7 @@ def test_smollm2_from_gguf(
 
 @pytest.mark.slow
 def test_untied_llm_of_another_family_with_spare_rows(
-    tmp_path: Path, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase
+    tmp_path: Path, encoder_dir: Path, short_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     sizes: dict[str, Any] = {
         "hidden_size": 32,
@@ -157,11 +157,11 @@ def test_untied_llm_of_another_family_with_spare_rows(
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    vocabulary = len(smollm2_tokenizer) + 100
+    vocabulary = len(short_tokenizer) + 100
     config = Qwen2Config(vocab_size=vocabulary, num_key_value_heads=2, tie_word_embeddings=False, **sizes)
     llm: Any = Qwen2ForCausalLM(config).eval()
     llm.save_pretrained(tmp_path / "llm")
-    smollm2_tokenizer.save_pretrained(tmp_path / "llm")
+    short_tokenizer.save_pretrained(tmp_path / "llm")
     build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
     loaded: Loaded = load_vlm(tmp_path / "vlm")
     assert not is_tied(loaded[0])

@@ -52,7 +52,7 @@ def test_command(
 ) -> None:
     images[0].save(tmp_path / "a.png")
     arguments = ["chat", "--model", str(vlm_dir), "--image", str(tmp_path / "a.png"), "--max_new_tokens", "6"]
-    assert main([*arguments, "What is it?"]) == 0
+    assert main([*arguments, "--dtype", "float32", "What is it?"]) == 0
     assert capsys.readouterr().out.strip() == answer(*vlm, images[0], "What is it?", max_new_tokens=6)
 
 
@@ -60,7 +60,7 @@ def test_command(
 def test_command_about_several_images_and_sampled(
     vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6"]
+    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6", "--dtype", "float32"]
     for name in ("a.png", "b.png"):
         images["ab".index(name[0])].save(tmp_path / name)
         arguments += ["--image", str(tmp_path / name)]
@@ -122,7 +122,7 @@ def test_a_number_of_visual_tokens_is_whole(typed: str, capsys: pytest.CaptureFi
 def test_command_with_visual_tokens_and_regions(
     vlm: Loaded, vlm_dir: Path, tmp_path: Path, images: list[Image.Image], capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6", "--visual_tokens", "3"]
+    arguments = ["chat", "--model", str(vlm_dir), "--max_new_tokens", "6", "--visual_tokens", "3", "--dtype", "float32"]
     for number in (0, 1):
         images[number].save(tmp_path / f"{number}.png")
         arguments += ["--image", str(tmp_path / f"{number}.png")]
@@ -131,5 +131,5 @@ def test_command_with_visual_tokens_and_regions(
     expected = answer(*vlm, images[:2], "What is it?", 6, visual_tokens=3, regions=boxes)
     assert capsys.readouterr().out.strip() == expected
     assert "".join(stream(*vlm, images[:2], "What is it?", 6, visual_tokens=3, regions=boxes)).strip() == expected
-    assert main([*arguments[:7], "What is it?"]) == 0  # without images
+    assert main([*arguments[:9], "What is it?"]) == 0  # without images
     assert capsys.readouterr().out.strip() == answer(*vlm, None, "What is it?", 6)

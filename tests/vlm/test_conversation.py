@@ -17,7 +17,9 @@ from sparse_vlm.cli import main
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, encode_messages, user_message
 from sparse_vlm.vlm.conversation import Conversation
+from tests.forked import wait_for_output
 from tests.vlm.conftest import Loaded
+from train.forked import fork_python
 
 
 def say(conversation: Conversation, question: str) -> str:
@@ -126,7 +128,8 @@ def test_a_conversation_with_too_many_visual_tokens(vlm: Loaded, images: list[Im
 
 def chat(monkeypatch: pytest.MonkeyPatch, vlm_dir: Path, *lines: str, tokens: int = 6, options: list[str] = []) -> int:  # noqa: B006
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    return main(["chat", "--model", str(vlm_dir), "--max_new_tokens", str(tokens), *options])
+    command = ["chat", "--model", str(vlm_dir), "--dtype", "float32", "--max_new_tokens", str(tokens)]
+    return main([*command, *options])
 
 
 def test_in_the_terminal(
@@ -241,15 +244,24 @@ def test_a_closed_pipe_ends_the_command_silently(vlm_dir: Path) -> None:
     assert chatting.returncode == 128 + signal.SIGPIPE
 
 
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # see working_ctrl_c
+runpy.run_module("sparse_vlm", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("working_ctrl_c")
-def test_ctrl_c_during_a_single_answer_is_silent(vlm_dir: Path) -> None:
-    with start_chat(vlm_dir, "--max_new_tokens", "1500", "Why?", stdout=subprocess.PIPE) as chatting:
-        assert chatting.stdout is not None
-        assert chatting.stdout.read(1)
-        chatting.send_signal(signal.SIGINT)
-        assert b"Traceback" not in chatting.communicate()[1]
-    assert chatting.returncode == 128 + signal.SIGINT
+def test_ctrl_c_during_a_single_answer_is_silent(vlm_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(INTERRUPTIBLE)
+    words = [str(tmp_path / "program.py"), "chat", "--model", str(vlm_dir), "--max_new_tokens", "1500", "Why?"]
+    chatting = fork_python(words, printed=tmp_path / "printed.txt", threads=1)
+    wait_for_output(chatting, tmp_path / "printed.txt", ".")
+    assert chatting.pid is not None
+    os.kill(chatting.pid, signal.SIGINT)
+    chatting.join()
+    assert "Traceback" not in (tmp_path / "printed.txt").read_text()
+    assert chatting.exitcode == 128 + signal.SIGINT
 
 
 @pytest.mark.slow

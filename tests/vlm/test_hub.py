@@ -1,8 +1,5 @@
 """Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.hub import model_card, write_card
+from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
 QUESTION = "What is shown?"
@@ -23,8 +21,8 @@ sys.modules["sparse_vlm"] = None  # as if it were not installed
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
-source, image, out, copy = sys.argv[1:]
+from transformers import AutoModelForImageTextToText, AutoProcessor, dynamic_module_utils, pipeline
+source, image, out, copy, dynamic_module_utils.HF_MODULES_CACHE = sys.argv[1:]
 model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
 messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
@@ -43,12 +41,8 @@ with torch.no_grad():
 @pytest.mark.slow
 def test_a_process_without_sparse_vlm(vlm_dir: Path, vlm: Loaded, images: list[Image.Image], tmp_path: Path) -> None:
     images[0].save(tmp_path / "image.png")
-    (tmp_path / "alone.py").write_text(ALONE)
-    paths = [str(path) for path in (vlm_dir, tmp_path / "image.png", tmp_path / "out", tmp_path / "copy")]
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "alone.py"), *paths]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    paths = [tmp_path / name for name in ("image.png", "out", "copy", "modules")]
+    run_program(ALONE, str(vlm_dir), *map(str, paths), folder=tmp_path)
     model, processor = vlm
     with torch.no_grad():
         expected = model(**encode_prompt(processor, images[0], QUESTION)).logits

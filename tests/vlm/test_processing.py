@@ -96,16 +96,16 @@ def test_wrong_number_of_placeholders(vlm: Loaded, text: str, images: int, messa
         vlm[1](text=text, images=given)
 
 
-def test_the_placeholder_is_added_once(smollm2_tokenizer: PreTrainedTokenizerBase, vlm: Loaded) -> None:
+def test_the_placeholder_is_added_once(short_tokenizer: PreTrainedTokenizerBase, vlm: Loaded) -> None:
     tokenizer = vlm[1].tokenizer
     before = len(tokenizer)
-    assert before == len(smollm2_tokenizer) + 1
+    assert before == len(short_tokenizer) + 1
     assert add_image_token(tokenizer) == vlm[1].image_token_id == before - 1
     assert len(tokenizer) == before
     assert tokenizer(f"a{IMAGE_TOKEN}{IMAGE_TOKEN}b")["input_ids"].count(before - 1) == 2
 
 
-def test_parts_and_text_render_as_in_the_llms_training(vlm: Loaded, smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_parts_and_text_render_as_in_the_llms_training(vlm: Loaded, short_tokenizer: PreTrainedTokenizerBase) -> None:
     processor = vlm[1]
     messages = [
         {"role": "user", "content": QUESTION},
@@ -117,7 +117,7 @@ def test_parts_and_text_render_as_in_the_llms_training(vlm: Loaded, smollm2_toke
         {"role": "assistant", "content": "A cube."},
         {"role": "user", "content": "Its colour?"},
     ]
-    expected = smollm2_tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    expected = short_tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == expected
     assert processor.apply_chat_template(plain, add_generation_prompt=True) == expected
     assert processor.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True) == expected

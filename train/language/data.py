@@ -1,9 +1,8 @@
-"""The data of the alignment and the instruction stage: options, data sets and collator."""
+"""The data of the alignment and the instruction stage: data sets and collator."""
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from sparse_vlm.data.conversations.collate import ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.length_limit import LengthLimit
 from sparse_vlm.data.conversations.sources import open_sources
-from sparse_vlm.encoder.token_counts import DENSITIES, TokenCounts
-from sparse_vlm.errors import UserError, unknown_choice
+from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.positions import most_positions
@@ -24,10 +22,10 @@ from sparse_vlm.vlm.language.templates import LLAVA_PLAIN
 from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
-from sparse_vlm.vlm.views import Box
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+from train.language.data_arguments import DataArguments
+from train.language.shared_checks import SharedChecks
 from train.language.visual_cache import use_cached_tokens
-from train.stages.command_line import check_ranges
 from train.stages.drawn_counts import DrawnCounts
 from train.stages.stage import StageArguments
 
@@ -35,62 +33,7 @@ logger = logging.getLogger(__name__)
 # Types whose packed conversations do not attend to each other; tests/vlm/language/test_families.py compares them with
 # single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
-
-
-@dataclass
-class DataArguments:
-    """The training data and how samples become rows."""
-
-    data_path: str = field(metadata={"help": "LLaVA JSON or JSONL, wds:SHARDS, hf:NAME, or a YAML mixture of these"})
-    image_folder: str = field(default=".", metadata={"help": "folder that the image paths are relative to"})
-    eval_data_path: str | None = field(
-        default=None, metadata={"help": "held-out data, measured with --eval_strategy steps"}
-    )
-    eval_image_folder: str | None = field(
-        default=None, metadata={"help": "as --image_folder, for --eval_data_path (default: --image_folder)"}
-    )
-    model_max_length: int = field(
-        default=2048, metadata={"help": "maximum number of tokens per sample; see --too_long"}
-    )
-    too_long: str = field(
-        default="error", metadata={"help": "samples over --model_max_length: error | skip | truncate"}
-    )
-    independent_turns: bool = field(
-        default=False, metadata={"help": "turns of a sample share the image but do not attend to each other (VQA)"}
-    )
-    packing: bool = field(
-        default=False, metadata={"help": "short conversations of a batch share a row without attending to each other"}
-    )
-    on_bad_sample: str = field(
-        default="error", metadata={"help": "bad samples: error | skip (reads all data once at the start)"}
-    )
-    cache_visual_tokens: str | None = field(
-        default=None,
-        metadata={"help": "directory for visual tokens, which a frozen vision tower computes once per image"},
-    )
-    visual_tokens: str | None = field(
-        default=None,
-        metadata={
-            "help": "number of visual tokens per image; 9-64 or 9,16,25: drawn at each step (default: the model's)"
-        },
-    )
-    token_density: str = field(
-        default="linear", metadata={"help": f"density of the numbers of visual tokens: {' | '.join(DENSITIES)}"}
-    )
-    region_tokens: int | None = field(
-        default=None, metadata={"help": "number of visual tokens per <region> (default: the model's)"}
-    )
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"region_tokens": "[1, inf)"})
-        if self.token_density not in DENSITIES:
-            raise unknown_choice("--token_density", self.token_density, DENSITIES)
-        _ = self.token_counts  # raises if they are malformed
-
-    @property
-    def token_counts(self) -> TokenCounts | None:
-        """The numbers of visual tokens to train with; None: the model's own."""
-        return None if self.visual_tokens is None else TokenCounts.parse(str(self.visual_tokens))
+NO_REGIONS = "which do not work with ZeRO-3: use train/configs/deepspeed/zero2.json"
 
 
 @dataclass(frozen=True)
@@ -145,12 +88,9 @@ def make_data(
     chat = ChatFormat(
         processor.tokenizer, template, model.config.image_token_id, default, plain, processor.region_tokens
     )
-    preprocess = functools.partial(pixel_values, processor.image_processor)
-    model_box = processor.image_processor.model_box if _looks_anywhere(model) else None
-    training, held_out = _open_datasets(data_args, args, chat, preprocess, model_box, _limit(data_args, model))
-    _check_regions([data for data in (training, held_out) if data is not None])
+    training, held_out = _open_datasets(data_args, args, chat, model, processor.image_processor)
     _write_skipped(training, args)
-    shape, image_key = preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
+    shape, image_key = training.reader.preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
         requested = {training: (default,) if counts is None else counts.counts}
         requested |= {} if held_out is None else {held_out: (default,)}
@@ -174,30 +114,41 @@ def _open_datasets(
     data_args: DataArguments,
     args: StageArguments,
     chat: ChatFormat,
-    preprocess: Callable[[Image.Image], torch.Tensor],
-    model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None,
-    limit: LengthLimit,
+    model: SparseVLMForConditionalGeneration,
+    image_processor: SparseFormerImageProcessor,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
     """Open the training data, with the largest number of visual tokens, and with --eval_data_path the held-out data,
-    with the model's own."""
+    with the model's own. Held-out samples are always checked before: a substitute would count twice."""
 
-    def dataset(data_path: str, image_folder: str, chat: ChatFormat) -> ConversationDataset:
+    def dataset(data_path: str, image_folder: str, chat: ChatFormat, **options: Any) -> ConversationDataset:
         return ConversationDataset(
             open_sources(data_path, image_folder),
             chat,
-            preprocess,
-            model_box=model_box,
+            functools.partial(pixel_values, image_processor),
+            model_box=image_processor.model_box if _looks_anywhere(model) else None,
+            # Processes whose batches differ in regions would gather a sharded tower's weights different numbers of
+            # times, and wait for each other forever.
+            no_regions=NO_REGIONS if is_deepspeed_zero3_enabled() else None,
             independent_turns=data_args.independent_turns,
             limit=limit,
             on_bad_sample=data_args.on_bad_sample,
+            checks=SharedChecks(args, data_path, image_processor.to_dict()),
             seed=args.order_seed,
+            **options,
         )
 
-    counts = data_args.token_counts
+    limit, counts = _limit(data_args, model), data_args.token_counts
     largest = chat if counts is None else replace(chat, tokens_per_image=counts.counts[-1])
-    training, held_out = dataset(data_args.data_path, data_args.image_folder, largest), None
-    if data_args.eval_data_path is not None:
-        held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder, chat)
+    training = dataset(
+        data_args.data_path,
+        data_args.image_folder,
+        largest,
+        check_samples=data_args.check_samples,
+        count_lengths=args.train_sampling_strategy == "group_by_length",
+    )
+    if data_args.eval_data_path is None:
+        return training, None
+    held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder, chat)
     return training, held_out
 
 
@@ -258,16 +209,6 @@ def _check_counts(data_args: DataArguments, model: SparseVLMForConditionalGenera
             )
         if count < least:
             raise UserError(f"This model keeps CLS, so --{option} starts at {least}, got {count}.")
-
-
-def _check_regions(datasets: Sequence[ConversationDataset]) -> None:
-    """Refuse regions with ZeRO-3: processes whose batches differ in them would gather the sharded tower's weights
-    different numbers of times, and wait for each other forever."""
-    entries = (entry for dataset in datasets for entry in dataset.entries)
-    if is_deepspeed_zero3_enabled() and (found := next((e for e in entries if e.sample.regions), None)):
-        raise UserError(
-            f"{found.sample} has regions, which do not work with ZeRO-3: use train/configs/deepspeed/zero2.json."
-        )
 
 
 def _check_evaluation(data_args: DataArguments, args: StageArguments) -> None:

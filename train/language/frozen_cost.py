@@ -26,7 +26,8 @@ from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.measure.timing import machine, require_positive, seconds_of, turns
 from train.align import AlignArguments, parameter_groups
 from train.language import vlm
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.stages.frozen import cast_frozen, weight_bytes
 from train.stages.stage import set_trainable
 

@@ -28,7 +28,7 @@ def write_result(
     visual_tokens: str | None = None,
     region_tokens: int | None = None,
 ) -> None:
-    """Write a model directory atomically.
+    """Write a model directory atomically, if it opens.
 
     Frozen weights are copied from `start` bit for bit, in whatever precision the stage stored them. An adapter is
     merged in float32.

@@ -18,6 +18,7 @@ from sparse_vlm.errors import UserError
 from train.language.order import DrawnOrder, LengthGroups, SeededOrder
 from train.language.result import TRAINED_FILE
 from train.stages.drawn_counts import DrawnCounts
+from train.stages.processes import summed
 from train.stages.stage import ParameterGroup, StageArguments
 from train.stages.trainer import StageTrainer
 
@@ -28,6 +29,8 @@ class ConversationTrainer(StageTrainer):
     - `group_by_length` groups rows by length without reading their images.
     - With `drawn`, each step has its number of visual tokens, and each log line has `visual_tokens`, the mean over the
       steps since the last one.
+    - With --check_samples while_reading, each log line has `bad_samples`, the number of times that a bad sample was
+      replaced so far, over all processes.
     - `eval_loss` is the mean over all tokens of all answers, independent of the batch size.
     - Frozen weights are never saved, since the starting model has them: checkpoints have TRAINED_FILE, peft's own files
       for an adapter, or DeepSpeed's with `exclude_frozen_parameters`.
@@ -70,6 +73,9 @@ class ConversationTrainer(StageTrainer):
             order = super()._get_train_sampler(train_dataset)
         return order if self.drawn is None else DrawnOrder(order, self.drawn, self.args)
 
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        return None  # in order; transformers would group these by length too, and look for `input_ids` in each item
+
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         if self.drawn is not None:
             self._counts.append(self.drawn.count_at(self.state.global_step))
@@ -79,6 +85,9 @@ class ConversationTrainer(StageTrainer):
         if "loss" in logs and self._counts:
             logs["visual_tokens"] = statistics.mean(self._counts)
             self._counts = []
+        substitutes = getattr(self.train_dataset, "substitutes", None)
+        if "loss" in logs and substitutes is not None:
+            logs["bad_samples"] = int(summed(torch.tensor(substitutes.bad.count), self.args))
         super().log(logs, start_time)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:

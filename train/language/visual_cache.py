@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sparse_vlm.data.conversations.dataset import ConversationDataset, SampleImage
+from sparse_vlm.data.conversations.dataset import ConversationDataset
+from sparse_vlm.data.conversations.images import SampleImage
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, token_key
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
@@ -21,6 +22,7 @@ from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
 from train.stages.precision import compute_dtype
+from train.stages.processes import share, summed
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
@@ -64,17 +66,17 @@ def use_cached_tokens(
     if args.process_index == 0:
         write_json(folder / "about.json", about)
     distinct = [(dataset, *found) for dataset, counts in datasets.items() for found in dataset.distinct_images(counts)]
-    missing = _Missing(distinct[args.process_index :: args.world_size], cache)
+    missing = _Missing(share(distinct, args), cache)
     computed = _fill(cache, missing, _encoder(model, args), args)
     args.distributed_state.wait_for_everyone()
     cache.refresh()
-    total = _sum(computed, args)
+    total = int(summed(torch.tensor(computed), args))
     if args.process_index == 0:
         views = sum(len(views) for _, _, views in distinct)
         counts = f"{total} computed now, {views - total} found"
         logger.info("%d sets of visual tokens of %d images in %s: %s", views, len(distinct), folder, counts)
     for dataset in datasets:
-        dataset.visual_tokens = cache
+        dataset.reader.visual_tokens = cache
 
 
 def _broadcast(tower: nn.Module, args: StageArguments) -> None:
@@ -82,14 +84,6 @@ def _broadcast(tower: nn.Module, args: StageArguments) -> None:
     if args.world_size > 1:
         for weight in tower.state_dict().values():
             torch.distributed.broadcast(weight, 0)
-
-
-def _sum(count: int, args: StageArguments) -> int:
-    """Sum over the processes."""
-    total = torch.tensor(count, device=args.device)
-    if args.world_size > 1:
-        torch.distributed.all_reduce(total)
-    return int(total)
 
 
 def _about(
@@ -190,5 +184,5 @@ class _Missing(Dataset):
         if not missing:
             return _MissingViews(torch.empty(0), {})
         opened = image.decode(data)
-        placed = {key: dataset.placed(view, opened.size, image.sample) for key, view in missing.items()}
-        return _MissingViews(dataset.preprocess(opened), placed)
+        placed = {key: dataset.reader.placed(view, opened.size, image.sample) for key, view in missing.items()}
+        return _MissingViews(dataset.reader.preprocess(opened), placed)

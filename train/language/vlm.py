@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, unknown_choice
-from sparse_vlm.vlm.loading import check_opens, load_vlm
+from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from train.language.data import StageData
@@ -155,7 +155,7 @@ def train(
             region_tokens=processor.region_tokens,
         )
         shutil.rmtree(trained)
-        publish(result, args, check_opens)
+        publish(result, args)
         logger.info("Model directory: %s", args.output_dir)
 
 

@@ -9,6 +9,7 @@ with a wider distribution than usual, so that its GELU is nonlinear within the r
 
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from sparse_vlm.data.conversations.encoding import IGNORE, Row
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from train.language.data import StageData
+from train.stages.processes import share, summed
 from train.stages.stage import StageArguments
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,10 @@ class LeastSquares:
         self.cross += (rows.T @ targets.double()).cpu()
         self.squares += targets.double().square().sum(0).cpu()
 
+    def add_processes(self, args: StageArguments) -> None:
+        """Add the rows of the other processes, in all of them."""
+        self.gram, self.cross, self.squares = (summed(part, args) for part in (self.gram, self.cross, self.squares))
+
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """Return weight float64[T, F], bias float64[T], and the explained share of the targets' variance."""
         count = self.gram[-1, -1]
@@ -68,6 +74,8 @@ def start_from_words(
     model: SparseVLMForConditionalGeneration, data: StageData, count: int, args: StageArguments
 ) -> None:
     """Set the projector's weights in place, equally in every process.
+
+    Each process encodes its share of the samples. Up to rounding, the weights do not depend on the number of processes.
 
     Args:
         model: the model, of which only tower, projector and word embeddings run.
@@ -90,18 +98,20 @@ def start_from_words(
     _redraw(hidden, args.seed)
     chosen = random.Random(args.seed).sample(range(len(data.training)), min(count, len(data.training)))
     problem = LeastSquares(last.in_features, last.out_features)
-    _add_samples(problem, model, data, chosen, args)
+    _add_samples(problem, model, data, share(chosen, args), args)
+    problem.add_processes(args)
     if not problem.gram[-1, -1]:
         raise UserError(
             f"None of the {len(chosen)} samples of --word_start has an image and words: raise it, or leave it out."
         )
-    weight, bias, share = problem.solve(RIDGE)
+    weight, bias, explained = problem.solve(RIDGE)
     with torch.no_grad():
         last.weight.copy_(weight)
         last.bias.copy_(bias)
     if args.process_index == 0:
         logger.info(
-            "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.", 100 * share
+            "--word_start: visual tokens explain %.1f %% of the variance of the captions' word embeddings.",
+            100 * explained,
         )
 
 
@@ -109,7 +119,7 @@ def _add_samples(
     problem: LeastSquares,
     model: SparseVLMForConditionalGeneration,
     data: StageData,
-    chosen: list[int],
+    chosen: Sequence[int],
     args: StageArguments,
 ) -> None:
     """Add the hidden features and the word embeddings of the chosen samples."""

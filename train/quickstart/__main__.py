@@ -2,6 +2,7 @@
 
     python -m train.quickstart                      # or: make quickstart
     python -m train.quickstart --compare            # also train the same LLM on the dense teacher's 64 tokens
+    python -m train.quickstart --seed 1 --output_dir runs/quickstart-1
     QUICKSTART_FAST=1 python -m train.quickstart    # a smoke test that hardly trains
 
 Every step is one of the project's own commands; its command and output are in runs/quickstart/logs/STEP.log. Run it
@@ -13,6 +14,7 @@ Result: runs/quickstart/report.md, report.json, and the model directory runs/qui
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,27 @@ from sparse_vlm.command_line import CommandParser
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import read_object
 from train.forked import run_logged
-from train.pipeline import LOGS, run_steps
+from train.pipeline import LOGS, require_same_arguments, run_steps
 from train.quickstart.paths import Paths
 from train.quickstart.steps import FAST, FULL, all_steps
 
 
-def quickstart(root: Path, compare: bool, fast: bool) -> None:
+def quickstart(root: Path, compare: bool, fast: bool, seed: int) -> None:
     """Run all steps and write the report.
 
     Args:
         root: directory for all results.
         compare: also train and evaluate the LLM on the dense teacher's tokens.
         fast: run the smoke test.
+        seed: seed of the data and of every training stage.
+
+    Raises:
+        UserError: a step failed, or `root` holds a run with another seed.
     """
     console = Console()
     paths = Paths(root)
-    root.mkdir(parents=True, exist_ok=True)
-    steps = all_steps(paths, FAST if fast else FULL, compare)
+    require_same_arguments(root, {"seed": seed})
+    steps = all_steps(paths, replace(FAST if fast else FULL, seed=seed), compare)
     run_steps(steps, root, console)
     report = _report(root, compare, fast)
     console.rule("The quickstart is done", align="left")
@@ -69,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output_dir", type=Path, default=default, help="directory for all results (default: %(default)s)"
     )
     parser.add_argument("--compare", action="store_true", help="also train the same LLM on the dense teacher's tokens")
-    return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast), argv)
+    parser.add_argument("--seed", type=int, default=FULL.seed, help="seed of all steps (default: %(default)s)")
+    return parser.run(lambda arguments: quickstart(arguments.output_dir, arguments.compare, fast, arguments.seed), argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files, write_json
 from sparse_vlm.measure.timing import machine, require_positive, take_turns
 from train.language import vlm
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.stages.stage import StageArguments
 
 BATCH_SIZE = 8

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from sparse_vlm.data.easy_vqa import CLASSES
 from train import outcomes
-from train.pipeline import Step, language_training, packaged_llm, short_training
+from train.pipeline import Step, packaged_llm, short_training
 from train.quickstart.paths import Paths
 
 COUNTS = "4-36"  # latent tokens of the student, and visual tokens of the tuned model
@@ -28,11 +29,12 @@ class Recipe:
     test_images: int | None
     save_steps: int
     timed_batches: int
+    seed: int = 42  # of the data and of every training stage
 
 
 FULL = Recipe(
-    teacher_steps=2200,
-    bootstrap_steps=800,
+    teacher_steps=700,
+    bootstrap_steps=1200,
     word_start=4000,
     align_steps=40,
     texts=160,
@@ -78,7 +80,7 @@ def _data(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.data", "--output_dir", str(paths.data)]
     arguments += ["--texts", str(recipe.texts), "--images_by_answer", str(recipe.images_by_answer)]
     arguments += ["--images_by_colour", str(recipe.images_by_colour)]
-    arguments += ["--validation_images", str(recipe.validation_images)]
+    arguments += ["--validation_images", str(recipe.validation_images), "--seed", str(recipe.seed)]
     if recipe.test_images is not None:
         arguments += ["--test_images", str(recipe.test_images)]
     instruct = paths.data / "instruct.json"
@@ -88,8 +90,8 @@ def _data(paths: Paths, recipe: Recipe) -> Step:
 def _teacher(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.teacher", "--data_path", str(paths.data / "captions.json")]
     arguments += ["--image_folder", str(paths.train_images), "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
-    arguments += ["--per_device_train_batch_size", "12", "--train_sampling_strategy", "sequential"]
-    arguments += short_training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4)
+    arguments += ["--per_device_train_batch_size", str(len(CLASSES)), "--train_sampling_strategy", "sequential"]
+    arguments += short_training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4, seed=recipe.seed)
     result = paths.teacher / "open_clip_config.json"
     shows = partial(outcomes.loss, paths.teacher)
     return Step("teacher", "A tiny CLIP as the teacher", tuple(arguments), result, paths.teacher, shows)
@@ -99,8 +101,8 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.bootstrap", "--teacher", str(paths.teacher), "--data_path", str(paths.train_images)]
     arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", COUNTS, "--default_tokens", "16"]
     arguments += ["--focus_repeats", "2", "--stem_channels", "32", "--min_crop_area", "0.5"]
-    arguments += ["--learning_rate", "1e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "32"]
-    arguments += short_training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4)
+    arguments += ["--learning_rate", "2e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "16"]
+    arguments += short_training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4, seed=recipe.seed)
     title = "Bootstrapping: a SparseFormer of 4 to 36 tokens, without labels"
     shows = partial(outcomes.cosine, paths.encoder)
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder, shows)
@@ -142,18 +144,18 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     read += ["--per_device_train_batch_size", "4"]
-    read += language_training(reading, None, recipe.save_steps)
+    read += short_training(reading, None, recipe.save_steps, seed=recipe.seed)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
     align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
-    align += language_training(aligned, recipe.align_steps, recipe.save_steps)
+    align += short_training(aligned, recipe.align_steps, recipe.save_steps, seed=recipe.seed)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += [] if prefix else ["--visual_tokens", COUNTS]  # the dense tower's number is fixed
-    instruct += language_training(model, None, recipe.save_steps)
+    instruct += short_training(model, None, recipe.save_steps, seed=recipe.seed)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]

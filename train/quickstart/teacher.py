@@ -1,8 +1,8 @@
 """Train the quickstart's teacher, a tiny CLIP, on the captions of easy-VQA's training images.
 
-    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 2200 --learning_rate 1e-3 \\
+    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 700 --learning_rate 1e-3 \\
         --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train \\
-        --per_device_train_batch_size 12 --train_sampling_strategy sequential
+        --per_device_train_batch_size 24 --train_sampling_strategy sequential
 
 No PyPI package has a pre-trained CLIP, so the quickstart trains one. With real data, use a real teacher instead:
 `train.bootstrap --teacher open_clip:ViT-L-14/openai`. Output: a directory in open_clip's format.
@@ -24,12 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sparse_vlm.bootstrap.teachers import open_teacher
-from sparse_vlm.data.easy_vqa import (
-    CLASSES,
-    COLOURS,
-    SHAPES,
-    Attributes,
-)
+from sparse_vlm.data.easy_vqa import CLASSES
 from sparse_vlm.data.images.augmentation import augmentation
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import CLIP_MEAN, CLIP_STD
@@ -41,7 +36,7 @@ from train.stages.stage import ParameterGroup, StageArguments, finished_model, p
 from train.stages.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
-BATCH = 12
+BATCH = len(CLASSES)
 PREPROCESSING = Preprocessing(resize=64, crop=64, mean=CLIP_MEAN, std=CLIP_STD)
 
 
@@ -57,33 +52,31 @@ class TeacherArguments:
 
 
 class CaptionedImages(Dataset):
-    """Images with their captions, ordered for batches of 12: all three shapes in four colours.
+    """Images with their captions, ordered for batches of 24: one image of every class.
 
     No caption occurs twice in a batch, so all other images are true negatives, and every image has negatives of its
-    own colour. Items: {"pixel_values", "text": int64[context]}.
+    own colour and of its own shape. Items: {"pixel_values", "text": int64[context]}.
 
     Args:
         captions: LLaVA JSON of `train.quickstart.data`, with every caption of `CLASSES`.
         folder: folder of the images.
-        context: number of tokens per caption.
+        texts: the token ids of each caption.
         batches: number of batches.
         seed: seed of the order.
     """
 
-    def __init__(self, captions: str | Path, folder: str | Path, context: int, batches: int, seed: int) -> None:
-        members: dict[str, list[str]] = {shown.caption: [] for shown in CLASSES}
+    def __init__(
+        self, captions: str | Path, folder: str | Path, texts: dict[str, Tensor], batches: int, seed: int
+    ) -> None:
+        members: dict[str, list[str]] = {caption: [] for caption in texts}
         for record in json.loads(Path(captions).read_text(encoding="utf-8")):
             members[record["conversations"][1]["value"]].append(record["image"])
-        tokenizer = open_clip.SimpleTokenizer(context_length=context)
-        self.texts = {caption: tokenizer(caption)[0] for caption in members}
-        self.folder = Path(folder)
+        self.texts, self.folder = texts, Path(folder)
         self.transform = augmentation(PREPROCESSING, min_area=0.5)
         order = random.Random(seed)
         self.items: list[tuple[str, str]] = []
-        while len(self.items) < BATCH * batches:
-            colours = order.sample(COLOURS, len(COLOURS))
-            for caption in (Attributes(shape, colour).caption for colour in colours for shape in SHAPES):
-                self.items.append((order.choice(members[caption]), caption))
+        for _ in range(batches):
+            self.items += [(order.choice(members[caption]), caption) for caption in texts]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -106,6 +99,26 @@ class ContrastiveTask(nn.Module):
         """float[B, 3, H, W], int64[B, context] -> {"loss"}"""
         images, texts, scale = self.clip(pixel_values, text)
         return {"loss": self.loss(images, texts, scale)}
+
+
+class Vocabulary:
+    """The few words of all captions, numbered without gaps, so that a step does not update 49,408 embeddings.
+
+    Args:
+        context: number of tokens per caption.
+    """
+
+    def __init__(self, context: int) -> None:
+        captions = [shown.caption for shown in CLASSES]
+        tokens = open_clip.SimpleTokenizer(context_length=context)(captions)
+        self.words, numbers = tokens.unique(return_inverse=True)  # ascending: the end of a text stays the largest
+        self.texts = dict(zip(captions, numbers, strict=True))
+
+    def expand(self, embedding: Tensor, size: int) -> Tensor:
+        """Return the embedding of open_clip's whole vocabulary from that of `words`; the others are zero."""
+        whole = embedding.new_zeros(size, embedding.shape[1])
+        whole[self.words] = embedding
+        return whole
 
 
 def clip_config(arguments: TeacherArguments) -> dict[str, Any]:
@@ -135,17 +148,21 @@ def train_teacher(arguments: TeacherArguments, args: StageArguments) -> None:
         )
     prepare(args)
     config = clip_config(arguments)
-    clip = CLIP(**config)
+    vocabulary = Vocabulary(config["text_cfg"]["context_length"])
+    clip = CLIP(**config | {"text_cfg": config["text_cfg"] | {"vocab_size": len(vocabulary.words)}})
     # With open_clip's 0.02, all captions start out nearly identical, and accuracy on shapes stays at chance.
     nn.init.normal_(clip.token_embedding.weight, std=1.0)
     task = ContrastiveTask(clip)
     groups = [ParameterGroup("CLIP", tuple(task.parameters()), args.learning_rate)]
     logger.info("Parameter groups:\n%s", set_trainable(task, groups))
-    context = config["text_cfg"]["context_length"]
-    dataset = CaptionedImages(arguments.data_path, arguments.image_folder, context, args.max_steps, args.seed)
+    folder = arguments.image_folder
+    dataset = CaptionedImages(arguments.data_path, folder, vocabulary.texts, args.max_steps, args.seed)
     run(StageTrainer(groups, model=task, args=args, train_dataset=dataset))
     with finished_model(args, lambda folder: open_teacher(str(folder))) as directory:
-        save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
+        weights = clip.state_dict()
+        embedding = vocabulary.expand(weights["token_embedding.weight"], config["text_cfg"]["vocab_size"])
+        weights |= {"token_embedding.weight": embedding}
+        save_file(weights, directory / "open_clip_model.safetensors")
         preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
         write_json(directory / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": preprocess})
 

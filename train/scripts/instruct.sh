@@ -6,7 +6,8 @@
 # 16 bytes per parameter, so 112 GB for 7B, which ZeRO-3 divides among the GPUs; with less memory add
 # --deepspeed train/configs/deepspeed/zero3_offload.json.
 # LLaVA's data has conversations of more than 2048 tokens, which LLaVA's code truncates. Here they are left out, counted,
-# and listed in OUT/skipped_samples.txt; to find them, all data is read once before the first step.
+# and listed in OUT/skipped_samples.txt. To find them, the processes share the data and read it once before the first
+# step; later runs find the result beside $DATA. With --check_samples while_reading, no image is read before.
 # Hours and memory: docs/training.md.
 set -euo pipefail
 

@@ -10,7 +10,7 @@ from transformers.integrations import get_available_reporting_integrations
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from train.stages.command_line import check_ranges
 from train.stages.log import LOG_NAME
-from train.stages.precision import with_autocast
+from train.stages.precision import choose_bf16, with_autocast
 
 RANGES = {  # outside them transformers and torch fail with a traceback, sometimes only after training has begun
     "per_device_train_batch_size": "[1, inf)",
@@ -30,6 +30,13 @@ RANGES = {  # outside them transformers and torch fail with a traceback, sometim
 @dataclass
 class StageArguments(TrainingArguments):
     """transformers' TrainingArguments with this project's defaults. bf16 is autocast, with DeepSpeed as without."""
+
+    bf16: bool = field(  # type: ignore[assignment]  # None is replaced when the object is made
+        default=None,
+        metadata={
+            "help": "bf16 autocast over float32 weights (default: where the processor computes it natively and faster)"
+        },
+    )
 
     output_dir: str = field(kw_only=True, metadata={"help": "directory for the result, the log and the checkpoints"})
     optim: str = field(default="adamw_torch", metadata={"help": "optimizer, any of transformers'"})
@@ -61,9 +68,12 @@ class StageArguments(TrainingArguments):
                 "--logging_nan_inf_filter True would replace a NaN or infinite loss by a finite number and hide that "
                 "training diverges. Leave it out."
             )
-        if self.bf16 and self.deepspeed:
-            self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
         try:
+            self.use_cpu = self.device.type == "cpu" or self.use_cpu  # without it, transformers refuses bf16 on a CPU
+            if self.bf16 is None:
+                self.bf16 = choose_bf16(self)
+            if self.bf16 and self.deepspeed:
+                self.bf16, self.deepspeed = False, with_autocast(self.deepspeed)
             super().__post_init__()
         except json.JSONDecodeError as error:
             raise UserError(f"An argument is not valid JSON: {error.doc} ({error.msg}).") from error

@@ -73,7 +73,8 @@ def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
     if shard is not None:
         if shard.numel() != shard.ds_numel:
             raise UserError(
-                "--bf16 True does not work with parameters on NVMe: use train/configs/deepspeed/zero3_offload.json."
+                "bf16 does not work with parameters on NVMe: use train/configs/deepspeed/zero3_offload.json, or --bf16 "
+                "False."
             )
         pinned = shard.is_pinned()
         shard.data = shard.data.to(dtype)

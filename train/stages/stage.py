@@ -15,12 +15,15 @@ from torch import nn
 from transformers import Trainer, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output, new_directory, write_text
 from train.stages.arguments import StageArguments
 from train.stages.checkpoints import all_checkpoints, last_checkpoint, remove_incomplete
+from train.stages.cpu import keep_freed_memory
 from train.stages.log import LOG_NAME
 from train.stages.log_callback import JsonlLog
+from train.stages.precision import compute_dtype
 
 logger = logging.getLogger(__name__)
 GROUPS_FILE = "parameter_groups.txt"
@@ -63,7 +66,8 @@ def log_trainable(model: nn.Module, groups: Sequence[ParameterGroup], args: Stag
 
 
 def prepare(args: StageArguments) -> None:
-    """Check the output directory, the processes and the batch, start DeepSpeed's communication, and seed.
+    """Check the output directory, processes and batch, start DeepSpeed's communication, seed, and log the precision. On
+    a CPU, keep freed memory.
 
     Call this before a model is loaded.
 
@@ -99,7 +103,11 @@ def prepare(args: StageArguments) -> None:
             raise UserError(
                 "--deepspeed needs a launcher: start with `deepspeed --num_gpus N ...` or torchrun instead of python."
             ) from error
+    if args.device.type == "cpu":
+        keep_freed_memory()
     set_seed(args.seed)
+    if args.process_index == 0:
+        logger.info("Training in %s on %s.", name_of(compute_dtype(args)), args.device)
 
 
 def _check_global_batch(args: StageArguments) -> None:
@@ -149,24 +157,28 @@ def run(trainer: Trainer) -> None:
 
 @contextmanager
 def finished_model(args: StageArguments, opens: Callable[[Path], object]) -> Iterator[Path]:
-    """Yield a directory for the files of the finished model and publish it, see `publish`."""
+    """Yield a directory for the files of the finished model and publish it, see `publish`.
+
+    Args:
+        args: output_dir and keep_checkpoints.
+        opens: opens a model directory. If it raises, nothing is published and the checkpoints stay.
+    """
     finished = Path(args.output_dir) / ".finished"
     with new_directory(finished) as directory:
         yield directory
-    publish(finished, args, opens)
+    opens(finished)
+    publish(finished, args)
 
 
-def publish(source: Path, args: StageArguments, opens: Callable[[Path], object]) -> None:
+def publish(source: Path, args: StageArguments) -> None:
     """Move a finished model's files to output_dir, then remove `source` and, unless they are kept, the checkpoints.
 
     config.json moves last: it marks the model as complete. Call this in the main process only.
 
     Args:
-        source: the finished model.
+        source: the finished model, which is known to open.
         args: output_dir and keep_checkpoints.
-        opens: opens a model directory. If it raises, nothing is published and the checkpoints stay.
     """
-    opens(source)
     output_dir = Path(args.output_dir)
     (source / "training_args.bin").unlink(missing_ok=True)  # a pickle; the log and the command line hold the same
     for path in sorted(source.iterdir(), key=lambda path: path.name == "config.json"):

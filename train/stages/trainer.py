@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import EvalLoopOutput
 
+from sparse_vlm.dtypes import name_of
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.weight_decay import decayed_weights
+from train.stages.cpu import attention_kernels
 from train.stages.divergence import require_finite, require_finite_weights, weights_are_finite
+from train.stages.precision import compute_dtype
 from train.stages.stage import ParameterGroup
 from train.stages.variant import require_same_variant, write_variant
 
@@ -88,7 +91,8 @@ class StageTrainer(Trainer):
     def variant(self) -> dict[str, Any]:
         """Return the JSON values that a checkpoint and the run that resumes from it must share."""
         # transformers would continue with a new optimizer if it does not find one in the expected form.
-        return {"deepspeed_processes": self.args.world_size if self.is_deepspeed_enabled else 0}
+        processes = self.args.world_size if self.is_deepspeed_enabled else 0
+        return {"deepspeed_processes": processes, "dtype": name_of(compute_dtype(self.args))}
 
     def restore(self, checkpoint: Path) -> None:
         """Restore what a checkpoint holds besides transformers' files; here: compare the variants.
@@ -105,6 +109,11 @@ class StageTrainer(Trainer):
             trained = super().train(resume_from_checkpoint, *args, **options)
         self._require_finite_weights()
         return trained
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
+        tokens = inputs["input_ids"].shape[-1] if "input_ids" in inputs else 0  # an image's tokens are few
+        with attention_kernels(self.args.device, compute_dtype(self.args), tokens):
+            return super().training_step(model, inputs, *args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         require_finite(logs, self.state.global_step)

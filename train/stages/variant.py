@@ -16,6 +16,14 @@ def write_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
     write_json(checkpoint / VARIANT_FILE, variant)
 
 
+def stored_value(checkpoint: Path, name: str) -> Any:
+    """Return a setting of a checkpoint's variant; None if the checkpoint has none that can be read."""
+    try:
+        return _read(checkpoint).get(name)
+    except (OSError, ValueError):
+        return None
+
+
 def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
     """Compare a run's variant with that of the checkpoint it would resume from.
 
@@ -23,7 +31,7 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
         UserError: they differ (the message names the first difference), or the checkpoint has none.
     """
     try:
-        earlier = _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
+        earlier = _read(checkpoint)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{checkpoint} has no readable {VARIANT_FILE}, so this run cannot tell whether it may resume from it "
@@ -37,6 +45,10 @@ def require_same_variant(checkpoint: Path, variant: Mapping[str, Any]) -> None:
                 f"{checkpoint} belongs to another variant: its {name} is {earlier.get(name)}, this run's is "
                 f"{present.get(name)}. Choose another --output_dir, or start with the arguments of that run."
             )
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return _flatten(json.loads((checkpoint / VARIANT_FILE).read_text(encoding="utf-8")))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

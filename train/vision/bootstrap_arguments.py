@@ -189,18 +189,28 @@ class ObjectiveArguments:
     view_weight: float | None = field(
         default=None, metadata={"help": "weight of the second view (default: 1 if there is one)"}
     )
-    teacher_dtype: str = field(default="float32", metadata={"help": "float32 | bfloat16"})
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": "float32 | bfloat16 (default: bfloat16 if the stage computes in bf16)"},
+    )
 
     def __post_init__(self) -> None:
-        for name, known in (("normalize_targets", NORMALIZATIONS), ("teacher_dtype", TEACHER_DTYPES)):
-            if getattr(self, name) not in known:
-                raise unknown_choice(f"--{name}", getattr(self, name), known)
+        if self.normalize_targets not in NORMALIZATIONS:
+            raise unknown_choice("--normalize_targets", self.normalize_targets, NORMALIZATIONS)
+        if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
+            raise unknown_choice("--teacher_dtype", self.teacher_dtype, TEACHER_DTYPES)
         check_ranges(self, {"grid_decoder_depth": "[1, inf)", "grid_decoder_width": "[8, inf)"})
         if self.grid_decoder_width % HEAD_WIDTH:
             raise UserError(
                 f"--grid_decoder_width must be a multiple of {HEAD_WIDTH}, the width of a head, got "
                 f"{self.grid_decoder_width}."
             )
+
+    def teacher_in(self, stage: torch.dtype) -> torch.dtype:
+        """Return the teacher's dtype in a stage that computes in `stage`."""
+        if self.teacher_dtype is not None:
+            return TEACHER_DTYPES[self.teacher_dtype]
+        return stage if stage in TEACHER_DTYPES.values() else torch.float32
 
     @property
     def weights(self) -> LossWeights:

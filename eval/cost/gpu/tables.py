@@ -85,7 +85,7 @@ def encoders(work: Work) -> None:
     """Measure images per second of all towers, eager and from CUDA graphs; the towers of a batch take turns."""
     _head_of_towers(work)
     towers = _towers(work)
-    models = {mode: _built(work, towers, mode) for mode in (("eager", "graphs") if _on_cuda(work) else ("eager",))}
+    models = {mode: _built(work, towers, mode) for mode in (("eager", "optimized") if _on_cuda(work) else ("eager",))}
     for batch in (1, 2) if work.tiny else BATCHES:
         for mode in models:
             work.attempt(f"{mode}, batch {batch}", partial(_measure_towers, work, towers, models[mode], batch, mode))

@@ -1,32 +1,29 @@
 """Conversations and their images as a map-style dataset of tokenized rows and pixel values."""
 
 import logging
-import os
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sparse_vlm.data.conversations.encoding import Row, encode, encode_independent
-from sparse_vlm.data.conversations.images import Images
-from sparse_vlm.data.conversations.length_limit import LengthLimit, TooLongError
+from sparse_vlm.data.bad_items import CHOICES, BadItems
+from sparse_vlm.data.conversations.findings import Checks, Finding, Known
+from sparse_vlm.data.conversations.images import SampleImage
+from sparse_vlm.data.conversations.length_limit import LengthLimit, Rows, TooLongError
+from sparse_vlm.data.conversations.reader import Depth, SampleReader
 from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.data.conversations.sources import Source
-from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache
-from sparse_vlm.encoder.rois import WHOLE_IMAGE
-from sparse_vlm.errors import UserError, check_choice, error_context
-from sparse_vlm.image_files import decode_image
+from sparse_vlm.data.substitutes import Substitutes
+from sparse_vlm.errors import UserError, check_choice
 from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.views import Box, View
 
 logger = logging.getLogger(__name__)
-BAD_SAMPLE_CHOICES = ("error", "skip")
+CHECK_CHOICES = ("before", "while_reading")
 REASONS_SHOWN = 20
 DEFAULT_LIMIT = LengthLimit(2048)
 
@@ -39,56 +36,45 @@ class Drawn(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A checked sample and its source.
+    """A sample of a source.
 
     Attributes:
         source: the origin of the sample.
-        sample: the sample.
+        index: of its record.
         length: tokens of its row, if they were counted during the check.
         full_length: the same without the limit.
     """
 
     source: Source
-    sample: Sample
+    index: int
     length: int | None = None
     full_length: int | None = None
 
+    @property
+    def sample(self) -> Sample:
+        """The sample, which is parsed at each use: a record is smaller, and no process needs all samples."""
+        return parse_sample(self.source.records[self.index], self.index)
 
-class SampleImage(NamedTuple):
-    """An image that a sample names. Errors name the sample too."""
 
-    sample: Sample
-    images: Images
-    name: str
+class BadSamples(BadItems):
+    """The policy for bad samples that are met in training. Too long ones have a policy of their own."""
 
-    def check(self) -> None:
-        """Check that the image exists, without reading it."""
-        with error_context(str(self.sample)):
-            self.images.check(self.name)
+    def __init__(self, policy: str) -> None:
+        super().__init__(policy, "--on_bad_sample", "samples", "bad")
 
-    def read(self) -> bytes:
-        """Return the bytes of the image file."""
-        with error_context(str(self.sample)):
-            return self.images.read(self.name)
-
-    def open(self) -> Image.Image:
-        """Return the image as RGB."""
-        with error_context(str(self.sample)):
-            return self.images.open(self.name)
-
-    def decode(self, data: bytes) -> Image.Image:
-        """Return the image as RGB from the bytes that `read` returned."""
-        with error_context(str(self.sample)):
-            return decode_image(data, self.name)
+    def report(self, error: UserError) -> None:
+        if self.policy == "error" and not isinstance(error, TooLongError):
+            raise error
+        self.log(error)
 
 
 class ConversationDataset(Dataset):
     """Tokenized conversations and their images.
 
     Items are `{"row": Row, "tokens": visual tokens per image, "images": list of float[3,H,W], "views": list of View}`,
-    with the indices of the sample's images in the views. With `visual_tokens`, "images" holds the tokens of each view
-    instead, float[n,C]. An item is requested by its index, or by a `Drawn` for another number of visual tokens than the
-    largest.
+    with the indices of the sample's images in the views. With `reader.visual_tokens`, "images" holds the tokens of each
+    view instead, float[n,C]. An item is requested by its index, or by a `Drawn` for another number of visual tokens
+    than the largest.
 
     Items have the order of the sources and their records; a weight above 1 repeats its source in rounds.
 
@@ -98,18 +84,24 @@ class ConversationDataset(Dataset):
         preprocess: PIL image -> float[3,H,W], the preprocessing of the vision encoder.
         model_box: converts a box in an image of the given (width, height) to the coordinates of its preprocessed image;
             None: the vision encoder cannot look at regions, so samples with regions are bad.
+        no_regions: why samples with regions are bad all the same; None: they are not.
         independent_turns: the turns of a sample do not attend to each other (VQA on one image).
         limit: maximum length of a row.
-        on_bad_sample: "error" stops at the first bad sample. Texts, lengths and the existence of all images are checked
-            here, but image files only when they are read. "skip" reads everything once here, leaves out the bad samples
-            and reports how many there are, and why.
-        seed: draws the samples of a fractional weight.
+        on_bad_sample: "error" stops at the first bad sample, "skip" goes on without it.
+        check_samples: "before": all samples are checked here. With "error", these are texts, lengths and the existence
+            of all images; with "skip", everything is read once, and bad samples are left out and reported.
+            "while_reading": samples are checked when they are read, and with "skip" others replace bad ones; see
+            `Substitutes`.
+        count_lengths: count the tokens of all samples here; bad texts are then found here too.
+        checks: performs the checks.
+        seed: draws the samples of a fractional weight, and substitutes.
 
     Attributes:
         entries: one per item.
+        reader: reads them.
         skipped: a sentence per sample that was left out.
-        truncated: a sentence per sample whose row ends at the limit.
-        visual_tokens: if set, the source of visual tokens, which replace the images.
+        truncated: a sentence per sample whose row is known to end at the limit.
+        substitutes: replace bad samples with check_samples "while_reading"; else None.
     """
 
     def __init__(
@@ -119,50 +111,72 @@ class ConversationDataset(Dataset):
         preprocess: Callable[[Image.Image], torch.Tensor],
         *,
         model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None = None,
+        no_regions: str | None = None,
         independent_turns: bool = False,
         limit: LengthLimit = DEFAULT_LIMIT,
         on_bad_sample: str = "error",
+        check_samples: str = "before",
+        count_lengths: bool = False,
+        checks: Checks | None = None,
         seed: int = 0,
     ) -> None:
-        check_choice("--on_bad_sample", on_bad_sample, BAD_SAMPLE_CHOICES)
-        self.chat, self.preprocess, self.model_box = chat, preprocess, model_box
-        self._chats = {chat.tokens_per_image: chat}
-        self.encode = encode_independent if independent_turns else encode
-        self.limit = limit
-        self.visual_tokens: VisualTokenCache | None = None
-        self.entries: list[Entry] = []
-        self.skipped: list[str] = []
+        check_choice("--on_bad_sample", on_bad_sample, CHOICES)
+        check_choice("--check_samples", check_samples, CHECK_CHOICES)
+        if model_box is None:
+            no_regions = "at which only a bootstrapped SparseFormer can look"
+        rows = Rows(chat, limit, independent_turns=independent_turns)
+        self.chat, self.seed, self.reader = chat, seed, SampleReader(rows, preprocess, model_box, no_regions)
+        before, skip = check_samples == "before", on_bad_sample == "skip"
+        depth = Depth(before, count_lengths or (before and skip), before and skip)
+        places = [(source, index) for source in sources for index in range(len(source.records))]
+        findings = [Finding()] * len(places)
+        if before or count_lengths:
+            rules, check = self.reader.rules(depth), partial(_check, self.reader, places, depth)
+            findings = (checks or Checks()).run(check, len(places), rules, errors=not skip, images=depth.images)
+        self.skipped = [finding.problem for finding in findings if finding.problem is not None]
         self.truncated: list[str] = []
+        self.entries: list[Entry] = []
+        first = 0  # place of the source's first record
         for source in sources:
-            good = self._checked(source, skip=on_bad_sample == "skip")
+            found = findings[first : first + len(source.records)]
+            good = [Entry(source, i, f.length, f.full_length) for i, f in enumerate(found) if f.problem is None]
             self.truncated += [
                 f"{entry.sample} has {entry.full_length} tokens; {entry.length} are kept."
                 for entry in good
                 if entry.length != entry.full_length
             ]
             self.entries += _weighted(good, source.weight, random.Random(seed))
-        total = sum(len(source.records) for source in sources)
-        _report(f"Skipped {len(self.skipped)} of {total} samples:", self.skipped)
-        _report(f"Truncated {len(self.truncated)} of {total} samples to {limit}:", self.truncated)
+            first += len(source.records)
+        _report(f"Skipped {len(self.skipped)} of {len(places)} samples:", self.skipped)
+        _report(f"Truncated {len(self.truncated)} of {len(places)} samples to {limit}:", self.truncated)
         if not self.entries:
-            first = f"; the first reason: {self.skipped[0]}" if self.skipped else ""
-            raise UserError(f"None of the {total} samples is usable{first}")
+            reason = f"; the first reason: {self.skipped[0]}" if self.skipped else ""
+            raise UserError(f"None of the {len(places)} samples is usable{reason}")
+        self.substitutes = None if before else Substitutes(len(self.entries), BadSamples(on_bad_sample))
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int | Drawn) -> dict[str, Any]:
         place, tokens = index if isinstance(index, Drawn) else (index, self.chat.tokens_per_image)
+        if self.substitutes is None:
+            entry = self.entries[place]
+            return self.reader.item(entry.source, entry.sample, tokens)
+        return self.substitutes.read(place, partial(self._checked_item, tokens=tokens), self.seed)[1]
+
+    def _checked_item(self, place: int, tokens: int) -> dict[str, Any]:
+        """Return an item whose sample has not been checked. Whether it is bad does not depend on `tokens`."""
         entry = self.entries[place]
-        row, views = self._row(entry.sample, tokens)
-        return {"row": row, "tokens": tokens, **self._visual(entry.source, entry.sample, views)}
+        sample = self.reader.sample(entry.source, entry.index)
+        self.reader.check_existence(entry.source, sample)
+        if tokens != self.chat.tokens_per_image and not self.reader.rows.surely_fits(sample):
+            self.reader.rows.measured(sample)
+        return self.reader.item(entry.source, sample, tokens)
 
     def lengths(self) -> list[int]:
         """Return the number of tokens of each row, without reading any image."""
-        return [
-            entry.length or len(self._row(entry.sample, self.chat.tokens_per_image)[0].input_ids)
-            for entry in self.entries
-        ]
+        rows = self.reader.rows
+        return [entry.length or len(rows.measured(entry.sample)[0].input_ids) for entry in self.entries]
 
     def distinct_images(self, counts: Sequence[int]) -> list[tuple[SampleImage, list[View]]]:
         """Return every image that an item needs, once, with its distinct views; their image indices are all 0.
@@ -179,81 +193,13 @@ class ConversationDataset(Dataset):
                 known[1][view._replace(image=0)] = None
         return [(image, list(views)) for image, views in found.values()]
 
-    def _checked(self, source: Source, skip: bool) -> list[Entry]:
-        """Return the good samples of a source. Bad samples raise or are added to `skipped`."""
 
-        def check(index: int) -> Entry | UserError:
-            try:
-                sample = parse_sample(source.records[index], index)
-                for name in sample.images:
-                    SampleImage(sample, source.images, name).check()
-                if sample.regions and self.model_box is None:
-                    raise UserError(f"{sample} has regions, at which only a bootstrapped SparseFormer can look.")
-                if not skip and self._most_tokens(sample) <= self.limit.tokens:
-                    return Entry(source, sample)
-                full = self.encode(sample, self.chat)
-                row, views = self.limit.fit(full, sample, self.chat)
-                if skip:
-                    self._visual(source, sample, views)
-                return Entry(source, sample, len(row.input_ids), len(full.input_ids))
-            except UserError as error:
-                return error
-
-        good = []
-        with ThreadPoolExecutor(max_workers=os.cpu_count() if skip else 1) as pool:  # decoding releases the GIL
-            for outcome in pool.map(check, range(len(source.records))):
-                if isinstance(outcome, Entry):
-                    good.append(outcome)
-                elif skip or isinstance(outcome, TooLongError):
-                    self.skipped.append(str(outcome))
-                else:
-                    pool.shutdown(cancel_futures=True)
-                    raise outcome
-        return good
-
-    def _most_tokens(self, sample: Sample) -> int:
-        """Return an upper bound of the tokens of a row, in a hundredth of the time of counting them.
-
-        A token of text stands for at least one byte. The template's own tokens are counted on a short conversation.
-        """
-        copies = sum(role == "assistant" for role, _ in sample.turns) if self.encode is encode_independent else 1
-        text = sum(len(words.encode("utf-8", "surrogatepass")) + self._turn_tokens for _, words in sample.turns)
-        system = sum(len(words.encode("utf-8", "surrogatepass")) for role, words in sample.turns if role == "system")
-        repeated = system + self._turn_tokens + len(sample.images) * self.chat.tokens_per_image
-        return text + copies * repeated + len(sample.regions) * self.chat.region_tokens
-
-    @cached_property
-    def _turn_tokens(self) -> int:
-        return len(self.chat.tokens(self.chat.render((("user", "a"), ("assistant", "b")))))
-
-    def _row(self, sample: Sample, tokens: int) -> tuple[Row, list[View]]:
-        """Return a sample's row with `tokens` visual tokens per image, and its views; see `LengthLimit.fit`."""
-        if tokens not in self._chats:  # kept, because it remembers the control tokens
-            self._chats[tokens] = replace(self.chat, tokens_per_image=tokens)
-        chat = self._chats[tokens]
-        return self.limit.fit(self.encode(sample, chat), sample, chat)
-
-    def _visual(self, source: Source, sample: Sample, views: list[View]) -> dict[str, Any]:
-        """Return the "images" and "views" of an item. Only images with a view are read."""
-        used = 1 + max((view.image for view in views), default=-1)
-        images = [SampleImage(sample, source.images, name) for name in sample.images[:used]]
-        if self.visual_tokens is not None:
-            files = [image.read() for image in images]
-            return {"images": [self.visual_tokens.tokens(files[view.image], view) for view in views], "views": views}
-        opened = [image.open() for image in images]
-        placed = [self.placed(view, opened[view.image].size, sample) for view in views]
-        return {"images": [self.preprocess(image) for image in opened], "views": placed}
-
-    def placed(self, view: View, size: tuple[int, int], sample: Sample) -> View:
-        """Convert a view of an image of (width, height) to the coordinates of the preprocessed image.
-
-        Raises:
-            UserError: the preprocessing cuts the box off. Names the sample.
-        """
-        if view.box == WHOLE_IMAGE or self.model_box is None:
-            return view
-        with error_context(str(sample)):
-            return view._replace(box=self.model_box(view.box, size))
+def _check(
+    reader: SampleReader, places: Sequence[tuple[Source, int]], depth: Depth, place: int, known: Known
+) -> Finding:
+    """A `Check` of the samples at `places`."""
+    source, index = places[place]
+    return reader.check(source, index, depth, known)
 
 
 def _report(count: str, sentences: Sequence[str]) -> None:

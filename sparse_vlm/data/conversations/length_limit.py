@@ -1,9 +1,10 @@
-"""The limit on the tokens of a row, and the policy for samples that exceed it."""
+"""Rows within a limit on their tokens, and the policy for samples that exceed it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
-from sparse_vlm.data.conversations.encoding import IGNORE, Row
+from sparse_vlm.data.conversations.encoding import IGNORE, Row, encode, encode_independent
 from sparse_vlm.data.conversations.samples import Sample
 from sparse_vlm.errors import UserError, check_choice
 from sparse_vlm.vlm.language.turns import ChatFormat
@@ -62,3 +63,49 @@ class LengthLimit:
         cut = Row(row.input_ids[:end], row.targets[:end], row.positions[:end], row.segments[:end])
         visual = cut.input_ids.count(chat.image_token_id)
         return cut, views[: sum(total <= visual for total in accumulate(view.tokens for view in views))]
+
+
+class Rows:
+    """Makes the rows of a data set.
+
+    Args:
+        chat: tokenizer, template, and the largest number of tokens per image, with which lengths are checked.
+        limit: maximum length of a row.
+        independent_turns: the turns of a sample do not attend to each other (VQA on one image).
+    """
+
+    def __init__(self, chat: ChatFormat, limit: LengthLimit, *, independent_turns: bool) -> None:
+        self.chat, self.limit, self.independent_turns = chat, limit, independent_turns
+        self._encode = encode_independent if independent_turns else encode
+        self._chats = {chat.tokens_per_image: chat}
+
+    def row(self, sample: Sample, tokens: int) -> tuple[Row, list[View]]:
+        """Return a sample's row with `tokens` visual tokens per image, and its views; see `LengthLimit.fit`."""
+        if tokens not in self._chats:  # kept, because it remembers the control tokens
+            self._chats[tokens] = replace(self.chat, tokens_per_image=tokens)
+        chat = self._chats[tokens]
+        return self.limit.fit(self._encode(sample, chat), sample, chat)
+
+    def measured(self, sample: Sample) -> tuple[Row, list[View], int]:
+        """Return a sample's row with the largest number of tokens, its views, and its length without the limit."""
+        full = self._encode(sample, self.chat)
+        return *self.limit.fit(full, sample, self.chat), len(full.input_ids)
+
+    def surely_fits(self, sample: Sample) -> bool:
+        """Return whether a row must lie within the limit, in a hundredth of the time of counting its tokens."""
+        return self.most_tokens(sample) <= self.limit.tokens
+
+    def most_tokens(self, sample: Sample) -> int:
+        """Return an upper bound of the tokens of a row.
+
+        A token of text stands for at least one byte. The template's own tokens are counted on a short conversation.
+        """
+        copies = sum(role == "assistant" for role, _ in sample.turns) if self.independent_turns else 1
+        text = sum(len(words.encode("utf-8", "surrogatepass")) + self._turn_tokens for _, words in sample.turns)
+        system = sum(len(words.encode("utf-8", "surrogatepass")) for role, words in sample.turns if role == "system")
+        repeated = system + self._turn_tokens + len(sample.images) * self.chat.tokens_per_image
+        return text + copies * repeated + len(sample.regions) * self.chat.region_tokens
+
+    @cached_property
+    def _turn_tokens(self) -> int:
+        return len(self.chat.tokens(self.chat.render((("user", "a"), ("assistant", "b")))))

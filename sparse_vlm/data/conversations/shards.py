@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from sparse_vlm.data.conversations.formats import IMAGE_KEYS, Record
-from sparse_vlm.data.conversations.images import Images
+from sparse_vlm.data.conversations.images import Images, file_stamp
 from sparse_vlm.data.tar_shards import Member, local_shards, members_in_place
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import readable_suffixes
@@ -21,6 +21,10 @@ class ShardImages(Images):
         """Add an image and return its name."""
         self.members[str(member)] = member
         return str(member)
+
+    def stamp(self, name: str) -> str:
+        member = self.members[name]
+        return f"{file_stamp(member.shard)} {member.offset} {member.size}"
 
     def read(self, name: str) -> bytes:
         return self.members[name].read()

@@ -1,20 +1,13 @@
 """Common parts of image sets and streams: reproducible random numbers per item, and the policy for bad images."""
 
 import hashlib
-import logging
 from collections.abc import Callable
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from sparse_vlm.errors import UserError, check_choice
-
-logger = logging.getLogger(__name__)
-BAD_IMAGE_CHOICES = ("error", "skip")
-NAMED = 5  # bad images that each data worker reports by name; it only counts further ones
-MAX_WORKERS = 1024
+from sparse_vlm.data.bad_items import BadItems
 
 
 def seed_of(*identity: int | str) -> int:
@@ -23,49 +16,11 @@ def seed_of(*identity: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class BadImages:
-    """The policy for unreadable images. Data workers count in memory that they share with their parent.
-
-    Args:
-        policy: "error" stops with the image's name; "skip" logs the first few names and counts all.
-    """
+class BadImages(BadItems):
+    """The policy for unreadable images, "error" or "skip"; see `BadItems`."""
 
     def __init__(self, policy: str) -> None:
-        check_choice("--on_bad_image", policy, BAD_IMAGE_CHOICES)
-        self.policy = policy
-        # One cell per worker, because additions of two processes to the same cell could be lost.
-        self._skipped, self._named = torch.zeros(2, MAX_WORKERS, dtype=torch.int64).share_memory_()
-
-    @property
-    def count(self) -> int:
-        """Number of unreadable images skipped so far, over all data workers of this process."""
-        return int(self._skipped.sum())
-
-    def handle(self, error: UserError) -> None:
-        """Report and count one image, or raise `error` if that is the policy."""
-        self.report(error)
-        self.count_one()
-
-    def count_one(self) -> None:
-        """Count a skipped image that `report` has reported, now or earlier."""
-        self._skipped[_cell()] += 1
-
-    def report(self, error: UserError) -> None:
-        """Log one image, or raise `error` if that is the policy."""
-        if self.policy == "error":
-            raise UserError(f"{error} Or skip such images: --on_bad_image skip.") from error
-        cell = _cell()
-        self._named[cell] += 1
-        reported = int(self._named[cell])
-        if reported <= NAMED:
-            logger.warning("Skipped: %s", error)
-        elif str(reported).strip("0") == "1":  # 10, 100, 1000 …
-            logger.warning("Data worker %d has skipped %d unreadable images; the last: %s", cell, reported, error)
-
-
-def _cell() -> int:
-    worker = get_worker_info()
-    return worker.id % MAX_WORKERS if worker else 0
+        super().__init__(policy, "--on_bad_image", "images", "unreadable")
 
 
 class SeededImages:

@@ -1,9 +1,7 @@
 """Indexed sets of images: a folder, a Hugging Face data set. Items: {"pixel_values": float32[3, H, W]}."""
 
-import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,16 @@ from torch.utils.data import Dataset
 
 from sparse_vlm.data.images.files import StringTable, image_paths
 from sparse_vlm.data.images.hf_tables import cell_bytes
-from sparse_vlm.data.images.seeded import SeededImages, seed_of
+from sparse_vlm.data.images.seeded import SeededImages
+from sparse_vlm.data.substitutes import Substitutes
 from sparse_vlm.errors import UserError
 from sparse_vlm.image_files import decode_image, open_image
-
-DRAWS = 64  # random substitutes to try before the whole set is searched
 
 
 class IndexedImages(SeededImages, Dataset):
     """Base class of indexed image sets. With on_bad_image "skip", another image replaces an unreadable one.
 
-    The substitute is drawn at random and depends only on (seed, epoch, index). Data workers and their parent share
-    which images are unreadable, so each is read once.
+    The substitute depends only on (seed, epoch, index); see `Substitutes`.
 
     Args:
         count: number of images.
@@ -36,10 +32,10 @@ class IndexedImages(SeededImages, Dataset):
         self, count: int, transform: Callable[[Image.Image], Tensor], seed: int = 0, on_bad_image: str = "error"
     ) -> None:
         super().__init__(transform, seed, on_bad_image)
-        self._unreadable = torch.zeros(count, dtype=torch.bool).share_memory_()
+        self._substitutes = Substitutes(count, self.bad)
 
     def __len__(self) -> int:
-        return len(self._unreadable)
+        return len(self._substitutes)
 
     @abstractmethod
     def read(self, index: int) -> Image.Image:
@@ -53,35 +49,12 @@ class IndexedImages(SeededImages, Dataset):
         """Return the item at `index`, with another image if that one is unreadable and the policy is "skip"."""
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for image in images`
-        found, image = index, self._readable(index)
-        if image is None:
-            self.bad.count_one()
-            found, image = self._substitute(index)
+        found, image = self._substitutes.read(index, self.read, self.seed, self.epoch)
         return self.item(self.augmented(image, found), found)
 
     def item(self, pixels: Tensor, index: int) -> dict[str, Tensor]:
         """Return the item at `index` with the given pixels."""
         return {"pixel_values": pixels}
-
-    def _readable(self, index: int) -> Image.Image | None:
-        """Return the image, or None if it is unreadable."""
-        if self._unreadable[index]:
-            return None
-        try:
-            return self.read(index)
-        except UserError as error:
-            self.bad.report(error)
-            self._unreadable[index] = True
-            return None
-
-    def _substitute(self, index: int) -> tuple[int, Image.Image]:
-        """Return the index and image of the first readable one: among random draws, then among all in order."""
-        rng = random.Random(seed_of(self.seed, self.epoch, "substitute", index))
-        drawn = [rng.randrange(len(self)) for _ in range(DRAWS + 1)]
-        for found in chain(drawn, range(drawn[-1], len(self)), range(drawn[-1])):
-            if (image := self._readable(found)) is not None:
-                return found, image
-        raise UserError(f"None of the {len(self)} images can be read.")
 
 
 class ImageSubset(IndexedImages):

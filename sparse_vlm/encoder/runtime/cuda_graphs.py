@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sparse_vlm.encoder.model import starting_rois
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import lost_by_optimisation
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose kernels and allocate workspaces
 
@@ -168,10 +168,10 @@ class GraphedMethod:
             images.requires_grad or any(weight.requires_grad for weight in self._model.parameters())
         )
         if trains or self._model.training:
-            raise UserError("This model was optimised for inference and cannot be trained: load it again to train it.")
+            raise lost_by_optimisation("trained")
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UserError("This model was optimised for inference and cannot be copied: copy it before that.")
+        raise lost_by_optimisation("copied")
 
 
 def _copies(outputs: Any) -> Any:
@@ -196,25 +196,3 @@ def replay_from_graphs(model: nn.Module, recorder: Recorder) -> None:
         method = getattr(model, name, None)
         if method is not None and not isinstance(method, GraphedMethod):
             setattr(model, name, GraphedMethod(model, method, recorder))
-
-
-def optimize_for_inference(model: nn.Module) -> None:
-    """Run a model from CUDA graphs, in place: the same outputs, sooner for small batches.
-
-    `forward`, and a SparseFormer's `hidden_states`, are replayed as one graph for each shape and dtype of the images,
-    see `GraphedMethod`. The model is put into evaluation mode. It can still be saved, but not trained.
-
-    Args:
-        model: e.g. a SparseFormer or a timm VisionTransformer on one CUDA device, of any dtype.
-
-    Raises:
-        UserError: the model is on several devices, or on one without CUDA.
-    """
-    devices = {weight.device for weight in model.parameters()}
-    if len(devices) != 1 or {device.type for device in devices} != {"cuda"}:
-        found = ", ".join(sorted(map(str, devices)))
-        raise UserError(
-            f"optimize_for_inference needs a model on one CUDA device, but this one is on {found}: call model.cuda() "
-            "first. On a CPU use torch.compile, or ONNX Runtime (sparse-vlm export)."
-        )
-    replay_from_graphs(model, CudaRecorder())

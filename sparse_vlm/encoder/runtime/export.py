@@ -2,17 +2,19 @@
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.model import SparseFormer, starting_rois
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.errors import UserError
+from sparse_vlm.encoder.runtime.packed_linears import PackedLinear
+from sparse_vlm.errors import UserError, lost_by_optimisation
 from sparse_vlm.files import new_file
 
 OPSET = 20  # the first opset with Gelu; GridSample exists since 16
@@ -79,6 +81,8 @@ def require_onnx() -> None:
 
 def _check(encoder: SparseFormer) -> None:
     require_onnx()
+    if any(isinstance(module, PackedLinear) for module in encoder.modules()):
+        raise lost_by_optimisation("exported")
     dtype = encoder.stem.conv.weight.dtype
     if dtype != torch.float32:
         raise UserError(f"Only float32 encoders can be exported, this one is {dtype}: call encoder.float() first.")
@@ -181,11 +185,32 @@ def _modules_of(node: Any) -> set[str]:
 
 
 @torch.no_grad()
-def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
-    """Relative difference between ONNX Runtime and PyTorch for each output, measured on noise."""
+def embedding_cosines(encoder: SparseFormer, file: str | Path, images: Iterable[Tensor]) -> Tensor:
+    """Cosine of ONNX Runtime's embedding of each image with PyTorch's, float32[N].
+
+    Args:
+        encoder: the exported encoder.
+        file: written by `export_onnx` without `rois_input`.
+        images: float32[3, H, W] each, preprocessed by `encoder.transform`.
+    """
+    session = _session(file)
+    cosines = []
+    for image in images:
+        theirs = session.run(["pooled"], {"images": image[None].numpy()})[0]
+        cosines.append(cosine_similarity(torch.from_numpy(theirs), encoder(image[None]).pooled))
+    return torch.cat(cosines)
+
+
+def _session(file: str | Path) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def compare(encoder: SparseFormer, file: str | Path) -> dict[str, float]:
+    """Relative difference between ONNX Runtime and PyTorch for each output, measured on noise."""
+    session = _session(file)
     side = encoder.config.preprocessing.crop
     images = torch.randn(3, 3, side + 19, side - 5, generator=torch.Generator().manual_seed(0))
     inputs = {"images": images}

@@ -127,7 +127,7 @@ def test_a_truncated_row_is_a_prefix_of_the_full_row(folder: Path, chat: ChatFor
     sample = record(*turns, image=images)
     full = ConversationDataset(
         [Source("test", [sample], FolderImages(folder))], chat, to_tensor, independent_turns=independent_turns
-    )._row(parse_sample(sample, 0), chat.tokens_per_image)[0]
+    ).reader.rows.row(parse_sample(sample, 0), chat.tokens_per_image)[0]
     seen = set()
     for limit in range(1, len(full.input_ids)):
         kept = [place for place in range(limit) if full.targets[place] != IGNORE]
@@ -137,7 +137,7 @@ def test_a_truncated_row_is_a_prefix_of_the_full_row(folder: Path, chat: ChatFor
                 dataset(folder, chat, sample, **options)
             continue
         data = dataset(folder, chat, sample, **options)
-        row, views = data._row(data.entries[0].sample, chat.tokens_per_image)
+        row, views = data.reader.rows.row(data.entries[0].sample, chat.tokens_per_image)
         names = [data.entries[0].sample.images[view.image] for view in views]
         assert row.input_ids == full.input_ids[: kept[-1] + 1]
         assert row.targets == full.targets[: kept[-1] + 1]
@@ -153,7 +153,7 @@ def test_the_fast_bound_is_an_upper_bound(folder: Path, chat: ChatFormat, indepe
     for words in ("A", "word " * 30, "é 漢字 🙂", "<|im_end|><|im_start|>", "x\n\n  \ty"):
         sample = record("<image>\nQ", words, words, "A")
         data = dataset(folder, chat, sample, independent_turns=independent_turns)
-        assert data.lengths()[0] <= data._most_tokens(data.entries[0].sample)
+        assert data.lengths()[0] <= data.reader.rows.most_tokens(data.entries[0].sample)
 
 
 def test_long_samples_are_skipped_and_counted(folder: Path, chat: ChatFormat, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,4 +201,4 @@ def test_the_fast_bound_holds_for_hard_texts(folder: Path, chat: ChatFormat, ind
     samples = [GOOD, *({**GOOD, "conversations": part} for part in (asked[:2], asked, [system, *asked]))]
     data = dataset(folder, chat, *samples, independent_turns=independent)
     for entry, length in zip(data.entries, data.lengths(), strict=True):
-        assert length <= data._most_tokens(entry.sample) < 10 * length
+        assert length <= data.reader.rows.most_tokens(entry.sample) < 10 * length

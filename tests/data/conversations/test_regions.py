@@ -158,7 +158,7 @@ def test_a_truncated_row_has_the_views_of_its_tokens(folder: Path, chat: ChatFor
 @pytest.mark.parametrize("independent_turns", [False, True])
 def test_the_fast_bound_counts_regions(folder: Path, chat: ChatFormat, independent_turns: bool) -> None:
     data = dataset(folder, replace(chat, region_tokens=300), REGIONS, independent_turns=independent_turns)
-    assert 900 < data.lengths()[0] <= data._most_tokens(data.entries[0].sample)
+    assert 900 < data.lengths()[0] <= data.reader.rows.most_tokens(data.entries[0].sample)
 
 
 def test_items_have_views_in_the_coordinates_of_the_pixels(folder: Path, chat: ChatFormat) -> None:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparse_vlm.data.images.seeded import NAMED, BadImages, SeededImages, seed_of
+from sparse_vlm.data.bad_items import NAMED
+from sparse_vlm.data.images.seeded import BadImages, SeededImages, seed_of
 from sparse_vlm.errors import UserError
 
 

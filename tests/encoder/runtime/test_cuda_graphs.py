@@ -13,7 +13,7 @@ from torch import nn
 
 from sparse_vlm.encoder import EncoderOutput, SparseFormer
 from sparse_vlm.encoder.batches import select_hidden_states
-from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, optimize_for_inference, replay_from_graphs
+from sparse_vlm.encoder.runtime.cuda_graphs import GraphedMethod, replay_from_graphs
 from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from sparse_vlm.errors import UserError
 from tests.encoder.runtime.replays import CpuRecorder
@@ -199,11 +199,6 @@ def test_invalid_images_give_the_same_error(graphed: SparseFormer) -> None:
             graphed(images()[:, :2])
         with pytest.raises(UserError, match="Hidden state 9 does not exist"):
             graphed.hidden_states(images(), [9])
-
-
-def test_a_model_on_the_cpu_is_refused(tiny_encoder: SparseFormer) -> None:
-    with pytest.raises(UserError, match=r"needs a model on one CUDA device, but this one is on cpu: call model\.cuda"):
-        optimize_for_inference(tiny_encoder)
 
 
 @torch.no_grad()

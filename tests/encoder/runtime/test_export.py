@@ -16,7 +16,7 @@ from PIL import Image
 from sparse_vlm.cli import main
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.rois import lay_out_rois
-from sparse_vlm.encoder.runtime.export import TOLERANCE, compare, export_onnx
+from sparse_vlm.encoder.runtime.export import TOLERANCE, compare, embedding_cosines, export_onnx
 from sparse_vlm.errors import UserError
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"
@@ -76,6 +76,41 @@ def test_int8_quantises_everything_except_coordinates(
     differences = compare(SparseFormer.from_pretrained(encoder_dir), file)
     assert 1e-4 < differences["pooled"] < 0.1
     assert differences["rois"] < 0.02
+
+
+@pytest.mark.slow
+def test_int8_is_compared_on_images_too(
+    encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(5):
+        Image.effect_noise((70, 90), 20 + 40 * index).save(folder / f"{index}.png")
+    file = tmp_path / "int8.onnx"
+    monkeypatch.setattr("sparse_vlm.cli.export.LIMIT", 2)
+    arguments = ["export", str(encoder_dir), str(file), "--int8", "--images", str(folder), str(folder / "0.png")]
+    assert main(arguments) == 0
+    assert "2 images: the cosine of the embeddings with PyTorch's is " in capsys.readouterr().out
+    encoder = SparseFormer.from_pretrained(encoder_dir)
+    images = [encoder.transform(Image.open(path)) for path in sorted(folder.iterdir())]
+    cosines = embedding_cosines(encoder, file, images)
+    assert cosines.shape == (5,)
+    assert cosines.min() > 0.98
+    with torch.no_grad():
+        encoder.cortex.trunk.head.weight.neg_()
+    torch.testing.assert_close(embedding_cosines(encoder, file, images[:1]), -cosines[:1])
+
+
+def test_images_are_found_before_anything_is_written(
+    encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "encoder.onnx"
+    assert main(["export", str(encoder_dir), str(file), "--images", str(tmp_path / "empty")]) == 2
+    assert "empty" in capsys.readouterr().err
+    assert main(["export", str(encoder_dir), str(file), "--images", str(tmp_path), "--rois_input"]) == 2
+    assert "leave out --rois_input or --images" in capsys.readouterr().err
+    assert not file.exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from eval.cost.encoders import main, ratios
+from eval.cost.best import best_sections, fastest, ratios
+from eval.cost.encoders import dtypes_and_modes, main
 from eval.cost.measurement import Cost, Result
 from eval.cost.runtimes import Setting, build, runner
 from sparse_vlm.encoder import EncoderOutput
@@ -24,7 +25,24 @@ def test_the_report_has_every_measurement(
 ) -> None:
     output = tmp_path / "cost.json"
     models = ["timm:vit_tiny_patch16_224@32", f"{tiny_variant}@32"]
-    assert main(["--models", *models, "--batch_sizes", "1", "2", "--repeats", "3", "--output", str(output)]) == 0
+    assert (
+        main(
+            [
+                "--models",
+                *models,
+                "--batch_sizes",
+                "1",
+                "2",
+                "--repeats",
+                "3",
+                "--dtypes",
+                "float32",
+                "--output",
+                str(output),
+            ]
+        )
+        == 0
+    )
     report = json.loads(output.read_text())
     assert [(result["batch"], result["threads"]) for result in report["results"]] == [(1, 1), (2, 1)]
     for result in report["results"]:
@@ -56,8 +74,39 @@ def test_an_encoder_directory_at_several_numbers_of_tokens(tmp_path: Path, encod
 def test_ratios_and_shares_use_the_medians() -> None:
     costs = [Cost(DENSE, 0, 0, [9.0, 4.0, 1.0]), Cost(OURS, 0, 0, [2.0, 0.5, 0.1])]
     result = Result("x", Setting(1, 2, "float32", "eager"), costs, matmul_flops=32e9)
-    assert ratios(result) == ["sparseformer-x@224: 8.00× timm:dense@224"]
+    assert ratios(result.costs) == ["sparseformer-x@224: 8.00× timm:dense@224"]
     assert result.share_of_matmul(costs[0]) == pytest.approx(2 * 16 * 2 / 4 / 32)
+
+
+def measured(mode: str, dtype: str, dense: float, ours: float, batch: int = 1) -> Result:
+    costs = [Cost(DENSE, 0, 0, [dense]), Cost(OURS, 0, 0, [ours])]
+    return Result("x", Setting(1, batch, dtype, mode), costs, matmul_flops=1e9)
+
+
+def test_the_first_table_compares_every_tower_in_its_own_fastest_mode() -> None:
+    results = [
+        measured("eager", "float32", dense=8.0, ours=3.0),
+        measured("optimized", "float32", dense=9.0, ours=2.0),
+        measured("compiled", "bfloat16", dense=6.0, ours=2.5),
+        measured("onnx-int8", "float32", dense=1.0, ours=0.5),
+        measured("training", "float32", dense=0.1, ours=0.1),
+        measured("eager", "float32", dense=20.0, ours=10.0, batch=8),
+    ]
+    assert [(best.setting.mode, best.cost.median) for best in fastest(results[:3])] == [
+        ("compiled", 6.0),
+        ("optimized", 2.0),
+    ]
+    (section,) = best_sections(results)  # batch 8 has one mode alone, and nothing to choose
+    assert section.title == "x: 1 thread, batch 1: best against best"
+    assert [row[4] for row in section.rows[1:]] == ["compiled, bfloat16", "optimized, float32"]
+    assert section.note == "sparseformer-x@224: 3.00× timm:dense@224"
+
+
+def test_onnx_runtime_is_measured_in_float32_beside_other_dtypes() -> None:
+    cpu = torch.device("cpu")
+    pairs = dtypes_and_modes(["bfloat16", "float32"], ["eager", "onnx", "onnx-int8"], cpu)
+    assert pairs == [("bfloat16", "eager"), ("float32", "eager"), ("float32", "onnx"), ("float32", "onnx-int8")]
+    assert dtypes_and_modes(["auto"], ["onnx"], cpu) == [("float32", "onnx")]
 
 
 def tokens_of(found: Any) -> torch.Tensor:
@@ -69,7 +118,7 @@ def tokens_of(found: Any) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "dense", "tolerance"),
-    [("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
+    [("optimized", False, 1e-5), ("compiled", False, 1e-5), ("onnx", False, 1e-5), ("onnx-int8", True, 0.1)],
 )
 def test_every_mode_computes_the_same_numbers(mode: str, dense: bool, tolerance: float, tiny_variant: str) -> None:
     tower = open_tower("timm:vit_tiny_patch16_224@64" if dense else tiny_variant)
@@ -104,7 +153,7 @@ def test_training_gives_every_weight_a_gradient_and_clears_it(tiny_variant: str)
         (["--batch_sizes", "1", "0"], "--batch_sizes must be at least 1, got 0."),
         (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
         (["--modes", "eager", "onnx", "--dtypes", "bfloat16"], "--modes onnx takes float32 on the CPU"),
-        (["--modes", "graphs"], "--modes graphs needs a CUDA device: add --device cuda."),
+        (["--modes", "graphs"], "invalid choice: 'graphs'"),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
         (["--tokens", "0"], "Token counts start at 1 and rise, got '0'"),

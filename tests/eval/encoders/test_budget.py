@@ -40,9 +40,9 @@ def test_the_command_measures_an_encoder(
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     output = tmp_path / "budget.json"
     arguments = ["--teacher", str(clip_dir), "--encoder", str(tmp_path / "encoder"), "--few", "2", "--more", "5"]
-    assert main([*arguments, "--output", str(output)]) == 0
+    assert main([*arguments, "--dtype", "bfloat16", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert (result["images"], len(result["spread"])) == (888, 7)
+    assert (result["images"], len(result["spread"]), result["dtype"]) == (888, 7, "bfloat16")
     assert result["margin"][-1]["mean_tokens"] == 7
     assert "unsure images" in capsys.readouterr().out
 

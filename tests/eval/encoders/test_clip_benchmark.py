@@ -63,8 +63,10 @@ def test_retrieval(clip_dir: Path, student_dir: Path, tmp_path: Path, capsys: py
     folder = write_set(tmp_path / "colours", samples)
     (folder / "dataset_type.txt").write_text("retrieval")
     arguments = ["--teacher", str(clip_dir), "--encoder", str(student_dir), "--datasets", str(folder)]
-    assert main([*arguments, "--device", "cpu", "--output", str(tmp_path / "r.json")]) == 0
-    results = json.loads((tmp_path / "r.json").read_text())["colours"]
+    assert main([*arguments, "--dtype", "bfloat16", "--output", str(tmp_path / "r.json")]) == 0
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["dtype"] == "bfloat16"
+    results = written["datasets"]["colours"]
     for metrics in results.values():
         assert metrics.keys() == {f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 5, 10)}
         assert 0 <= metrics["image_retrieval_recall@1"] <= metrics["image_retrieval_recall@10"] <= 1

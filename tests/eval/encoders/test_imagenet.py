@@ -44,11 +44,11 @@ def test_top_1_counts_the_largest_logit(encoder_dir: Path, folder: Path, tmp_pat
             logits = encoder(transform(Image.new("RGB", (64, 64), colour))[None]).pooled
             hits.append(int(logits.argmax()) == label)
     assert 0 < sum(hits) < 9, "all or none would prove little"
-    arguments = ["--encoder", str(encoder_dir), "--images", str(folder), "--device", "cpu", "--batch_size", "4"]
-    assert main([*arguments, "--output", str(tmp_path / "top1.json")]) == 0
+    arguments = ["--encoder", str(encoder_dir), "--images", str(folder), "--device", "cpu", "--dtype", "float32"]
+    assert main([*arguments, "--batch_size", "4", "--output", str(tmp_path / "top1.json")]) == 0
     result = json.loads((tmp_path / "top1.json").read_text())
     assert result["top1"] == sum(hits) / 9
-    assert (result["images"], result["classes"]) == (9, 3)
+    assert (result["images"], result["classes"], result["dtype"]) == (9, 3, "float32")
     low, high = result["confidence_95"]
     assert low < result["top1"] < high
 

@@ -1,5 +1,6 @@
 """An encoder at several image sizes: every size is compared with the first, and the figure is written."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def test_a_row_for_each_size_and_a_figure(
 ) -> None:
     figure = tmp_path / "figure.png"
     words = ["--encoder", str(encoder_dir), "--images", str(image)]
+    words += ["--dtype", "float32", "--output", str(tmp_path / "out.json")]
     assert main([*words, "--scales", "1", "2", "--figure", str(figure)]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["dtype"] == "float32"
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [int(row[0]) for row in rows] == [64, 128]
     assert [float(row[3]) == 0 for row in rows] == [True, False]

@@ -43,9 +43,9 @@ def test_teacher_and_student_are_compared(
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     output = tmp_path / "zero_shot.json"
     command = ["--teacher", str(clip_dir), "--encoder", str(tmp_path / "encoder"), "--output", str(output)]
-    assert main([*command, "--tokens", "2,5"]) == 0
+    assert main([*command, "--tokens", "2,5", "--dtype", "float32"]) == 0
     result = json.loads(output.read_text())
-    assert (result["images"], result["classes"]) == (888, 24)
+    assert (result["images"], result["classes"], result["dtype"]) == (888, 24, "float32")
     assert f"teacher: {result['teacher']:.2%} of 888 images" in capsys.readouterr().out
     assert list(result["confidence_95"]) == ["teacher", "student", "student_2_tokens", "student_5_tokens"]
     assert result["confidence_95"]["student"][0] <= result["student"] <= result["confidence_95"]["student"][1]

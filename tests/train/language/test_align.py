@@ -23,6 +23,7 @@ def flags(vlm_dir: Path, data_dir: Path, out: Path, **options: object) -> list[s
         "image_folder": data_dir,
         "output_dir": out,
         "use_cpu": True,
+        "bf16": False,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 4,
         "max_steps": 6,

@@ -1,5 +1,6 @@
 """The instruction stage end to end on a tiny VLM: full, LoRA, tower tuning, ZeRO."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -9,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.loading import load_vlm
 from tests.train.language.test_align import changed, flags, losses
 from tests.train.launch import deepspeed, forked
 from train import instruct, merge_lora
+from train.language.data_arguments import DataArguments
+from train.stages.log import read_log
 
 # peft 0.21 asks transformers 5.23 for a property under its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -156,6 +160,32 @@ def test_an_interrupted_run_resumes_with_the_same_curve(
     run(vlm_dir, data_dir, tmp_path / "halves", **arguments)
     assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
     assert changed(tmp_path / "whole", tmp_path / "halves") == set()
+
+
+@pytest.mark.slow
+def test_bad_samples_met_while_reading_are_replaced_and_a_run_resumes_exactly(
+    vlm_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of eight samples: a damaged image, and a text without its placeholder."""
+    records = json.loads((data_dir / "chats.json").read_text())
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG no")
+    records[2] |= {"image": str(tmp_path / "damaged.png")}
+    records[5] |= {"image": "red.png", "conversations": records[1]["conversations"]}
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    options: dict[str, object] = {"data_path": tmp_path / "data.json", "save_steps": 2, "dataloader_num_workers": 1}
+    options |= {"check_samples": "while_reading", "on_bad_sample": "skip"}
+    run(vlm_dir, data_dir, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.language.vlm.ConversationTrainer", _interrupted_trainer())
+        words = {"learning_rate": 1e-3, **options}
+        assert instruct.main(flags(vlm_dir, data_dir, tmp_path / "halves", **words)) == INTERRUPTED
+    run(vlm_dir, data_dir, tmp_path / "halves", **options)
+    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    counts = [line["bad_samples"] for line in read_log(tmp_path / "whole" / "log.jsonl")]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6, "three epochs"
+    with pytest.raises(UserError, match="leave out --check_samples while_reading"):
+        DataArguments("data.json", cache_visual_tokens="cache", check_samples="while_reading")
 
 
 def _interrupted_trainer() -> type:

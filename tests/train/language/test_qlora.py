@@ -15,7 +15,7 @@ from train.stages.stage import StageArguments
 
 
 def test_only_the_language_model_is_quantised(vlm_dir: Path, tmp_path: Path) -> None:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     model, _ = load(ModelArguments(str(vlm_dir)), args, qlora_config("nf4", double=True, args=args))
     packed = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     assert len(packed) == 2 * 7
@@ -26,7 +26,7 @@ def test_only_the_language_model_is_quantised(vlm_dir: Path, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("zero3")
 def test_zero3_is_refused(tmp_path: Path) -> None:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(UserError, match="--bits 4 does not work with ZeRO-3"):
         qlora_config("nf4", double=True, args=args)
 
@@ -36,7 +36,7 @@ def test_missing_bitsandbytes_is_a_one_line_error(
 ) -> None:
     """All other kinds of tuning work without it."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(UserError, match="--bits 4 needs bitsandbytes: pip install bitsandbytes"):
         qlora_config("nf4", double=True, args=args)
     assert keep_four_bit_layout(load(ModelArguments(str(vlm_dir)), args)[0]) == 0

@@ -10,7 +10,8 @@ import torch
 from sparse_vlm.errors import UserError
 from tests.train.language.test_align import flags
 from train import align, instruct
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments, load
 from train.stages.log import read_log
 from train.stages.stage import StageArguments
@@ -20,13 +21,15 @@ Loaded = tuple[Any, Any]
 
 @pytest.fixture
 def loaded(vlm_dir: Path, tmp_path: Path) -> Loaded:
-    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False)
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     return model.eval(), processor
 
 
 def data(loaded: Loaded, folder: Path, file: str, cache: Path | None = None, **options: Any) -> Any:
-    args = StageArguments(output_dir="unused", use_cpu=True, disable_tqdm=True, per_device_train_batch_size=4)
+    args = StageArguments(
+        output_dir="unused", use_cpu=True, bf16=False, disable_tqdm=True, per_device_train_batch_size=4
+    )
     data_args = DataArguments(
         str(folder / file), str(folder), cache_visual_tokens=None if cache is None else str(cache), **options
     )

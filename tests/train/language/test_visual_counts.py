@@ -23,7 +23,8 @@ from tests.train.language.test_instruct import INTERRUPTED, _interrupted_trainer
 from tests.train.launch import forked
 from train import align, instruct
 from train.language import data
-from train.language.data import DataArguments, make_data
+from train.language.data import make_data
+from train.language.data_arguments import DataArguments
 from train.language.order import DrawnOrder, LengthGroups, SeededOrder
 from train.language.trainer import ConversationTrainer
 from train.stages.drawn_counts import DrawnCounts
@@ -129,7 +130,7 @@ def test_processes_have_the_same_number_at_each_step(
             assert {len(drawn), batch} == {batch} or processes == 1
             yield {one.tokens for one in drawn}
 
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=batch)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=batch)
     args.gradient_accumulation_steps, args.dataloader_drop_last = accumulation, drop_last
     for processes in (1, 2, 3):
         vars(args)["distributed_state"] = None
@@ -159,7 +160,7 @@ class _WithProcesses:
 
 @pytest.mark.parametrize("order", [SeededOrder(32, 0), LengthGroups(2, [3, 9, 4, 8] * 8, 0)])
 def test_rows_of_an_epoch_are_those_of_the_order(order: Any, tmp_path: Path) -> None:
-    drawn = DrawnOrder(order, DRAWN, StageArguments(output_dir=str(tmp_path), use_cpu=True))
+    drawn = DrawnOrder(order, DRAWN, StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False))
     epochs = []
     for epoch in range(2):
         drawn.set_epoch(epoch)
@@ -294,7 +295,7 @@ def test_regions_with_zero3_are_refused(
 ) -> None:
     """Processes with different regions would wait for each other forever."""
     model, processor = load_vlm(vlm_dir)
-    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False)
     data_args = DataArguments(str(regions), str(data_dir))
     monkeypatch.setattr(data, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(UserError, match=r"Sample green has regions, .* use train/configs/deepspeed/zero2\.json"):

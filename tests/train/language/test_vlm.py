@@ -15,7 +15,8 @@ from sparse_vlm.data.conversations.encoding import encode
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.errors import UserError
 from tests.vlm.language.test_families import FAMILIES
-from train.language.data import PACKABLE, DataArguments, make_data
+from train.language.data import PACKABLE, make_data
+from train.language.data_arguments import DataArguments
 from train.language.order import LengthGroups
 from train.language.trainer import ConversationTrainer
 from train.language.vlm import ModelArguments, load, vlm_groups
@@ -24,7 +25,7 @@ from train.stages.stage import StageArguments, set_trainable
 
 @pytest.fixture(scope="module")
 def loaded(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, ProcessorMixin]:
-    args = StageArguments(output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True, bf16=False)
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     return model.eval(), processor
 
@@ -32,7 +33,7 @@ def loaded(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pre
 def data(
     loaded: tuple[PreTrainedModel, ProcessorMixin], folder: Path, file: str, *, language: bool = True, **options: bool
 ) -> tuple[ConversationDataset, ConversationCollator]:
-    args = StageArguments(output_dir="unused", use_cpu=True)
+    args = StageArguments(output_dir="unused", use_cpu=True, bf16=False)
     data_args = DataArguments(str(folder / file), str(folder), **options)
     made = make_data(data_args, args, *loaded, language=language)
     return made.training, made.collator
@@ -176,7 +177,7 @@ def test_focusing_can_have_its_own_rate(loaded: tuple[PreTrainedModel, Processor
 def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
     vlm_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     logits = []
     for attention in ("sdpa", "eager"):
         model, processor = load(ModelArguments(str(vlm_dir), attention), args)
@@ -191,7 +192,7 @@ def test_other_attention_gives_the_same_numbers_or_a_one_line_error(
 
 @pytest.mark.slow
 def test_activation_checkpointing_gives_the_same_gradients(vlm_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False)
     gradients, runs = [], []
     for again in (False, True):
         model, processor = load(ModelArguments(str(vlm_dir)), args)
@@ -217,13 +218,15 @@ def test_grouping_by_length_reads_no_image(
     lengths = [len(dataset[i]["row"].input_ids) for i in range(len(dataset))]
     monkeypatch.setattr("sparse_vlm.data.conversations.images.open_image", None)
     options: dict[str, Any] = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 2}
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, bf16=False, **options)
     groups = vlm_groups(loaded[0], tower=None, projector=1.0, language=None)
     trainer = ConversationTrainer(groups, model=loaded[0], args=args, train_dataset=dataset, data_collator=collate)
     sampler = trainer._get_train_sampler()
     assert isinstance(sampler, LengthGroups)
     assert sampler.lengths == lengths
     assert sorted(sampler) == list(range(8))
+    held_out = trainer.get_eval_dataloader(dataset).batch_sampler
+    assert list(held_out) == [list(range(8))], "not grouped"
 
 
 def test_length_groups_depend_only_on_seed_and_epoch() -> None:

@@ -17,7 +17,8 @@ from tests.train.language.test_align import changed, flags
 from tests.train.language.test_instruct import INTERRUPTED
 from train import align
 from train.language import word_start
-from train.language.data import DataArguments, StageData, make_data
+from train.language.data import StageData, make_data
+from train.language.data_arguments import DataArguments
 from train.language.vlm import ModelArguments, load
 from train.language.word_start import LeastSquares, start_from_words
 from train.stages.log import read_log
@@ -27,7 +28,9 @@ Loaded = tuple[Any, StageData, StageArguments]
 
 
 def opened(vlm_dir: Path, data_dir: Path, tmp_path: Path, file: str = "captions.json", **options: Any) -> Loaded:
-    args = StageArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=4)
+    args = StageArguments(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True, per_device_train_batch_size=4
+    )
     model, processor = load(ModelArguments(str(vlm_dir)), args)
     data_args = DataArguments(str(data_dir / file), str(data_dir), **options)
     return model, make_data(data_args, args, model, processor, language=False), args

@@ -56,7 +56,7 @@ def trainer(output_dir: Path, **options: object) -> StageTrainer:
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **values,  # type: ignore[arg-type]
+        **{"bf16": False, **values},  # type: ignore[arg-type]
     )
     return StageTrainer(groups, model=model, args=args, train_dataset=data)
 
@@ -173,10 +173,17 @@ def test_a_deepspeed_checkpoint_is_refused_without_deepspeed(tmp_path: Path) -> 
     """transformers would silently continue with a new optimizer."""
     run(trainer(tmp_path, max_steps=4))
     variant = tmp_path / "checkpoint-4/variant.json"
-    assert json.loads(variant.read_text()) == {"deepspeed_processes": 0}
+    assert json.loads(variant.read_text()) == {"deepspeed_processes": 0, "dtype": "float32"}
     variant.write_text('{"deepspeed_processes": 8}')
     with pytest.raises(UserError, match="its deepspeed_processes is 8, this run's is 0"):
         run(trainer(tmp_path, max_steps=6))
+
+
+@pytest.mark.slow
+def test_a_run_does_not_continue_in_another_precision(tmp_path: Path) -> None:
+    run(trainer(tmp_path, max_steps=4))
+    with pytest.raises(UserError, match="its dtype is float32, this run's is bfloat16"):
+        run(trainer(tmp_path, max_steps=6, bf16=True))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from transformers import set_seed
 from train.bootstrap import make_task, make_trainer
 from train.stages.command_line import parse_arguments
 from train.stages.log import read_log
+from train.stages.precision import compute_dtype
 from train.vision.bootstrap_arguments import ARGUMENTS
 from train.vision.bootstrap_trainer import BootstrapTrainer
 
@@ -32,6 +33,7 @@ def arguments(teacher: Path, images: Path | str, out: Path, **options: Any) -> l
         "learning_rate": 1e-3,
         "max_steps": 4,
         "use_cpu": True,
+        "bf16": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
@@ -77,4 +79,4 @@ def make(command: list[str]) -> BootstrapTrainer:
     """Return the trainer of a command line, with the student that the run would have."""
     student, sources, objective, args = parse_arguments(ARGUMENTS, command)
     set_seed(args.seed)
-    return make_trainer(*make_task(student, sources, objective), student, sources, args)
+    return make_trainer(*make_task(student, sources, objective, compute_dtype(args)), student, sources, args)

@@ -24,6 +24,7 @@ def words(encoder_dir: Path, folders: Path, out: Path, **extra: Any) -> list[str
         "per_device_train_batch_size": 4,
         "max_steps": 4,
         "use_cpu": True,
+        "bf16": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "rand_augment_ops": 0,

@@ -203,3 +203,15 @@ def test_unreadable_images_are_counted(clip_dir: Path, images: Path, tmp_path: P
     command = arguments(clip_dir, tmp_path / "images", tmp_path / "out", on_bad_image="skip", max_steps=3)
     assert main(command) == 0
     assert trained(tmp_path / "out")[-1]["unreadable_images"] == 1
+
+
+def test_the_teacher_computes_in_the_stages_precision(clip_dir: Path, images: Path, tmp_path: Path) -> None:
+    for options, dtype in (
+        ({"bf16": True}, torch.bfloat16),
+        ({"bf16": False}, torch.float32),
+        ({"bf16": True, "teacher_dtype": "float32"}, torch.float32),
+        ({"bf16": False, "teacher_dtype": "bfloat16"}, torch.bfloat16),
+    ):
+        task = make(arguments(clip_dir, images, tmp_path, **options)).task
+        assert {weight.dtype for weight in task.teacher.trunk.parameters()} == {dtype}
+        assert {weight.dtype for weight in task.student.parameters()} == {torch.float32}

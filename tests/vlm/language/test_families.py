@@ -83,12 +83,12 @@ def random_llm(folder: Path, family: str, tokenizer: PreTrainedTokenizerBase) ->
 def parts(
     request: pytest.FixtureRequest,
     encoder_dir: Path,
-    smollm2_tokenizer: PreTrainedTokenizerBase,
+    short_tokenizer: PreTrainedTokenizerBase,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
     """The directories of a random LLM of the family and of the VLM built with it."""
     folder = tmp_path_factory.mktemp(request.param)
-    llm = random_llm(folder / "llm", request.param, smollm2_tokenizer)
+    llm = random_llm(folder / "llm", request.param, short_tokenizer)
     build_vlm(encoder_dir, llm, folder / "vlm")
     return llm, folder / "vlm"
 
@@ -189,10 +189,10 @@ def test_the_order_of_several_images_matters(vlm: Any, images: list[Image.Image]
 
 @pytest.mark.slow
 def test_an_llm_whose_logits_llava_cannot_compute_is_refused(
-    encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder_dir: Path, short_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FAMILIES, "granite", (GraniteConfig, {"logits_scaling": 8.0}))
-    llm = random_llm(tmp_path / "llm", "granite", smollm2_tokenizer)
+    llm = random_llm(tmp_path / "llm", "granite", short_tokenizer)
     with pytest.raises(UserError, match=r"A GraniteForCausalLM computes its logits .* differ from them by"):
         build_vlm(encoder_dir, llm, tmp_path / "vlm")
     assert not (tmp_path / "vlm").exists()
@@ -216,14 +216,14 @@ def test_an_unsuitable_llm_is_a_one_line_error(
     special: dict[str, Any],
     sentence: str,
     encoder_dir: Path,
-    smollm2_tokenizer: PreTrainedTokenizerBase,
+    short_tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(FAMILIES, "mamba", (MambaConfig, {}))
     kind, before = FAMILIES[family]
     monkeypatch.setitem(FAMILIES, family, (kind, before | special))
-    llm = random_llm(tmp_path / "llm", family, smollm2_tokenizer)
+    llm = random_llm(tmp_path / "llm", family, short_tokenizer)
     with pytest.raises(UserError, match=sentence):
         build_vlm(encoder_dir, llm, tmp_path / "vlm")
     assert not (tmp_path / "vlm").exists()

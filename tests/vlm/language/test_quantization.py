@@ -1,8 +1,5 @@
 """Quantizers change the language model only, however it is opened, and 4-bit layers compute with their weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.language.quantization import keep_four_bit_layout, quantization
 from sparse_vlm.vlm.loading import load_vlm
+from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -164,6 +162,8 @@ def test_pipeline(vlm_dir: Path, images: list[Image.Image]) -> None:
 ALONE = """
 import sys
 sys.modules["sparse_vlm"] = None  # as if it were not installed
+from transformers import dynamic_module_utils
+dynamic_module_utils.HF_MODULES_CACHE = sys.argv[2]
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 model = AutoModelForImageTextToText.from_pretrained(
@@ -177,10 +177,7 @@ assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
 
 @pytest.mark.slow
 def test_a_process_without_sparse_vlm(vlm_dir: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", ALONE, str(vlm_dir)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_program(ALONE, str(vlm_dir), str(tmp_path / "modules"), folder=tmp_path)
 
 
 class HeedlessSettings(QuantizationConfigMixin):

@@ -28,9 +28,9 @@ VISION |= {"image_size": 28, "patch_size": 14}
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gemma3", "llava"])
 def test_the_text_part_of_a_multimodal_model(
-    kind: str, encoder_dir: Path, smollm2_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    kind: str, encoder_dir: Path, short_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    sizes: dict[str, Any] = {"vocab_size": len(smollm2_tokenizer), **SIZES, **HEADS, "head_dim": 12}
+    sizes: dict[str, Any] = {"vocab_size": len(short_tokenizer), **SIZES, **HEADS, "head_dim": 12}
     torch.manual_seed(0)
     config: Any = (
         Gemma3Config(text_config=sizes | {"sliding_window": 12}, vision_config=VISION, mm_tokens_per_image=4)
@@ -39,7 +39,7 @@ def test_the_text_part_of_a_multimodal_model(
     )
     whole: Any = AutoModelForImageTextToText.from_config(config).eval()
     whole.save_pretrained(tmp_path / "llm")
-    smollm2_tokenizer.save_pretrained(tmp_path / "llm")
+    short_tokenizer.save_pretrained(tmp_path / "llm")
     build_vlm(encoder_dir, tmp_path / "llm", tmp_path / "vlm")
     model: Any
     model, processor = load_vlm(tmp_path / "vlm")

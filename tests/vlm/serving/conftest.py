@@ -3,9 +3,6 @@
 import base64
 import io
 import json
-import re
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.forked import wait_for_output
+from train.forked import fork_python
 
 QUESTION = "What is shown?"
 
@@ -38,21 +38,14 @@ class Server:
     """`sparse-vlm serve` on a free port; `root` is its address."""
 
     def __init__(self, directory: Path, log: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu"]
-        self.log = log.open("w")
-        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=self.log, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"(http://127\.0\.0\.1:\d+)/v1$", line.strip())
-        assert found is not None, line + log.read_text()
-        self.root = found[1]
+        words = ["-m", "sparse_vlm", "serve", "--port", "0", str(directory), "--device", "cpu", "--dtype", "float32"]
+        self.process = fork_python([*words, *options], printed=log, threads=1)
+        self.root = wait_for_output(self.process, log, r"http://127\.0\.0\.1:\d+(?=/v1\n)")
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.log.close()
+        self.process.join(60)
+        assert self.process.exitcode is not None
 
     def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

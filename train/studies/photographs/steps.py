@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from train import outcomes
-from train.pipeline import Step, language_training
+from train.pipeline import Step, short_training
 from train.quickstart.steps import CHAT_TEMPLATE
 from train.studies.photographs.paths import DENSE, STUDENT, Paths
 from train.studies.photographs.settings import Settings
@@ -91,7 +91,7 @@ def _read(settings: Settings, paths: Paths) -> Step:
     arguments += ["--data_path", str(paths.data / "reading.json"), "--independent_turns", "True"]
     arguments += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     arguments += ["--per_device_train_batch_size", "4", "--train_sampling_strategy", "sequential"]
-    arguments += language_training(paths.reading, None, settings.save_steps, settings.cpu)
+    arguments += short_training(paths.reading, None, settings.save_steps, cpu=settings.cpu)
     title = "The language model learns the questions from words"
     shows = partial(outcomes.loss, paths.reading)
     return Step("read", title, tuple(arguments), paths.reading / "config.json", paths.reading, shows)
@@ -102,7 +102,7 @@ def _align(settings: Settings, paths: Paths, side: str) -> Step:
     arguments = ["-m", "train.align", "--model_name_or_path", str(start), "--word_start", str(settings.word_start)]
     arguments += ["--data_path", str(paths.data / "captions.json"), *_photographs(settings, paths, side)]
     arguments += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", BATCH]
-    arguments += language_training(aligned, settings.align_steps, settings.save_steps, settings.cpu)
+    arguments += short_training(aligned, settings.align_steps, settings.save_steps, cpu=settings.cpu)
     title = f"Alignment of {NAMES[side]}"
     shows = partial(outcomes.loss, aligned)
     return Step(f"{side}_align", title, tuple(arguments), aligned / "config.json", aligned, shows)
@@ -115,7 +115,7 @@ def _instruct(settings: Settings, paths: Paths, side: str, rate: float) -> Step:
     arguments += ["--independent_turns", "True", "--train_sampling_strategy", "sequential"]
     arguments += ["--learning_rate", f"{rate:g}", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     arguments += ["--per_device_train_batch_size", BATCH]
-    arguments += language_training(model, None, settings.save_steps, settings.cpu)
+    arguments += short_training(model, None, settings.save_steps, cpu=settings.cpu)
     title = f"Instruction tuning on {NAMES[side]} at {rate:g}"
     shows = partial(outcomes.loss, model)
     return Step(f"{side}_instruct_{rate:g}", title, tuple(arguments), model / "config.json", model, shows)
