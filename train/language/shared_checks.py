@@ -75,7 +75,7 @@ class SharedChecks(Checks):
         if kept.keys() != {"rules", "findings"} or kept["rules"] != json.loads(json.dumps(rules)):
             raise UserError(f"{path} is not what an earlier run has written. Remove it.")
         logger.info("Samples that have not changed since an earlier run were checked then: %s", path)
-        return {key: Finding(*values, key) for key, values in kept["findings"].items()}
+        return {key: Finding(*values)._replace(key=key) for key, values in kept["findings"].items()}
 
     def _keep(self, file: str, rules: Mapping[str, Any], known: Known, findings: list[Finding], seconds: float) -> None:
         """Write the findings, if they took time and there are new ones."""
