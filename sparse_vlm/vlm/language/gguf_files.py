@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ def parsed_once() -> Iterator[None]:
     transformers looks all of these up in the package gguf when it opens a file. If it did not, this would have no
     effect.
     """
+    gguf: Any
     try:
         import gguf
     except ModuleNotFoundError:  # transformers says what to install
