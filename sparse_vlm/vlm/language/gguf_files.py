@@ -24,18 +24,18 @@ def parsed_once() -> Iterator[None]:
     except ModuleNotFoundError:  # transformers says what to install
         yield
         return
-    reader, names, unpack = gguf.GGUFReader, gguf.get_tensor_name_map, gguf.dequantize
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map", "dequantize")}
 
     def dequantize(data: np.ndarray, kind: int) -> np.ndarray:
         """uint8[..., bytes] -> float32[..., elements]; `kind` is a gguf.GGMLQuantizationType."""
         if kind not in dequant.GGML_BLOCK:
-            return unpack(data, kind)
+            return originals["dequantize"](data, kind)
         elements, size = dequant.GGML_BLOCK[kind]
         values = dequant.dequantize(torch.from_numpy(data.copy()).flatten(), int(kind))
         return values.reshape(*data.shape[:-1], data.shape[-1] // size * elements).numpy()
 
-    gguf.GGUFReader, gguf.get_tensor_name_map, gguf.dequantize = cache(reader), cache(names), dequantize
+    vars(gguf).update({name: cache(original) for name, original in originals.items()}, dequantize=dequantize)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, gguf.dequantize = reader, names, unpack
+        vars(gguf).update(originals)
