@@ -89,7 +89,7 @@ def _heading(title: str, console: Console) -> Iterator[None]:
 
 
 def read_seconds(root: Path) -> Seconds:
-    """Read what `run_step` logged in `root`."""
+    """Read what `run_steps` logged in `root`."""
     seconds: Counter[str] = Counter()
     resumed = []
     for line in (root / SECONDS_FILE).read_text(encoding="utf-8").splitlines():

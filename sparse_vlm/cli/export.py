@@ -7,6 +7,7 @@ Examples:
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_vlm.command_line import CommandParser
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.images and arguments.rois_input:
         raise UserError("--images compares with the checkpoint's own RoIs: leave out --rois_input or --images.")
     encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
-    images = [encoder.transform(open_image(file)) for file in _files(arguments.images or ())]
+    images = [encoder.transform(open_image(file)) for file in _files(arguments.images or [])]
     differences = export_onnx(encoder, arguments.file, int8=arguments.int8, rois_input=arguments.rois_input)
     print(
         f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative, on noise)"
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _files(paths: list[str]) -> list[Path]:
+def _files(paths: Sequence[str]) -> list[Path]:
     """The image files that `paths` name or contain, at most `LIMIT`, evenly spaced."""
     from sparse_vlm.data.images.files import image_paths
 

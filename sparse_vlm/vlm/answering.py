@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, takewhile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -207,9 +208,10 @@ class Answerer:
             seen.append([1] * shared + [0] * gap + [1] * rest)
         input_ids, attention_mask = torch.tensor(rows, device=device), torch.tensor(seen, device=device)
         ends = torch.tensor(self._end_tokens(), device=device)
+        generator: Any = self.model  # transformers' annotations of generate do not fit its own Llava classes
         unanswered, tokens = torch.arange(len(prompts), device=device), [torch.empty(0)] * len(prompts)
         for count in self._steps():
-            input_ids = self.model.generate(  # type: ignore[misc]  # transformers' annotation of self
+            input_ids = generator.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 past_key_values=cache,

@@ -36,9 +36,8 @@ class _Continuation(CacheLayerMixin):
         made: Any = cls.__new__(cls)
         made.__dict__ = layer.__dict__.copy()
         made.prefix_keys, made.prefix_values, made.rows = layer.keys, layer.values, rows.to(layer.device)
-        made.keys, made.values = (
-            past.new_empty(len(rows), past.shape[1], 0, past.shape[3]) for past in (layer.keys, layer.values)
-        )
+        for name, past in (("keys", made.prefix_keys), ("values", made.prefix_values)):
+            setattr(made, name, past.new_empty(len(rows), past.shape[1], 0, past.shape[3]))
         return made
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ def test_int8_is_compared_on_images_too(
     assert cosines.shape == (5,)
     assert cosines.min() > 0.98
     with torch.no_grad():
-        encoder.cortex.trunk.head.weight.neg_()
+        encoder.cortex.trunk.head.get_parameter("weight").neg_()
     torch.testing.assert_close(embedding_cosines(encoder, file, images[:1]), -cosines[:1])
 
 

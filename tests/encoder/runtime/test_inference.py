@@ -40,15 +40,15 @@ def test_outputs_are_those_of_the_plain_encoder(mode: type, dtype: torch.dtype, 
     plain = tiny_encoder.to(dtype).requires_grad_(False)
     encoder = copy.deepcopy(plain)
     optimize_for_inference(encoder)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    bound = 1e-5 if dtype == torch.float32 else 0.03
     with mode():
         for batch, tokens in ((1, None), (3, None), (2, 7)):
             expected, found = plain(images(batch), tokens=tokens), encoder(images(batch), tokens=tokens)
             for ours, theirs in zip(found[:3], expected[:3], strict=True):
                 assert ours.dtype == theirs.dtype
-                torch.testing.assert_close(ours, theirs, **tolerance)
+                torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
         (state,) = encoder.hidden_states(images(), [-2])
-        torch.testing.assert_close(state, plain.hidden_states(images(), [-2])[0], **tolerance)
+        torch.testing.assert_close(state, plain.hidden_states(images(), [-2])[0], rtol=bound, atol=bound)
 
 
 def test_every_linear_is_packed_and_none_is_held_twice(tiny_encoder: SparseFormer, packed: SparseFormer) -> None:
