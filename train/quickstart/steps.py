@@ -33,8 +33,8 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=700,
-    bootstrap_steps=1200,
+    teacher_steps=600,
+    bootstrap_steps=1000,
     word_start=4000,
     align_steps=40,
     texts=160,

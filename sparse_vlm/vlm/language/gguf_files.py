@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ def parsed_once() -> Iterator[None]:
     transformers looks all of these up in the package gguf when it opens a file. If it did not, this would have no
     effect.
     """
-    gguf: Any
     try:
         import gguf
     except ModuleNotFoundError:  # transformers says what to install
