@@ -207,9 +207,8 @@ class Answerer:
             rows.append(prompt[:shared] + [tokenizer.pad_token_id] * gap + prompt[shared:])
             seen.append([1] * shared + [0] * gap + [1] * rest)
         input_ids, attention_mask = torch.tensor(rows, device=device), torch.tensor(seen, device=device)
-        ends = torch.tensor(self._end_tokens(), device=device)
         generator: Any = self.model  # transformers' annotations of generate do not fit its own Llava classes
-        unanswered, tokens = torch.arange(len(prompts), device=device), [torch.empty(0)] * len(prompts)
+        unanswered, tokens = list(range(len(prompts))), [torch.empty(0)] * len(prompts)
         for count in self._steps():
             input_ids = generator.generate(
                 input_ids=input_ids,
@@ -220,14 +219,16 @@ class Answerer:
                 **self.decoding.settings,
             )
             generated = input_ids[:, width:]
-            for place, row in zip(unanswered.tolist(), generated, strict=True):
+            for place, row in zip(unanswered, generated, strict=True):
                 tokens[place] = row
-            left = torch.isin(generated, ends).logical_not().all(1).nonzero()[:, 0]
-            if not len(left):
+            incomplete = self._incomplete(generated)
+            if not incomplete:
                 break
-            if len(left) < len(unanswered):
-                unanswered, input_ids, attention_mask = unanswered[left], input_ids[left], attention_mask[left]
-                cache.batch_select_indices(left)
+            if len(incomplete) < len(unanswered):
+                unanswered = [unanswered[row] for row in incomplete]
+                kept = torch.tensor(incomplete, device=device)
+                input_ids, attention_mask = input_ids[kept], attention_mask[kept]
+                cache.batch_select_indices(kept)
             attention_mask = F.pad(attention_mask, (0, input_ids.shape[1] - attention_mask.shape[1]), value=1)
         return [answer.strip() for answer in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
@@ -240,7 +241,8 @@ class Answerer:
             yield min(count, left)
             left, count = left - count, 2 * count
 
-    def _end_tokens(self) -> list[int]:
-        """Return the tokens that end an answer."""
+    def _incomplete(self, generated: Tensor) -> list[int]:
+        """Return the rows of int64[rows, tokens] that hold no token that ends an answer."""
         ends = self.model.generation_config.eos_token_id
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        known = torch.tensor([] if ends is None else ends, dtype=generated.dtype, device=generated.device)
+        return torch.isin(generated, known).logical_not().all(1).nonzero()[:, 0].tolist()

@@ -51,6 +51,7 @@ def test_questions_about_an_image_share_its_prefix(
     answerer = Answerer(model, processor, max_new_tokens=4, batch_rows=3)
     questions = [(0, "What?"), (1, "What is it, please?"), (2, "Where?")]
     monkeypatch.setattr(answerer, "_preprocess", lambda _: torch.randn(1, 3, 64, 64))
+    monkeypatch.setattr(answerer, "_incomplete", lambda _: [])  # reads values
     for _, text in questions:
         answerer._prompt(True, text)  # cached outside the fake GPU, where the tokenizer's tensors are real
     answers: Any = Answerer.answer
