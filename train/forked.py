@@ -72,6 +72,7 @@ def _run(
     threads: int | None,
     show_progress: bool,
 ) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the default, not forkserver: workers would import all again
     os.environ.update(environment)
     os.chdir(folder)
     if show_progress:

@@ -19,7 +19,9 @@ from sparse_vlm.recompute import RecomputesBlocks
 
 GRID_LAYERS = (-2, -1)  # an LLM reads the latent tokens that enter the last block; the last block needs a loss too
 SMOOTH_L1_SHARE = 0.1  # of the distance between tokens of grids, as in EUPE
-ATTENTION = [backend for backend in SDPBackend.__members__.values() if backend is not SDPBackend.ERROR]
+ATTENTION: list[SDPBackend] = [
+    backend for backend in SDPBackend.__members__.values() if backend is not SDPBackend.ERROR
+]
 BATCH = 64  # images per pass of the teacher when its statistics are measured
 
 

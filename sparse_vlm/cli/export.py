@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.images and arguments.rois_input:
         raise UserError("--images compares with the checkpoint's own RoIs: leave out --rois_input or --images.")
     encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
-    images = [encoder.transform(open_image(file)) for file in _files(arguments.images or ())]
+    images = [encoder.transform(open_image(file)) for file in _files(arguments.images or [])]
     differences = export_onnx(encoder, arguments.file, int8=arguments.int8, rois_input=arguments.rois_input)
     print(
         f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative, on noise)"

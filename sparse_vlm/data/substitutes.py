@@ -44,11 +44,10 @@ class Substitutes:
         Raises:
             UserError: the policy forbids bad items, or all are bad.
         """
-        found, item = index, self._good(index, read)
-        if item is None:
-            self.bad.count_one()
-            found, item = self._substitute(index, read, *seeds)
-        return found, item
+        if (item := self._good(index, read)) is not None:
+            return index, item
+        self.bad.count_one()
+        return self._substitute(index, read, *seeds)
 
     def _good(self, index: int, read: Callable[[int], Item]) -> Item | None:
         """Return the item, or None if it is bad."""

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tests.forked import ROOT, run_together
+from tests.forked import run_together
+from tests.forking_python import forking_python
 from tests.ports import free_port
 
 
@@ -15,8 +17,9 @@ def deepspeed(module: str, arguments: list[str], processes: int = 2) -> None:
     launcher += ["--master_port", str(free_port())]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "DS_ACCELERATOR": "cpu"}
-    command = [*launcher, "--module", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    with TemporaryDirectory() as folder, forking_python(Path(folder)) as python:
+        command = [str(python), *launcher, "--module", module, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -6,10 +6,10 @@ import os
 import random
 import re
 import subprocess
-import sys
 import tarfile
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import timm
@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sparse_vlm.encoder import SparseFormer
-from tests.train.launch import ROOT
+from tests.forked import ROOT
+from tests.forking_python import forking_python
 from train.align import AlignArguments
 from train.instruct import InstructArguments
 from train.language.data_arguments import DataArguments
@@ -75,10 +76,12 @@ def test_the_photographs_script_runs_from_weights_to_measurements(tmp_path: Path
     environment = {"WEIGHTS": weights, "PHOTOS": photos, "OUT": tmp_path / "out", "BATCH": 2, "STEPS": 1, "STEPS224": 1}
     words = "--use_cpu True --eval_samples 4 --eval_steps 1 --save_steps 1 --logging_steps 1 --statistics_images 4"
     command = ["bash", str(ROOT / "train/scripts/photographs.sh"), *words.split()]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    settings = os.environ | {name: str(value) for name, value in environment.items()} | {"PATH": path}
-    for _ in range(2):
-        assert subprocess.run(command, env=settings, check=False).returncode == 0
+    settings = os.environ | {name: str(value) for name, value in environment.items()}
+    with TemporaryDirectory() as folder, forking_python(Path(folder)):
+        for _ in range(2):
+            path = f"{folder}:{os.environ['PATH']}"
+            done = subprocess.run(command, env=settings | {"PATH": path}, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     out = tmp_path / "out"
     assert SparseFormer.from_pretrained(out / "224").config.preprocessing.crop == 224
     probe = json.loads((out / "probe.json").read_text())

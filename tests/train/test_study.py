@@ -34,6 +34,8 @@ STUDY = {
         "{run}",
         "--images",
         "{eval_data_path}",
+        "--dtype",
+        "float32",
     ],
     "curve": "eval_centered_cosine",
     "groups": {"tokens": {"4": {}, "5": {"tokens": 5}}, "blocks": {"default": {}}},

@@ -63,9 +63,7 @@ class SharedChecks(Checks):
         for rank, part in enumerate(shares):
             findings[rank :: self.args.world_size] = part
         if self.args.process_index == 0:
-            seconds = time.monotonic() - start
-            self._keep(file, rules, known, findings, seconds)
-            logger.info("Checked %d samples in %.1f s.", count, seconds)
+            self._keep(file, rules, known, findings, time.monotonic() - start)
         return findings
 
     def _known(self, file: str, rules: Mapping[str, Any]) -> Known:
@@ -77,12 +75,15 @@ class SharedChecks(Checks):
         if kept.keys() != {"rules", "findings"} or kept["rules"] != json.loads(json.dumps(rules)):
             raise UserError(f"{path} is not what an earlier run has written. Remove it.")
         logger.info("Samples that have not changed since an earlier run were checked then: %s", path)
-        return {key: Finding(*values, key=key) for key, values in kept["findings"].items()}
+        return {key: Finding(*values)._replace(key=key) for key, values in kept["findings"].items()}
 
     def _keep(self, file: str, rules: Mapping[str, Any], known: Known, findings: list[Finding], seconds: float) -> None:
         """Write the findings, if they took time and there are new ones."""
+        if seconds < KEPT_FROM:
+            return
+        logger.info("Checked %d samples in %.1f s.", len(findings), seconds)
         keyed = {finding.key: list(finding[:-1]) for finding in findings if finding.key is not None}
-        if seconds < KEPT_FROM or keyed.keys() <= known.keys():
+        if keyed.keys() <= known.keys():
             return
         text = to_json({"rules": rules, "findings": keyed}, file)
         for folder in self.folders:

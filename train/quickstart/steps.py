@@ -39,7 +39,7 @@ FULL = Recipe(
     align_steps=40,
     texts=160,
     images_by_answer=320,
-    images_by_colour=320,
+    images_by_colour=160,
     validation_images=200,
     test_images=None,
     save_steps=70,  # a checkpoint of the language model with its optimizer takes 6 s
@@ -142,8 +142,8 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     # A constant rate, because the last third of this stage learns the most.
     read = ["-m", "train.instruct", "--model_name_or_path", str(built), "--independent_turns", "True"]
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
-    read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
-    read += ["--per_device_train_batch_size", "4"]
+    read += ["--learning_rate", "2e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "3"]
+    read += ["--per_device_train_batch_size", "8"]
     read += short_training(reading, None, recipe.save_steps, seed=recipe.seed)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]

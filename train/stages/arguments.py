@@ -31,12 +31,10 @@ RANGES = {  # outside them transformers and torch fail with a traceback, sometim
 class StageArguments(TrainingArguments):
     """transformers' TrainingArguments with this project's defaults. bf16 is autocast, with DeepSpeed as without."""
 
-    bf16: bool | None = field(  # type: ignore[assignment]  # not None once the object is made
+    bf16: bool = field(  # type: ignore[assignment]  # None is replaced when the object is made
         default=None,
         metadata={
-            "help": "bf16 autocast over float32 weights (default: where the processor computes it natively and faster)",
-            "nargs": "?",
-            "const": True,
+            "help": "bf16 autocast over float32 weights (default: where the processor computes it natively and faster)"
         },
     )
 

@@ -40,20 +40,20 @@ class Entry(NamedTuple):
 
     Attributes:
         source: the origin of the sample.
-        index: of its record.
+        place: index of its record.
         length: tokens of its row, if they were counted during the check.
         full_length: the same without the limit.
     """
 
     source: Source
-    index: int
+    place: int
     length: int | None = None
     full_length: int | None = None
 
     @property
     def sample(self) -> Sample:
         """The sample, which is parsed at each use: a record is smaller, and no process needs all samples."""
-        return parse_sample(self.source.records[self.index], self.index)
+        return parse_sample(self.source.records[self.place], self.place)
 
 
 class BadSamples(BadItems):
@@ -167,7 +167,7 @@ class ConversationDataset(Dataset):
     def _checked_item(self, place: int, tokens: int) -> dict[str, Any]:
         """Return an item whose sample has not been checked. Whether it is bad does not depend on `tokens`."""
         entry = self.entries[place]
-        sample = self.reader.sample(entry.source, entry.index)
+        sample = self.reader.sample(entry.source, entry.place)
         self.reader.check_existence(entry.source, sample)
         if tokens != self.chat.tokens_per_image and not self.reader.rows.surely_fits(sample):
             self.reader.rows.measured(sample)

@@ -106,7 +106,7 @@ class SampleReader:
             key = _key(source, sample, depth)
         except UserError as error:
             return Finding(problem=str(error))
-        if key in known:
+        if key is not None and key in known:
             return known[key]
         return self._measure(source, sample, depth)._replace(key=key)
 

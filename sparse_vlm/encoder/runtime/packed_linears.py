@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
         there = fn(here)
         if (there.dtype, there.device) != (here.dtype, here.device):
             raise lost_by_optimisation("moved or cast")
-        return super()._apply(fn, recurse)  # type: ignore[return-value]
+        return super()._apply(fn, recurse)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise lost_by_optimisation("copied")

@@ -16,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.trainer_utils import align_special_tokens
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.vlm.language.gguf_files import parsed_once
 from sparse_vlm.vlm.language.text_part import text_part
 from sparse_vlm.vlm.language.turns import end_tokens
 
@@ -51,7 +53,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
         # AutoTokenizer would read the whole file (10 s) to choose a class, but GGUF tokenizers are always fast
         tokenizer = PreTrainedTokenizerFast.from_pretrained(llm, gguf_file=gguf_file)
         gguf: Any = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-        loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
+        with parsed_once():
+            loaded = _load_strictly(llm, dtype=torch.float32, **gguf)
     except Exception as error:  # damaged files and missing packages make transformers raise almost anything
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -59,7 +62,8 @@ def load_llm(llm: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedM
                 "transformers itself implements."
             ) from error
         raise UserError(f"The LLM {name} cannot be opened: {one_line(error)}") from error
-    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.generation_config = loaded.generation_config

@@ -153,7 +153,6 @@ def test_training_gives_every_weight_a_gradient_and_clears_it(tiny_variant: str)
         (["--batch_sizes", "1", "0"], "--batch_sizes must be at least 1, got 0."),
         (["--output", "cost.txt"], "--output must end in .json, got cost.txt"),
         (["--modes", "eager", "onnx", "--dtypes", "bfloat16"], "--modes onnx takes float32 on the CPU"),
-        (["--modes", "graphs"], "invalid choice: 'graphs'"),
         (["--device", "cuda:99"], "There is no cuda:99"),
         (["--models", "sparseformer-clip-xl"], "Unknown encoder variant 'sparseformer-clip-xl'"),
         (["--tokens", "0"], "Token counts start at 1 and rise, got '0'"),
