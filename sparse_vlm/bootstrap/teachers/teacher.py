@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sparse_vlm.encoder import CortexConfig, Preprocessing
+from sparse_vlm.encoder.cortex import fuse_quick_gelu
 from sparse_vlm.errors import UserError
 
 
@@ -66,6 +67,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.cortex, self.preprocessing, self.licence = name, cortex, preprocessing, licence
+        fuse_quick_gelu(trunk)  # as in a cortex: the same blocks then give the same numbers
         self.trunk: Any = trunk  # timm's attributes have no types
         self.text = text
         self.eval().requires_grad_(False)
