@@ -5,7 +5,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import LayerNorm, QuickGELU
+from timm import layers
+from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -115,7 +116,7 @@ class Cortex(nn.Module):
         return run_blocks(self.trunk, tokens, count)
 
 
-class FusedQuickGELU(QuickGELU):
+class QuickGELU(layers.QuickGELU):
     """x·σ(1.702·x), as timm's `QuickGELU`, which passes over the activations three times and stores three tensors.
 
     The derivative of softplus is σ, so torch's kernel for softplus' backward pass, grad·σ(β·x), computes it at once for
@@ -127,10 +128,10 @@ class FusedQuickGELU(QuickGELU):
         """float[…] -> float[…], each value on its own."""
         if torch.compiler.is_compiling():
             return super().forward(input)
-        return _QuickGELU.apply(input)
+        return _OneKernel.apply(input)
 
 
-class _QuickGELU(Function):
+class _OneKernel(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
@@ -146,8 +147,8 @@ class _QuickGELU(Function):
 
 
 def fuse_quick_gelu(model: nn.Module) -> None:
-    """Replace every QuickGELU of timm inside `model` by a `FusedQuickGELU`, in place."""
+    """Replace every QuickGELU of timm inside `model` by the one above, in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is QuickGELU:
-                setattr(module, name, FusedQuickGELU())
+            if type(child) is layers.QuickGELU:
+                setattr(module, name, QuickGELU())

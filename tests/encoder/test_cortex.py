@@ -5,12 +5,12 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import QuickGELU
+from timm import layers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_vlm.encoder import CortexConfig
-from sparse_vlm.encoder.cortex import Cortex, FusedQuickGELU, fuse_quick_gelu
+from sparse_vlm.encoder.cortex import Cortex, QuickGELU, fuse_quick_gelu
 from sparse_vlm.errors import UserError
 
 
@@ -94,24 +94,24 @@ def values(dtype: torch.dtype) -> torch.Tensor:
 def test_values_are_those_of_the_formula(dtype: torch.dtype) -> None:
     given = values(dtype)
     exact = given.double() * torch.sigmoid(1.702 * given.double())
-    torch.testing.assert_close(FusedQuickGELU()(given), exact.to(dtype))
-    error, of_timm = ((module(given).double() - exact).norm() for module in (FusedQuickGELU(), QuickGELU()))
+    torch.testing.assert_close(QuickGELU()(given), exact.to(dtype))
+    error, of_timm = ((module(given).double() - exact).norm() for module in (QuickGELU(), layers.QuickGELU()))
     assert dtype.itemsize > 2 or error < 0.9 * of_timm, "one rounding instead of three"
 
 
 def test_infinite_and_undefined_inputs_behave_as_in_timm() -> None:
     given = torch.tensor([float("inf"), float("-inf"), float("nan")])
-    torch.testing.assert_close(FusedQuickGELU()(given), QuickGELU()(given), equal_nan=True)
+    torch.testing.assert_close(QuickGELU()(given), layers.QuickGELU()(given), equal_nan=True)
 
 
 def test_gradients_are_those_of_the_formula() -> None:
     given = values(torch.float64)[::40].requires_grad_()
-    assert torch.autograd.gradcheck(FusedQuickGELU(), given[:-5])
-    assert torch.autograd.gradgradcheck(FusedQuickGELU(), given[:-5])
+    assert torch.autograd.gradcheck(QuickGELU(), given[:-5])
+    assert torch.autograd.gradgradcheck(QuickGELU(), given[:-5])
     for dtype in (torch.float32, torch.bfloat16):
         ours, theirs = values(dtype).requires_grad_(), values(dtype).requires_grad_()
-        FusedQuickGELU()(ours).square().sum().backward()
-        QuickGELU()(theirs).square().sum().backward()
+        QuickGELU()(ours).square().sum().backward()
+        layers.QuickGELU()(theirs).square().sum().backward()
         bound = 1e-5 if dtype == torch.float32 else 0.03
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=bound, atol=bound)
 
@@ -124,16 +124,16 @@ def test_one_kernel_computes_it_and_only_its_input_is_stored() -> None:
         return tensor
 
     with Kernels() as kernels:
-        FusedQuickGELU()(given)
+        QuickGELU()(given)
     assert kernels.names == ["aten::softplus_backward"]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        FusedQuickGELU()(given.requires_grad_())
+        QuickGELU()(given.requires_grad_())
     assert [tensor.data_ptr() for tensor in stored] == [given.data_ptr()]
 
 
 def test_exported_programs_contain_the_formula() -> None:
     """ONNX Runtime and compilers recognise it."""
-    program = torch.export.export(FusedQuickGELU(), (torch.randn(4),))
+    program = torch.export.export(QuickGELU(), (torch.randn(4),))
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert called == {"aten.mul.Tensor", "aten.sigmoid.default"}
 
@@ -143,8 +143,8 @@ def test_exported_programs_contain_the_formula() -> None:
 )
 def test_a_cortex_has_it_where_timm_has_quick_gelu(architecture: str, fused: int) -> None:
     cortex = Cortex(CortexConfig(architecture, depth=2, width=64, heads=2, head_dim=5))
-    assert sum(type(module) is FusedQuickGELU for module in cortex.modules()) == fused
-    assert not any(type(module) is QuickGELU for module in cortex.modules())
+    assert sum(type(module) is QuickGELU for module in cortex.modules()) == fused
+    assert not any(type(module) is layers.QuickGELU for module in cortex.modules())
 
 
 @torch.no_grad()
