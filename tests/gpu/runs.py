@@ -10,8 +10,8 @@ LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8}
 
 
 def aligned(vlm: Path, data: Path, out: Path, **options: object) -> list[float]:
-    """Run an alignment and return its losses."""
-    assert align.main(flags(vlm, data, out, **{"learning_rate": 1e-3, **options})) == 0
+    """Run an alignment and return its losses. At a rate of 1e-3 they depend on the last bit of every product."""
+    assert align.main(flags(vlm, data, out, **{"learning_rate": 3e-4, **options})) == 0
     return losses(out)
 
 
