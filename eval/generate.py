@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.generate_arguments import Task, add_arguments, check_visual_tokens, read_tasks
+from eval.generate_arguments import IMAGES_PER_PART, Task, add_arguments, check_visual_tokens, read_tasks
 from eval.scoring.protocol import EncodedImage, Question
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import choose_device, choose_dtype
@@ -34,9 +34,7 @@ from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 
-# Sizes of the parts that a process claims. They are the same in all processes, whatever the options.
-IMAGES_PER_PART = 48
-TEXTS_PER_PART = 480  # different questions without an image
+TEXTS_PER_PART = 480  # as IMAGES_PER_PART: different questions without an image
 Part = dict[Path | EncodedImage | None, list[int]]  # image -> indices of the questions about it
 
 

@@ -14,6 +14,9 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 from sparse_vlm.vlm.views import check_count
 
+# Size of the parts that a process claims. It is the same in all processes, whatever the options.
+IMAGES_PER_PART = 48
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `python -m eval.generate`."""
@@ -39,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images_in_memory",
         type=int,
-        default=48,
+        default=IMAGES_PER_PART,
         metavar="N",
-        help="images whose keys and values are in memory together, at most 48 and --batch_size (default: 48)",
+        help="images whose keys and values are in memory together, at most %(default)s and --batch_size (default: "
+        "%(default)s)",
     )
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")

@@ -59,10 +59,8 @@ def _section(name: str, results: Sequence[Result]) -> Section:
                 f"{batch / median:.2f}",
             ]
         )
-    threads = str(results[0].setting).partition(",")[0]
-    return Section(
-        f"{name}: {threads}, batch {batch}: best against best", rows, "; ".join(ratios([best.cost for best in found]))
-    )
+    title = f"{name}: {results[0].setting.size}: best against best"
+    return Section(title, rows, "; ".join(ratios([best.cost for best in found])))
 
 
 def ratios(costs: Sequence[Cost]) -> list[str]:

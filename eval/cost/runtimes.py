@@ -41,9 +41,14 @@ class Setting:
     dtype: str
     mode: str
 
-    def __str__(self) -> str:
+    @property
+    def size(self) -> str:
+        """Threads and batch size in words."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{threads}, batch {self.batch}, {self.dtype}, {self.mode}"
+        return f"{threads}, batch {self.batch}"
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.dtype}, {self.mode}"
 
 
 def build(tower: Tower, dtype: str, mode: str, device: torch.device) -> nn.Module:

@@ -31,6 +31,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--images",
         nargs="+",
+        default=[],
         metavar="PATH",
         help=f"image files or folders on which to compare the embeddings too, at most {LIMIT} evenly spaced ones: what "
         "int8 costs on them (default: noise alone)",
@@ -44,11 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sparse_vlm.files import check_output_files
     from sparse_vlm.image_files import open_image
 
-    check_output_files({"the ONNX file": arguments.file}, [arguments.encoder_dir, *(arguments.images or ())])
+    check_output_files({"the ONNX file": arguments.file}, [arguments.encoder_dir, *arguments.images])
     if arguments.images and arguments.rois_input:
         raise UserError("--images compares with the checkpoint's own RoIs: leave out --rois_input or --images.")
     encoder = SparseFormer.from_pretrained(arguments.encoder_dir)
-    images = [encoder.transform(open_image(file)) for file in _files(arguments.images or [])]
+    images = [encoder.transform(open_image(file)) for file in _files(arguments.images)]
     differences = export_onnx(encoder, arguments.file, int8=arguments.int8, rois_input=arguments.rois_input)
     print(
         f"{arguments.file}: ONNX Runtime differs from PyTorch by {max(differences.values()):.1e} (relative, on noise)"

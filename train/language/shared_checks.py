@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sparse_vlm.data.conversations.findings import Check, Checks, Finding, Known, each_finding, stops
+from sparse_vlm.data.conversations.findings import Check, Checks, Finding, Known, cpus, each_finding, stops
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import read_object, to_json, write_text
 from train.stages.processes import gathered, share
@@ -46,7 +45,7 @@ class SharedChecks(Checks):
         rules = {**rules, "preprocessing": self.preprocessing}
         file = f"{hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]}.json"
         known = self._known(file, rules)
-        threads = max(1, (os.cpu_count() or 1) // (self.args.world_size * max(1, self.args.dataloader_num_workers)))
+        threads = max(1, cpus() // (self.args.world_size * max(1, self.args.dataloader_num_workers)))
         places = share(range(count), self.args)
         mine = []
         found = each_finding(

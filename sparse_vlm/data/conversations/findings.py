@@ -53,7 +53,7 @@ class Checks:
             UserError: the first bad sample, with `errors`.
         """
         findings = []
-        for finding in each_finding(check, range(count), {}, threads=_cpus() if images else 1):
+        for finding in each_finding(check, range(count), {}, threads=cpus() if images else 1):
             if errors and stops(finding):
                 raise UserError(finding.problem)
             findings.append(finding)
@@ -101,5 +101,6 @@ class _Checked(Dataset):
             return list(pool.map(lambda index: self.check(self.places[index], self.known), indices))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """Return the number of processors, 1 if it is unknown."""
     return os.cpu_count() or 1

@@ -29,9 +29,8 @@ class PackedLinear(nn.Module):
         weight = linear.get_parameter("weight").detach()
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(
-            weight
-        )  # neither parameter nor buffer: its layout is opaque
+        # Neither parameter nor buffer: its layout is opaque.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         bias = linear._parameters.get("bias")
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 

@@ -6,8 +6,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from sparse_vlm.data.conversations.dataset import ConversationDataset
+from sparse_vlm.data.conversations.images import FolderImages
 from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.conversations.sources import Source
+from sparse_vlm.vlm.language.turns import ChatFormat
 
 
 def record(*turns: str, image: str | list[Any] | None = "a.png", **fields: Any) -> dict[str, Any]:
@@ -15,6 +21,17 @@ def record(*turns: str, image: str | list[Any] | None = "a.png", **fields: Any) 
     roles = ("human", "gpt") * len(turns)
     conversation = [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)]
     return {"id": "s1", "conversations": conversation, **({"image": image} if image else {}), **fields}
+
+
+def save_images(folder: Path) -> None:
+    """Write the image a.png, and corrupt.png, which cannot be read."""
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    (folder / "corrupt.png").write_bytes(b"\x89PNG no")
+
+
+def dataset(folder: Path, chat: ChatFormat, *records: dict[str, Any], **options: Any) -> ConversationDataset:
+    """Open a data set of records whose images are in `folder`."""
+    return ConversationDataset([Source("test", records, FolderImages(folder))], chat, to_tensor, **options)
 
 
 ONE = record("<image>\nWhat is it?", "red", image="0.png", id="one")

@@ -17,18 +17,13 @@ from sparse_vlm.data.conversations.samples import parse_sample
 from sparse_vlm.data.conversations.sources import Source
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.turns import ChatFormat
-from tests.data.conversations.records import record
+from tests.data.conversations.records import dataset, record, save_images
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    (tmp_path / "corrupt.png").write_bytes(b"\x89PNG no")
+    save_images(tmp_path)
     return tmp_path
-
-
-def dataset(folder: Path, chat: ChatFormat, *records: dict[str, Any], **options: Any) -> ConversationDataset:
-    return ConversationDataset([Source("test", records, FolderImages(folder))], chat, to_tensor, **options)
 
 
 GOOD = record("<image>\nQ", "A")
