@@ -19,7 +19,7 @@ from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.encoder.runtime.export import TOLERANCE, compare, embedding_cosines, export_onnx
 from sparse_vlm.errors import UserError
 
-PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet-sample-1000/images"
+PHOTOGRAPHS = Path(__file__).parents[4] / "shared/data/imagenet-sample-1000/images"
 
 
 def photographs(encoder: SparseFormer, count: int) -> torch.Tensor:
