@@ -52,11 +52,12 @@ class VideoFile:
     def __init__(self, source: str | Path | BinaryIO, name: str | None = None) -> None:
         self._source, self.name = source, name or str(source)
         with self._opened() as (container, stream):
+            self._in_order = container.format.name == "avi"
             stamps, self._keys, end = self._read_stamps(container, stream)
-            unit = float(stream.time_base)
+            self._unit = float(1 / stream.average_rate if self._in_order else stream.time_base)
         self._stamps = stamps
-        self.times = [(stamp - stamps[0]) * unit for stamp in stamps]
-        self.duration = max((end - stamps[0]) * unit, self.times[-1] + unit)
+        self.times = [(stamp - stamps[0]) * self._unit for stamp in stamps]
+        self.duration = max((end - stamps[0]) * self._unit, self.times[-1] + self._unit)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -106,7 +107,14 @@ class VideoFile:
         raise UserError(f"The video {self.name} has no frames: it is incomplete or holds something else. Replace it.")
 
     def _read_stamps(self, container: Any, stream: Any) -> tuple[list[int], list[int], int]:
-        """Return the time stamps of all frames and of the key frames, sorted, and the end of the last frame."""
+        """Return the time stamps of all frames and of the key frames, sorted, and the end of the last frame.
+
+        AVI and raw streams store no times but those of decoding. Their frames are numbered instead, and cannot be
+        searched.
+        """
+        if self._in_order:
+            count = self._count_decoded(container, stream)
+            return list(range(count)), [], count
         stamps, keys = {}, []
         count, seconds = 0, 0.0
         for packet in container.demux():
@@ -117,8 +125,10 @@ class VideoFile:
             if packet.stream.index != stream.index:
                 continue
             count += 1
-            if packet.pts is None:  # AVI and raw streams may store the order alone
-                return self._decode_stamps()
+            if packet.pts is None:
+                self._in_order = True
+                with self._opened() as again:
+                    return self._read_stamps(*again)
             if not packet.is_discard:
                 stamps[packet.pts] = packet.duration or 0
                 keys += [packet.pts] * packet.is_keyframe
@@ -128,14 +138,11 @@ class VideoFile:
         last = max(stamps)
         return sorted(stamps), sorted(keys), last + stamps[last]
 
-    def _decode_stamps(self) -> tuple[list[int], list[int], int]:
-        """Find the time stamps by decoding; without key frames, since such a file cannot be searched by time."""
-        with self._opened() as (container, stream):
-            stamps = {frame.pts: frame.duration or 0 for frame in container.decode(stream) if frame.pts is not None}
-        if not stamps:
-            raise UserError(f"The video {self.name} has no frames whose time is known. Convert it, e.g. to mp4.")
-        last = max(stamps)
-        return sorted(stamps), [], last + stamps[last]
+    def _count_decoded(self, container: Any, stream: Any) -> int:
+        count = sum(1 for _ in container.decode(stream))
+        if count == 0:
+            raise UserError(f"The video {self.name} has no frames. Replace it.")
+        return count
 
     def _check_complete(self, container: Any, stream: Any, frames: int, seconds: float) -> None:
         """Raise UserError if the header names more frames, or more seconds, than the file has."""
@@ -152,28 +159,31 @@ class VideoFile:
 
     def _decoded(self, container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[Any]:
         """Yield the decoded frame that is shown at each of the ascending time stamps."""
-        frames = container.decode(stream)
-        before: Any = None  # the last two decoded frames
+        frames = self._stamped(container, stream)
+        before: Any = None  # the last two decoded frames, and the stamp of the last one
         last: Any = None
+        reached = -1
         for stamp in wanted:
             place = bisect_right(self._keys, stamp)
-            if place and (last is None or self._keys[place - 1] > last.pts) and self._keys[place - 1] > self._stamps[0]:
-                container.seek(self._keys[place - 1], stream=stream)
-                frames, before, last = container.decode(stream), None, None
-            while last is None or last.pts < stamp:
+            key = self._keys[place - 1] if place else self._stamps[0]
+            if key > self._stamps[0] and (last is None or key > reached):
+                container.seek(key, stream=stream)
+                frames, before, last = self._stamped(container, stream), None, None
+            while last is None or reached < stamp:
                 following = next(frames, None)
                 if following is None:
                     break
-                if following.pts is not None:
-                    before, last = last, following
-            if last is None or (last.pts > stamp and before is None):
-                raise UserError(
-                    f"The video {self.name} is damaged: no frame at {self._seconds(stream, stamp):.1f} s. Replace it."
-                )
-            yield before if last.pts > stamp else last
+                before, (reached, last) = last, following
+            if last is None or (reached > stamp and before is None):
+                seconds = (stamp - self._stamps[0]) * self._unit
+                raise UserError(f"The video {self.name} is damaged: no frame at {seconds:.1f} s. Replace it.")
+            yield before if reached > stamp else last
 
-    def _seconds(self, stream: Any, stamp: int) -> float:
-        return float((stamp - self._stamps[0]) * stream.time_base)
+    def _stamped(self, container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+        """Decode frames with their time stamps, or their numbers."""
+        for number, frame in enumerate(container.decode(stream)):
+            if self._in_order or frame.pts is not None:
+                yield number if self._in_order else frame.pts, frame
 
 
 def _container(av: Any, source: str | Path | BinaryIO) -> Any:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from sparse_vlm.encoder.images import to_rgb
 from sparse_vlm.errors import UserError
+from sparse_vlm.videos.hdr import BT2020, HLG, PQ, to_srgb
 
 # (a, b, c, d) of a display matrix: a point (x, y) of the frame is shown at (a·x + c·y, b·x + d·y)
 UPRIGHT = {
@@ -20,16 +21,13 @@ UPRIGHT = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 MATRIX = "DISPLAYMATRIX"
-# numbers of ITU-T H.273, which FFmpeg and PyAV use
-PQ, HLG, SRGB = 16, 18, 13  # transfer characteristics
-BT709, BT2020 = 1, 9  # colour primaries
 
 
 def to_image(frame: Any, aspect: float) -> Image.Image:
     """Convert a frame of PyAV to RGB.
 
-    More than 8 bits are reduced to 8, and the colours of HDR (PQ, HLG) and BT.2020 to those of sRGB, with HDR's
-    reference white as white: what is brighter is white as well. Transparent pixels are white.
+    More than 8 bits are reduced to 8, and the colours of HDR (PQ, HLG) and BT.2020 to those of sRGB; see `to_srgb`.
+    Transparent pixels are white.
 
     Args:
         frame: an `av.VideoFrame` in any pixel format.
@@ -39,14 +37,14 @@ def to_image(frame: Any, aspect: float) -> Image.Image:
         UserError: the file asks for a rotation by something else than a multiple of 90°.
     """
     transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
-    options: dict[str, Any] = {"format": "rgba" if transparent else "rgb24"}
-    if frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020:
-        options |= {"dst_color_trc": SRGB, "dst_color_primaries": BT709}
+    wide = frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020
+    options: dict[str, Any] = {"format": "rgb48le" if wide else "rgba" if transparent else "rgb24"}
     if aspect > 1:
         options["width"] = round(frame.width * aspect)
     elif aspect < 1:
         options["height"] = round(frame.height / aspect)
-    image = to_rgb(Image.fromarray(frame.reformat(**options).to_ndarray()))
+    pixels = frame.reformat(**options).to_ndarray()
+    image = to_rgb(Image.fromarray(to_srgb(pixels, frame.color_trc, frame.color_primaries) if wide else pixels))
     turn = _turn(frame)
     return image if turn is None else image.transpose(turn)
 

@@ -15,7 +15,7 @@ from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VI
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
 from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, video_as_text, videos_first, videos_of_texts
-from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor
+from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor, VideoOptions
 from sparse_vlm.vlm.views import (
     Box,
     View,
@@ -118,7 +118,8 @@ class SparseVLMProcessor(VideoPlaceholders):
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
-        if videos is not None:
+        if videos is not None:  # transformers' own check of these numbers has messages of several lines
+            VideoOptions(options.get("fps"), options.get("max_frames"), frame_tokens)
             videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
         processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)

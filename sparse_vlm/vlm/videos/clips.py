@@ -66,6 +66,10 @@ class Clip:
         return len(self.pixel_values)
 
 
+class ImageFiles(tuple):
+    """Image files that are the frames of one video."""
+
+
 def read_clip(
     video: Any,
     sampling: FrameSampling,
@@ -101,7 +105,7 @@ def is_source(video: Any) -> bool:
 
 def is_video(value: Any) -> bool:
     """Return whether a value is one video."""
-    return is_source(value) or getattr(value, "ndim", 0) == 4 or is_frames(value)
+    return is_source(value) or isinstance(value, ImageFiles) or getattr(value, "ndim", 0) == 4 or is_frames(value)
 
 
 def is_frames(value: Any) -> bool:
@@ -130,7 +134,7 @@ def flat_videos(videos: Any) -> list[Any]:
     flat: list[Any] = []
     for one in videos:
         if isinstance(one, list | tuple) and one and all(_is_image_files(part) for part in one):
-            flat += one
+            flat += map(ImageFiles, one)
         else:
             flat += flat_videos(one)
     return flat

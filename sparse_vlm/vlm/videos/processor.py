@@ -1,6 +1,7 @@
 """Videos → pixel values: the encoder's preprocessing of sampled frames as a video processor of transformers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +16,44 @@ from sparse_vlm.videos.sampling import FPS, MAX_FRAMES, FrameSampling
 from sparse_vlm.vlm.configuration import SparseVLMConfig
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.videos.clips import Clip, flat_videos, read_clip
+from sparse_vlm.vlm.views import check_count
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 TYPE = "video_processor_type"
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How the videos of a prompt are shown; None: as the processor's settings say.
+
+    Attributes:
+        fps, max_frames: see `FrameSampling`.
+        frame_tokens: number of visual tokens of each frame.
+        timestamps: write the time of each frame before it, as in "0.5s: ".
+
+    Raises:
+        UserError: a number is not positive.
+    """
+
+    fps: float | None = None
+    max_frames: int | None = None
+    frame_tokens: int | None = None
+    timestamps: bool = False
+
+    def __post_init__(self) -> None:
+        FrameSampling(self.fps, self.max_frames)
+        if self.frame_tokens is not None:
+            check_count(self.frame_tokens)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of the video processor."""
+        return {"fps": self.fps, "max_frames": self.max_frames}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the processor of a VLM."""
+        return {**self.sampling, "frame_tokens": self.frame_tokens, "timestamps": self.timestamps}
 
 
 class ClipKwargs(VideosKwargs, total=False):
