@@ -34,6 +34,7 @@ def write_clip(
     pix_fmt: str = "yuv420p",
     times: Sequence[float] | None = None,
     sound: bool = False,
+    title: str = "",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     **settings: Any,
@@ -46,12 +47,14 @@ def write_clip(
         rate: frames per second.
         codec, pix_fmt, options: of the video.
         times: time of each frame in seconds, for a variable frame rate.
+        title: a note in the file.
         sound: add silence as long as the video, or one second without frames.
         container_options: of the container, e.g. {"movflags": "faststart"}.
         settings: attributes of the video stream, e.g. sample_aspect_ratio, or `rotation` in degrees.
     """
     rotation = settings.pop("rotation", None)
     with av.open(str(path), "w", container_options=container_options or {}) as container:
+        container.metadata["title"] = title
         video: Any = None
         if frames:
             video = container.add_stream(codec, rate=TICKS if times else rate, options=options or {})

@@ -91,8 +91,9 @@ class VideoFile:
                 raise UserError(f"The video {self.name} does not exist. Check the path.") from None
             if isinstance(error, MemoryError):  # not the file's fault
                 raise
-            reason = "not a video, cut short or damaged" if isinstance(error, ValueError) else one_line(error)
-            raise UserError(f"The video {self.name} cannot be read: it is {reason}. Replace it.") from error
+            damaged = isinstance(error, ValueError | EOFError)
+            reason = "it is not a video, cut short or damaged. Replace it" if damaged else one_line(error)
+            raise UserError(f"The video {self.name} cannot be read: {reason}.") from error
 
     def _video_stream(self, container: Any) -> Any:
         """Return the first stream of moving images; a cover of a sound file is none."""
@@ -190,9 +191,12 @@ def _container(av: Any, source: str | Path | BinaryIO) -> Any:
     if isinstance(source, str | Path):
         if Path(source).is_file() and Path(source).stat().st_size == 0:
             raise UserError(f"The video {source} is empty (0 bytes). Replace it.")
-        return av.open(str(source), options={"format_whitelist": FORMATS})
-    source.seek(0)
-    return av.open(source, options={"format_whitelist": FORMATS})
+    else:
+        source.seek(0)
+    # without the prefix, FFmpeg would connect to a path such as "tcp://…"
+    file = f"file:{source}" if isinstance(source, str | Path) else source
+    # titles and other notes in a file may have any encoding
+    return av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
 
 
 def _pyav() -> Any:

@@ -164,6 +164,7 @@ def test_bad_files(tmp_path: Path) -> None:
     sentences = {
         "none.mp4": "does not exist",
         ".": "does not exist",
+        "tcp:/127.0.0.1:9": "does not exist",
         "empty.mp4": r"is empty \(0 bytes\)",
         "notes.txt": "cannot be read: it is not a video",
         "noise.mp4": "cannot be read: it is not a video",
@@ -228,3 +229,9 @@ def test_a_file_of_one_frame(tmp_path: Path) -> None:
     assert video.times == [0.0]
     assert video.duration > 0
     assert len(list(video.frames([0]))) == 1
+
+
+def test_a_title_in_another_encoding(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", grey_frames(2), title="Fluss")
+    path.write_bytes(path.read_bytes().replace(b"Fluss", "Flüße".encode("latin-1")))
+    assert len(VideoFile(path)) == 2
