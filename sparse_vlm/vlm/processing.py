@@ -73,7 +73,8 @@ class SparseVLMProcessor(VideoPlaceholders):
         self.region_tokens = region_tokens
         self.frame_tokens = frame_tokens
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
-        self.image_token_id = self.video_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # a list, for a list of texts
+        self.image_token_id = self.video_token_id = token_id
         self.video_processor = (
             SparseFormerVideoProcessor.from_image_processor(image_processor)
             if video_processor is None

@@ -87,7 +87,8 @@ class SparseFormerVideoProcessor(VideoProcessorMixin):
         images = SparseFormerImageProcessor(aspect, **settings).to_dict()
         images.pop("image_processor_type", None)
         self._of_images = list(images)
-        super().__init__(**images, **{"fps": fps, "max_frames": max_frames})
+        own_settings: dict[str, Any] = {"fps": fps, "max_frames": max_frames}
+        super().__init__(**images, **own_settings)
 
     @classmethod
     def from_image_processor(cls, images: SparseFormerImageProcessor, **settings: Any) -> "SparseFormerVideoProcessor":
