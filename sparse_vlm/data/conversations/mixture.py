@@ -15,11 +15,13 @@ class MixtureEntry:
         data_path: see `open_sources`, without mixtures.
         image_folder: of a JSON or JSONL file.
         weight: how often each sample occurs per epoch; see `open_sources`.
+        video_folder: of a JSON or JSONL file; None: the image folder.
     """
 
     data_path: str
     image_folder: str = "."
     weight: float = 1.0
+    video_folder: str | None = None
 
 
 def read_mixture(file: Path) -> list[MixtureEntry]:
@@ -41,8 +43,8 @@ def _entry(values: dict[str, Any], place: str) -> MixtureEntry:
     if "data_path" not in values:
         raise UserError(f"There is no data_path in {place}.")
     entry = MixtureEntry(**values)
-    for name in ("data_path", "image_folder"):
-        if not isinstance(getattr(entry, name), str):
+    for name in ("data_path", "image_folder", "video_folder"):
+        if name in values and not isinstance(values[name], str):
             raise UserError(f"In {place}, {name} is {getattr(entry, name)!r}: it must be a path.")
     is_number = isinstance(entry.weight, int | float) and not isinstance(entry.weight, bool)
     if not is_number or not 0 < entry.weight < float("inf"):

@@ -35,26 +35,29 @@ class Source:
     weight: float = 1.0
 
 
-def open_sources(data_path: str | Path, image_folder: str | Path) -> list[Source]:
+def open_sources(
+    data_path: str | Path, image_folder: str | Path, video_folder: str | Path | None = None
+) -> list[Source]:
     """Open the conversations of --data_path.
 
     | data_path                | conversations                                                                       |
     |--------------------------|-------------------------------------------------------------------------------------|
-    | FILE.json, FILE.jsonl    | LLaVA's samples; "image" is relative to `image_folder`                              |
+    | FILE.json, FILE.jsonl    | LLaVA's samples; "image" is relative to `image_folder`, "video" to `video_folder`    |
     | wds:SHARDS               | local tar files, {000..127} and "::" as in webdataset: KEY.json (a LLaVA sample,    |
     |                          | whose "image" is ignored) and its images, KEY.jpg, or KEY.0.jpg, KEY.1.jpg, …       |
     | hf:NAME[@CONFIG][:SPLIT] | a data set whose columns are the keys of a layout of formats.py                     |
-    | FILE.yaml                | a mixture: a list of {data_path, image_folder, weight} of the above                 |
+    | FILE.yaml                | a mixture: a list of {data_path, image_folder, video_folder, weight} of the above   |
 
     A weight says how often each sample occurs per epoch: with 2 twice; with 0.5 half of the samples, drawn once by the
     seed; with 1.25 all samples and a quarter of them again.
 
     Args:
         data_path: see the table.
-        image_folder: for JSON and JSONL.
+        image_folder, video_folder: for JSON and JSONL; by default, both are the same.
     """
     if Path(data_path).suffix.lower() not in (".yaml", ".yml"):
-        return [_open_source(MixtureEntry(str(data_path), str(image_folder)))]
+        videos = None if video_folder is None else str(video_folder)
+        return [_open_source(MixtureEntry(str(data_path), str(image_folder), video_folder=videos))]
     file = Path(data_path)
     return [_open_source(entry, file.parent) for entry in read_mixture(file)]
 
@@ -69,7 +72,8 @@ def _open_source(entry: MixtureEntry, base: Path = Path()) -> Source:
     elif prefix == "hf":
         records, images = read_table(name, base)
     else:
-        records, images = read_samples(base / name), FolderImages(base / entry.image_folder)
+        videos = entry.image_folder if entry.video_folder is None else entry.video_folder
+        records, images = read_samples(base / name), FolderImages(base / entry.image_folder, base / videos)
     return Source(entry.data_path, records, images, entry.weight)
 
 

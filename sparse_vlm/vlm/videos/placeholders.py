@@ -70,10 +70,8 @@ class VideoPlaceholders(ProcessorMixin):
     def replace_video_token(self, video_inputs: Any, video_idx: int, **unused: object) -> str:
         """Return the text that replaces the `video_idx`-th `<video>`. Called by transformers."""
         frames, tokens = int(video_inputs["video_frames"][video_idx]), IMAGE_TOKEN * self._frame_tokens
-        if not self._timestamps:
-            return tokens * frames
-        times = video_inputs["video_metadata"][video_idx].timestamps
-        return "\n".join(f"{time:.1f}s: {tokens}" for time in times)
+        times = video_inputs["video_metadata"][video_idx].timestamps if self._timestamps else None
+        return frames_as_text(tokens, frames, times)
 
     def get_text_with_replacements(
         self,
@@ -121,6 +119,19 @@ class VideoPlaceholders(ProcessorMixin):
             for turns in conversations
         ]
         return images, videos, audios, others
+
+
+def frames_as_text(frame: str, count: int, times: Sequence[float] | None = None) -> str:
+    """Return what replaces a `<video>`.
+
+    Args:
+        frame: the text of one frame.
+        count: number of frames.
+        times: the time of each frame in seconds, to be written before it; None: no times.
+    """
+    if times is None:
+        return frame * count
+    return "\n".join(f"{time:.1f}s: {frame}" for time in times)
 
 
 def videos_of_texts(videos: Any, texts: Sequence[str] | None) -> list[Any] | None:
