@@ -5,7 +5,8 @@ import io
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from email.message import Message
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,20 @@ class Server:
 
     def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"})
+        status, _, reply = self.send("POST", path, data, {"Content-Type": "application/json"})
+        return status, json.loads(reply)
+
+    def send(
+        self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Message, bytes]:
+        """Send a request. Returns the status, headers and body of the response."""
+        request = urllib.request.Request(self.root + path, data, dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
-                return reply.status, json.load(reply)
+                return reply.status, reply.headers, reply.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, json.load(error)
+                return error.code, error.headers, error.read()
 
 
 @pytest.fixture(scope="package")
