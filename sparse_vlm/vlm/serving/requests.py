@@ -26,7 +26,7 @@ NOT_SERVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "frequency_penalty": ((0,), "penalties are not served, except for repetition_penalty"),
     "presence_penalty": ((0,), "penalties are not served, except for repetition_penalty"),
     "logit_bias": (({},), "biases of the logits are not served"),
-    "modalities": ((["text"],), "answers are text"),
+    "modalities": ((["text"],), 'answers are text, so send ["text"]'),
     "reasoning_effort": (("none",), "the effort cannot be chosen"),
     "verbosity": (("medium",), "ask for a short or a long answer in the question"),
     "service_tier": (("auto", "default"), "all requests are served alike"),
@@ -93,7 +93,8 @@ class ChatRequest(Strict):
             value = getattr(self, name)
             unused = name == "tools" and self.tool_choice == "none"
             if value is not None and value not in harmless and not unused:
-                raise UserError(f"{name} {short(value)} is not served: {advice}.")
+                shown = "" if isinstance(value, list) else f" {short(value)}"  # lists of tools are long
+                raise UserError(f"{name}{shown} is not served: {advice}.")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise UserError("max_tokens and max_completion_tokens have the same meaning; give one of them.")
         if self.top_logprobs and not self.logprobs:

@@ -18,6 +18,7 @@ from tests.forked import wait_for_output
 from train.forked import fork_python
 
 QUESTION = "What is shown?"
+SITE = "http://localhost:3000"
 
 
 def png(image: Image.Image) -> bytes:
@@ -71,6 +72,20 @@ def server(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     if find_spec("fastapi") is None or find_spec("openai") is None:
         pytest.skip("the extra serve is not installed: fastapi, openai")
     running = Server(vlm_dir, tmp_path_factory.mktemp("serve") / "log", "--image_urls", "public", "--max_images", "3")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="package")
+def strict(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an API key and low limits, which ignores two fields."""
+    if find_spec("fastapi") is None or find_spec("openai") is None:
+        pytest.skip("the extra serve is not installed: fastapi, openai")
+    options = ("--max_requests", "2", "--max_megabytes", "0.1", "--api_key", "sk-1", "--allow_origin", SITE)
+    options += ("--served_name", "model", "--ignore", "tools", "--ignore", "cache_prompt")
+    running = Server(vlm_dir, tmp_path_factory.mktemp("strict") / "log", *options)
     try:
         yield running
     finally:

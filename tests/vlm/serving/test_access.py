@@ -1,18 +1,15 @@
 """Who may use the API, and the limits on requests."""
 
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.serving.access import Access
-from tests.vlm.serving.conftest import Server, message
+from tests.vlm.serving.conftest import SITE, Server, message
 
-SITE = "http://localhost:3000"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -35,18 +32,6 @@ def test_bad_options(options: dict[str, Any], sentence: str) -> None:
     assert sentence in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def strict(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    pytest.importorskip("fastapi")
-    limits = ("--max_requests", "2", "--max_megabytes", "0.1")
-    access = ("--api_key", "sk-1", "--allow_origin", SITE, "--ignore", "tools", "--ignore", "cache_prompt")
-    running = Server(vlm_dir, tmp_path_factory.mktemp("strict") / "log", *limits, *access)
-    try:
-        yield running
-    finally:
-        running.close()
-
-
 def ask(server: Server, **fields: Any) -> tuple[int, Any, Any]:
     """Send a request with the key. Returns status, headers and body of the response."""
     body = {"model": "vlm", "messages": [message(None)], "max_tokens": 1} | fields
@@ -60,7 +45,7 @@ def test_the_api_key(strict: Server) -> None:
 
     options: Any = {"base_url": f"{strict.root}/v1", "max_retries": 0}
     with openai.OpenAI(api_key="sk-1", **options) as client:
-        assert client.models.list().data[0].id == "vlm"
+        assert client.models.list().data[0].id == "model"
     with openai.OpenAI(api_key="sk-2", **options) as client, pytest.raises(openai.AuthenticationError) as refused:
         client.models.list()
     assert refused.value.code == "invalid_api_key"

@@ -72,7 +72,7 @@ def with_regions(*boxes: Any) -> dict[str, Any]:
         ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "or start the server with --ignore tools"),
         ({"tool_choice": "required"}, "tool_choice 'required' is not served"),
         ({"functions": [{"name": "f"}]}, "functions are not served"),
-        ({"tools": [{"name": "x" * 999}]}, "x… is not served"),
+        ({"tools": [{"name": "x" * 999}]}, "tools is not served: tools are not served; send none, or tool_choice"),
         ({"store": True}, "store True is not served: answers are not stored."),
         ({"modalities": ["text", "audio"]}, "answers are text"),
         ({"reasoning_effort": "high"}, "reasoning_effort 'high' is not served"),
