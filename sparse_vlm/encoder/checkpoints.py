@@ -17,6 +17,8 @@ from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.rois import from_center_size
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, read_object, write_json
+from sparse_vlm.hub.cards import encoder_card, has_own_card, write_card
+from sparse_vlm.hub.transfer import local_directory
 
 logger = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
@@ -212,8 +214,13 @@ def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:
 
 
 def save_directory(directory: str | Path, config: SparseFormerConfig, weights: Weights) -> None:
-    """Write config.json and model.safetensors to a new directory, atomically."""
+    """Write config.json, model.safetensors and a model card to a directory, atomically.
+
+    An existing README.md that was edited or comes from elsewhere is kept.
+    """
     with new_directory(directory) as temporary:
+        if not has_own_card(directory):
+            write_card(temporary, encoder_card(config.to_dict()))
         write_json(temporary / CONFIG_FILE, {"model_type": "sparseformer", **config.to_dict()})
         contiguous = {key: value.contiguous() for key, value in weights.items()}
         save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -228,8 +235,8 @@ def _require_files(directory: Path, *names: str) -> None:
 
 
 def load_config(directory: str | Path) -> SparseFormerConfig:
-    """Read the configuration of an encoder directory. Its weights are not read."""
-    directory = Path(directory)
+    """Read the configuration of an encoder directory, or of OWNER/NAME on the hub. Its weights are not read."""
+    directory = local_directory(directory, CONFIG_FILE)
     _require_files(directory, CONFIG_FILE)
     values = read_object(directory / CONFIG_FILE)
     kind = values.pop("model_type", None)
@@ -239,7 +246,7 @@ def load_config(directory: str | Path) -> SparseFormerConfig:
 
 
 def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
-    """Read the configuration and the weights of an encoder directory."""
-    directory = Path(directory)
+    """Read the configuration and the weights of an encoder directory, or of OWNER/NAME on the hub."""
+    directory = local_directory(directory, CONFIG_FILE, WEIGHTS_FILE)
     _require_files(directory, CONFIG_FILE, WEIGHTS_FILE)
     return load_config(directory), read_weights(directory / WEIGHTS_FILE)

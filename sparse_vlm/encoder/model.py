@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from sparse_vlm.encoder.rois import check_rois, lay_out_rois
 from sparse_vlm.encoder.stem import Stem
 from sparse_vlm.encoder.variants import variant_config
 from sparse_vlm.errors import UserError
+from sparse_vlm.hub.transfer import upload
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +140,17 @@ class SparseFormer(nn.Module):
         return Transform(self.config.preprocessing)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors to a new directory, atomically."""
+        """Write config.json, model.safetensors and a model card to a directory, atomically.
+
+        An existing README.md that was edited or comes from elsewhere is kept.
+        """
         checkpoints.save_directory(directory, self.config, self.state_dict())
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload the encoder with its card to OWNER/NAME on the Hugging Face hub, with the `options` of `upload`."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **{"commit_message": "Upload encoder", **options})
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "SparseFormer":

@@ -13,10 +13,11 @@ from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreame
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
+from sparse_vlm.vlm.language.messages import boxes_of
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import SparseVLMProcessor, boxes_of
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.videos.processor import VideoOptions
 from sparse_vlm.vlm.views import Box, unpack_views
 
