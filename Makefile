@@ -14,7 +14,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-fast-language \
-	test-fast-others test-llava-4.37 test-lmms-eval test-trl test-extras check docs bench gpu clean
+	test-fast-others test-llava-4.37 test-llava-next test-lmms-eval test-trl test-extras check docs bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -64,6 +64,9 @@ chromium: ## install the browser for the demo's tests with apt-get, if missing a
 
 test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with transformers 4.37, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
+
+test-llava-next: .venv/test.installed ## test the LLaVA plug-in with LLaVA-NeXT: LLAVA_NEXT=CLONE make test-llava-next
+	$(PYTEST) tests/llava_patch/test_llava_next.py
 
 test-lmms-eval: .venv-lmms/installed ## test with the real lmms-eval and clip-benchmark, in an environment on top of .venv
 	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py

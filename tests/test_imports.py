@@ -33,6 +33,13 @@ PARTS: dict[str, set[str]] = {
     "sparse_vlm.integrations.import_hook": set(),
     "sparse_vlm.integrations.timm": {*ENCODER, "sparse_vlm.weight_decay"},
     "sparse_vlm.integrations.lmms_eval": {"sparse_vlm.vlm", "sparse_vlm.devices", *FILES},
+    "sparse_vlm.integrations.vlmevalkit": {
+        "sparse_vlm.vlm",
+        "sparse_vlm.data.instructions",
+        "sparse_vlm.devices",
+        "sparse_vlm.image_files",
+        *FILES,
+    },
     "sparse_vlm.bootstrap": {*ENCODER, "sparse_vlm.integrations.timm"},
     "sparse_vlm.data": ENCODER,
     "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.vlm.language", "sparse_vlm.vlm.views", *ENCODER},

@@ -203,6 +203,17 @@ def answer(
         videos=videos,
         video_options=video_options,
     )
+    return answer_inputs(model, processor, inputs, max_new_tokens, decoding)
+
+
+def answer_inputs(
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    inputs: BatchFeature,
+    max_new_tokens: int = 256,
+    decoding: Decoding | None = None,
+) -> str:
+    """Answer an encoded prompt or conversation; see `answer`."""
     check_inputs(model, inputs, max_new_tokens)
     inputs = inputs.to(model.device)
     generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes

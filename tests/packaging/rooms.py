@@ -24,6 +24,7 @@ ROOMS: dict[str, str] = {
     "sparse_vlm.data.tar_shards": "bootstrap",
     "sparse_vlm.encoder.runtime.export": "export",
     "sparse_vlm.integrations.lmms_eval": "lmms",
+    "sparse_vlm.integrations.vlmevalkit": "vlmevalkit",
     "sparse_vlm.measure.llms": "vlm",
     "sparse_vlm.draw": "figures",
     "sparse_vlm.figures": "figures",
@@ -63,7 +64,13 @@ OPTIONAL: dict[tuple[str, str], str] = {
 WITHOUT_DEPENDENCIES = {"llava"}
 
 # Distributions that are named otherwise than the package that they install.
-DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open-clip-torch",
+    "sklearn": "scikit-learn",
+    "vlmeval": "ms-vlmeval",
+    "yaml": "pyyaml",
+}
 
 
 def extra_of(module: str) -> str:
