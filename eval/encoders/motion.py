@@ -1,6 +1,6 @@
 """Which way does a shape move? An encoder of clips against an image encoder whose frames are averaged.
 
-    python -m eval.encoders.motion --encoder runs/quickstart/encoder --steps 200
+    python -m eval.encoders.motion --encoder runs/quickstart/encoder --steps 60
 
 Each clip shows a coloured shape that moves left, right, up or down. With every clip comes its twin, the same frames in
 reverse order, so the mean over frames of anything is equal for two directions: it tells the axis, which is 50%, and no
@@ -137,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, tune, test, and return the exit status."""
     parser = CommandParser.of_module("eval.encoders.motion", __doc__)
     add_encoder(parser)
-    parser.add_argument("--steps", type=int, default=200, help="optimiser steps (default: 200)")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps (default: 60)")
     parser.add_argument("--batch_size", type=int, default=32, help="clips in a step, an even number (default: 32)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip (default: 8)")
-    parser.add_argument("--test_clips", type=int, default=400, help="test clips, an even number (default: 400)")
+    parser.add_argument("--test_clips", type=int, default=200, help="test clips, an even number (default: 200)")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="of AdamW (default: 5e-4)")
     parser.add_argument("--seed", type=int, default=0, help="of the clips and the new weights (default: 0)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -149,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     check_output_files({"--output": arguments.output}, [arguments.encoder])
-    require_positive(steps=arguments.steps, learning_rate=arguments.learning_rate)
+    require_positive(steps=arguments.steps)
+    if not arguments.learning_rate > 0:
+        raise UserError(f"--learning_rate must be positive, got {arguments.learning_rate:g}.")
     if arguments.frames < 2:
         raise UserError(f"A shape moves over at least 2 frames, got --frames {arguments.frames}.")
     for name in ("batch_size", "test_clips"):

@@ -11,6 +11,7 @@ from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.encoder.focusing import RoIAdjustment, SamplingPoints
 from sparse_vlm.encoder.rois import lay_out_clip_rois, lay_out_rois, over_time
+from sparse_vlm.encoder.runtime.inference import optimize_for_inference
 from sparse_vlm.encoder.runtime.sampling_steps import record_sampling_steps
 from sparse_vlm.encoder.video.clips import FRAMES_AT_ONCE, VideoSparseFormer
 from sparse_vlm.errors import UserError
@@ -242,3 +243,27 @@ def test_bad_rois_are_refused(inflated: VideoSparseFormer, clips: Tensor, rois: 
 def test_v1_refuses_other_numbers_of_tokens(clips: Tensor) -> None:
     with pytest.raises(UserError, match="is a SparseFormer v1, whose 7 tokens have an embedding each"):
         VideoSparseFormer.from_image_encoder(load_official("v1_tiny"))(clips, tokens=9)
+
+
+def test_it_learns_what_the_mean_over_frames_cannot_tell(tiny_encoder: SparseFormer) -> None:
+    """A bright square that moves along x or y, and each clip in reverse."""
+    clips = torch.full((4, 4, 3, 32, 32), -1.0)
+    for frame in range(4):
+        place = slice(4 + 6 * frame, 10 + 6 * frame)
+        clips[0, frame, :, 12:18, place] = clips[2, frame, :, place, 12:18] = 2.0
+    clips[1], clips[3] = clips[0].flip(0), clips[2].flip(0)
+    assert torch.equal(clips[0].mean(0), clips[1].mean(0))
+    inflated, directions = VideoSparseFormer.from_image_encoder(tiny_encoder), torch.arange(4)
+    optimizer = torch.optim.AdamW(inflated.parameters(), lr=5e-4)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(inflated(clips).pooled, directions).backward()
+        optimizer.step()
+    assert inflated(clips).pooled.argmax(-1).tolist() == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_packed_for_inference(inflated: VideoSparseFormer, clips: Tensor) -> None:
+    expected = inflated(clips).pooled
+    optimize_for_inference(inflated)
+    torch.testing.assert_close(inflated(clips).pooled, expected, rtol=1e-4, atol=1e-5)
