@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.encoder.model import Encoder, EncoderOutput, SparseFormer, starting_rois
 from sparse_vlm.encoder.video.inflation import inflate_config, inflate_weights
 from sparse_vlm.errors import UserError
@@ -95,6 +94,5 @@ class VideoSparseFormer(Encoder):
         """
         if spans < 1:
             raise UserError(f"A clip has at least 1 span of time, got {spans}.")
-        inflated = cls(inflate_config(encoder.config, spans))
-        load_strictly(inflated, inflate_weights(encoder, inflated, spans), source="the image encoder")
-        return inflated.eval()
+        config, weights = inflate_config(encoder.config, spans), inflate_weights(encoder, spans)
+        return cls.from_weights(config, weights, source="the image encoder")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.focusing import RoIAdjustment, RoIEncoding, SamplingPoints
-from sparse_vlm.encoder.model import Encoder
+from sparse_vlm.encoder.init import spread_times
+from sparse_vlm.encoder.model import SparseFormer
 from sparse_vlm.encoder.rois import over_time
 
 
@@ -19,38 +20,34 @@ def inflate_config(config: SparseFormerConfig, spans: int) -> SparseFormerConfig
 
 
 @torch.no_grad()
-def inflate_weights(encoder: Encoder, inflated: Encoder, spans: int) -> dict[str, Tensor]:
-    """Weights of an image encoder for an encoder of clips.
+def inflate_weights(encoder: SparseFormer, spans: int) -> dict[str, Tensor]:
+    """Weights of an image encoder for an encoder of clips with the configuration of `inflate_config`.
 
-    | weight of the encoder of clips    | value                                                               |
-    |-----------------------------------|---------------------------------------------------------------------|
-    | initial RoIs                      | the image's, once for each span of time                             |
-    | initial embeddings of v1          | the image's, once for each span of time                             |
-    | offsets from a token, adjustments | the image's; 0 for time                                             |
-    | base offsets                      | the image's; for time those of a new encoder, spread over the span  |
-    | encoding of the times             | a new one whose Linear is 0                                         |
-    | everything else                   | the image's                                                         |
-
-    Args:
-        encoder: the image encoder.
-        inflated: a new encoder of clips with the configuration of `inflate_config`.
-        spans: number of spans of time.
+    | weight                            | value                                            |
+    |-----------------------------------|--------------------------------------------------|
+    | initial RoIs                      | the image's, once for each of `spans` spans      |
+    | initial embeddings of v1          | the image's, once for each of `spans` spans      |
+    | offsets from a token, adjustments | the image's; 0 for time                          |
+    | base offsets                      | the image's; for time `spread_times`             |
+    | encoding of the times             | LN 1 / 0, Linear 0                               |
+    | everything else                   | the image's                                      |
     """
-    weights = encoder.state_dict()
+    weights = dict(encoder.state_dict())
     rois, edges = weights["focus.initial_rois.weight"], [span / spans for span in range(spans + 1)]
     weights["focus.initial_rois.weight"] = torch.cat([over_time(rois, *span) for span in pairwise(edges)])
     if encoder.config.focus.generation == "v1":
         weights["focus.initial_embedding"] = weights["focus.initial_embedding"].repeat(spans, 1)
-    for name, module in inflated.named_modules():
+    for name, module in encoder.named_modules():
         if isinstance(module, SamplingPoints | RoIAdjustment):
             weights[f"{name}.linear.weight"] = _add_time_rows(weights[f"{name}.linear.weight"])
         if isinstance(module, SamplingPoints):
-            base = module.base.unflatten(0, (-1, 3)).clone()
-            base[:, :2] = weights[f"{name}.base"].unflatten(0, (-1, 2))
-            weights[f"{name}.base"] = base.flatten()
-        if isinstance(module, RoIEncoding) and module.time is not None:
-            own = module.time.state_dict(prefix=f"{name}.time.")
-            weights |= own | {key: torch.zeros_like(own[key]) for key in own if ".linear." in key}
+            places = weights[f"{name}.base"].unflatten(0, (-1, 2))
+            times = spread_times(len(places)).to(places)
+            weights[f"{name}.base"] = torch.cat([places, times[:, None]], dim=-1).flatten()
+        if isinstance(module, RoIEncoding):
+            own = {key: weights[f"{name}.{key}"] for key in module.state_dict()}
+            weights |= {f"{name}.time.{key}": torch.zeros_like(value) for key, value in own.items()}
+            weights[f"{name}.time.norm.weight"] = torch.ones_like(own["norm.weight"])
     return weights
 
 
