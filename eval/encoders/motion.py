@@ -120,7 +120,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     transform = SparseFormer.from_pretrained(arguments.encoder).transform
     test = draw_twins(random.Random(f"test {arguments.seed}"), arguments.test_clips // 2, arguments.frames, transform)
     result: dict[str, Any] = {}
-    for name, spans in [("averaged frames", 0), ("clip, 1 span", 1), ("clip, 4 spans", 4)]:
+    for spans in arguments.spans:
         torch.manual_seed(arguments.seed)
         encoder = SparseFormer.from_pretrained(arguments.encoder)
         embed = EncodedClips(encoder, spans) if spans else AveragedFrames(encoder)
@@ -129,6 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         tune(model, transform, arguments)
         hits = count_hits(model, *test, arguments.batch_size)
         total = len(test[0])
+        name = f"clip, spans: {spans}" if spans else "averaged frames"
         result[name] = {"accuracy": hits / total, "confidence_95": wilson_interval(hits, total)}
     return result
 
@@ -137,6 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, tune, test, and return the exit status."""
     parser = CommandParser.of_module("eval.encoders.motion", __doc__)
     add_encoder(parser)
+    parser.add_argument(
+        "--spans",
+        type=int,
+        nargs="+",
+        default=[0, 1, 4],
+        help="encoders to measure: numbers of spans of time of an encoder of clips, or 0 for averaged frames, whose "
+        "steps take longest (default: 0 1 4)",
+    )
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps (default: 60)")
     parser.add_argument("--batch_size", type=int, default=32, help="clips in a step, an even number (default: 32)")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip (default: 8)")
@@ -152,6 +161,8 @@ def _run(arguments: argparse.Namespace) -> None:
     require_positive(steps=arguments.steps)
     if not arguments.learning_rate > 0:
         raise UserError(f"--learning_rate must be positive, got {arguments.learning_rate:g}.")
+    if min(arguments.spans) < 0:
+        raise UserError(f"--spans must not be negative, got {min(arguments.spans)}.")
     if arguments.frames < 2:
         raise UserError(f"A shape moves over at least 2 frames, got --frames {arguments.frames}.")
     for name in ("batch_size", "test_clips"):

@@ -51,9 +51,9 @@ def test_the_command(encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     words = ["--encoder", str(encoder_dir), "--steps", "1", "--batch_size", "2", "--frames", "2", "--test_clips", "4"]
     assert main([*words, "--output", str(output)]) == 0
     result = json.loads(output.read_text())
-    assert set(result) == {"averaged frames", "clip, 1 span", "clip, 4 spans", "dtype"}
-    assert 0 <= result["clip, 1 span"]["accuracy"] <= 1
-    assert "clip, 4 spans" in capsys.readouterr().out
+    assert set(result) == {"averaged frames", "clip, spans: 1", "clip, spans: 4", "dtype"}
+    assert 0 <= result["clip, spans: 1"]["accuracy"] <= 1
+    assert "clip, spans: 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ def test_the_command(encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--batch_size", "3"], "--batch_size must be even and at least 2, because each clip has a twin, got 3"),
         (["--test_clips", "0"], "--test_clips must be even and at least 2"),
+        (["--spans", "1", "-1"], "--spans must not be negative, got -1"),
         (["--frames", "1"], "moves over at least 2 frames, got --frames 1"),
         (["--learning_rate", "0"], "--learning_rate must be positive, got 0"),
     ],
