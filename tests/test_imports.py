@@ -9,7 +9,7 @@ import pytest
 from tests.imports import ROOT, TOP, imports_in, imports_of, modules, within
 
 FILES = {"sparse_vlm.errors", "sparse_vlm.files", "sparse_vlm.dtypes"}  # every part may import these
-ENCODER = {"sparse_vlm.encoder", "sparse_vlm.image_files", "sparse_vlm.recompute", *FILES}
+ENCODER = {"sparse_vlm.encoder", "sparse_vlm.image_files", "sparse_vlm.videos", "sparse_vlm.recompute", *FILES}
 
 # Other parts of the project that each part may import. The longest prefix of a module's name decides its part.
 PARTS: dict[str, set[str]] = {
@@ -21,6 +21,7 @@ PARTS: dict[str, set[str]] = {
     "sparse_vlm.device_arguments": FILES,
     "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files"},
     "sparse_vlm.image_files": {"sparse_vlm.encoder", *FILES},
+    "sparse_vlm.videos": {"sparse_vlm.encoder", *FILES},
     "sparse_vlm.integrations.import_hook": set(),
     "sparse_vlm.integrations.timm": {*ENCODER, "sparse_vlm.weight_decay"},
     "sparse_vlm.integrations.lmms_eval": {"sparse_vlm.vlm", "sparse_vlm.devices", *FILES},

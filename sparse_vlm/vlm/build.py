@@ -21,7 +21,9 @@ from sparse_vlm.vlm.loading import check_opens
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import VisionTower, open_tower
-from sparse_vlm.vlm.vision import visual_tokens
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+
+FRAME_TOKENS = (16, 9)
 
 
 def build_vlm(
@@ -82,6 +84,7 @@ def build_vlm(
         tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=tokenizer.get_chat_template(),
+        frame_tokens=_frame_tokens(tower, config.image_seq_length, strategy),
     )
     _check_positions(language_model, processor)
     model = _assemble(config, tower.model, language_model, seed)
@@ -90,6 +93,18 @@ def build_vlm(
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
+
+
+def _frame_tokens(tower: VisionTower, image_tokens: int, strategy: str) -> int | None:
+    """Return the default number of visual tokens of a frame of a video; None: that of an image.
+
+    It is one of FRAME_TOKENS if the encoder was trained with so few.
+    """
+    if not isinstance(tower.model, SparseFormerVisionModel):
+        return None
+    kept = 0 if strategy == "default" else visual_tokens(tower.model.config).prefix
+    trained = tower.model.encoder.config.token_counts
+    return next((count + kept for count in FRAME_TOKENS if count in trained and count + kept < image_tokens), None)
 
 
 def _check_layer(tower: VisionTower, layer: int) -> None:

@@ -27,6 +27,8 @@ class SparseVLMConfig(LlavaConfig):
 
     model_type = "sparse_vlm"
     has_no_defaults_at_init = True
+    # frames of videos take the places of image tokens
+    attribute_map = {**LlavaConfig.attribute_map, "video_token_id": "image_token_index"}  # noqa: RUF012
     sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),

@@ -1,33 +1,48 @@
-"""Images and messages → model inputs: chat template, literal text, placeholder tokens."""
+"""Images, videos and messages → model inputs: chat template, literal text, placeholder tokens."""
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.hub import auto_map
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.views import Box, View, flat_boxes, pack_views, tokens_per_image, views_of_texts
+from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, video_as_text, videos_first, videos_of_texts
+from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor, VideoOptions
+from sparse_vlm.vlm.views import (
+    Box,
+    View,
+    check_count,
+    check_counts,
+    flat_boxes,
+    pack_views,
+    tokens_per_image,
+    views_of_texts,
+)
 
 
-class SparseVLMProcessor(ProcessorMixin):
-    """Texts with one `<image>` per image, and the images -> input_ids, attention_mask, pixel_values.
+class SparseVLMProcessor(VideoPlaceholders):
+    """Texts with one `<image>` per image and one `<video>` per video -> input_ids, attention_mask, pixel_values.
 
     Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
     number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
     either, the output has `views` as well, int64[V, 6] (see views.py).
 
+    Each `<video>` becomes the `<image>` tokens of its frames, `frame_tokens` each, so that a language model needs no
+    token for videos. The output then has `pixel_values_videos`, `video_frames` (see `SparseFormerVideoProcessor`) and
+    `views`, where frames are counted after the images.
+
     Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
     processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
-    string, which has no other way to place an image. In a list of parts they are text, and a part {"type": "region",
-    "box": [x1, y1, x2, y2]} places a region.
+    string, which has no other way to place an image, and so is `<video>`. In a list of parts they are text, and a part
+    {"type": "region", "box": [x1, y1, x2, y2]} places a region, {"type": "video", "path": …} a video.
 
     Args:
         image_processor: the image processor of the encoder.
@@ -36,6 +51,8 @@ class SparseVLMProcessor(ProcessorMixin):
         chat_template: accepts the content of a message as text or as a list of parts; see
             sparse_vlm/vlm/language/templates.py.
         region_tokens: number of visual tokens per region.
+        frame_tokens: number of visual tokens per frame of a video; None: `num_image_tokens`.
+        video_processor: its settings, see `SparseFormerVideoProcessor`; None: those of the image processor.
     """
 
     # The chat template writes the special tokens, in training too. A call may override this.
@@ -49,11 +66,20 @@ class SparseVLMProcessor(ProcessorMixin):
         num_image_tokens: int = 49,
         chat_template: str | None = None,
         region_tokens: int = 9,
+        frame_tokens: int | None = None,
+        video_processor: Mapping[str, Any] | None = None,
     ) -> None:
         self.num_image_tokens = num_image_tokens
         self.region_tokens = region_tokens
-        self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.frame_tokens = frame_tokens
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # a list, for a list of texts
+        self.image_token_id = self.video_token_id = token_id
+        self.video_processor = (
+            SparseFormerVideoProcessor.from_image_processor(image_processor)
+            if video_processor is None
+            else SparseFormerVideoProcessor(**video_processor)
+        )
         self.auto_map = auto_map("processor")
         tokenizer.padding_side = (
             "left"  # generation continues at the right end of a batch; a tokenizer's file has no such field
@@ -64,56 +90,83 @@ class SparseVLMProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: Any = None,
+        videos: Any = None,
         *others: Any,
         visual_tokens: int | Sequence[int] | None = None,
         regions: Sequence[Any] | None = None,
+        frame_tokens: int | None = None,
+        timestamps: bool = False,
         **options: Any,
     ) -> BatchFeature:
-        """Encode texts and images, as ProcessorMixin does.
+        """Encode texts, images and videos, as ProcessorMixin does.
 
         Args:
             images: may be nested, with one list per text.
             text: a text or a list of texts.
+            videos: may be nested, with one list per text; see `read_clip` for what a video may be.
             others: arguments of ProcessorMixin.
             visual_tokens: number of visual tokens of each image, or one number for all; None: `num_image_tokens`.
             regions: the boxes of all `<region>` in order, (x1, y1, x2, y2) with [0, 1] from edge to edge of the image;
                 or a list of them for each text.
-            options: options of ProcessorMixin.
+            frame_tokens: number of visual tokens of each frame of a video; None: the processor's own.
+            timestamps: write the time of each frame before it, as in "0.5s: ".
+            options: options of ProcessorMixin and of the video processor, e.g. `fps` and `max_frames`.
 
         Raises:
-            UserError: texts, images, numbers and boxes do not fit together, or a box is empty or leaves its image.
+            UserError: texts, images, videos, numbers and boxes do not fit together, a box is empty or leaves its image,
+                or a video cannot be read.
         """
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
+        if videos is not None:  # transformers' own check of these numbers has messages of several lines
+            VideoOptions(options.get("fps"), options.get("max_frames"), frame_tokens)
+            videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
         processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        processor._frame_tokens = self._tokens_per_frame(frame_tokens)
+        processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
-        views = []
-        if visual_tokens is not None or regions is not None or any(REGION_TOKEN in str(one) for one in texts or ()):
-            views = processor._views(texts, images or (), flat_boxes(regions))
-        encoded = super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
+        boxes, views = flat_boxes(regions), []
+        if videos is None and (
+            visual_tokens is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())
+        ):
+            views = processor._views(texts, images or (), boxes)
+        encoded = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
+        if videos is not None:  # the number of their frames is known now
+            views = processor._views(texts, images or (), boxes, encoded["video_frames"])
         if views:
             encoded["views"] = pack_views(views)
         return encoded
 
+    def _tokens_per_frame(self, asked: int | None) -> int:
+        default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
+        tokens = default if asked is None else asked
+        check_count(tokens)
+        return tokens
+
     def _views(
-        self, texts: Sequence[str] | None, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]
+        self,
+        texts: Sequence[str] | None,
+        images: Sequence[Image.Image],
+        boxes: Sequence[Sequence[float]],
+        frames: Sequence[int] = (),
     ) -> list[View]:
-        """Return the view of each placeholder, or of each image if there is no text."""
+        """Return the view of each placeholder, or of each image and each frame if there is no text."""
 
         def model_box(image: int, box: Sequence[float]) -> Box:
             return self.image_processor.model_box(box, images[image].size)
 
-        texts = [self.image_token] * len(images) if texts is None else texts
-        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box)
+        texts = [self.image_token] * len(images) + [self.video_token] * len(frames) if texts is None else texts
+        lengths = [int(length) for length in frames]
+        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""
         nested = isinstance(images, list) and bool(images) and all(isinstance(part, list) for part in images)
         if nested and texts is not None:
-            _check_counts([text.count(self.image_token) for text in texts], [len(part) for part in images])
+            check_counts([text.count(self.image_token) for text in texts], [len(part) for part in images])
             if not any(images):
                 return None
         return [self.image_processor.process_image(image, layout) for image in flat_images(images)]
@@ -139,20 +192,29 @@ class SparseVLMProcessor(ProcessorMixin):
         """Return the text that replaces the `image_idx`-th placeholder. Called by transformers."""
         return self.image_token * self._counts[image_idx]
 
-    def get_text_with_replacements(self, *args: Any, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
-        """Replace the placeholders of images, as ProcessorMixin does, and those of regions."""
-        texts, offsets = super().get_text_with_replacements(*args, **options)
-        tokens = self.image_token * self.region_tokens
-        return [text.replace(REGION_TOKEN, tokens) for text in texts], offsets
-
     def _get_num_multimodal_tokens(
-        self, image_sizes: list[list[int]] | None = None, visual_tokens: int | None = None, **unused: object
+        self,
+        image_sizes: list[list[int]] | None = None,
+        video_sizes: list[list[int]] | None = None,
+        visual_tokens: int | None = None,
+        frame_tokens: int | None = None,
+        **unused: object,
     ) -> MultiModalData:
-        """Return the number of visual tokens per image, for servers that plan before they have the images."""
-        if image_sizes is None:
-            return MultiModalData()
-        counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
-        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
+        """Return the number of visual tokens per image and video, for servers that plan before they have them.
+
+        Args:
+            image_sizes: (height, width) of each image.
+            video_sizes: (frames, height, width) of each video.
+            visual_tokens, frame_tokens: as in a call.
+        """
+        found: dict[str, list[int]] = {}
+        if image_sizes is not None:
+            counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
+            found |= {"num_image_tokens": counts, "num_image_patches": [1] * len(counts)}
+        if video_sizes is not None:
+            tokens = self._tokens_per_frame(frame_tokens)
+            found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
+        return MultiModalData(**found)
 
 
 def boxes_of(conversation: Any) -> list[Sequence[float]]:
@@ -181,16 +243,6 @@ def _box(part: Mapping[str, Any]) -> Sequence[float]:
     return part["box"]
 
 
-def _check_counts(placeholders: Sequence[int], images: Sequence[int]) -> None:
-    if len(placeholders) != len(images):
-        raise UserError(
-            f"There are {len(placeholders)} texts and {len(images)} lists of images: each text needs its own list."
-        )
-    for number, (wanted, given) in enumerate(zip(placeholders, images, strict=True), start=1):
-        if wanted != given:
-            raise UserError(f"Text {number} has {wanted} {IMAGE_TOKEN}, but its list has {given} images.")
-
-
 def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
     """Escape the control tokens in the text of a conversation's turns."""
     return [
@@ -200,28 +252,31 @@ def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
 
 
 def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
-    placeholders = (IMAGE_TOKEN, REGION_TOKEN)
-    tokens = [*tokens, REGION_TOKEN]
+    placeholders = (IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN)
+    tokens = [*tokens, REGION_TOKEN, VIDEO_TOKEN]
     if isinstance(content, str):
         return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
     if not isinstance(content, list | tuple):
         return content
+    content = videos_first(content)
     texts = [
         place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
     ]
     escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
     return [
-        {**part, "text": escaped[place]} if place in escaped else _region_as_text(content, place)
+        {**part, "text": escaped[place]} if place in escaped else _placeholder_as_text(content, place)
         for place, part in enumerate(content)
     ]
 
 
-def _region_as_text(parts: Sequence[Any], place: int) -> Any:
-    """Return a part, or the placeholder of a part of type "region", since chat templates do not know the type.
+def _placeholder_as_text(parts: Sequence[Any], place: int) -> Any:
+    """Return a part, or the placeholder of one of type "region" or "video", which chat templates do not know.
 
     Text after the images and regions with which a turn begins starts on a line of its own, as it does after images.
     """
     kinds = [part.get("type") if isinstance(part, dict) else None for part in parts[: place + 2]]
+    if kinds[place] == "video":
+        return video_as_text(parts[place])
     if kinds[place] != "region":
         return parts[place]
     begins = set(kinds[:place]) <= {"image", "region"}

@@ -46,6 +46,7 @@ OPTIONAL: dict[tuple[str, str], str] = {
     ("sparse_vlm.cli.chat", "transformers"): "vlm",
     ("sparse_vlm.cli.serve", "transformers"): "vlm",
     ("sparse_vlm.devices", "psutil"): "eval",
+    ("sparse_vlm.videos.files", "av"): "video",
     ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.language.gguf_files", "gguf"): "quickstart",
     ("sparse_vlm.vlm.language.quantization", "bitsandbytes"): "train",

@@ -33,13 +33,13 @@ class Recipe:
 
 
 FULL = Recipe(
-    teacher_steps=700,
+    teacher_steps=1000,
     bootstrap_steps=1200,
     word_start=4000,
     align_steps=40,
     texts=160,
-    images_by_answer=360,
-    images_by_colour=280,
+    images_by_answer=320,
+    images_by_colour=240,
     validation_images=200,
     test_images=None,
     save_steps=280,
