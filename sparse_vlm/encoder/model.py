@@ -148,10 +148,7 @@ class SparseFormer(nn.Module):
         Raises:
             UserError: the directory is missing or incomplete, or its weights do not match its configuration.
         """
-        config, weights = checkpoints.load_directory(directory)
-        encoder = cls(config)
-        checkpoints.load_strictly(encoder, weights, source=str(directory))
-        return encoder.eval()
+        return cls.from_weights(*checkpoints.load_directory(directory), source=str(directory))
 
     @classmethod
     def from_released(cls, file: str | Path, variant: str | SparseFormerConfig) -> "SparseFormer":
@@ -166,9 +163,28 @@ class SparseFormer(nn.Module):
         """
         config = variant_config(variant) if isinstance(variant, str) else variant
         weights = checkpoints.convert_released(checkpoints.read_weights(file), config)
-        encoder = cls(config)
         name = variant if isinstance(variant, str) else "the given configuration"
-        checkpoints.load_strictly(encoder, weights, source=f"{file} as {name}")
+        return cls.from_weights(config, weights, source=f"{file} as {name}")
+
+    @classmethod
+    def from_weights(cls, config: SparseFormerConfig, weights: checkpoints.Weights, source: str) -> "SparseFormer":
+        """Build an encoder with these weights, strictly, in float32 and evaluation mode.
+
+        No random weights are drawn first, which takes most of the time in which a large encoder opens.
+
+        Args:
+            config: its configuration.
+            weights: its state dict.
+            source: origin of the weights, for the error message.
+
+        Raises:
+            UserError: the weights do not match the configuration.
+        """
+        with torch.device("meta"):
+            encoder = cls(config)
+        computed = {name for name, _ in encoder.named_buffers()} - encoder.state_dict().keys()
+        encoder = cls(config) if computed else encoder.to_empty(device="cpu")  # no file holds computed buffers
+        checkpoints.load_strictly(encoder, weights, source)
         return encoder.eval()
 
 
