@@ -27,7 +27,7 @@ class Following:
             than this factor, or if its center has left the image.
     """
 
-    restart: float = 0.25
+    restart: float = 0.125
     repeats: int | None = None
     largest_change: float = 4.0
 
