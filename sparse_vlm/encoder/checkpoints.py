@@ -238,7 +238,7 @@ def _require_files(directory: Path, *names: str) -> None:
 
 
 def load_config(directory: str | Path, model_type: str = IMAGE_ENCODER) -> SparseFormerConfig:
-    """Read the configuration of an encoder directory of the given type, or of OWNER/NAME on the hub, without weights."""
+    """Read the configuration of an encoder directory of the given type, or of OWNER/NAME on the hub."""
     directory = local_directory(directory, CONFIG_FILE)
     _require_files(directory, CONFIG_FILE)
     values = read_object(directory / CONFIG_FILE)

@@ -240,7 +240,9 @@ class FocusingTransformer(nn.Module):
         norm = [nn.LayerNorm(width, eps=focus.eps)] if v1 else []
         self.transition = nn.Sequential(nn.Linear(focus.width, width), *norm)
 
-    def forward(self, features: Tensor, rois: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, rois: Tensor | None = None, repeats: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """features float32[B, C, (T,) H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 2·axes].
 
         RoIs are in the order of the adjustments; the last unit of a bootstrapped model samples inside the last ones.
@@ -248,7 +250,9 @@ class FocusingTransformer(nn.Module):
         Args:
             features: output of the stem.
             rois: initial RoIs, float32[B, n, 2·axes]; None for the learned ones.
+            repeats: number of repetitions to run, 1 to `self.repeats`, which are the last ones; None for all.
         """
+        skipped = 0 if repeats is None else self.repeats - repeats
         rois = self.initial_rois(features.shape[0]) if rois is None else rois
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
         # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
@@ -256,7 +260,7 @@ class FocusingTransformer(nn.Module):
         transition: Any = self.transition[0]
         tokens = self.initial_embedding.to(transition.bias.dtype).unsqueeze(0)
         steps = []
-        for step in range(self.repeats):
+        for step in range(skipped, self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)
             steps.append(rois)
         tokens, last_rois = self.last_unit(self.transition(tokens), rois, features, self.repeats)
