@@ -97,7 +97,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         if all(map(self._is_default, views)):
             states = self.vision_tower(images, output_hidden_states=layers).hidden_states
             return [tuple(states[layer][view.image] for layer in layers) for view in views]
-        return self.vision_tower.view_hidden_states(images, self.initial_rois(views, dropped), layers)
+        initial = self.initial_rois(views, dropped)
+        return self.vision_tower.view_hidden_states(images, initial, layers)
 
     def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
         """Check that this model can compute the tokens of views. Call this before long work.
