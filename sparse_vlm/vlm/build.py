@@ -11,14 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.hub.cards import CARD, licence_in
+from sparse_vlm.hub.transfer import local_directory
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.causal_lm import load_llm, settle_generation
 from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.loading import check_opens
-from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import VisionTower, open_tower
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
@@ -76,7 +79,7 @@ def build_vlm(
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
-        provenance={"language_model": _public_name(llm), "stages": []},
+        provenance={"language_model": _public_name(llm), "language_model_licence": _licence(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
     processor = SparseVLMProcessor(
@@ -146,6 +149,14 @@ def _check_positions(language_model: PreTrainedModel, processor: SparseVLMProces
 def _public_name(llm: str | Path) -> str:
     """Return the LLM's name for the model card: its hub name, or the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
+
+
+def _licence(llm: str | Path) -> str:
+    """Return the licence that the card of an LLM's directory or hub repository names; "" if unknown."""
+    try:
+        return licence_in(local_directory(llm, CARD))
+    except UserError:  # not on the hub, or no network
+        return ""
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:

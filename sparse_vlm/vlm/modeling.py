@@ -1,18 +1,17 @@
 """transformers' Llava with a SparseFormer as its vision model: projector, models, registration."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
 )
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
@@ -23,10 +22,13 @@ from transformers.models.llava.modeling_llava import (
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
+from sparse_vlm.hub.cards import model_card, write_card
+from sparse_vlm.hub.transfer import UPLOAD_OPTIONS, upload
 from sparse_vlm.vlm.configuration import SparseVLMConfig
-from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
+from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
 from sparse_vlm.vlm.views import View, batches_of_views, check_count, check_frames, pack_views, unpack_views
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
@@ -35,20 +37,6 @@ from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 PIXELS_AT_ONCE = 2**23
 # Inputs of ours that Llava's forward does not name
 INPUTS = ("views", "pixel_values_videos", "video_frames", "mm_token_type_ids")
-
-
-def build_projector(config: SparseVLMConfig) -> nn.Sequential:
-    """Create the projector: visual tokens float[..., C] -> LLM embeddings. Layer -2 is not normalized, so the projector
-    begins with a LayerNorm."""
-    vision: Any = config.vision_config
-    text: Any = config.text_config
-    layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    width, out = vision.hidden_size * layers, text.hidden_size
-    parts: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(width), linear_1=nn.Linear(width, out))
-    if config.projector_type == "mlp2x_gelu":
-        parts["act"] = ACT2FN[config.projector_hidden_act]
-        parts["linear_2"] = nn.Linear(out, out)
-    return nn.Sequential(parts)
 
 
 class SparseVLMModel(UnquantizedVision, LlavaModel):
@@ -109,7 +97,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         if all(map(self._is_default, views)):
             states = self.vision_tower(images, output_hidden_states=layers).hidden_states
             return [tuple(states[layer][view.image] for layer in layers) for view in views]
-        return self.vision_tower.view_hidden_states(images, self.initial_rois(views, dropped), layers)
+        initial = self.initial_rois(views, dropped)
+        return self.vision_tower.view_hidden_states(images, initial, layers)
 
     def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
         """Check that this model can compute the tokens of views. Call this before long work.
@@ -271,16 +260,25 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in INPUTS})
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
     ) -> None:
         """Save as transformers does, with its `options`, and add a model card and the code for `trust_remote_code`.
 
         An existing README.md that was edited or comes from elsewhere is kept.
         """
+        uploading = {name: options.pop(name) for name in UPLOAD_OPTIONS if name in options}
         if is_main_process:
             vision: Any = self.config.vision_config
             card = model_card(
-                getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
+                getattr(vision, "encoder", None) or {},
+                self.config.provenance or {},
+                self.config.image_seq_length,
+                tags=self.model_tags or (),
             )
             write_card(save_directory, card)
             write_code(save_directory)
@@ -291,6 +289,20 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         ):  # transformers records the dtype of the whole model only
             part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
+        if push_to_hub and is_main_process:
+            upload(save_directory, repo_id or Path(save_directory).name, **uploading)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", tags: Sequence[str] | None = None, **options: Any
+    ) -> Any:
+        """Upload the model with its card and code, as transformers does with its `options`; see `upload`.
+
+        transformers would upload a card of its own instead.
+        """
+        self.add_model_tags(list(tags or ()))
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload(folder, repo_id, **{"commit_message": "Upload model", **options})
 
 
 AutoModel.register(SparseVLMConfig, SparseVLMModel)

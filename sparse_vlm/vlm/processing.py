@@ -1,20 +1,24 @@
 """Images, videos and messages → model inputs: chat template, literal text, placeholder tokens."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData
 
-from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.hub import auto_map
+from sparse_vlm.hub.transfer import upload
+from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
-from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
+from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, is_escaped
+from sparse_vlm.vlm.language.messages import boxes_of, escape_messages
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, video_as_text, videos_first, videos_of_texts
+from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, videos_of_texts
 from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor, VideoOptions
 from sparse_vlm.vlm.views import (
     Box,
@@ -26,6 +30,23 @@ from sparse_vlm.vlm.views import (
     tokens_per_image,
     views_of_texts,
 )
+
+IGNORED = -100  # labels with this value do not count in the losses of torch and transformers
+
+
+class ModelInputs(BatchFeature):
+    """A processor's output. Labels that a program puts into it leave image tokens out of the loss.
+
+    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are no text to learn: the model
+    receives visual tokens in their place.
+    """
+
+    image_token_id: int | None = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "labels" and isinstance(value, torch.Tensor) and self.image_token_id is not None:
+            value = value.masked_fill(value == self.image_token_id, IGNORED)
+        super().__setitem__(name, value)
 
 
 class SparseVLMProcessor(VideoPlaceholders):
@@ -74,7 +95,8 @@ class SparseVLMProcessor(VideoPlaceholders):
         self.frame_tokens = frame_tokens
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # a list, for a list of texts
-        self.image_token_id = self.video_token_id = token_id
+        self.image_token_id: int = token_id
+        self.video_token_id: int = token_id
         self.video_processor = (
             SparseFormerVideoProcessor.from_image_processor(image_processor)
             if video_processor is None
@@ -97,7 +119,7 @@ class SparseVLMProcessor(VideoPlaceholders):
         frame_tokens: int | None = None,
         timestamps: bool = False,
         **options: Any,
-    ) -> BatchFeature:
+    ) -> ModelInputs:
         """Encode texts, images and videos, as ProcessorMixin does.
 
         Args:
@@ -133,9 +155,11 @@ class SparseVLMProcessor(VideoPlaceholders):
             visual_tokens is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())
         ):
             views = processor._views(texts, images or (), boxes)
-        encoded = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
+        called = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
         if videos is not None:  # the number of their frames is known now
-            views = processor._views(texts, images or (), boxes, encoded["video_frames"])
+            views = processor._views(texts, images or (), boxes, called["video_frames"])
+        encoded = ModelInputs(called.data)
+        encoded.image_token_id = self.image_token_id
         if views:
             encoded["views"] = pack_views(views)
         return encoded
@@ -181,12 +205,30 @@ class SparseVLMProcessor(VideoPlaceholders):
         """
         tokens = control_tokens(self.tokenizer)
         several = bool(conversation) and not isinstance(conversation[0], dict)
-        escaped: Any = [_escape(turns, tokens) for turns in conversation] if several else _escape(conversation, tokens)
+        escaped: Any = (
+            [escape_messages(turns, tokens) for turns in conversation]
+            if several
+            else escape_messages(conversation, tokens)
+        )
         if boxes := boxes_of(conversation):
             processor_kwargs = {"regions": boxes, **(processor_kwargs or {})}
         if options.get("tokenize", False) or boxes:
             options["processor_kwargs"] = processor_kwargs
         return super().apply_chat_template(escaped, *args, **options)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
+        """Save as transformers does, with its `options`, and add the code for `trust_remote_code`."""
+        write_code(save_directory)
+        return super().save_pretrained(str(save_directory), push_to_hub, **options)
+
+    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] | None = None, **options: Any) -> Any:
+        """Upload the processor, as transformers does with its `options`, without a card; see `upload`.
+
+        The card of the repository is the model's, which names its `tags`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **{"commit_message": "Upload processor", **options})
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
         """Return the text that replaces the `image_idx`-th placeholder. Called by transformers."""
@@ -215,72 +257,6 @@ class SparseVLMProcessor(VideoPlaceholders):
             tokens = self._tokens_per_frame(frame_tokens)
             found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
         return MultiModalData(**found)
-
-
-def boxes_of(conversation: Any) -> list[Sequence[float]]:
-    """Return the boxes of the parts of type "region" of a conversation, or of several, in order.
-
-    Raises:
-        UserError: such a part has no box, or it stands before the images of its turn.
-    """
-    boxes = []
-    for turn in getattr(conversation, "messages", conversation):
-        if not isinstance(turn, dict):
-            boxes += boxes_of(turn)
-            continue
-        content = turn.get("content")
-        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []
-        boxes += [_box(part) for part in parts if part.get("type") == "region"]
-        kinds = [part["type"] for part in parts if part.get("type") in ("image", "region")]
-        if kinds[:1] == ["region"] and "image" in kinds:  # templates move the images of a turn before its text
-            raise UserError("A region is part of the image before it, but one comes before the images of its message.")
-    return boxes
-
-
-def _box(part: Mapping[str, Any]) -> Sequence[float]:
-    if part.get("box") is None:
-        raise UserError('A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.')
-    return part["box"]
-
-
-def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
-    """Escape the control tokens in the text of a conversation's turns."""
-    return [
-        {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
-        for turn in getattr(turns, "messages", turns)
-    ]
-
-
-def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
-    placeholders = (IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN)
-    tokens = [*tokens, REGION_TOKEN, VIDEO_TOKEN]
-    if isinstance(content, str):
-        return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
-    if not isinstance(content, list | tuple):
-        return content
-    content = videos_first(content)
-    texts = [
-        place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
-    ]
-    escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
-    return [
-        {**part, "text": escaped[place]} if place in escaped else _placeholder_as_text(content, place)
-        for place, part in enumerate(content)
-    ]
-
-
-def _placeholder_as_text(parts: Sequence[Any], place: int) -> Any:
-    """Return a part, or the placeholder of one of type "region" or "video", which chat templates do not know.
-
-    Text after the images and regions with which a turn begins starts on a line of its own, as it does after images.
-    """
-    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts[: place + 2]]
-    if kinds[place] == "video":
-        return video_as_text(parts[place])
-    if kinds[place] != "region":
-        return parts[place]
-    begins = set(kinds[:place]) <= {"image", "region"}
-    return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)
