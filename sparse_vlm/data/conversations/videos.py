@@ -17,7 +17,7 @@ from sparse_vlm.image_files import open_image, readable_suffixes
 from sparse_vlm.videos.files import VideoFile
 from sparse_vlm.videos.sampling import FrameSampling
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
-from sparse_vlm.vlm.videos.placeholders import frames_as_text
+from sparse_vlm.vlm.views import frames_as_text
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.videos.clips import flat_videos, is_video
 from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor
-from sparse_vlm.vlm.views import PLACEHOLDER, check_counts, check_videos
+from sparse_vlm.vlm.views import PLACEHOLDER, check_counts, check_videos, frames_as_text
 
 IMAGE, VIDEO = 1, 2  # transformers' numbers of modalities
 KINDS = {IMAGE_TOKEN: "image", VIDEO_TOKEN: "video", REGION_TOKEN: "region"}
@@ -124,19 +124,6 @@ class VideoPlaceholders(ProcessorMixin):
             for turns in conversations
         ]
         return images, videos, audios, others
-
-
-def frames_as_text(frame: str, count: int, times: Sequence[float] | None = None) -> str:
-    """Return what replaces a `<video>`.
-
-    Args:
-        frame: the text of one frame.
-        count: number of frames.
-        times: the time of each frame in seconds, to be written before it; None: no times.
-    """
-    if times is None:
-        return frame * count
-    return "\n".join(f"{time:.1f}s: {frame}" for time in times)
 
 
 def videos_of_texts(videos: Any, texts: Sequence[str] | None) -> list[Any] | None:
