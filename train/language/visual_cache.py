@@ -190,6 +190,6 @@ class _Missing(Dataset):
         missing = {key: view for view in views if (key := token_key(contents[view.image], view)) not in self.cache}
         if not missing:
             return _MissingViews(torch.empty(0), {})
-        reader, opened = dataset.reader, file.opened()
+        reader, opened = dataset.reader, file.decoded(contents)
         placed = {key: reader.placed(view, opened[view.image].size, file.sample) for key, view in missing.items()}
         return _MissingViews(torch.stack([reader.preprocess(image) for image in opened]), placed)

@@ -3,6 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,3 +132,8 @@ class SampleImage(NamedTuple):
         """Return the image as RGB."""
         with error_context(str(self.sample)):
             return [self.images.open(self.name)]
+
+    def decoded(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        """Return the image as RGB from what `contents` returned."""
+        with error_context(str(self.sample)):
+            return [decode_image(contents[0], self.name)]

@@ -82,6 +82,9 @@ class VisualFile(Protocol):
     def opened(self) -> list[Image.Image]:
         """Return the images as RGB."""
 
+    def decoded(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        """Return the images as RGB, given what `contents` returned."""
+
 
 class SampleVideo(NamedTuple):
     """The frames that a sample shows of a video. Errors name the sample."""
@@ -119,6 +122,10 @@ class SampleVideo(NamedTuple):
                 files = _frame_files(path)
                 return [open_image(files[place]) for place in self.places]
             return [frame.image for frame in VideoFile(path).frames(self.places)]
+
+    def decoded(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        """Return the frames as RGB. They are read again, since `contents` of a video file only identify them."""
+        return self.opened()
 
 
 def files_of(images: Images, sample: Sample, used: int | None = None) -> list[VisualFile]:

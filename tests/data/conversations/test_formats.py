@@ -65,8 +65,8 @@ def test_the_error_of_an_unknown_key() -> None:
     with pytest.raises(UserError) as error:
         parse_sample({"id": 1, "system": "You are kind.", "conversations": LLAVA}, 0)
     assert str(error.value) == (
-        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, regions, texts. Unknown "
-        "keys are not ignored: remove it."
+        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, regions, texts, video, "
+        "videos. Unknown keys are not ignored: remove it."
     )
 
 
