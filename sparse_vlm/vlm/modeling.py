@@ -14,21 +14,38 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
     LlavaModel,
     LlavaModelOutputWithPast,
 )
+from transformers.utils import output_capturing
 
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.dense.vit import DenseViTModel
 from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
 from sparse_vlm.vlm.views import View, check_count, unpack_views
-from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, check_free_rois, visual_tokens
+
+VISION_MODELS: dict[str, Any] = {"sparseformer": SparseFormerVisionModel, "dense_vit": DenseViTModel}
+# older versions of transformers' own vision models return all hidden states or none
+CLIP_SELECTS = hasattr(output_capturing, "selected_hidden_states")
+
+
+def build_vision_model(config: Any) -> PreTrainedModel:
+    """Create the vision model of a configuration.
+
+    Our own are found by the name of their type: in the worker processes of servers (vLLM), the classes of a directory's
+    code are not registered with AutoModel, and configurations are instances of copies of their classes.
+    """
+    model = VISION_MODELS.get(config.model_type)
+    return AutoModel.from_config(config) if model is None else model._from_config(config)
 
 
 def build_projector(config: SparseVLMConfig) -> nn.Sequential:
@@ -52,7 +69,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = build_vision_model(config.vision_config)
         self.multi_modal_projector = build_projector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -68,12 +85,11 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W].
-            views: int64[V, 6] from `pack_views`, in the order of the placeholders; None: one of the default count per
-                image.
+            views: int64[I, R, 5] from `pack_views`; None: one of the default count per image.
             vision_feature_layer, vision_feature_select_strategy: those of the configuration if None.
 
         Returns:
-            float[n, C] for each view.
+            float[n, C] for each view, in the order of the placeholders.
 
         Raises:
             UserError: the vision tower cannot have other numbers of tokens, or a view has too many or too few.
@@ -86,7 +102,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         wanted = [View(place, default) for place in range(len(pixel_values))] if views is None else unpack_views(views)
         found: Sequence[tuple[Tensor, ...]]
         if all(map(self._is_default, wanted)):
-            states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
+            selects = CLIP_SELECTS or self.config.vision_config.model_type in VISION_MODELS  # type: ignore[union-attr]
+            states = self.vision_tower(pixel_values, output_hidden_states=layers if selects else True).hidden_states
             found = [tuple(states[layer][view.image] for layer in layers) for view in wanted]
         else:
             initial = self.initial_rois(wanted, dropped)
@@ -147,23 +164,20 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         views: Tensor | None = None,
         **options: Any,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Return the projected tokens as `pooler_output`, float[n, D] for each view; without views, as Llava does.
+        """Return the projected tokens as `pooler_output`, float[n, D] for each image, those of all its views.
 
-        transformers' `generate` calls it once, with those of its arguments that this signature names.
+        transformers' `generate` calls it once, with those of its arguments that this signature names. `options` are for
+        Llava's own vision towers, and differ between versions of transformers.
         """
-        choice: dict[str, Any] = {
-            "vision_feature_layer": vision_feature_layer,
-            "vision_feature_select_strategy": vision_feature_select_strategy,
-        }
-        if views is None:
-            return super().get_image_features(pixel_values, **choice, **options)
-        return self._projected(self.encode_images(pixel_values, views, **choice))
+        tokens = self.encode_images(pixel_values, views, vision_feature_layer, vision_feature_select_strategy)
+        counts = [len(view) for view in tokens] if views is None else views[..., 0].sum(1).tolist()
+        return self._projected(torch.cat(tokens), counts)
 
-    def _projected(self, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+    def _projected(self, tokens: Tensor, counts: Sequence[int]) -> BaseModelOutputWithPooling:
+        """Project the tokens of images, float[T, C]; `counts` are their numbers per image."""
         projector: Any = self.multi_modal_projector
-        # cached tokens may have another dtype
-        projected = projector(torch.cat(list(tokens)).to(projector.norm.weight.dtype))
-        split: Any = list(projected.split([len(view) for view in tokens]))
+        projected = projector(tokens.to(projector.norm.weight.dtype))  # cached tokens may have another dtype
+        split: Any = list(projected.split(list(counts)))
         return BaseModelOutputWithPooling(pooler_output=split)
 
     def forward(
@@ -178,11 +192,12 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W].
-            views: int64[V, 6], see `encode_images`.
+            views: int64[I, R, 5], see `encode_images`.
             visual_tokens: float[T, C], the tokens of all placeholders from `encode_images`, instead of `pixel_values`.
         """
         if visual_tokens is not None:
-            inputs["mm_encoder_outputs"] = {"image": self._projected([visual_tokens.flatten(0, -2)])}
+            flat = visual_tokens.flatten(0, -2)
+            inputs["mm_encoder_outputs"] = {"image": self._projected(flat, [len(flat)])}
         elif views is not None and pixel_values is not None:
             layer, strategy = inputs.get("vision_feature_layer"), inputs.get("vision_feature_select_strategy")
             features: Any = self.get_image_features(pixel_values, layer, strategy, views)

@@ -14,7 +14,7 @@ from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_imag
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.views import Box, View, flat_boxes, pack_views, tokens_per_image, views_of_texts
+from sparse_vlm.vlm.views import Box, View, flat_boxes, pack_views, parse_box, tokens_per_image, views_of_texts
 
 
 class SparseVLMProcessor(ProcessorMixin):
@@ -22,7 +22,7 @@ class SparseVLMProcessor(ProcessorMixin):
 
     Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
     number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
-    either, the output has `views` as well, int64[V, 6] (see views.py).
+    either, the output has `views` as well, int64[I, R, 5] (see views.py).
 
     Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
     processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
@@ -36,11 +36,12 @@ class SparseVLMProcessor(ProcessorMixin):
         chat_template: accepts the content of a message as text or as a list of parts; see
             sparse_vlm/vlm/language/templates.py.
         region_tokens: number of visual tokens per region.
+        fewest_image_tokens: the smallest number of visual tokens that a call may request for an image.
+        fixed_tokens: why the vision tower takes neither another number of tokens nor regions, as a sentence; None: it
+            does.
     """
 
-    # The chat template writes the special tokens, in training too. A call may override this.
-    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 (transformers' own convention)
-    _counts: Sequence[int] = ()  # visual tokens of each image, during a call
+    _counts: Sequence[int] = ()  # visual tokens of each image and the regions that follow it, during a call
 
     def __init__(
         self,
@@ -49,9 +50,13 @@ class SparseVLMProcessor(ProcessorMixin):
         num_image_tokens: int = 49,
         chat_template: str | None = None,
         region_tokens: int = 9,
+        fewest_image_tokens: int = 1,
+        fixed_tokens: str | None = None,
     ) -> None:
         self.num_image_tokens = num_image_tokens
         self.region_tokens = region_tokens
+        self.fewest_image_tokens = fewest_image_tokens
+        self.fixed_tokens = fixed_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.auto_map = auto_map("processor")
@@ -67,9 +72,12 @@ class SparseVLMProcessor(ProcessorMixin):
         *others: Any,
         visual_tokens: int | Sequence[int] | None = None,
         regions: Sequence[Any] | None = None,
+        image_regions: Sequence[Sequence[float] | str] | None = None,
         **options: Any,
     ) -> BatchFeature:
         """Encode texts and images, as ProcessorMixin does.
+
+        Special tokens are not added unless `add_special_tokens` is True: the chat template writes them.
 
         Args:
             images: may be nested, with one list per text.
@@ -78,36 +86,69 @@ class SparseVLMProcessor(ProcessorMixin):
             visual_tokens: number of visual tokens of each image, or one number for all; None: `num_image_tokens`.
             regions: the boxes of all `<region>` in order, (x1, y1, x2, y2) with [0, 1] from edge to edge of the image;
                 or a list of them for each text.
+            image_regions: boxes of regions that follow each image without a `<region>`, for servers whose prompts
+                cannot have one. A box may be text, "x1,y1,x2,y2": vLLM takes no nested lists.
             options: options of ProcessorMixin.
 
         Raises:
             UserError: texts, images, numbers and boxes do not fit together, or a box is empty or leaves its image.
         """
+        for name in ("num_image_tokens", "fewest_image_tokens", "fixed_tokens"):
+            if name in options:  # servers pass the arguments of a request to `from_pretrained` as well
+                raise UserError(f"{name} belongs to the model and cannot be requested: use visual_tokens.")
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
+        if texts is not None and not all(isinstance(one, str) for one in texts):
+            raise UserError("`text` must be a string or a list of strings.")
+        counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        after_each = flat_boxes([parse_box(box) if isinstance(box, str) else box for box in image_regions or ()])
+        views = self._views(texts, images or (), counts, flat_boxes(regions), after_each)
+        changed = views != [View(image, self.num_image_tokens) for image in range(len(views))]
+        if changed:
+            self._check_free(counts)
         processor = copy.copy(self)
-        processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
-        if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
+        processor._counts = [count + self.region_tokens * len(after_each) for count in counts]
+        if texts is not None and any(map(is_escaped, texts)):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
-        views = []
-        if visual_tokens is not None or regions is not None or any(REGION_TOKEN in str(one) for one in texts or ()):
-            views = processor._views(texts, images or (), flat_boxes(regions))
+        if "add_special_tokens" not in options.get("text_kwargs", {}):
+            options.setdefault("add_special_tokens", False)
         encoded = super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
-        if views:
+        if changed or (visual_tokens is not None and views):
             encoded["views"] = pack_views(views)
         return encoded
 
     def _views(
-        self, texts: Sequence[str] | None, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]
+        self,
+        texts: Sequence[str] | None,
+        images: Sequence[Image.Image],
+        counts: Sequence[int],
+        boxes: Sequence[Sequence[float]],
+        after_each: Sequence[Sequence[float]],
     ) -> list[View]:
-        """Return the view of each placeholder, or of each image if there is no text."""
+        """Return the view of each placeholder, or of each image if there is no text, with the regions after each."""
 
         def model_box(image: int, box: Sequence[float]) -> Box:
             return self.image_processor.model_box(box, images[image].size)
 
         texts = [self.image_token] * len(images) if texts is None else texts
-        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box)
+        if after_each:
+            if boxes or any(REGION_TOKEN in text for text in texts):
+                raise UserError(f"image_regions are for texts without {REGION_TOKEN}: leave out one of the two.")
+            with_regions = self.image_token + REGION_TOKEN * len(after_each)
+            texts = [text.replace(self.image_token, with_regions) for text in texts]
+            boxes = [*after_each] * len(images)
+        return views_of_texts(texts, counts, boxes, self.region_tokens, model_box)
+
+    def _check_free(self, counts: Sequence[int]) -> None:
+        """Raise UserError if the vision tower cannot have these numbers of tokens, before a server runs the model."""
+        if self.fixed_tokens:
+            raise UserError(self.fixed_tokens)
+        if counts and min(counts) < self.fewest_image_tokens:
+            raise UserError(
+                f"This model keeps CLS, so an image needs at least {self.fewest_image_tokens} visual tokens, got "
+                f"{min(counts)}."
+            )
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""

@@ -33,24 +33,33 @@ class View(NamedTuple):
 
 
 def pack_views(views: Sequence[View]) -> Tensor:
-    """Views of V placeholders -> int64[V, 6]: image, tokens, and the box in units of 1/65536 of the image.
+    """Views in the order of their placeholders, image by image -> int64[I, R, 5] for I images of at most R views.
+
+    A view is its number of tokens and its box in units of 1/65536 of the image; an image with fewer views has zeros
+    after them. The first dimension is that of `pixel_values`, so that servers can join images of several requests.
 
     Raises:
         UserError: a view has no token, or its box is empty or leaves the image.
     """
-    rows = []
-    for view in views:
+    places = [view.image for view in views]
+    assert places == sorted(places), "the views of an image follow those of the images before it"
+    counts = [places.count(image) for image in range(1 + max(places, default=-1))]
+    packed = torch.zeros(len(counts), max(counts, default=0), 5, dtype=torch.long)
+    for row, view in enumerate(views):
         check_count(view.tokens)
         check_box(view.box)
-        rows.append([view.image, view.tokens, *(round(side * UNITS) for side in view.box)])
-    return torch.tensor(rows, dtype=torch.long).reshape(-1, 6)
+        sides = [round(side * UNITS) for side in view.box]
+        packed[view.image, row - sum(counts[: view.image])] = torch.tensor([view.tokens, *sides])
+    return packed
 
 
 def unpack_views(packed: Tensor) -> list[View]:
     """Inverse of `pack_views`."""
     return [
         View(image, tokens, (left / UNITS, top / UNITS, right / UNITS, bottom / UNITS))
-        for image, tokens, left, top, right, bottom in packed.tolist()
+        for image, rows in enumerate(packed.tolist())
+        for tokens, left, top, right, bottom in rows
+        if tokens
     ]
 
 

@@ -12,7 +12,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.batches import View, encode_canvases, select_hidden_states, view_hidden_states
@@ -94,6 +93,13 @@ def _unpartitioned() -> Iterator[None]:
         yield
     finally:
         restore_init_context()
+
+
+def selected_hidden_states(output_hidden_states: bool | int | list[int] | None) -> list[int] | None:
+    """Return the indices that transformers' argument `output_hidden_states` selects, or None if it is a flag."""
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return None
+    return [output_hidden_states] if isinstance(output_hidden_states, int) else list(output_hidden_states)
 
 
 def without_registers(tokens: Tensor, prefix: int, registers: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForMultimodalLM, pipeline
+from transformers import AutoModel, AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.hub import model_card, write_card
@@ -71,6 +72,15 @@ def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: li
         options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
         (result,) = ask(text=[{"role": "user", "content": content}], **options)
         assert result["generated_text"].strip() == expected
+
+
+def test_the_base_model(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModel, which servers ask for, from a directory's own code."""
+    assert json.loads((vlm_dir / "config.json").read_text())["auto_map"]["AutoModel"].endswith(".SparseVLMModel")
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model = AutoModel.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).last_hidden_state, vlm[0].model(**inputs).last_hidden_state)
 
 
 def test_model_card(vlm_dir: Path) -> None:
