@@ -14,7 +14,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-fast-language \
-	test-fast-others test-llava-4.37 test-lmms-eval test-extras check docs bench gpu clean
+	test-fast-others test-llava-4.37 test-lmms-eval test-vllm test-extras check docs bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -68,6 +68,9 @@ test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with trans
 test-lmms-eval: .venv-lmms/installed ## test with the real lmms-eval and clip-benchmark, in an environment on top of .venv
 	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py
 
+test-vllm: .venv-vllm/installed ## test with the real vLLM on the CPU, in an environment on top of .venv
+	.venv-vllm/bin/python -m pytest tests/integrations/test_vllm.py
+
 EXTRAS := core figures export vlm serve demo bootstrap train eval quickstart llava docs
 
 test-extras: $(EXTRAS:%=test-extra-%) ## install each extra alone in a new environment and import what it promises
@@ -90,7 +93,7 @@ docs: .venv/docs.installed ## build the site from docs/ in build/docs; warnings 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## remove the environments and caches; keep runs/, which holds trained models
-	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-llava-4.37 .venv-lmms .venv-vllm .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)
@@ -119,6 +122,13 @@ see = $(2)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	$(call see,.venv-lmms,.venv)
 	.venv-lmms/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/lmms-packages.txt
+	touch $@
+
+# torch and transformers are those that vLLM wants; the rest is .venv's.
+.venv-vllm/installed: .venv/test.installed tests/integrations/vllm-packages.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	$(call see,.venv-vllm,.venv)
+	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/vllm-packages.txt
 	touch $@
 
 # The extras share one environment below, which holds the core's dependencies alone (5 GB, mostly torch).
