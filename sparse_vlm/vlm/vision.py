@@ -49,8 +49,9 @@ class SparseFormerVisionConfig(PreTrainedConfig):
         if self.aspect not in ASPECTS:
             raise unknown_choice("aspect", self.aspect, ASPECTS)
 
+    # The annotation is text, because vLLM sends a configuration to its workers with all that its class refers to.
     @classmethod
-    def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionConfig":
+    def from_encoder(cls, encoder: "SparseFormer", aspect: str = "crop") -> "SparseFormerVisionConfig":
         """Create the configuration of `encoder`. Register tokens are not counted: the vision model drops them."""
         return cls(
             encoder=encoder.config.to_dict(),
@@ -139,7 +140,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionModel":
+    def from_encoder(cls, encoder: "SparseFormer", aspect: str = "crop") -> "SparseFormerVisionModel":
         """Wrap `encoder` itself, without copying weights."""
         with torch.device("meta"):
             model = cls(SparseFormerVisionConfig.from_encoder(encoder, aspect))

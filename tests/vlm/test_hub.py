@@ -1,6 +1,7 @@
 """Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMultimodalLM, pipeline
 
+import sparse_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
 from sparse_vlm.vlm.hub import model_card, write_card
+from sparse_vlm.vlm.modeling import build_vision_model
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -81,6 +85,24 @@ def test_the_base_model(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -
     model = AutoModel.from_pretrained(vlm_dir)
     with torch.no_grad():
         assert torch.equal(model(**inputs).last_hidden_state, vlm[0].model(**inputs).last_hidden_state)
+
+
+def test_configurations_travel_to_the_workers_of_servers(vlm: Loaded) -> None:
+    """vLLM pickles configurations with the code of their classes, which must not lead to the code of the encoder."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(sparse_vlm)
+    try:
+        data = cloudpickle.dumps(vlm[0].config)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sparse_vlm)
+    assert pickle.loads(data).to_dict() == vlm[0].config.to_dict()
+
+
+def test_the_vision_model_of_a_copied_class(vlm: Loaded) -> None:
+    """There the classes of configurations are copies, which nobody has registered."""
+    copied = type("Copied", (SparseFormerVisionConfig,), {})
+    made = build_vision_model(copied(**vlm[0].config.vision_config.to_dict()))
+    assert type(made) is type(vlm[0].model.vision_tower)
 
 
 def test_model_card(vlm_dir: Path) -> None:
