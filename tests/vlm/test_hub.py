@@ -1,4 +1,4 @@
-"""Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
+"""Model directories opened by transformers alone, also where sparse_vlm is not installed."""
 
 import json
 import pickle
@@ -13,8 +13,7 @@ from transformers import AutoModel, AutoModelForMultimodalLM, pipeline
 
 import sparse_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.hub import model_card, write_card
-from sparse_vlm.vlm.modeling import build_vision_model
+from sparse_vlm.vlm.dense.any_tower import build_vision_model
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
@@ -103,32 +102,6 @@ def test_the_vision_model_of_a_copied_class(vlm: Loaded) -> None:
     copied = type("Copied", (SparseFormerVisionConfig,), {})
     made = build_vision_model(copied(**vlm[0].config.vision_config.to_dict()))
     assert type(made) is type(vlm[0].model.vision_tower)
-
-
-def test_model_card(vlm_dir: Path) -> None:
-    text = (vlm_dir / "README.md").read_text()
-    assert "# A vision-language model with 6 visual tokens per image" in text
-    assert "- Language model: llm" in text
-    assert "None: the projector is untrained." in text
-    stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]
-    encoder = {"teacher": "timm:some_vit", "licence": "apache-2.0"}
-    card = model_card(encoder, {"language_model": "org/llm", "stages": stages}, 49)
-    assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
-    assert "- Language model: org/llm" in card
-    assert "- align: captions.json\n- instruct: a.json, b.json" in card
-
-
-def test_an_edited_readme_is_kept(tmp_path: Path) -> None:
-    """An unedited card is overwritten; an edited or foreign one is kept."""
-    write_card(tmp_path, model_card({}, {}, 49))
-    write_card(tmp_path, model_card({}, {}, 64))
-    card = tmp_path / "README.md"
-    assert "with 64 visual tokens" in card.read_text()
-    edited = card.read_text().replace("64 visual", "64 good visual")
-    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
-        card.write_text(text)
-        write_card(tmp_path, model_card({}, {}, 81))
-        assert card.read_text() == text
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

@@ -10,7 +10,7 @@ from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_messages, encode_prompt
-from sparse_vlm.vlm.views import View, flat_boxes, pack_views, tokens_per_image, unpack_views
+from sparse_vlm.vlm.views import View, flat_boxes, pack_by_image, pack_views, tokens_per_image, unpack_views
 from tests.vlm.conftest import Loaded, logits_of
 
 BOX = (0.25, 0.5, 0.75, 1.0)
@@ -167,7 +167,7 @@ def test_boxes_are_in_the_coordinates_of_the_whole_image(vlm: Loaded) -> None:
         ({"image_regions": [(0.0, 0.0, 1.0)]}, "four numbers"),
         ({"image_regions": ["left"]}, "A region is a box"),
         ({"num_image_tokens": 3}, "num_image_tokens belongs to the model"),
-        ({"text": "<image><region>", "regions": [BOX], "image_regions": [BOX]}, "texts without <region>"),
+        ({"text": "<image><region>", "regions": [BOX], "image_regions": [BOX]}, "texts without <region> and videos"),
     ],
 )
 def test_bad_requests_are_refused(
@@ -197,13 +197,14 @@ def test_numbers_and_boxes_as_users_write_them() -> None:
     assert flat_boxes([[BOX], [], [BOX, WHOLE]]) == [BOX, BOX, WHOLE]
     assert flat_boxes([list(BOX)]) == [list(BOX)]
     assert flat_boxes(None) == []
-    assert pack_views([]).shape == (0, 0, 5)
+    assert pack_views([]).shape == (0, 6)
+    assert pack_by_image([]).shape == (0, 0, 5)
 
 
 def test_views_of_several_batches_can_be_joined_by_image() -> None:
     """As servers do: rows belong to images, and images with fewer views have zeros after them."""
     first, second = [View(0, 5), View(0, 9, BOX), View(1, 4)], [View(0, 7)]
-    packed = [pack_views(views) for views in (first, second)]
+    packed = [pack_by_image(views) for views in (first, second)]
     assert [views.shape for views in packed] == [(2, 2, 5), (1, 1, 5)]
     joined = torch.zeros(3, 2, 5, dtype=torch.long)
     joined[:2], joined[2:, :1] = packed
