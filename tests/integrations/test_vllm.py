@@ -193,13 +193,14 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """vLLM's server with its defaults: bfloat16, compiled. Only memory and lengths are limited."""
+    """vLLM's server with its defaults: bfloat16, compiled. Requests may have options; memory and lengths are limited."""
     import openai
 
     folder = tmp_path_factory.mktemp("served")
     directory, port = build(folder, "llama", encoder_dir), free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory)]
     command += ["--served-model-name", "tiny", "--port", str(port), "--trust-remote-code"]
+    command += ["--trust-request-mm-kwargs"]
     command += ["--model-impl", "transformers", "--dtype", "bfloat16", "--max-model-len", "256", "--max-num-seqs", "8"]
     log = folder / "log"
     with log.open("w") as output:
@@ -278,10 +279,11 @@ def test_bad_requests_leave_the_server_alive(server: Server, shapes: list[Image.
     import openai
 
     asked = Asked(QUESTIONS[0], shapes[:1])
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as refused:
         server.client.chat.completions.create(
             model="tiny", messages=asked.messages, max_tokens=8, extra_body={"mm_processor_kwargs": options}
         )
+    assert "disabled" not in str(refused.value)  # as they are without --trust-request-mm-kwargs
     assert ask(server, asked).choices[0].token_ids
 
 
