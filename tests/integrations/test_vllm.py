@@ -193,7 +193,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """vLLM's server with its defaults: bfloat16, compiled. Requests may have options; memory and lengths are limited."""
+    """vLLM's server with its defaults (bfloat16, compiled) but limited lengths; requests may have options."""
     import openai
 
     folder = tmp_path_factory.mktemp("served")
