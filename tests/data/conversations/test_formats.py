@@ -85,7 +85,7 @@ def test_several_images() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"video": "a.mp4", "conversations": LLAVA}, "Sample number 3: Unknown key 'video'"),
+        ({"audio": "a.mp3", "conversations": LLAVA}, "Sample number 3: Unknown key 'audio'"),
         ({"imagse": ["a.png"], "messages": MESSAGES}, "Unknown key 'imagse'. Did you mean 'image"),
         ({"images": ["a.png"], "conversations": LLAVA[2:]}, "has one image but 0 <image>"),
         ({"image": "a", "images": ["a"], "conversations": LLAVA}, "has both 'image' and 'images'"),
