@@ -126,5 +126,5 @@ def test_tables_of_several_images(tmp_path: Path, image_files: list[bytes], key:
     assert not second.images
     assert [source.images.read(name) for name in first.images] == image_files[:1]
     table.add_column("video", ["a.mp4", "b.mp4"]).save_to_disk(tmp_path / "other")
-    with pytest.raises(UserError, match=r"The data set .*other: Unknown key 'video'"):
+    with pytest.raises(UserError, match=r"The data set .*other has a column 'video': videos are"):
         open_sources(f"hf:{tmp_path}/other", "unused")
