@@ -55,7 +55,7 @@ class VideoSettings:
             sampling = FrameSampling(None, self.sampling.max_frames)  # their rate is unknown
             places = sampling.choose([float(place) for place in range(len(files))], float(len(files)))
             return Shown(tuple(places), frames_as_text(IMAGE_TOKEN, len(places)))
-        video = VideoFile(path)
+        video = _video(path, file_stamp(path))
         places = self.sampling.choose(video.times, video.duration)
         times = [video.times[place] for place in places] if self.timestamps else None
         return Shown(tuple(places), frames_as_text(IMAGE_TOKEN, len(places), times))
@@ -121,7 +121,7 @@ class SampleVideo(NamedTuple):
             if path.is_dir():
                 files = _frame_files(path)
                 return [open_image(files[place]) for place in self.places]
-            return [frame.image for frame in VideoFile(path).frames(self.places)]
+            return [frame.image for frame in _video(path, file_stamp(path)).frames(self.places)]
 
     def decoded(self, contents: Sequence[bytes]) -> list[Image.Image]:
         """Return the frames as RGB. They are read again, since `contents` of a video file only identify them."""
@@ -152,6 +152,12 @@ def _frame_files(folder: Path) -> Sequence[Path]:
     if not names:
         raise UserError(f"The folder {folder} of a video's frames has no images. Check --video_folder.")
     return [folder / name for name in names]
+
+
+@lru_cache(maxsize=64)
+def _video(path: Path, stamp: str) -> VideoFile:
+    """Open a video file, whose times are then read once for the length of a row and for its frames."""
+    return VideoFile(path)
 
 
 @lru_cache(maxsize=4096)

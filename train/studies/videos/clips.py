@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 from PIL import Image
 
 from sparse_vlm.data.cut_outs import CutOuts, resized_to
 from sparse_vlm.data.easy_vqa import COLOURS, SHAPES
+from sparse_vlm.errors import optional_import
 
 SIDE = 64  # pixels
 RATE, FRAMES = 12, 36  # frames per second, frames
@@ -89,6 +89,8 @@ def _pasted(canvas: Image.Image, parts: Sequence[tuple[Image.Image, Sequence[int
 
 def write_clip(path: Path, frames: Sequence[Image.Image]) -> None:
     """Encode frames as an mp4 file."""
+    with optional_import("Writing clips", "video"):
+        import av
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "12"})
         stream.width, stream.height = frames[0].size
