@@ -13,7 +13,7 @@ from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.hub.transfer import upload
-from sparse_vlm.vlm.hub import auto_map, write_code
+from sparse_vlm.vlm.hub.code import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, is_escaped
