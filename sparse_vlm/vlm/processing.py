@@ -273,28 +273,21 @@ class SparseVLMProcessor(VideoPlaceholders):
         return self.image_token * self._counts[image_idx]
 
     def _get_num_multimodal_tokens(
-        self,
-        image_sizes: list[list[int]] | None = None,
-        video_sizes: list[list[int]] | None = None,
-        visual_tokens: int | None = None,
-        frame_tokens: int | None = None,
-        **unused: object,
+        self, image_sizes: list[list[int]] | None = None, visual_tokens: int | None = None, **unused: object
     ) -> MultiModalData:
-        """Return the number of visual tokens per image and video, for servers that plan before they have them.
+        """Return the number of visual tokens per image, for vLLM, which plans before it has the images.
+
+        There is none for videos, so that vLLM offers no videos: their tokens are those of images, which it cannot
+        tell apart.
 
         Args:
             image_sizes: (height, width) of each image.
-            video_sizes: (frames, height, width) of each video.
-            visual_tokens, frame_tokens: as in a call.
+            visual_tokens: as in a call.
         """
-        found: dict[str, list[int]] = {}
-        if image_sizes is not None:
-            counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
-            found |= {"num_image_tokens": counts, "num_image_patches": [1] * len(counts)}
-        if video_sizes is not None:
-            tokens = self._tokens_per_frame(frame_tokens)
-            found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
-        return MultiModalData(**found)
+        if image_sizes is None:
+            return MultiModalData()
+        counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
+        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)
