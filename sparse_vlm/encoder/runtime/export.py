@@ -1,6 +1,7 @@
 """Export a SparseFormer to ONNX, and verify the file with ONNX Runtime. Needs the extra `export`."""
 
 import ast
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,7 @@ def write_onnx(
     *,
     sizes: Mapping[str, dict[int, Any]] | None = None,
     metadata: dict[str, str] | None = None,
+    external_data: bool = False,
 ) -> None:
     """Write any model to an ONNX file.
 
@@ -131,20 +133,22 @@ def write_onnx(
         outputs: names of the outputs.
         sizes: dynamic dimensions of each input, as `torch.export.Dim`; None for fixed shapes.
         metadata: metadata entries of the file.
+        external_data: write the weights to a second file, `file` with ".data" appended, which may exceed `LARGEST`.
     """
+    shapes = None if sizes is None else inspect.signature(model.forward).bind(*sizes.values()).arguments
     program = torch.onnx.export(
         model,
         tuple(inputs.values()),
         input_names=list(inputs),
         output_names=outputs,
-        dynamic_shapes=None if sizes is None else tuple(sizes.values()),
+        dynamic_shapes=None if shapes is None else tuple(shapes.values()),  # those of *args are a tuple in it
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
     program.model.metadata_props.update(metadata or {})
-    program.save(file, external_data=False)
+    program.save(file, external_data=external_data)
 
 
 def quantise(file: Path, model: nn.Module) -> None:
