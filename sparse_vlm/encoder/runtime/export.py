@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,13 +152,14 @@ def write_onnx(
     program.save(file, external_data=external_data)
 
 
-def quantise(file: Path, model: nn.Module) -> None:
+def quantise(file: Path, model: nn.Module, external_data: bool = False) -> None:
     """Replace the file by one whose Linears compute in int8, by ONNX Runtime's dynamic quantisation.
 
     Args:
         file: written by `write_onnx`.
         model: the exported model. Linears inside a Float32Module keep float32, and so does the head, which has one row
             per image and is another operation in ONNX.
+        external_data: the file has its weights in a second file. The result is a single file.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -167,13 +169,22 @@ def quantise(file: Path, model: nn.Module) -> None:
     linears = _quantisable(model)
     nodes = [node.name for node in graph.graph.node if node.op_type == "MatMul" and linears & _modules_of(node)]
     graph.graph.ClearField("value_info")  # shapes from before torch's own optimisations; inferred again below
-    onnx.save(graph, file)
-    # Folds transposed weights into constants: otherwise a weight that is used in several places is not recognised as
-    # one.
-    quant_pre_process(file, file, skip_symbolic_shape=True)
-    quantize_dynamic(
-        file, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
-    )
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        bare, prepared = Path(folder, "bare.onnx"), Path(folder, "prepared.onnx")
+        onnx.save(graph, bare, save_as_external_data=external_data)
+        # Folds transposed weights into constants: otherwise a weight that is used in several places is not recognised
+        # as one.
+        quant_pre_process(bare, prepared, skip_symbolic_shape=True, save_as_external_data=external_data)
+        quantize_dynamic(
+            prepared, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
+        )
+    if external_data:
+        external_file(file).unlink()
+
+
+def external_file(file: Path) -> Path:
+    """Return the second file of a model with external data."""
+    return file.with_name(f"{file.name}.data")
 
 
 def _quantisable(model: nn.Module) -> set[str]:

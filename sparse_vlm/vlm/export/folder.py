@@ -25,6 +25,7 @@ from sparse_vlm.vlm.export.settings import DECODER, EMBEDDING, SETTINGS, VISION,
 from sparse_vlm.vlm.export.verify import TOLERANCE, TOLERANCE_INT8, differences
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.views import View
+from sparse_vlm.vlm.vision import SparseFormerVisionModel
 
 BATCH = "batch"
 
@@ -67,12 +68,14 @@ def export_vlm(
         processor.num_image_tokens = visual_tokens
     rois = rois_of(model, processor.num_image_tokens)
     layers = cache_shapes(model)
+    if packages is not None and not int8 and _is_large(model):
+        raise UserError("The decoder exceeds 2 GB, which a page cannot load: add --int8.")
     with new_directory(folder) as temporary:
         if packages is not None:
             write_page(temporary, packages)
-        _write_vision(model, processor, temporary / VISION, rois, fixed=visual_tokens is not None, int8=int8)
-        _write_embedding(model, temporary / EMBEDDING, int8=int8)
         _write_decoder(model, temporary / DECODER, layers, int8=int8)
+        _write_embedding(model, temporary / EMBEDDING, int8=int8)
+        _write_vision(model, processor, temporary / VISION, rois, fixed=visual_tokens is not None, int8=int8)
         processor.save_pretrained(temporary)
         model.config.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
@@ -88,7 +91,7 @@ def _write_vision(model: Any, processor: Any, file: Path, rois: Tensor | None, *
     side = processor.image_processor.preprocessing().crop
     inputs = {"pixel_values": torch.randn(2, 3, side, side)}
     sizes: dict[str, dict[int, Any]] = {"pixel_values": {0: torch.export.Dim(BATCH)}}
-    if rois is not None:  # a SparseFormer, which takes any image size
+    if isinstance(model.model.vision_tower, SparseFormerVisionModel):  # it takes any image size
         sizes["pixel_values"] |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     if rois is not None and not fixed:
         inputs["initial_rois"] = rois.expand(2, -1, -1).contiguous()
@@ -137,10 +140,14 @@ def _write(
     *,
     int8: bool,
 ) -> None:
-    size = sum(4 * parameter.numel() for parameter in module.parameters())
-    write_onnx(module.eval(), inputs, file, outputs, sizes=sizes, external_data=size >= LARGEST)
+    write_onnx(module.eval(), inputs, file, outputs, sizes=sizes, external_data=_is_large(module))
     if int8:
-        quantise(file, module)
+        quantise(file, module, external_data=_is_large(module))
+
+
+def _is_large(module: nn.Module) -> bool:
+    """Return whether the float32 weights of a module exceed a single ONNX file."""
+    return sum(4 * parameter.numel() for parameter in module.parameters()) >= LARGEST
 
 
 @contextmanager
