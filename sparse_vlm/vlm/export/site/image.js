@@ -129,10 +129,11 @@ function integer(value) {
 
 function normalise({ data, width, height }, mean, std) {
   const area = width * height;
+  const scale = Math.fround(1 / 255);
   const values = new Float32Array(3 * area); // each step is rounded to float32
   for (let channel = 0; channel < 3; channel++) {
     for (let pixel = 0; pixel < area; pixel++) {
-      const value = Math.fround(Math.fround(data[3 * pixel + channel] / 255) - Math.fround(mean[channel]));
+      const value = Math.fround(Math.fround(data[3 * pixel + channel] * scale) - Math.fround(mean[channel]));
       values[channel * area + pixel] = value / Math.fround(std[channel]);
     }
   }
