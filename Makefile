@@ -13,8 +13,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-fast chromium npm-packages test-stages test-whole test-rest test-fast-language \
-	test-fast-others test-llava-4.37 test-lmms-eval test-extras check docs bench gpu clean
+.PHONY: help quickstart quickstart-compare test test-fast chromium npm-packages test-stages test-whole test-rest \
+	test-fast-language test-fast-others test-llava-4.37 test-llava-next test-lmms-eval test-trl test-extras check docs bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -68,8 +68,14 @@ npm-packages: .venv/test.installed ## fetch the libraries of `sparse-vlm export 
 test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with transformers 4.37, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
 
+test-llava-next: .venv/test.installed ## test the LLaVA plug-in with LLaVA-NeXT: LLAVA_NEXT=CLONE make test-llava-next
+	$(PYTEST) tests/llava_patch/test_llava_next.py
+
 test-lmms-eval: .venv-lmms/installed ## test with the real lmms-eval and clip-benchmark, in an environment on top of .venv
 	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py
+
+test-trl: .venv-trl/installed ## test with the real TRL, in an environment on top of .venv
+	.venv-trl/bin/python -m pytest tests/integrations/test_trl.py
 
 EXTRAS := core figures export vlm serve demo bootstrap train eval quickstart llava docs
 
@@ -93,7 +99,7 @@ docs: .venv/docs.installed ## build the site from docs/ in build/docs; warnings 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## remove the environments and caches; keep runs/, which holds trained models
-	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-llava-4.37 .venv-lmms .venv-trl .ruff_cache .mypy_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)
@@ -122,6 +128,12 @@ see = $(2)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	$(call see,.venv-lmms,.venv)
 	.venv-lmms/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/lmms-packages.txt
+	touch $@
+
+.venv-trl/installed: .venv/test.installed tests/integrations/trl-packages.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	$(call see,.venv-trl,.venv)
+	.venv-trl/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/trl-packages.txt
 	touch $@
 
 # The extras share one environment below, which holds the core's dependencies alone (5 GB, mostly torch).

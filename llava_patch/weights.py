@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llava_patch.names import TowerName
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig, create_encoder
-from sparse_vlm.encoder.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_config, load_strictly
+from sparse_vlm.encoder.checkpoints import CONFIG_FILE, WEIGHTS_FILE, load_config
 from sparse_vlm.encoder.variants import fetch_released, variant_config
 from sparse_vlm.errors import UserError, one_line
 
@@ -62,9 +62,7 @@ def encoder_from_checkpoint(checkpoint: str, config: SparseFormerConfig) -> Spar
     weights = _tower_weights(checkpoint)
     if not weights:
         return None
-    encoder = SparseFormer(config)
-    load_strictly(encoder, weights, source=f"the vision tower in {checkpoint}")
-    return encoder.eval()
+    return SparseFormer.from_weights(config, weights, source=f"the vision tower in {checkpoint}")
 
 
 def _directory(source: str, files: list[str]) -> Path:

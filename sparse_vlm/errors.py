@@ -73,6 +73,12 @@ def some_of(names: Iterable[str]) -> str:
     return f"{', '.join(known[:10])}{rest}" if known else "(none)"
 
 
+def short(value: object) -> str:
+    """Return the `repr` of a value for a sentence, cut after 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
 def one_line(error: Exception) -> str:
     """Return the message of another library's error on one line, cut after 500 characters.
 

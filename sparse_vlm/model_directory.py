@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
-from sparse_vlm.encoder.checkpoints import load_strictly
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.files import read_object
 
@@ -67,13 +66,11 @@ def open_encoder(directory: str | Path) -> SparseFormer:
                 f"The vision tower of {directory} is a dense ViT ({vision['model_type']}), which has no RoIs."
             )
         encoder_config = SparseFormerConfig.from_dict(vision["encoder"])
-    encoder = SparseFormer(encoder_config)
     found: dict[str, Tensor] = {}
     for weights in _open_weights(Path(directory)):
         names = [name for name in weights.keys() if name.startswith(ENCODER)]  # noqa: SIM118
         found |= {name.removeprefix(ENCODER): weights.get_tensor(name) for name in names}
-    load_strictly(encoder, found, source=f"the vision tower of {directory}")
-    return encoder.eval()
+    return SparseFormer.from_weights(encoder_config, found, source=f"the vision tower of {directory}")
 
 
 def _open_weights(directory: Path) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from sparse_vlm.errors import (
     exit_with_sentence,
     one_line,
     optional_import,
+    short,
     some_of,
     unknown_choice,
 )
@@ -34,6 +35,12 @@ def test_an_unknown_choice_lists_the_nearest_and_all() -> None:
     assert isinstance(error, UserError)
     assert str(error) == "Unknown fruit 'aple'. Did you mean 'apple'? Choices: apple, fig, quince."
     assert str(unknown_choice("fruit", "xyz", ["pear"])) == "Unknown fruit 'xyz'. Choices: pear."
+
+
+def test_long_values_are_cut() -> None:
+    assert short({"a": "é"}) == "{'a': 'é'}"
+    assert short("x" * 98) == f"'{'x' * 98}'"
+    assert short("x" * 99) == f"'{'x' * 96}…"
 
 
 def test_a_choice_is_checked() -> None:

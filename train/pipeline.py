@@ -119,19 +119,19 @@ def require_same_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def short_training(
-    output_dir: Path, max_steps: int | None, save_steps: int, *, cpu: bool = True, seed: int = 42
+    output_dir: Path, max_steps: int | None, save_steps: int | None, *, cpu: bool = True, seed: int = 42
 ) -> list[str]:
     """Return the options of a short training stage; without `max_steps` it lasts one epoch.
 
     Args:
         output_dir: the result.
         max_steps: number of steps.
-        save_steps: steps between two checkpoints.
+        save_steps: steps between two checkpoints; None for none, if writing one takes longer than training again.
         cpu: train on the CPU, even if there is an accelerator.
         seed: of the stage.
     """
-    arguments = ["--output_dir", str(output_dir), "--save_steps", str(save_steps), "--use_cpu", str(cpu)]
-    arguments += ["--seed", str(seed)]
+    arguments = ["--output_dir", str(output_dir), "--use_cpu", str(cpu), "--seed", str(seed)]
+    arguments += ["--save_strategy", "no"] if save_steps is None else ["--save_steps", str(save_steps)]
     # 0.999 would remember the large gradients of the start throughout these short runs.
     arguments += ["--adam_beta2", "0.98", "--optim", "adamw_torch_fused"]
     return arguments + (["--num_train_epochs", "1"] if max_steps is None else ["--max_steps", str(max_steps)])

@@ -46,19 +46,7 @@ def _section(name: str, results: Sequence[Result]) -> Section:
     rows = [["tower", "image", "tokens", "GMAC", "fastest", "ms", "range", "images/s"]]
     found, batch = fastest(results), results[0].setting.batch
     for cost, setting in found:
-        median, seconds = cost.median, cost.seconds
-        rows.append(
-            [
-                cost.tower.name,
-                str(cost.tower.image_size),
-                str(cost.tower.tokens),
-                f"{cost.tower.gmacs:.2f}",
-                f"{setting.mode}, {setting.dtype}",
-                f"{1e3 * median:.1f}",
-                f"{1e3 * min(seconds):.1f}–{1e3 * max(seconds):.1f}",
-                f"{batch / median:.2f}",
-            ]
-        )
+        rows.append([*cost.tower_cells(), f"{setting.mode}, {setting.dtype}", *cost.time_cells(batch)])
     title = f"{name}: {results[0].setting.size}: best against best"
     return Section(title, rows, "; ".join(ratios([best.cost for best in found])))
 

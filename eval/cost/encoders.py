@@ -83,17 +83,11 @@ def section_of(result: Result) -> Section:
     heading = ["tower", "image", "tokens", "GMAC", "M parameters", "ms", "range", "images/s", "of matmul", "MB", "+ MB"]
     rows = [heading]
     for cost in result.costs:
-        tower, seconds = cost.tower, cost.seconds
         rows.append(
             [
-                tower.name,
-                str(tower.image_size),
-                str(tower.tokens),
-                f"{tower.gmacs:.2f}",
-                f"{tower.parameters / 1e6:.1f}",
-                f"{1e3 * cost.median:.1f}",
-                f"{1e3 * min(seconds):.1f}–{1e3 * max(seconds):.1f}",
-                f"{result.setting.batch / cost.median:.2f}",
+                *cost.tower_cells(),
+                f"{cost.tower.parameters / 1e6:.1f}",
+                *cost.time_cells(result.setting.batch),
                 f"{result.share_of_matmul(cost):.0%}",
                 megabytes(cost.weight_bytes),
                 "–" if cost.peak_bytes is None else megabytes(cost.peak_bytes),

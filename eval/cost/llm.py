@@ -35,7 +35,8 @@ from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.measure.llms import LLM, open_llm
 from sparse_vlm.measure.timing import Run, gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.measure.towers import Tower, build_towers, open_towers
-from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
+from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 TOWERS = (

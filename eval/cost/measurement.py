@@ -37,6 +37,16 @@ class Cost:
         """Median seconds of a batch."""
         return statistics.median(self.seconds)
 
+    def tower_cells(self) -> list[str]:
+        """Cells of a table under "tower", "image", "tokens" and "GMAC"."""
+        tower = self.tower
+        return [tower.name, str(tower.image_size), str(tower.tokens), f"{tower.gmacs:.2f}"]
+
+    def time_cells(self, batch: int) -> list[str]:
+        """Cells of a table under "ms", "range" and "images/s", for batches of that many images."""
+        fastest, slowest = 1e3 * min(self.seconds), 1e3 * max(self.seconds)
+        return [f"{1e3 * self.median:.1f}", f"{fastest:.1f}–{slowest:.1f}", f"{batch / self.median:.2f}"]
+
 
 @dataclass(frozen=True)
 class Result:

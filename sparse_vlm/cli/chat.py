@@ -5,6 +5,7 @@ Examples:
     sparse-vlm chat --model runs/quickstart/model
     sparse-vlm chat --model MODEL_DIR --image IMAGE.png --visual_tokens 16 "what is shown?"
     sparse-vlm chat --model MODEL_DIR --image IMAGE.png --region 0.5,0,1,0.5 "what is in the upper right?"
+    sparse-vlm chat --model MODEL_DIR --video CLIP.mp4 --frame_tokens 9 --timestamps "what happens?"
 """
 
 import argparse
@@ -34,6 +35,20 @@ def add_arguments(parser: CommandParser) -> None:
         help="a box of the last image to look at more closely, with [0, 1] from edge to edge, e.g. 0.5,0,1,0.5 for its "
         "upper right quarter; for the (first) question; may be repeated",
     )
+    parser.add_argument(
+        "--video", action="append", default=[], help="a video file for the (first) question; may be repeated"
+    )
+    parser.add_argument("--fps", type=float, help="frames per second of a video that the model sees (default: 2)")
+    parser.add_argument(
+        "--max_frames", type=int, help="most frames of a video; a longer one has fewer per second (default: 64)"
+    )
+    parser.add_argument(
+        "--frame_tokens",
+        type=int,
+        metavar="K",
+        help="number of visual tokens of each frame of a video, e.g. 9 (default: the model's own)",
+    )
+    parser.add_argument("--timestamps", action="store_true", help="write the time of each frame of a video before it")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: greedy decoding; more: sampling (default: 0)"
@@ -50,10 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     from sparse_vlm.cli.terminal import converse
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.image_files import open_image
+    from sparse_vlm.videos.files import VideoFile
     from sparse_vlm.vlm.conversation import Conversation
     from sparse_vlm.vlm.decoding import Decoding
     from sparse_vlm.vlm.language.quantization import quantization
     from sparse_vlm.vlm.loading import load_vlm
+    from sparse_vlm.vlm.videos.processor import VideoOptions
     from sparse_vlm.vlm.views import check_count, parse_box
 
     disable_progress_bar()
@@ -62,17 +79,23 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.region and not arguments.image:
         raise UserError("--region is a box of an image: add --image FILE.")
     regions = [parse_box(text) for text in arguments.region]
+    options = VideoOptions(arguments.fps, arguments.max_frames, arguments.frame_tokens, arguments.timestamps)
+    if arguments.question is not None and not arguments.video and options != VideoOptions():
+        raise UserError("--fps, --max_frames, --frame_tokens and --timestamps are for videos: add --video FILE.")
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     decoding = Decoding(arguments.temperature, arguments.top_p)
     images = [open_image(file) for file in arguments.image]
+    videos = [VideoFile(file) for file in arguments.video]
     settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
     loaded = load_vlm(arguments.model, dtype, quantization=settings, device=device)
-    conversation = Conversation(*loaded, decoding, arguments.visual_tokens)
+    conversation = Conversation(*loaded, decoding, arguments.visual_tokens, options)
     for image in images:
         conversation.show(image)
     for box in regions:
         conversation.look_at(box)
+    for video in videos:
+        conversation.watch(video)
     if arguments.question is None:
         converse(conversation, arguments.max_new_tokens)
         return

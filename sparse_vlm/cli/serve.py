@@ -3,6 +3,7 @@
 Examples:
     sparse-vlm serve runs/quickstart/model --port 8000
     sparse-vlm serve runs/quickstart/model --device cuda:0 --dtype bfloat16
+    sparse-vlm serve runs/quickstart/model --ignore tools
 """
 
 import argparse
@@ -25,6 +26,13 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--served_name", help="the model's name in requests")
     parser.add_argument("--max_images", type=int, default=16, help="most images in a request (default: 16)")
     parser.add_argument("--max_megapixels", type=float, default=64, help="largest image (default: 64)")
+    parser.add_argument("--max_megabytes", type=float, default=100, help="largest request (default: 100)")
+    parser.add_argument(
+        "--max_requests",
+        type=int,
+        default=64,
+        help="most requests at once, waiting ones included; others are refused (default: 64)",
+    )
     parser.add_argument(
         "--max_new_tokens",
         type=int,
@@ -37,6 +45,22 @@ def add_arguments(parser: CommandParser) -> None:
         help="http(s) image URLs to fetch: none, public (those on the internet) or any (default: none)",
     )
     parser.add_argument("--fetch_seconds", type=float, default=10, help="longest time to fetch an image (default: 10)")
+    parser.add_argument(
+        "--api_key", help="key that requests must carry (default: the environment variable SPARSE_VLM_API_KEY, or none)"
+    )
+    parser.add_argument(
+        "--allow_origin",
+        action="append",
+        default=[],
+        help="web site whose pages may use the API, such as http://localhost:3000, or * for all; may be repeated",
+    )
+    parser.add_argument(
+        "--ignore",
+        metavar="FIELD",
+        action="append",
+        default=[],
+        help="field of requests to ignore instead of refusing it, such as tools; may be repeated",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

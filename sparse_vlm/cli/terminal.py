@@ -15,6 +15,7 @@ with suppress(ImportError):  # where available, it gives input() line editing an
 
 HELP = """\
 /image FILE          attach an image to the next question
+/video FILE          attach a video to the next question
 /region X1,Y1,X2,Y2  look more closely at a box of the last image; [0, 1] from edge to edge
 /clear               forget the conversation and its images
 /help                show this list
@@ -62,11 +63,15 @@ def _run_line(conversation: Conversation, line: str, max_new_tokens: int) -> Non
     elif line == "/clear":
         conversation.clear()
         print("Forgotten.")
-    elif command == "/image":
+    elif command in ("/image", "/video"):
         if not rest.strip():
-            raise UserError("The file is missing: /image FILE")
-        conversation.show(open_image(Path(rest.strip()).expanduser()))
-        print("Image attached. What is the question?")
+            raise UserError(f"The file is missing: {command} FILE")
+        file = Path(rest.strip()).expanduser()
+        if command == "/image":
+            conversation.show(open_image(file))
+        else:
+            conversation.watch(file)
+        print(f"{command[1:].capitalize()} attached. What is the question?")
     elif command == "/region":
         conversation.look_at(parse_box(rest))
         print("Region attached. What is the question?")

@@ -11,17 +11,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.hub.cards import CARD, licence_in
+from sparse_vlm.hub.transfer import local_directory
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.causal_lm import load_llm, settle_generation
 from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.loading import check_opens
-from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import VisionTower, open_tower
-from sparse_vlm.vlm.vision import visual_tokens
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+
+FRAME_TOKENS = (16, 9)
 
 
 def build_vlm(
@@ -74,7 +79,7 @@ def build_vlm(
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
-        provenance={"language_model": _public_name(llm), "stages": []},
+        provenance={"language_model": _public_name(llm), "language_model_licence": _licence(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
     processor = SparseVLMProcessor(
@@ -82,6 +87,7 @@ def build_vlm(
         tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=tokenizer.get_chat_template(),
+        frame_tokens=_frame_tokens(tower, config.image_seq_length, strategy),
     )
     _check_positions(language_model, processor)
     model = _assemble(config, tower.model, language_model, seed)
@@ -90,6 +96,18 @@ def build_vlm(
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
+
+
+def _frame_tokens(tower: VisionTower, image_tokens: int, strategy: str) -> int | None:
+    """Return the default number of visual tokens of a frame of a video; None: that of an image.
+
+    It is one of FRAME_TOKENS if the encoder was trained with so few.
+    """
+    if not isinstance(tower.model, SparseFormerVisionModel):
+        return None
+    kept = 0 if strategy == "default" else visual_tokens(tower.model.config).prefix
+    trained = tower.model.encoder.config.token_counts
+    return next((count + kept for count in FRAME_TOKENS if count in trained and count + kept < image_tokens), None)
 
 
 def _check_layer(tower: VisionTower, layer: int) -> None:
@@ -131,6 +149,14 @@ def _check_positions(language_model: PreTrainedModel, processor: SparseVLMProces
 def _public_name(llm: str | Path) -> str:
     """Return the LLM's name for the model card: its hub name, or the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
+
+
+def _licence(llm: str | Path) -> str:
+    """Return the licence that the card of an LLM's directory or hub repository names; "" if unknown."""
+    try:
+        return licence_in(local_directory(llm, CARD))
+    except UserError:  # not on the hub, or no network
+        return ""
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:

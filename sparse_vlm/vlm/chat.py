@@ -1,4 +1,7 @@
-"""Questions about images and their answers, complete or streamed. Decoding is greedy by default, hence reproducible."""
+"""Questions about images and videos and their answers, complete or streamed.
+
+Decoding is greedy by default, hence reproducible.
+"""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +13,12 @@ from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreame
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
+from sparse_vlm.vlm.language.messages import boxes_of
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import SparseVLMProcessor, boxes_of
+from sparse_vlm.vlm.processing import SparseVLMProcessor
+from sparse_vlm.vlm.videos.processor import VideoOptions
 from sparse_vlm.vlm.views import Box, unpack_views
 
 # The images of a question: none, one, or several, which come before the question in this order.
@@ -28,6 +33,8 @@ def encode_prompt(
     *,
     visual_tokens: int | None = None,
     regions: Sequence[Box] = (),
+    videos: Sequence[Any] = (),
+    video_options: VideoOptions | None = None,
 ) -> BatchFeature:
     """Encode one question as the model's inputs, up to where the answer begins.
 
@@ -38,11 +45,13 @@ def encode_prompt(
         system: the system prompt; None: the chat template's own, if it has one.
         visual_tokens: number of visual tokens of each image; None: the model's own.
         regions: boxes of the last image to look at more closely, (x1, y1, x2, y2) with [0, 1] from edge to edge.
+        videos: videos, which come after the images; see `read_clip` for what a video may be.
+        video_options: how the videos are shown; None: as the processor's settings say.
     """
     check_question(question)
     images = as_list(image)
-    turns = [*system_message(system), user_message(question, len(images), regions)]
-    return encode_messages(processor, turns, images, visual_tokens)
+    turns = [*system_message(system), user_message(question, len(images), regions, len(videos))]
+    return encode_messages(processor, turns, images, visual_tokens, videos, video_options)
 
 
 def check_question(question: str) -> None:
@@ -61,10 +70,12 @@ def system_message(text: str | None) -> list[dict[str, Any]]:
     return [] if text is None else [{"role": "system", "content": [{"type": "text", "text": text}]}]
 
 
-def user_message(question: str, images: int, regions: Sequence[Box] = ()) -> dict[str, Any]:
-    """A user's turn for transformers' chat templates: `images` images, regions of the last one, then the question."""
+def user_message(question: str, images: int, regions: Sequence[Box] = (), videos: int = 0) -> dict[str, Any]:
+    """A user's turn for transformers' chat templates: `images` images, regions of the last one, `videos` videos, then
+    the question."""
     parts: list[dict[str, Any]] = [{"type": "image"}] * images
     parts += [{"type": "region", "box": list(box)} for box in regions]
+    parts += [{"type": "video"}] * videos
     return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
 
 
@@ -73,6 +84,8 @@ def encode_messages(
     messages: Sequence[Mapping[str, Any]],
     images: Sequence[Image.Image],
     visual_tokens: int | Sequence[int] | None = None,
+    videos: Sequence[Any] = (),
+    video_options: VideoOptions | None = None,
 ) -> BatchFeature:
     """Encode a conversation as the model's inputs, up to where the next answer begins.
 
@@ -81,6 +94,8 @@ def encode_messages(
         messages: turns; see `user_message`. Answers are {"role": "assistant", "content": text}.
         images: the images of all turns, in order.
         visual_tokens: number of visual tokens of each image, or one number for all; None: the model's own.
+        videos: the videos of all turns, in order.
+        video_options: how the videos are shown; None: as the processor's settings say.
 
     Raises:
         UserError: the chat template refuses the conversation, or a box or number does not fit.
@@ -91,10 +106,12 @@ def encode_messages(
     return processor(
         text=text,
         images=list(images) or None,
+        videos=list(videos) or None,
         visual_tokens=visual_tokens,
         regions=boxes_of(turns) or None,
         add_special_tokens=False,  # the template has written all of them
         return_tensors="pt",
+        **(video_options or VideoOptions()).settings,
     )
 
 
@@ -143,7 +160,8 @@ def check_inputs(model: Any, inputs: BatchFeature, answer: int) -> None:
     if "views" not in inputs:
         check_length(model, prompt, answer)
         return
-    check_length(model, prompt, answer, advice="Ask for fewer visual tokens")
+    advice = "Lower max_frames, fps or frame_tokens" if "video_frames" in inputs else "Ask for fewer visual tokens"
+    check_length(model, prompt, answer, advice=advice)
     model.model.check_views(unpack_views(inputs["views"]))
 
 
@@ -158,8 +176,10 @@ def answer(
     system: str | None = None,
     visual_tokens: int | None = None,
     regions: Sequence[Box] = (),
+    videos: Sequence[Any] = (),
+    video_options: VideoOptions | None = None,
 ) -> str:
-    """Answer a question about images.
+    """Answer a question about images and videos.
 
     Args:
         model, processor: returned by `load_vlm`.
@@ -168,12 +188,32 @@ def answer(
         max_new_tokens: maximum length of the answer.
         decoding: how the next token is chosen; None: greedily.
         system: the system prompt; None: the chat template's own, if it has one.
-        visual_tokens, regions: see `encode_prompt`.
+        visual_tokens, regions, videos, video_options: see `encode_prompt`.
 
     Returns:
         The answer without special tokens and surrounding white space.
     """
-    inputs = encode_prompt(processor, image, question, system, visual_tokens=visual_tokens, regions=regions)
+    inputs = encode_prompt(
+        processor,
+        image,
+        question,
+        system,
+        visual_tokens=visual_tokens,
+        regions=regions,
+        videos=videos,
+        video_options=video_options,
+    )
+    return answer_inputs(model, processor, inputs, max_new_tokens, decoding)
+
+
+def answer_inputs(
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    inputs: BatchFeature,
+    max_new_tokens: int = 256,
+    decoding: Decoding | None = None,
+) -> str:
+    """Answer an encoded prompt or conversation; see `answer`."""
     check_inputs(model, inputs, max_new_tokens)
     inputs = inputs.to(model.device)
     generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes
@@ -190,12 +230,22 @@ def stream(
     *,
     visual_tokens: int | None = None,
     regions: Sequence[Box] = (),
+    videos: Sequence[Any] = (),
+    video_options: VideoOptions | None = None,
 ) -> Iterator[str]:
     """Yield the same answer in non-empty pieces, as they are generated; white space is kept.
 
     Arguments and errors are those of `answer`.
     """
-    inputs = encode_prompt(processor, image, question, visual_tokens=visual_tokens, regions=regions)
+    inputs = encode_prompt(
+        processor,
+        image,
+        question,
+        visual_tokens=visual_tokens,
+        regions=regions,
+        videos=videos,
+        video_options=video_options,
+    )
     check_inputs(model, inputs, max_new_tokens)
     yield from stream_inputs(model, processor, inputs, max_new_tokens)
 

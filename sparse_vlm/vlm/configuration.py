@@ -22,11 +22,14 @@ class SparseVLMConfig(LlavaConfig):
         language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
         trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
             `TokenCounts`; None: `image_seq_length` alone.
-        provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
+        provenance: {"language_model": name, "language_model_licence": identifier or "", "stages": [{"stage": name,
+            "data": [names]}]}, for the model card.
     """
 
     model_type = "sparse_vlm"
     has_no_defaults_at_init = True
+    # frames of videos take the places of image tokens
+    attribute_map = {**LlavaConfig.attribute_map, "video_token_id": "image_token_index"}  # noqa: RUF012
     sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),

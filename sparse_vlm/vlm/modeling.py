@@ -1,18 +1,17 @@
 """transformers' Llava with a SparseFormer as its vision model: projector, models, registration."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
 )
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
@@ -23,26 +22,21 @@ from transformers.models.llava.modeling_llava import (
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
+from sparse_vlm.hub.cards import model_card, write_card
+from sparse_vlm.hub.transfer import UPLOAD_OPTIONS, upload
 from sparse_vlm.vlm.configuration import SparseVLMConfig
-from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
+from sparse_vlm.vlm.hub import auto_map, write_code
+from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
-from sparse_vlm.vlm.views import View, check_count, unpack_views
+from sparse_vlm.vlm.views import View, batches_of_views, check_count, check_frames, pack_views, unpack_views
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
-
-def build_projector(config: SparseVLMConfig) -> nn.Sequential:
-    """Create the projector: visual tokens float[..., C] -> LLM embeddings. Layer -2 is not normalized, so the projector
-    begins with a LayerNorm."""
-    vision: Any = config.vision_config
-    text: Any = config.text_config
-    layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    width, out = vision.hidden_size * layers, text.hidden_size
-    parts: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(width), linear_1=nn.Linear(width, out))
-    if config.projector_type == "mlp2x_gelu":
-        parts["act"] = ACT2FN[config.projector_hidden_act]
-        parts["linear_2"] = nn.Linear(out, out)
-    return nn.Sequential(parts)
+# Pixels that pass the vision tower at once; more images, such as the frames of a video, pass in turns.
+PIXELS_AT_ONCE = 2**23
+# Inputs of ours that Llava's forward does not name
+INPUTS = ("views", "pixel_values_videos", "video_frames", "mm_token_type_ids")
 
 
 class SparseVLMModel(UnquantizedVision, LlavaModel):
@@ -59,18 +53,22 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
     def encode_images(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None,
         views: Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
+        pixel_values_videos: Tensor | None = None,
     ) -> list[Tensor]:
         """Compute the inputs of the projector: the chosen hidden states, without CLS if the strategy is "default".
 
+        Images pass the vision tower in batches of PIXELS_AT_ONCE, so that memory is bounded.
+
         Args:
-            pixel_values: float[I, 3, H, W].
+            pixel_values: float[I, 3, H, W]; None: there are frames of videos only.
             views: int64[V, 6] from `pack_views`, in the order of the placeholders; None: one of the default count per
-                image.
+                image and frame.
             vision_feature_layer, vision_feature_select_strategy: those of the configuration if None.
+            pixel_values_videos: float[F, 3, H, W], the frames of all videos. They are images I to I + F - 1.
 
         Returns:
             float[n, C] for each view.
@@ -83,15 +81,23 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         dropped = int(strategy == "default")
         default = self.config.image_seq_length
-        wanted = [View(place, default) for place in range(len(pixel_values))] if views is None else unpack_views(views)
-        found: Sequence[tuple[Tensor, ...]]
-        if all(map(self._is_default, wanted)):
-            states = self.vision_tower(pixel_values, output_hidden_states=layers).hidden_states
-            found = [tuple(states[layer][view.image] for layer in layers) for view in wanted]
-        else:
-            initial = self.initial_rois(wanted, dropped)
-            found = self.vision_tower.view_hidden_states(pixel_values, initial, layers)
-        return [torch.cat([state[dropped:] for state in states], dim=-1) for states in found]
+        images = torch.cat([pixels for pixels in (pixel_values, pixel_values_videos) if pixels is not None])
+        wanted = [View(place, default) for place in range(len(images))] if views is None else unpack_views(views)
+        found: dict[int, tuple[Tensor, ...]] = {}
+        count = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
+        for start, here in batches_of_views(wanted, len(images), count):
+            states = self._states(images[start : start + count], list(here.values()), layers, dropped)
+            found |= dict(zip(here, states, strict=True))
+        return [torch.cat([state[dropped:] for state in found[place]], dim=-1) for place in range(len(wanted))]
+
+    def _states(
+        self, images: Tensor, views: Sequence[View], layers: list[int], dropped: int
+    ) -> Sequence[tuple[Tensor, ...]]:
+        """Compute the chosen hidden states of views of one batch of images."""
+        if all(map(self._is_default, views)):
+            states = self.vision_tower(images, output_hidden_states=layers).hidden_states
+            return [tuple(states[layer][view.image] for layer in layers) for view in views]
+        return self.vision_tower.view_hidden_states(images, self.initial_rois(views, dropped), layers)
 
     def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
         """Check that this model can compute the tokens of views. Call this before long work.
@@ -141,23 +147,52 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
     def get_image_features(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         views: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_frames: Tensor | None = None,
         **options: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """Return the projected tokens as `pooler_output`, float[n, D] for each view; without views, as Llava does.
 
-        transformers' `generate` calls it once, with those of its arguments that this signature names.
+        Frames of videos are among them, in the order of the views. transformers' `generate` calls it once, with those
+        of its arguments that this signature names.
+
+        Raises:
+            UserError: see `encode_images`, and if `video_frames` does not fit the frames.
         """
         choice: dict[str, Any] = {
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
         }
-        if views is None:
+        if views is None and pixel_values_videos is None:
             return super().get_image_features(pixel_values, **choice, **options)
+        check_frames(video_frames, 0 if pixel_values_videos is None else len(pixel_values_videos))
+        choice["pixel_values_videos"] = pixel_values_videos
         return self._projected(self.encode_images(pixel_values, views, **choice))
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, video_frames: Tensor | None = None, frame_tokens: int | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Return the projected tokens of videos as `pooler_output`, float[frames · n, D] for each video.
+
+        Args:
+            pixel_values_videos: float[F, 3, H, W], the frames of all videos.
+            video_frames: int64[N], the number of frames of each video; None: one video.
+            frame_tokens: number n of tokens of each frame; None: that of an image.
+
+        Raises:
+            UserError: the numbers do not fit the frames or the vision tower.
+        """
+        check_frames(video_frames, len(pixel_values_videos))
+        tokens = self.config.image_seq_length if frame_tokens is None else frame_tokens
+        views = pack_views([View(frame, tokens) for frame in range(len(pixel_values_videos))])
+        frames = self._projected(self.encode_images(None, views, pixel_values_videos=pixel_values_videos)).pooler_output
+        counts = [len(pixel_values_videos)] if video_frames is None else [int(count) for count in video_frames]
+        split: Any = [part.flatten(0, 1) for part in torch.stack(list(frames or ())).split(counts)]
+        return BaseModelOutputWithPooling(pooler_output=split)
 
     def _projected(self, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
         projector: Any = self.multi_modal_projector
@@ -172,6 +207,9 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         pixel_values: Tensor | None = None,
         views: Tensor | None = None,
         visual_tokens: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_frames: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
         **inputs: Any,
     ) -> tuple | LlavaModelOutputWithPast:
         """Run LlavaModel, with its `args` and `inputs`.
@@ -180,32 +218,21 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             pixel_values: float[I, 3, H, W].
             views: int64[V, 6], see `encode_images`.
             visual_tokens: float[T, C], the tokens of all placeholders from `encode_images`, instead of `pixel_values`.
+            pixel_values_videos: float[F, 3, H, W], see `encode_images`.
+            video_frames: int64[N], the number of frames of each video.
+            mm_token_type_ids: ignored: the modality of a token does not matter here.
         """
         if visual_tokens is not None:
             inputs["mm_encoder_outputs"] = {"image": self._projected([visual_tokens.flatten(0, -2)])}
-        elif views is not None and pixel_values is not None:
+        elif pixel_values_videos is not None or (views is not None and pixel_values is not None):
             layer, strategy = inputs.get("vision_feature_layer"), inputs.get("vision_feature_select_strategy")
-            features: Any = self.get_image_features(pixel_values, layer, strategy, views)
+            features: Any = self.get_image_features(
+                pixel_values, layer, strategy, views, pixel_values_videos, video_frames
+            )
             inputs["mm_encoder_outputs"] = {"image": features}
         elif pixel_values is not None:
             inputs["pixel_values"] = pixel_values
         return super().forward(*args, **inputs)
-
-
-class LanguageHead(nn.Linear):
-    """Hidden states float[..., D] -> logits float[..., vocabulary], as the causal LM computes them.
-
-    Llava's own head is a matrix only, but Phi's has a bias, and Gemma 2 caps its logits (`final_logit_softcapping`).
-    """
-
-    def __init__(self, config: SparseVLMConfig) -> None:
-        text: Any = config.text_config
-        super().__init__(text.hidden_size, text.vocab_size, bias=config.language_head_bias)
-        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
-
-    def forward(self, input: Tensor) -> Tensor:
-        logits = super().forward(input)
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGeneration):
@@ -227,21 +254,30 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         return next(name for name, module in language_model.named_modules() if module is embedding)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Accept `views` in `generate`: transformers reads the known names from the signature of Llava's forward."""
+        """Accept INPUTS in `generate`: transformers reads the known names from the signature of Llava's forward."""
         generation: Any = super()  # transformers' annotation of self does not fit its own Llava
-        generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name != "views"})
+        generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in INPUTS})
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
     ) -> None:
         """Save as transformers does, with its `options`, and add a model card and the code for `trust_remote_code`.
 
         An existing README.md that was edited or comes from elsewhere is kept.
         """
+        uploading = {name: options.pop(name) for name in UPLOAD_OPTIONS if name in options}
         if is_main_process:
             vision: Any = self.config.vision_config
             card = model_card(
-                getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
+                getattr(vision, "encoder", None) or {},
+                self.config.provenance or {},
+                self.config.image_seq_length,
+                tags=self.model_tags or (),
             )
             write_card(save_directory, card)
             write_code(save_directory)
@@ -252,6 +288,20 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         ):  # transformers records the dtype of the whole model only
             part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
+        if push_to_hub and is_main_process:
+            upload(save_directory, repo_id or Path(save_directory).name, **uploading)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", tags: Sequence[str] | None = None, **options: Any
+    ) -> Any:
+        """Upload the model with its card and code, as transformers does with its `options`; see `upload`.
+
+        transformers would upload a card of its own instead.
+        """
+        self.add_model_tags(list(tags or ()))
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload(folder, repo_id, **{"commit_message": "Upload model", **options})
 
 
 AutoModel.register(SparseVLMConfig, SparseVLMModel)

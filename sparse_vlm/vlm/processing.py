@@ -1,33 +1,69 @@
-"""Images and messages → model inputs: chat template, literal text, placeholder tokens."""
+"""Images, videos and messages → model inputs: chat template, literal text, placeholder tokens."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData
 
-from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.hub import auto_map
+from sparse_vlm.hub.transfer import upload
+from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
-from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
+from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, is_escaped
+from sparse_vlm.vlm.language.messages import boxes_of, escape_messages
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.views import Box, View, flat_boxes, pack_views, tokens_per_image, views_of_texts
+from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, videos_of_texts
+from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor, VideoOptions
+from sparse_vlm.vlm.views import (
+    Box,
+    View,
+    check_count,
+    check_counts,
+    flat_boxes,
+    pack_views,
+    tokens_per_image,
+    views_of_texts,
+)
+
+IGNORED = -100  # labels with this value do not count in the losses of torch and transformers
 
 
-class SparseVLMProcessor(ProcessorMixin):
-    """Texts with one `<image>` per image, and the images -> input_ids, attention_mask, pixel_values.
+class ModelInputs(BatchFeature):
+    """A processor's output. Labels that a program puts into it leave image tokens out of the loss.
+
+    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are no text to learn: the model
+    receives visual tokens in their place.
+    """
+
+    image_token_id: int | None = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "labels" and isinstance(value, torch.Tensor) and self.image_token_id is not None:
+            value = value.masked_fill(value == self.image_token_id, IGNORED)
+        super().__setitem__(name, value)
+
+
+class SparseVLMProcessor(VideoPlaceholders):
+    """Texts with one `<image>` per image and one `<video>` per video -> input_ids, attention_mask, pixel_values.
 
     Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
     number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
     either, the output has `views` as well, int64[V, 6] (see views.py).
 
+    Each `<video>` becomes the `<image>` tokens of its frames, `frame_tokens` each, so that a language model needs no
+    token for videos. The output then has `pixel_values_videos`, `video_frames` (see `SparseFormerVideoProcessor`) and
+    `views`, where frames are counted after the images.
+
     Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
     processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
-    string, which has no other way to place an image. In a list of parts they are text, and a part {"type": "region",
-    "box": [x1, y1, x2, y2]} places a region.
+    string, which has no other way to place an image, and so is `<video>`. In a list of parts they are text, and a part
+    {"type": "region", "box": [x1, y1, x2, y2]} places a region, {"type": "video", "path": …} a video.
 
     Args:
         image_processor: the image processor of the encoder.
@@ -36,6 +72,8 @@ class SparseVLMProcessor(ProcessorMixin):
         chat_template: accepts the content of a message as text or as a list of parts; see
             sparse_vlm/vlm/language/templates.py.
         region_tokens: number of visual tokens per region.
+        frame_tokens: number of visual tokens per frame of a video; None: `num_image_tokens`.
+        video_processor: its settings, see `SparseFormerVideoProcessor`; None: those of the image processor.
     """
 
     # The chat template writes the special tokens, in training too. A call may override this.
@@ -49,11 +87,21 @@ class SparseVLMProcessor(ProcessorMixin):
         num_image_tokens: int = 49,
         chat_template: str | None = None,
         region_tokens: int = 9,
+        frame_tokens: int | None = None,
+        video_processor: Mapping[str, Any] | None = None,
     ) -> None:
         self.num_image_tokens = num_image_tokens
         self.region_tokens = region_tokens
-        self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.frame_tokens = frame_tokens
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # a list, for a list of texts
+        self.image_token_id: int = token_id
+        self.video_token_id: int = token_id
+        self.video_processor = (
+            SparseFormerVideoProcessor.from_image_processor(image_processor)
+            if video_processor is None
+            else SparseFormerVideoProcessor(**video_processor)
+        )
         self.auto_map = auto_map("processor")
         tokenizer.padding_side = (
             "left"  # generation continues at the right end of a batch; a tokenizer's file has no such field
@@ -64,56 +112,85 @@ class SparseVLMProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: Any = None,
+        videos: Any = None,
         *others: Any,
         visual_tokens: int | Sequence[int] | None = None,
         regions: Sequence[Any] | None = None,
+        frame_tokens: int | None = None,
+        timestamps: bool = False,
         **options: Any,
-    ) -> BatchFeature:
-        """Encode texts and images, as ProcessorMixin does.
+    ) -> ModelInputs:
+        """Encode texts, images and videos, as ProcessorMixin does.
 
         Args:
             images: may be nested, with one list per text.
             text: a text or a list of texts.
+            videos: may be nested, with one list per text; see `read_clip` for what a video may be.
             others: arguments of ProcessorMixin.
             visual_tokens: number of visual tokens of each image, or one number for all; None: `num_image_tokens`.
             regions: the boxes of all `<region>` in order, (x1, y1, x2, y2) with [0, 1] from edge to edge of the image;
                 or a list of them for each text.
-            options: options of ProcessorMixin.
+            frame_tokens: number of visual tokens of each frame of a video; None: the processor's own.
+            timestamps: write the time of each frame before it, as in "0.5s: ".
+            options: options of ProcessorMixin and of the video processor, e.g. `fps` and `max_frames`.
 
         Raises:
-            UserError: texts, images, numbers and boxes do not fit together, or a box is empty or leaves its image.
+            UserError: texts, images, videos, numbers and boxes do not fit together, a box is empty or leaves its image,
+                or a video cannot be read.
         """
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
+        if videos is not None:  # transformers' own check of these numbers has messages of several lines
+            VideoOptions(options.get("fps"), options.get("max_frames"), frame_tokens)
+            videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
         processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        processor._frame_tokens = self._tokens_per_frame(frame_tokens)
+        processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
-        views = []
-        if visual_tokens is not None or regions is not None or any(REGION_TOKEN in str(one) for one in texts or ()):
-            views = processor._views(texts, images or (), flat_boxes(regions))
-        encoded = super(SparseVLMProcessor, processor).__call__(images, text, *others, **options)
+        boxes, views = flat_boxes(regions), []
+        if videos is None and (
+            visual_tokens is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())
+        ):
+            views = processor._views(texts, images or (), boxes)
+        called = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
+        if videos is not None:  # the number of their frames is known now
+            views = processor._views(texts, images or (), boxes, called["video_frames"])
+        encoded = ModelInputs(called.data)
+        encoded.image_token_id = self.image_token_id
         if views:
             encoded["views"] = pack_views(views)
         return encoded
 
+    def _tokens_per_frame(self, asked: int | None) -> int:
+        default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
+        tokens = default if asked is None else asked
+        check_count(tokens)
+        return tokens
+
     def _views(
-        self, texts: Sequence[str] | None, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]
+        self,
+        texts: Sequence[str] | None,
+        images: Sequence[Image.Image],
+        boxes: Sequence[Sequence[float]],
+        frames: Sequence[int] = (),
     ) -> list[View]:
-        """Return the view of each placeholder, or of each image if there is no text."""
+        """Return the view of each placeholder, or of each image and each frame if there is no text."""
 
         def model_box(image: int, box: Sequence[float]) -> Box:
             return self.image_processor.model_box(box, images[image].size)
 
-        texts = [self.image_token] * len(images) if texts is None else texts
-        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box)
+        texts = [self.image_token] * len(images) + [self.video_token] * len(frames) if texts is None else texts
+        lengths = [int(length) for length in frames]
+        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""
         nested = isinstance(images, list) and bool(images) and all(isinstance(part, list) for part in images)
         if nested and texts is not None:
-            _check_counts([text.count(self.image_token) for text in texts], [len(part) for part in images])
+            check_counts([text.count(self.image_token) for text in texts], [len(part) for part in images])
             if not any(images):
                 return None
         return [self.image_processor.process_image(image, layout) for image in flat_images(images)]
@@ -128,104 +205,58 @@ class SparseVLMProcessor(ProcessorMixin):
         """
         tokens = control_tokens(self.tokenizer)
         several = bool(conversation) and not isinstance(conversation[0], dict)
-        escaped: Any = [_escape(turns, tokens) for turns in conversation] if several else _escape(conversation, tokens)
+        escaped: Any = (
+            [escape_messages(turns, tokens) for turns in conversation]
+            if several
+            else escape_messages(conversation, tokens)
+        )
         if boxes := boxes_of(conversation):
             processor_kwargs = {"regions": boxes, **(processor_kwargs or {})}
         if options.get("tokenize", False) or boxes:
             options["processor_kwargs"] = processor_kwargs
         return super().apply_chat_template(escaped, *args, **options)
 
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
+        """Save as transformers does, with its `options`, and add the code for `trust_remote_code`."""
+        write_code(save_directory)
+        return super().save_pretrained(str(save_directory), push_to_hub, **options)
+
+    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] | None = None, **options: Any) -> Any:
+        """Upload the processor, as transformers does with its `options`, without a card; see `upload`.
+
+        The card of the repository is the model's, which names its `tags`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **{"commit_message": "Upload processor", **options})
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
         """Return the text that replaces the `image_idx`-th placeholder. Called by transformers."""
         return self.image_token * self._counts[image_idx]
 
-    def get_text_with_replacements(self, *args: Any, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
-        """Replace the placeholders of images, as ProcessorMixin does, and those of regions."""
-        texts, offsets = super().get_text_with_replacements(*args, **options)
-        tokens = self.image_token * self.region_tokens
-        return [text.replace(REGION_TOKEN, tokens) for text in texts], offsets
-
     def _get_num_multimodal_tokens(
-        self, image_sizes: list[list[int]] | None = None, visual_tokens: int | None = None, **unused: object
+        self,
+        image_sizes: list[list[int]] | None = None,
+        video_sizes: list[list[int]] | None = None,
+        visual_tokens: int | None = None,
+        frame_tokens: int | None = None,
+        **unused: object,
     ) -> MultiModalData:
-        """Return the number of visual tokens per image, for servers that plan before they have the images."""
-        if image_sizes is None:
-            return MultiModalData()
-        counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
-        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
+        """Return the number of visual tokens per image and video, for servers that plan before they have them.
 
-
-def boxes_of(conversation: Any) -> list[Sequence[float]]:
-    """Return the boxes of the parts of type "region" of a conversation, or of several, in order.
-
-    Raises:
-        UserError: such a part has no box, or it stands before the images of its turn.
-    """
-    boxes = []
-    for turn in getattr(conversation, "messages", conversation):
-        if not isinstance(turn, dict):
-            boxes += boxes_of(turn)
-            continue
-        content = turn.get("content")
-        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []
-        boxes += [_box(part) for part in parts if part.get("type") == "region"]
-        kinds = [part["type"] for part in parts if part.get("type") in ("image", "region")]
-        if kinds[:1] == ["region"] and "image" in kinds:  # templates move the images of a turn before its text
-            raise UserError("A region is part of the image before it, but one comes before the images of its message.")
-    return boxes
-
-
-def _box(part: Mapping[str, Any]) -> Sequence[float]:
-    if part.get("box") is None:
-        raise UserError('A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.')
-    return part["box"]
-
-
-def _check_counts(placeholders: Sequence[int], images: Sequence[int]) -> None:
-    if len(placeholders) != len(images):
-        raise UserError(
-            f"There are {len(placeholders)} texts and {len(images)} lists of images: each text needs its own list."
-        )
-    for number, (wanted, given) in enumerate(zip(placeholders, images, strict=True), start=1):
-        if wanted != given:
-            raise UserError(f"Text {number} has {wanted} {IMAGE_TOKEN}, but its list has {given} images.")
-
-
-def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
-    """Escape the control tokens in the text of a conversation's turns."""
-    return [
-        {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
-        for turn in getattr(turns, "messages", turns)
-    ]
-
-
-def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
-    placeholders = (IMAGE_TOKEN, REGION_TOKEN)
-    tokens = [*tokens, REGION_TOKEN]
-    if isinstance(content, str):
-        return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
-    if not isinstance(content, list | tuple):
-        return content
-    texts = [
-        place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
-    ]
-    escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
-    return [
-        {**part, "text": escaped[place]} if place in escaped else _region_as_text(content, place)
-        for place, part in enumerate(content)
-    ]
-
-
-def _region_as_text(parts: Sequence[Any], place: int) -> Any:
-    """Return a part, or the placeholder of a part of type "region", since chat templates do not know the type.
-
-    Text after the images and regions with which a turn begins starts on a line of its own, as it does after images.
-    """
-    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts[: place + 2]]
-    if kinds[place] != "region":
-        return parts[place]
-    begins = set(kinds[:place]) <= {"image", "region"}
-    return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}
+        Args:
+            image_sizes: (height, width) of each image.
+            video_sizes: (frames, height, width) of each video.
+            visual_tokens, frame_tokens: as in a call.
+        """
+        found: dict[str, list[int]] = {}
+        if image_sizes is not None:
+            counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
+            found |= {"num_image_tokens": counts, "num_image_patches": [1] * len(counts)}
+        if video_sizes is not None:
+            tokens = self._tokens_per_frame(frame_tokens)
+            found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
+        return MultiModalData(**found)
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

@@ -1,7 +1,7 @@
 """Views: which tokens of which image replace each placeholder of a prompt. One tensor holds those of a batch."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from sparse_vlm.encoder.rois import WHOLE_IMAGE, check_box
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 
 Box = tuple[float, float, float, float]
 # Boxes are integers in the tensor, so that `inputs.to(torch.bfloat16)` leaves them alone.
 UNITS = 2**16
 MOST_TOKENS = 2**17  # of an image; more are a slip, and their placeholders would fill the memory
-PLACEHOLDER = re.compile(f"{IMAGE_TOKEN}|{REGION_TOKEN}")
+PLACEHOLDER = re.compile(f"{IMAGE_TOKEN}|{REGION_TOKEN}|{VIDEO_TOKEN}")
 
 
 class View(NamedTuple):
-    """The visual tokens of one placeholder, `<image>` or `<region>`.
+    """The visual tokens of one placeholder, `<image>` or `<region>`, or of one frame of a `<video>`.
 
     Attributes:
-        image: index of the image among the images of the sample or the batch.
+        image: index of the image among the images of the sample or the batch. Frames of videos follow all images.
         tokens: number of tokens that the language model receives, with CLS if the model keeps it.
         box: where the tokens start, (x1, y1, x2, y2) in the coordinates of the image that the encoder receives.
     """
@@ -52,6 +52,28 @@ def unpack_views(packed: Tensor) -> list[View]:
         View(image, tokens, (left / UNITS, top / UNITS, right / UNITS, bottom / UNITS))
         for image, tokens, left, top, right, bottom in packed.tolist()
     ]
+
+
+def batches_of_views(views: Sequence[View], images: int, count: int) -> Iterator[tuple[int, dict[int, View]]]:
+    """Divide views among batches of `count` images; a batch without views is left out.
+
+    Yields:
+        The batch's first image, and its views by their place in `views`, with images counted from the first.
+    """
+    for start in range(0, images, count):
+        here = {
+            place: view._replace(image=view.image - start)
+            for place, view in enumerate(views)
+            if start <= view.image < start + count
+        }
+        if here:
+            yield start, here
+
+
+def check_frames(videos: Sequence[int] | Tensor | None, frames: int) -> None:
+    """Raise UserError unless `videos`, the number of frames of each video, fits the number of all frames."""
+    if videos is not None and sum(map(int, videos)) != frames:
+        raise UserError(f"video_frames names {sum(map(int, videos))} frames, but pixel_values_videos has {frames}.")
 
 
 def check_count(tokens: int) -> None:
@@ -88,21 +110,26 @@ def views_of_texts(
     boxes: Sequence[Sequence[float]],
     region_tokens: int,
     model_box: Callable[[int, Sequence[float]], Box],
+    videos: Sequence[int] = (),
+    frame_tokens: int = 0,
 ) -> list[View]:
     """Return the view of each placeholder of the texts, in order. A region belongs to the image before it.
 
     Args:
-        texts: with `<image>` and `<region>`.
+        texts: with `<image>`, `<region>` and `<video>`.
         counts: number of visual tokens of each image.
         boxes: the box of each `<region>`, in the coordinates of its image.
         region_tokens: number of visual tokens of each region.
         model_box: converts a box in the image of an index to the coordinates of what the encoder receives.
+        videos: number of frames of each `<video>`, which has a view for each frame.
+        frame_tokens: number of visual tokens of each frame.
 
     Raises:
-        UserError: the placeholders do not fit the images and boxes.
+        UserError: the placeholders do not fit the images, boxes and videos.
     """
-    found = [PLACEHOLDER.findall(text) for text in texts]
-    images, regions = (sum(each.count(token) for each in found) for token in (IMAGE_TOKEN, REGION_TOKEN))
+    check_videos(texts, len(videos))
+    all_placeholders = [PLACEHOLDER.findall(text) for text in texts]
+    images, regions = (sum(each.count(token) for each in all_placeholders) for token in (IMAGE_TOKEN, REGION_TOKEN))
     if images != len(counts):
         raise UserError(f"The text has {images} {IMAGE_TOKEN} but there are {len(counts)} images: each needs one.")
     if regions != len(boxes):
@@ -112,18 +139,48 @@ def views_of_texts(
         )
     views: list[View] = []
     image, remaining = -1, iter(boxes)
-    for placeholders in found:
-        if placeholders[:1] == [REGION_TOKEN]:
-            raise UserError(
-                f"A {REGION_TOKEN} is part of the image before it, but its text has no {IMAGE_TOKEN} before it."
-            )
+    frames = iter(range(len(counts), len(counts) + sum(videos)))
+    lengths = iter(videos)
+    for placeholders in all_placeholders:
+        before = ""
         for placeholder in placeholders:
             if placeholder == IMAGE_TOKEN:
                 image += 1
                 views.append(View(image, counts[image]))
+            elif placeholder == VIDEO_TOKEN:
+                views += [View(next(frames), frame_tokens) for _ in range(next(lengths))]
+            elif before in ("", VIDEO_TOKEN):
+                found = f"comes after a {VIDEO_TOKEN}" if before else f"its text has no {IMAGE_TOKEN} before it"
+                raise UserError(f"A {REGION_TOKEN} is part of the image before it, but {found}.")
             else:
                 views.append(View(image, region_tokens, model_box(image, next(remaining))))
+            before = placeholder
     return views
+
+
+def check_videos(texts: Sequence[str], videos: int) -> None:
+    """Raise UserError unless the texts have one `<video>` per video."""
+    wanted = sum(text.count(VIDEO_TOKEN) for text in texts)
+    if wanted != videos:
+        raise UserError(f"The text has {wanted} {VIDEO_TOKEN}, but the number of videos is {videos}: each needs one.")
+
+
+def check_counts(placeholders: Sequence[int], given: Sequence[int], token: str = IMAGE_TOKEN) -> None:
+    """Raise UserError unless each text has as many `token` as its list has images or videos.
+
+    Args:
+        placeholders: number of placeholders in each text.
+        given: length of each list.
+        token: the placeholder.
+    """
+    kind = f"{token.strip('<>')}s"
+    if len(placeholders) != len(given):
+        raise UserError(
+            f"There are {len(placeholders)} texts and {len(given)} lists of {kind}: each text needs its own list."
+        )
+    for number, (wanted, found) in enumerate(zip(placeholders, given, strict=True), start=1):
+        if wanted != found:
+            raise UserError(f"Text {number} has {wanted} {token}, but its list has {found} {kind}.")
 
 
 def parse_box(text: str) -> Box:

@@ -114,6 +114,25 @@ def test_a_saved_directory_gives_the_same_model(name: str, tmp_path: Path) -> No
         assert_same(again(images), encoder(images))
 
 
+def test_opening_draws_no_random_weights(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "encoder")
+    before = torch.get_rng_state()
+    opened = SparseFormer.from_pretrained(tmp_path / "encoder")
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, weight in opened.state_dict().items():
+        assert torch.equal(weight, tiny_encoder.state_dict()[name])
+
+
+def test_opening_computes_what_no_file_holds(tiny_encoder: SparseFormer) -> None:
+    class WithTable(SparseFormer):
+        def __init__(self, config: SparseFormerConfig) -> None:
+            super().__init__(config)
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    opened = WithTable.from_weights(tiny_encoder.config, tiny_encoder.state_dict(), "a test")
+    assert opened.get_buffer("table").tolist() == [0, 1, 2]
+
+
 def test_a_low_precision_model_is_saved_and_opened(tiny_encoder: SparseFormer, tmp_path: Path) -> None:
     tiny_encoder.bfloat16().save_pretrained(tmp_path / "encoder")
     again = SparseFormer.from_pretrained(tmp_path / "encoder")

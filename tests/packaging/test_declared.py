@@ -32,6 +32,7 @@ OLDER = {
     "datasets": "4.0.0",
     "fsspec": "2024.6.0",
     "matplotlib": "3.9.0",
+    "ms-vlmeval": "0.0.20",
     "open-clip-torch": "3.0.0",
     "packaging": "24.0",
     "psutil": "5.9.8",
@@ -72,7 +73,7 @@ def test_the_core_brings_no_transformers() -> None:
 
 
 def test_all_is_every_extra_for_users() -> None:
-    users = set(EXTRAS) - {"all", "test", "docs", "lmms", "clip-benchmark"}
+    users = set(EXTRAS) - {"all", "test", "docs", "lmms", "clip-benchmark", "vlmevalkit"}
     assert declared("all") == frozenset().union(*map(declared, users))
     assert declared("all") < declared("test")
 

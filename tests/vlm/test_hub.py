@@ -1,4 +1,4 @@
-"""Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
+"""Model directories opened by transformers alone, also where sparse_vlm is not installed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, pipeline
 
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.hub import model_card, write_card
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -71,32 +70,6 @@ def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: li
         options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
         (result,) = ask(text=[{"role": "user", "content": content}], **options)
         assert result["generated_text"].strip() == expected
-
-
-def test_model_card(vlm_dir: Path) -> None:
-    text = (vlm_dir / "README.md").read_text()
-    assert "# A vision-language model with 6 visual tokens per image" in text
-    assert "- Language model: llm" in text
-    assert "None: the projector is untrained." in text
-    stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]
-    encoder = {"teacher": "timm:some_vit", "licence": "apache-2.0"}
-    card = model_card(encoder, {"language_model": "org/llm", "stages": stages}, 49)
-    assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
-    assert "- Language model: org/llm" in card
-    assert "- align: captions.json\n- instruct: a.json, b.json" in card
-
-
-def test_an_edited_readme_is_kept(tmp_path: Path) -> None:
-    """An unedited card is overwritten; an edited or foreign one is kept."""
-    write_card(tmp_path, model_card({}, {}, 49))
-    write_card(tmp_path, model_card({}, {}, 64))
-    card = tmp_path / "README.md"
-    assert "with 64 visual tokens" in card.read_text()
-    edited = card.read_text().replace("64 visual", "64 good visual")
-    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
-        card.write_text(text)
-        write_card(tmp_path, model_card({}, {}, 81))
-        assert card.read_text() == text
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

@@ -27,13 +27,13 @@ class Recipe:
     images_by_colour: int
     validation_images: int
     test_images: int | None
-    save_steps: int
+    save_steps: int  # of the teacher and the bootstrap; the others are too short for the 6 s of a checkpoint
     timed_batches: int
     seed: int = 42  # of the data and of every training stage
 
 
 FULL = Recipe(
-    teacher_steps=700,
+    teacher_steps=1000,
     bootstrap_steps=1200,
     word_start=4000,
     align_steps=40,
@@ -42,7 +42,7 @@ FULL = Recipe(
     images_by_colour=240,
     validation_images=200,
     test_images=None,
-    save_steps=70,  # a checkpoint of the language model with its optimizer takes 6 s
+    save_steps=280,
     timed_batches=4,
 )
 FAST = Recipe(
@@ -91,7 +91,7 @@ def _teacher(paths: Paths, recipe: Recipe) -> Step:
     arguments = ["-m", "train.quickstart.teacher", "--data_path", str(paths.data / "captions.json")]
     arguments += ["--image_folder", str(paths.train_images), "--learning_rate", "1e-3", "--warmup_steps", "0.05"]
     arguments += ["--per_device_train_batch_size", str(len(CLASSES)), "--train_sampling_strategy", "sequential"]
-    arguments += short_training(paths.teacher, recipe.teacher_steps, recipe.save_steps * 4, seed=recipe.seed)
+    arguments += short_training(paths.teacher, recipe.teacher_steps, recipe.save_steps, seed=recipe.seed)
     result = paths.teacher / "open_clip_config.json"
     shows = partial(outcomes.loss, paths.teacher)
     return Step("teacher", "A tiny CLIP as the teacher", tuple(arguments), result, paths.teacher, shows)
@@ -102,7 +102,7 @@ def _bootstrap(paths: Paths, recipe: Recipe) -> Step:
     arguments += ["--eval_data_path", str(paths.validation_images), "--tokens", COUNTS, "--default_tokens", "16"]
     arguments += ["--focus_repeats", "2", "--stem_channels", "32", "--min_crop_area", "0.5"]
     arguments += ["--learning_rate", "2e-3", "--warmup_steps", "0.05", "--per_device_train_batch_size", "16"]
-    arguments += short_training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps * 4, seed=recipe.seed)
+    arguments += short_training(paths.encoder, recipe.bootstrap_steps, recipe.save_steps, seed=recipe.seed)
     title = "Bootstrapping: a SparseFormer of 4 to 36 tokens, without labels"
     shows = partial(outcomes.cosine, paths.encoder)
     return Step("bootstrap", title, tuple(arguments), paths.encoder / "config.json", paths.encoder, shows)
@@ -144,18 +144,18 @@ def _language_steps(paths: Paths, recipe: Recipe, vision: Path, root: Path, pref
     read += ["--data_path", str(paths.data / "reading.json"), "--train_sampling_strategy", "sequential"]
     read += ["--learning_rate", "1e-4", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
     read += ["--per_device_train_batch_size", "4"]
-    read += short_training(reading, None, recipe.save_steps, seed=recipe.seed)
+    read += short_training(reading, None, None, seed=recipe.seed)
     align = ["-m", "train.align", "--model_name_or_path", str(reading), "--word_start", str(recipe.word_start)]
     align += ["--data_path", str(paths.data / "captions.json"), "--image_folder", str(paths.train_images)]
     align += ["--learning_rate", "3e-5", "--warmup_steps", "5", "--per_device_train_batch_size", "8"]
-    align += short_training(aligned, recipe.align_steps, recipe.save_steps, seed=recipe.seed)
+    align += short_training(aligned, recipe.align_steps, None, seed=recipe.seed)
     instruct = ["-m", "train.instruct", "--model_name_or_path", str(aligned), "--independent_turns", "True"]
     instruct += ["--data_path", str(paths.data / "instruct.json"), "--image_folder", str(paths.train_images)]
     instruct += ["--learning_rate", "1e-4", "--mm_projector_lr", "3e-5", "--warmup_steps", "5"]
     instruct += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "3e-5"]
     instruct += ["--per_device_train_batch_size", "8", "--train_sampling_strategy", "sequential"]
     instruct += [] if prefix else ["--visual_tokens", COUNTS]  # the dense tower's number is fixed
-    instruct += short_training(model, None, recipe.save_steps, seed=recipe.seed)
+    instruct += short_training(model, None, None, seed=recipe.seed)
     generate = ["-m", "eval.generate", "easy_vqa", "--model", str(model), "--questions", questions]
     generate += ["--images", str(paths.test_images)]
     score = ["-m", "eval.score", "easy_vqa", "--questions", questions, "--annotations", questions]

@@ -1,6 +1,6 @@
 """Train the quickstart's teacher, a tiny CLIP, on the captions of easy-VQA's training images.
 
-    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 700 --learning_rate 1e-3 \\
+    python -m train.quickstart.teacher --output_dir runs/quickstart/teacher --max_steps 1000 --learning_rate 1e-3 \\
         --data_path runs/quickstart/data/captions.json --image_folder runs/quickstart/data/train \\
         --per_device_train_batch_size 24 --train_sampling_strategy sequential
 

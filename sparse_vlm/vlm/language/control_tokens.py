@@ -5,8 +5,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 IMAGE_TOKEN = "<image>"
-# Not in the vocabulary: its place in a prompt is taken by image tokens.
+# Not in the vocabulary: their places in a prompt are taken by image tokens.
 REGION_TOKEN = "<region>"
+VIDEO_TOKEN = "<video>"
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

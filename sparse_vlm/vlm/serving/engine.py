@@ -1,9 +1,14 @@
-"""One model that answers requests one after another, in a thread of its own."""
+"""One model that answers requests one after another, in a thread of its own.
+
+Requests are not answered in batches: those of different users differ in prompt, images, length, sampling and stop
+strings, so a batch would have to admit and release rows between tokens, with a cache for each. vLLM does that.
+"""
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -14,6 +19,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import check_inputs, check_question, encode_messages
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
+from sparse_vlm.vlm.serving.refusals import RefusedError
 from sparse_vlm.vlm.views import View, tokens_per_image
 
 
@@ -23,16 +29,40 @@ class Engine:
     Args:
         model, processor: returned by `load_vlm`.
         max_new_tokens: limit per answer where the request sets none.
+        max_requests: limit on requests at once, including the one that is being answered.
     """
 
-    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 1024) -> None:
-        if max_new_tokens < 1:
-            raise UserError(f"--max_new_tokens must be 1 or more, got {max_new_tokens}.")
-        self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
+    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 1024, max_requests: int = 64) -> None:
+        for name, value in (("--max_new_tokens", max_new_tokens), ("--max_requests", max_requests)):
+            if value < 1:
+                raise UserError(f"{name} must be 1 or more, got {value}.")
+        self.model, self.processor = model, processor
+        self.max_new_tokens, self.max_requests = max_new_tokens, max_requests
         self._own_processor = copy.deepcopy(processor)  # tokenizers are not thread-safe
         self._preparing = ThreadPoolExecutor(1, "prepare")
         self._generating = ThreadPoolExecutor(1, "generate")
         self._stops: set[Event] = set()
+        self._requests = 0
+        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a request, from before it is read until its answer ends.
+
+        Raises:
+            RefusedError: too many requests are here already.
+        """
+        if self._requests >= self.max_requests:
+            raise RefusedError(
+                503,
+                f"This server answers or queues {self.max_requests} requests already. Send this one again later.",
+                headers={"Retry-After": "1"},
+            )
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
 
     async def prepare(
         self,
@@ -64,14 +94,20 @@ class Engine:
         length: int | None,
         visual_tokens: int | Sequence[int] | None,
     ) -> tuple[BatchFeature, int]:
-        check_question("".join(part.get("text", "") for part in messages[-1]["content"]))
+        check_question(_text(messages[-1:]))
+        most = most_positions(self.model.config.get_text_config())
+        characters = len(_text(messages))
+        if most is not None and characters > most * self._longest_token:  # would take long to tokenize
+            raise UserError(
+                f"The conversation has {characters} characters, more than the {most} tokens that the model takes can "
+                "hold. Begin a new conversation."
+            )
         counts = tokens_per_image(visual_tokens, len(images), self._own_processor.num_image_tokens)
         self.model.model.check_views([View(0, tokens) for tokens in counts])  # before long prompts are tokenized
         inputs = encode_messages(self._own_processor, messages, images, visual_tokens)
         inputs = inputs.to(dtype=self.model.dtype)
         prompt = inputs["input_ids"].shape[1]
         check_inputs(self.model, inputs, length or 1)
-        most = most_positions(self.model.config.get_text_config())
         room = self.max_new_tokens if most is None else most - prompt
         return inputs, length or min(self.max_new_tokens, room)
 
@@ -109,3 +145,7 @@ class Engine:
             stop.set()
         self._preparing.shutdown(cancel_futures=True)
         self._generating.shutdown(cancel_futures=True)
+
+
+def _text(messages: Sequence[dict[str, Any]]) -> str:
+    return "".join(part.get("text", "") for message in messages for part in message["content"])

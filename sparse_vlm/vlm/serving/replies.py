@@ -12,9 +12,9 @@ from sparse_vlm.vlm.serving.requests import ChatRequest
 logger = logging.getLogger(__name__)
 
 
-def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
     """The body of an error response."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 INTERNAL_ERROR = error_body("The server failed on this request; its log has the reason.", "server_error")
@@ -64,10 +64,13 @@ class Reply:
                 yield _event(INTERNAL_ERROR)
                 return
         yield self._chunk({}, finish_reason=self._finish_reason)
-        options = self.request.stream_options
-        if options is not None and options.include_usage:
+        if self._includes_usage:
             yield _event(self._head("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
+
+    @property
+    def _includes_usage(self) -> bool:
+        return self.request.stream_options is not None and self.request.stream_options.include_usage
 
     @property
     def _finish_reason(self) -> str:
@@ -75,7 +78,8 @@ class Reply:
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: Any = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
-        return _event(self._head("chat.completion.chunk") | {"choices": [choice]})
+        usage = {"usage": None} if self._includes_usage else {}
+        return _event(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
@@ -100,4 +104,4 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value)}\n\n"  # ASCII, for clients that split characters or know other line ends

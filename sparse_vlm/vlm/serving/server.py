@@ -1,5 +1,6 @@
 """The command `sparse-vlm serve`: opens a model directory and listens for requests."""
 
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,9 +25,14 @@ def serve(
     served_name: str | None = None,
     max_images: int = 16,
     max_megapixels: float = 64,
+    max_megabytes: float = 100,
     max_new_tokens: int = 1024,
+    max_requests: int = 64,
     image_urls: str = "none",
     fetch_seconds: float = 10,
+    api_key: str | None = None,
+    allow_origin: Sequence[str] = (),
+    ignore: Sequence[str] = (),
 ) -> None:
     """Serve a model directory behind an OpenAI-compatible API until interrupted.
 
@@ -37,10 +43,13 @@ def serve(
         bits: 4 or 8 bits for the language model's weights; None: `dtype`.
         served_name: the model's name in requests; None: the last part of the directory's path. Requests may also give
             the path itself.
-        max_images: limit per request.
+        max_images, max_megabytes: limits per request.
         max_megapixels: limit per image.
         max_new_tokens: limit per answer where the request sets none.
+        max_requests: limit on requests at once.
         image_urls, fetch_seconds: see `Addresses`.
+        api_key: the key that requests must carry; None: the environment variable SPARSE_VLM_API_KEY, or none.
+        allow_origin, ignore: see `origins` and `ignored` of `Access`.
     """
     if read_config(model_dir).get("model_type") != MODEL_TYPE:
         raise UserError(f"{model_dir} is not a model directory. `sparse-vlm build` makes one.")
@@ -48,21 +57,23 @@ def serve(
         raise UserError(f"The server needs {' and '.join(missing)}: pip install 'sparse-vlm[serve]'.")
     import uvicorn
 
+    from sparse_vlm.vlm.serving.access import Access
     from sparse_vlm.vlm.serving.addresses import Addresses
     from sparse_vlm.vlm.serving.app import Served, create_app
     from sparse_vlm.vlm.serving.engine import Engine
 
     addresses = Addresses(image_urls, fetch_seconds, max_megapixels)
+    key = os.environ.get("SPARSE_VLM_API_KEY") or None if api_key is None else api_key
+    access = Access(addresses, max_images, max_megabytes, key, allow_origin, ignore)
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     settings = None if bits is None else quantization(bits, kind)
     with _listen(host, port) as listening:
         model, processor = load_vlm(model_dir, kind, quantization=settings, device=place)
         served = Served(
-            Engine(model, processor, max_new_tokens),
+            Engine(model, processor, max_new_tokens, max_requests),
             _names(model_dir, served_name),
-            addresses,
-            max_images,
+            access,
             created=int(Path(model_dir, "config.json").stat().st_mtime),
         )
         print(f"{served.names[0]} on {place}: {_url(host, listening)}", flush=True)

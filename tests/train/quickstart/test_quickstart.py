@@ -45,7 +45,7 @@ STEPS = [
 
 
 def _start(output_dir: Path) -> subprocess.Popen:
-    environment = {**os.environ, "QUICKSTART_FAST": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "QUICKSTART_FAST": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "train.quickstart", "--output_dir", str(output_dir)]
     return subprocess.Popen(
         command,

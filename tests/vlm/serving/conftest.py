@@ -5,7 +5,8 @@ import io
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from email.message import Message
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.forked import wait_for_output
 from train.forked import fork_python
 
 QUESTION = "What is shown?"
+SITE = "http://localhost:3000"
 
 
 def png(image: Image.Image) -> bytes:
@@ -49,13 +51,20 @@ class Server:
 
     def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"})
+        status, _, reply = self.send("POST", path, data, {"Content-Type": "application/json"})
+        return status, json.loads(reply)
+
+    def send(
+        self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Message, bytes]:
+        """Send a request. Returns the status, headers and body of the response."""
+        request = urllib.request.Request(self.root + path, data, dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
-                return reply.status, json.load(reply)
+                return reply.status, reply.headers, reply.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, json.load(error)
+                return error.code, error.headers, error.read()
 
 
 @pytest.fixture(scope="package")
@@ -63,6 +72,20 @@ def server(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     if find_spec("fastapi") is None or find_spec("openai") is None:
         pytest.skip("the extra serve is not installed: fastapi, openai")
     running = Server(vlm_dir, tmp_path_factory.mktemp("serve") / "log", "--image_urls", "public", "--max_images", "3")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="package")
+def strict(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with an API key and low limits, which ignores two fields."""
+    if find_spec("fastapi") is None or find_spec("openai") is None:
+        pytest.skip("the extra serve is not installed: fastapi, openai")
+    options = ("--max_requests", "2", "--max_megabytes", "0.1", "--api_key", "sk-1", "--allow_origin", SITE)
+    options += ("--served_name", "model", "--ignore", "tools", "--ignore", "cache_prompt")
+    running = Server(vlm_dir, tmp_path_factory.mktemp("strict") / "log", *options)
     try:
         yield running
     finally:

@@ -2,8 +2,10 @@
 
 from threading import Event
 
+import torch
+
 from sparse_vlm.vlm.chat import encode_prompt
-from sparse_vlm.vlm.serving.generation import Piece, Settings, generate
+from sparse_vlm.vlm.serving.generation import Answer, Piece, Settings, generate
 from tests.vlm.conftest import Loaded
 
 
@@ -22,6 +24,20 @@ def test_a_possible_stop_string_is_held_back(vlm: Loaded) -> None:
             assert said == (text[: text.index(stop)] if ends else text)
             assert found.finish_reason == ("stop" if ends else "length")
             assert not ends or len(found.ids) < 12
+
+
+def test_characters_of_several_tokens_come_whole(vlm: Loaded) -> None:
+    tokenizer, text = vlm[1].tokenizer, "a 🙂 é 汉字 \u2028"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert any("\ufffd" in tokenizer.decode(ids[:count]) for count in range(1, len(ids)))
+    pieces: list[Piece] = []
+    answer = Answer(tokenizer, Settings(99), pieces.append)
+    answer.put(torch.tensor([[1]]))  # the prompt
+    for token in ids:
+        answer.put(torch.tensor([token]))
+    answer.end()
+    assert "".join(piece.text for piece in pieces) == text
+    assert not any("\ufffd" in piece.text for piece in pieces)
 
 
 def test_an_abandoned_answer_ends_within_a_token(vlm: Loaded) -> None:

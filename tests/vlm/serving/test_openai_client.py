@@ -33,7 +33,7 @@ def test_answers_through_openais_client(client: Any, vlm_dir: Path, vlm: Loaded,
     several = client.chat.completions.create(messages=[both], **options)
     assert several.choices[0].message.content.strip() == answer(*vlm, images[:2], QUESTION, max_new_tokens=6)
 
-    with pytest.raises(openai.BadRequestError):  # the server has one model
+    with pytest.raises(openai.NotFoundError, match="'another' is not served here"):
         client.chat.completions.create(messages=[message(None)], **options | {"model": "another"})
     with pytest.raises(openai.BadRequestError, match="image 1 cannot be read"):
         client.chat.completions.create(messages=[message("data:image/png;base64,bm8gaW1hZ2U=")], **options)
@@ -46,6 +46,35 @@ def test_the_listed_model_name_is_accepted_in_requests(client: Any, vlm_dir: Pat
     assert model.id == vlm_dir.name
     reply = client.chat.completions.create(model=model.id, messages=[message(None)], max_tokens=1)
     assert reply.model == model.id
+
+
+def test_a_model_is_found_by_its_name(client: Any, vlm_dir: Path) -> None:
+    import openai
+
+    for name in (vlm_dir.name, str(vlm_dir)):
+        assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+def test_an_answer_is_sent_back_as_it_came(client: Any) -> None:
+    """As objects of the client, and as all their fields."""
+    options: Any = {"model": "vlm", "max_tokens": 2}
+    said = client.chat.completions.create(messages=[message(None)], **options).choices[0].message
+    for turn in (said, said.model_dump(), said.to_dict()):
+        reply = client.chat.completions.create(messages=[message(None), turn, message(None, "And?")], **options)
+        assert reply.usage.completion_tokens == 2
+
+
+def test_usage_comes_in_the_last_chunk(client: Any) -> None:
+    options: Any = {"model": "vlm", "messages": [message(None)], "max_tokens": 3, "stream": True}
+    *chunks, last = client.chat.completions.create(stream_options={"include_usage": True}, **options)
+    assert (last.choices, last.usage.completion_tokens) == ([], 3)
+    assert last.usage.total_tokens == last.usage.prompt_tokens + 3
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks)
+    without = list(client.chat.completions.create(**options))
+    assert len(without) == len(chunks)
+    assert without[-1].choices[0].finish_reason == "length"
 
 
 def test_the_order_of_parts_does_not_matter(client: Any, vlm: Loaded, images: list[Image.Image]) -> None:
@@ -85,6 +114,24 @@ def test_sampling_and_its_seed(client: Any) -> None:
     narrow = client.chat.completions.create(seed=1, top_p=1e-6, **options).choices[0].message.content
     greedy = client.chat.completions.create(**options | {"temperature": 0}).choices[0].message.content
     assert narrow == greedy
+
+
+def test_sampling_from_fewer_tokens_and_the_repetition_penalty(client: Any) -> None:
+    """vLLM's fields, in `extra_body`."""
+
+    def said(**fields: Any) -> str:
+        options: Any = {"model": "vlm", "messages": [message(None)], "max_tokens": 8, "seed": 1}
+        return client.chat.completions.create(**options | fields).choices[0].message.content
+
+    greedy = said(temperature=0)
+    assert said(temperature=2) != greedy
+    for few in ({"top_k": 1}, {"min_p": 1.0}):
+        assert said(temperature=2, extra_body=few) == greedy
+        assert said(extra_body=few) == greedy
+    assert said(extra_body={"top_k": 50}) == said(temperature=1, extra_body={"top_k": 50}) != greedy
+    assert said(temperature=1e-40) == greedy
+    assert said(extra_body={"repetition_penalty": 1.0}) == greedy
+    assert said(extra_body={"repetition_penalty": 2.0}) != greedy
 
 
 def test_logprobs(client: Any, vlm: Loaded) -> None:
