@@ -178,7 +178,7 @@ def test_weights_beyond_one_file(
     with pytest.raises(UserError, match=r"The decoder exceeds 2 GB, which a page cannot load: add --int8\."):
         export_vlm(worded_vlm_dir, tmp_path / "page", packages=tmp_path)
     export_vlm(worded_vlm_dir, tmp_path / "out")
-    assert (tmp_path / "out" / f"{DECODER}.data").stat().st_size > 10 * (tmp_path / "out" / DECODER).stat().st_size
+    assert (tmp_path / "out" / f"{DECODER}.data").stat().st_size > 150_000  # most of its 4-byte weights
     model, _ = load_vlm(worded_vlm_dir, attn_implementation="eager")
     (tmp_path / "int8").mkdir()
     export_folder._write_decoder(model, tmp_path / "int8" / DECODER, cache_shapes(model), int8=True)
