@@ -70,11 +70,11 @@ def ask(page: "Page", question: str, *files: Path) -> tuple[str, str]:
 
 
 def test_the_page_answers_as_the_model_does(
-    page: "Page", worded_vlm_dir: Path, shapes: list[Image.Image], tmp_path: Path
+    page: "Page", worded_vlm_dir: Path, images: list[Image.Image], shapes: list[Image.Image], tmp_path: Path
 ) -> None:
     model, processor = load_vlm(worded_vlm_dir)
-    asked: list[tuple[Image.Image | None, str]] = [(image, "Is there a circle?") for image in shapes]
-    asked += [(shapes[0], "what color is the shape?"), (None, "what color is the shape?")]
+    asked: list[tuple[Image.Image | None, str]] = [(image, "What is not shown in the image?") for image in images[:3]]
+    asked += [(images[1], "What color is the shape?"), (None, "Is there a circle?"), (shapes[0], "Is it red?")]
     transparent = Image.new("RGBA", (130, 70), (0, 0, 0, 0))
     transparent.paste(shapes[0], (20, 3))
     asked.append((transparent, "Is it red?"))
