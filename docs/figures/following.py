@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from eval.encoders.moving_shapes import SPEEDS, make_clips
+from eval.video.moving_shapes import SPEEDS, make_clips
 from sparse_vlm.command_line import CommandParser, describe
 from sparse_vlm.draw import draw_sampling_steps, undo_normalisation
 from sparse_vlm.encoder import SparseFormer

@@ -1,7 +1,7 @@
 """A gaze that follows from frame to frame, compared with encoding every frame independently.
 
-    python -m eval.encoders.gaze --teacher runs/quickstart/teacher --encoder runs/quickstart/encoder
-    python -m eval.encoders.gaze --teacher timm:NAME@WEIGHTS --encoder DIR --photographs IMAGES --frames CLIP_FRAMES
+    python -m eval.video.gaze --teacher runs/quickstart/teacher --encoder runs/quickstart/encoder
+    python -m eval.video.gaze --teacher timm:NAME@WEIGHTS --encoder DIR --photographs IMAGES --frames CLIP_FRAMES
 
 Clips of a shape of easy-VQA, small or large, that moves over a photograph (without --photographs over a plain
 background); in the middle of a clip it vanishes and another shape appears elsewhere. For every number of focusing
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from eval.cost.report import Section, check_report, publish
 from eval.encoders.arguments import add_encoder, add_teacher, add_teacher_options
-from eval.encoders.gaze_measures import compare, compare_frames, open_clips, seconds_per_frame
-from eval.encoders.moving_shapes import Size
 from eval.intervals import bootstrap_interval
+from eval.video.gaze_measures import compare, compare_frames, open_clips, seconds_per_frame
+from eval.video.moving_shapes import Size
 from sparse_vlm.bootstrap.teachers import open_teacher
 from sparse_vlm.bootstrap.zero_shot import class_embeddings
 from sparse_vlm.command_line import CommandParser
@@ -175,7 +175,7 @@ def figure_of(result: Mapping[str, Any]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, and return the exit status."""
-    parser = CommandParser.of_module("eval.encoders.gaze", __doc__)
+    parser = CommandParser.of_module("eval.video.gaze", __doc__)
     add_teacher(parser, "see train.bootstrap; accuracy needs one with a text encoder")
     add_encoder(parser)
     add_teacher_options(parser)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.encoders.moving_shapes import Size, Split, make_clips
+from eval.video.moving_shapes import Size, Split, make_clips
 from sparse_vlm.bootstrap.teachers import Teacher
 from sparse_vlm.bootstrap.zero_shot import hits
 from sparse_vlm.encoder import EncoderOutput, SparseFormer

@@ -1,6 +1,6 @@
 """Which way does a shape move? An encoder of clips against an image encoder whose frames are averaged.
 
-    python -m eval.encoders.motion --encoder runs/quickstart/encoder --steps 60
+    python -m eval.video.motion --encoder runs/quickstart/encoder --steps 60
 
 Each clip shows a coloured shape that moves left, right, up or down. With every clip comes its twin, the same frames in
 reverse order, so the mean over frames of anything is equal for two directions: it tells the axis, which is 50%, and no
@@ -136,7 +136,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, tune, test, and return the exit status."""
-    parser = CommandParser.of_module("eval.encoders.motion", __doc__)
+    parser = CommandParser.of_module("eval.video.motion", __doc__)
     add_encoder(parser)
     parser.add_argument(
         "--spans",

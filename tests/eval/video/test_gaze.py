@@ -10,9 +10,9 @@ import torch
 
 pytest.importorskip("easy_vqa")
 
-from eval.encoders.gaze import RESTARTS, choose, differences, main
-from eval.encoders.gaze_measures import place_measures
-from eval.encoders.moving_shapes import FRAMES, SIDE, make_clips, move
+from eval.video.gaze import RESTARTS, choose, differences, main
+from eval.video.gaze_measures import place_measures
+from eval.video.moving_shapes import FRAMES, SIDE, make_clips, move
 from sparse_vlm.data.easy_vqa import CLASSES
 from tests.data.test_cut_outs import RGB
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.encoders.motion import DIRECTIONS, draw_twins, main
+from eval.video.motion import DIRECTIONS, draw_twins, main
 from sparse_vlm.encoder import Preprocessing
 from sparse_vlm.encoder.preprocessing import Transform
 
