@@ -121,7 +121,8 @@ class Decoder(nn.Module):
             Logits float32[B, 1, vocabulary] of the token after the last, then the keys and values of each layer.
         """
         cache = DynamicCache()
-        cache.layers = [_layer(keys, values) for keys, values in zip(past[::2], past[1::2], strict=True)]
+        layers = [_layer(keys, values) for keys, values in zip(past[::2], past[1::2], strict=True)]
+        cache.layers = list(layers)
         masks = {kind: self._mask(attention_mask, inputs_embeds, kind) for kind in self.kinds}
         output = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        present = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        present = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return self.lm_head(output.last_hidden_state[:, -1:]), *present
 
     def _mask(self, attention_mask: Tensor, inputs_embeds: Tensor, kind: str) -> Tensor:
