@@ -126,7 +126,7 @@ def run_round(server: Server, users: int, asked: Sequence[tuple[Path, str]], new
     limits = httpx.Limits(max_connections=users)
     with httpx.Client(timeout=600, limits=limits) as client, ThreadPoolExecutor(users) as pool:
         start = time.perf_counter()
-        replies = list(pool.map(lambda pair: ask(client, server, *pair, new_tokens), asked))
+        replies = list(pool.map(lambda pair: ask(client, server, pair[0], pair[1], new_tokens), asked))
         seconds = time.perf_counter() - start
     return Load(server.name, users, [seconds], [each for _, each in replies], [answer for answer, _ in replies])
 
