@@ -6,7 +6,7 @@ from typing import Any
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.language.literal_text import escape, escape_parts
-from sparse_vlm.vlm.videos.placeholders import video_as_text, videos_first
+from sparse_vlm.vlm.videos.placeholders import video_as_text, visual_parts_first
 
 
 def escape_messages(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
         return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
     if not isinstance(content, list | tuple):
         return content
-    content = videos_first(content)
+    content = visual_parts_first(content)
     texts = [
         place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
     ]
