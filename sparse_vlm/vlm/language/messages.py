@@ -3,10 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.language.literal_text import escape, escape_parts
 from sparse_vlm.vlm.videos.placeholders import video_as_text, visual_parts_first
+
+
+PARTS = ("text", "image", "image_url", "region", "video")  # types of the parts of a message
 
 
 def escape_messages(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
@@ -15,6 +18,9 @@ def escape_messages(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]
     Args:
         turns: messages, or an object that has them as `messages`.
         tokens: the control tokens.
+
+    Raises:
+        UserError: a part has another type, or names several videos.
     """
     return [
         {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
@@ -49,6 +55,8 @@ def _placeholder_as_text(parts: Sequence[Any], place: int) -> Any:
     if kinds[place] == "video":
         return video_as_text(parts[place])
     if kinds[place] != "region":
+        if isinstance(parts[place], dict) and kinds[place] not in PARTS:  # templates would fail without a reason
+            raise unknown_choice("type of a part of a message", str(kinds[place]), PARTS)
         return parts[place]
     begins = set(kinds[:place]) <= {"image", "region"}
     return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}
