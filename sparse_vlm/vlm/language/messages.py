@@ -8,7 +8,6 @@ from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VI
 from sparse_vlm.vlm.language.literal_text import escape, escape_parts
 from sparse_vlm.vlm.videos.placeholders import video_as_text, visual_parts_first
 
-
 PARTS = ("text", "image", "image_url", "region", "video")  # types of the parts of a message
 
 

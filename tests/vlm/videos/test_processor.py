@@ -294,7 +294,7 @@ def test_bad_input(vlm: Loaded, clip: Path, frames: list[Image.Image], tmp_path:
     with pytest.raises(UserError, match="names several"):
         vlm[1].apply_chat_template([{"role": "user", "content": [two]}])
     other = {"type": "video_url", "video_url": {"url": "b.mp4"}}  # vLLM's
-    with pytest.raises(UserError, match="Unknown type of a part of a message 'video_url'. Did you mean 'video'"):
+    with pytest.raises(UserError, match=r"Unknown type of a part of a message 'video_url'\. Did you mean 'video'"):
         vlm[1].apply_chat_template([{"role": "user", "content": [other]}])
 
 
