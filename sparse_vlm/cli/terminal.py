@@ -17,7 +17,7 @@ HELP = """\
 /image FILE          attach an image to the next question
 /video FILE          attach a video to the next question
 /region X1,Y1,X2,Y2  look more closely at a box of the last image; [0, 1] from edge to edge
-/clear               forget the conversation and its images
+/clear               forget the conversation with its images, videos and regions
 /help                show this list
 /exit                leave, as does Ctrl-D
 Ctrl-C stops an answer. Everything else is a question."""

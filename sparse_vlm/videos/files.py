@@ -11,8 +11,8 @@ from PIL import Image
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.videos.frames import to_image
 
-# FFmpeg's names of the formats that may be opened. Others are no videos, since FFmpeg plays text and still images as
-# well, or name further files and addresses to open, as playlists do.
+# FFmpeg's names of the formats that may be opened. Others are not videos, since FFmpeg plays text and still images
+# as well, or name further files and addresses to open, as playlists do.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,nut,ivf,h264,hevc,m4v,"
     "obu,wav,mp3,flac,aac"  # sound alone, to say so
@@ -46,7 +46,8 @@ class VideoFile:
         duration: when the last frame leaves the screen, in seconds after the first frame.
 
     Raises:
-        UserError: PyAV is not installed, or the file is missing, empty, cut short, damaged, sound alone, or no video.
+        UserError: PyAV is not installed, or the file is missing, empty, cut short, damaged, sound alone, or not a
+            video.
     """
 
     def __init__(self, source: str | Path | BinaryIO, name: str | None = None) -> None:
@@ -96,7 +97,7 @@ class VideoFile:
             raise UserError(f"The video {self.name} cannot be read: {reason}.") from error
 
     def _video_stream(self, container: Any) -> Any:
-        """Return the first stream of moving images; a cover of a sound file is none."""
+        """Return the first stream of moving images; the cover of a sound file is not one."""
         streams = [
             stream for stream in container.streams.video if "attached_pic" not in (stream.disposition.name or "")
         ]

@@ -41,8 +41,8 @@ IGNORED = -100  # labels with this value do not count in the losses of torch and
 class ModelInputs(BatchFeature):
     """A processor's output. Labels that a program puts into it leave image tokens out of the loss.
 
-    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are no text to learn: the model
-    receives visual tokens in their place.
+    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are not text to learn: the
+    model receives visual tokens in their place.
     """
 
     image_token_id: int | None = None
