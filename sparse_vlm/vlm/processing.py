@@ -146,7 +146,7 @@ class SparseVLMProcessor(VideoPlaceholders):
             videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
         processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
-        processor._frame_tokens = self._tokens_per_frame(frame_tokens)
+        processor._frame_tokens = self.tokens_per_frame(frame_tokens)
         processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
@@ -164,7 +164,8 @@ class SparseVLMProcessor(VideoPlaceholders):
             encoded["views"] = pack_views(views)
         return encoded
 
-    def _tokens_per_frame(self, asked: int | None) -> int:
+    def tokens_per_frame(self, asked: int | None = None) -> int:
+        """Return the number of visual tokens of each frame of a video: `asked`, or by default the processor's own."""
         default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
         tokens = default if asked is None else asked
         check_count(tokens)
@@ -254,7 +255,7 @@ class SparseVLMProcessor(VideoPlaceholders):
             counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
             found |= {"num_image_tokens": counts, "num_image_patches": [1] * len(counts)}
         if video_sizes is not None:
-            tokens = self._tokens_per_frame(frame_tokens)
+            tokens = self.tokens_per_frame(frame_tokens)
             found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
         return MultiModalData(**found)
 
