@@ -255,10 +255,11 @@ class FocusingTransformer(nn.Module):
         skipped = 0 if repeats is None else self.repeats - repeats
         rois = self.initial_rois(features.shape[0]) if rois is None else rois
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
-        # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
-        # open_clip's low precision casts Linears but leaves embeddings in float32.
+        # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is the narrower one: open_clip's low
+        # precision casts Linears but leaves embeddings in float32, and vLLM's Linears keep biases in float32 on a CPU.
         transition: Any = self.transition[0]
-        tokens = self.initial_embedding.to(transition.bias.dtype).unsqueeze(0)
+        narrower = min((self.initial_embedding.dtype, transition.bias.dtype), key=lambda dtype: dtype.itemsize)
+        tokens = self.initial_embedding.to(narrower).unsqueeze(0)
         steps = []
         for step in range(skipped, self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)

@@ -24,7 +24,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding, counts_from_prompt
 from sparse_vlm.vlm.language.positions import most_positions
-from sparse_vlm.vlm.language.prefixes import continue_prefixes
+from sparse_vlm.vlm.language.prefixes import CACHE, continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
@@ -203,7 +203,8 @@ class Answerer:
             return DynamicCache(config=self.model.config)
         rows = len(visual["pixel_values"]) if "pixel_values" in visual else 1
         input_ids = torch.tensor([prefix], device=self.model.device).repeat(rows, 1)
-        return self.model(input_ids=input_ids, **visual, use_cache=True, logits_to_keep=1).past_key_values
+        out = self.model(input_ids=input_ids, **visual, use_cache=True, logits_to_keep=1)
+        return out[CACHE]
 
     def _preprocess(self, image: Image.Image) -> Tensor:
         return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -224,9 +225,9 @@ class Answerer:
             input_ids = generator.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 max_new_tokens=count,
                 pad_token_id=tokenizer.pad_token_id,
+                **{CACHE: cache},
                 **self.decoding.settings,
             )
             generated = input_ids[:, width:]

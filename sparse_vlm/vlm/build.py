@@ -24,7 +24,7 @@ from sparse_vlm.vlm.loading import check_opens
 from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import VisionTower, open_tower
-from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, check_free_rois, visual_tokens
 
 FRAME_TOKENS = (16, 9)
 
@@ -71,7 +71,8 @@ def build_vlm(
     _check_layer(tower, vision_feature_layer)
     language_model, tokenizer = _prepare_llm(llm, gguf_file, chat_template)
     # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token
-    strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
+    prefix = visual_tokens(tower.model.config).prefix
+    strategy: Any = vision_feature_select_strategy if prefix else "full"
     config = SparseVLMConfig(
         vision_config=tower.model.config,
         text_config=language_model.config,
@@ -87,6 +88,8 @@ def build_vlm(
         tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=tokenizer.get_chat_template(),
+        fewest_image_tokens=1 + (prefix if strategy == "full" else 0),
+        fixed_tokens=_fixed_tokens(tower.model),
         frame_tokens=_frame_tokens(tower, config.image_seq_length, strategy),
     )
     _check_positions(language_model, processor)
@@ -96,6 +99,15 @@ def build_vlm(
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
+
+
+def _fixed_tokens(tower: PreTrainedModel) -> str | None:
+    """Return why a vision tower takes neither another number of tokens nor regions; None: it does."""
+    try:
+        check_free_rois(tower)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _frame_tokens(tower: VisionTower, image_tokens: int, strategy: str) -> int | None:

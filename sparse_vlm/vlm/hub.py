@@ -25,6 +25,7 @@ def auto_map(kind: str) -> dict[str, str]:
         return {"AutoProcessor": f"{_flat(PROCESSING)}.SparseVLMProcessor"}
     classes = {
         "AutoConfig": "SparseVLMConfig",
+        "AutoModel": "SparseVLMModel",  # SGLang looks for no other name
         "AutoModelForImageTextToText": "SparseVLMForConditionalGeneration",
         "AutoModelForMultimodalLM": "SparseVLMForConditionalGeneration",
     }

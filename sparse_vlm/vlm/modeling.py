@@ -25,6 +25,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.hub.cards import model_card, write_card
 from sparse_vlm.hub.transfer import UPLOAD_OPTIONS, upload
 from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.dense.any_tower import build_vision_model, vision_hidden_states
 from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
@@ -46,7 +47,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = build_vision_model(config.vision_config)
         self.multi_modal_projector = build_projector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -65,8 +66,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W]; None: there are frames of videos only.
-            views: int64[V, 6] from `pack_views`, in the order of the placeholders; None: one of the default count per
-                image and frame.
+            views: from `pack_views`, in the order of the placeholders, or `pack_by_image`; None: one of the default
+                count per image and frame.
             vision_feature_layer, vision_feature_select_strategy: those of the configuration if None.
             pixel_values_videos: float[F, 3, H, W], the frames of all videos. They are images I to I + F - 1.
 
@@ -95,9 +96,10 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
     ) -> Sequence[tuple[Tensor, ...]]:
         """Compute the chosen hidden states of views of one batch of images."""
         if all(map(self._is_default, views)):
-            states = self.vision_tower(images, output_hidden_states=layers).hidden_states
+            states = vision_hidden_states(self.vision_tower, images, layers)
             return [tuple(states[layer][view.image] for layer in layers) for view in views]
-        return self.vision_tower.view_hidden_states(images, self.initial_rois(views, dropped), layers)
+        initial = self.initial_rois(views, dropped)
+        return self.vision_tower.view_hidden_states(images, initial, layers)
 
     def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
         """Check that this model can compute the tokens of views. Call this before long work.
@@ -155,10 +157,12 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         video_frames: Tensor | None = None,
         **options: Any,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Return the projected tokens as `pooler_output`, float[n, D] for each view; without views, as Llava does.
+        """Return the projected tokens as `pooler_output`, float[n, D] for each view, or for each image if the views are
+        int64[I, R, 5].
 
         Frames of videos are among them, in the order of the views. transformers' `generate` calls it once, with those
-        of its arguments that this signature names.
+        of its arguments that this signature names. `options` are for Llava's own vision towers, and differ between
+        versions of transformers.
 
         Raises:
             UserError: see `encode_images`, and if `video_frames` does not fit the frames.
@@ -168,10 +172,11 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             "vision_feature_select_strategy": vision_feature_select_strategy,
         }
         if views is None and pixel_values_videos is None:
-            return super().get_image_features(pixel_values, **choice, **options)
+            return self._projected(self.encode_images(pixel_values, **choice))
         check_frames(video_frames, 0 if pixel_values_videos is None else len(pixel_values_videos))
         choice["pixel_values_videos"] = pixel_values_videos
-        return self._projected(self.encode_images(pixel_values, views, **choice))
+        joined = None if views is None or views.ndim == 2 else views[..., 0].sum(1).tolist()
+        return self._projected(self.encode_images(pixel_values, views, **choice), joined)
 
     def get_video_features(
         self, pixel_values_videos: Tensor, video_frames: Tensor | None = None, frame_tokens: int | None = None
@@ -194,11 +199,12 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         split: Any = [part.flatten(0, 1) for part in torch.stack(list(frames or ())).split(counts)]
         return BaseModelOutputWithPooling(pooler_output=split)
 
-    def _projected(self, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+    def _projected(self, tokens: Sequence[Tensor], counts: list[int] | None = None) -> BaseModelOutputWithPooling:
+        """Project the tokens of views, and divide them into parts of `counts` tokens; None: views."""
         projector: Any = self.multi_modal_projector
         # cached tokens may have another dtype
         projected = projector(torch.cat(list(tokens)).to(projector.norm.weight.dtype))
-        split: Any = list(projected.split([len(view) for view in tokens]))
+        split: Any = list(projected.split([len(view) for view in tokens] if counts is None else counts))
         return BaseModelOutputWithPooling(pooler_output=split)
 
     def forward(
@@ -216,7 +222,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W].
-            views: int64[V, 6], see `encode_images`.
+            views: see `encode_images`.
             visual_tokens: float[T, C], the tokens of all placeholders from `encode_images`, instead of `pixel_values`.
             pixel_values_videos: float[F, 3, H, W], see `encode_images`.
             video_frames: int64[N], the number of frames of each video.

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData
 
+from sparse_vlm.errors import UserError
 from sparse_vlm.hub.transfer import upload
 from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
@@ -25,8 +26,11 @@ from sparse_vlm.vlm.views import (
     View,
     check_count,
     check_counts,
+    check_requested,
     flat_boxes,
+    pack_by_image,
     pack_views,
+    parse_box,
     tokens_per_image,
     views_of_texts,
 )
@@ -54,11 +58,11 @@ class SparseVLMProcessor(VideoPlaceholders):
 
     Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
     number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
-    either, the output has `views` as well, int64[V, 6] (see views.py).
+    either, the output has `views` as well, int64[I, R, 5] (see `pack_by_image`).
 
     Each `<video>` becomes the `<image>` tokens of its frames, `frame_tokens` each, so that a language model needs no
     token for videos. The output then has `pixel_values_videos`, `video_frames` (see `SparseFormerVideoProcessor`) and
-    `views`, where frames are counted after the images.
+    `views`, int64[V, 6] (see `pack_views`), where frames are counted after the images.
 
     Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
     processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
@@ -74,11 +78,12 @@ class SparseVLMProcessor(VideoPlaceholders):
         region_tokens: number of visual tokens per region.
         frame_tokens: number of visual tokens per frame of a video; None: `num_image_tokens`.
         video_processor: its settings, see `SparseFormerVideoProcessor`; None: those of the image processor.
+        fewest_image_tokens: the smallest number of visual tokens that a call may request for an image.
+        fixed_tokens: why the vision tower takes neither another number of tokens nor regions, as a sentence; None: it
+            does.
     """
 
-    # The chat template writes the special tokens, in training too. A call may override this.
-    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 (transformers' own convention)
-    _counts: Sequence[int] = ()  # visual tokens of each image, during a call
+    _counts: Sequence[int] = ()  # visual tokens of each image and the regions that follow it, during a call
 
     def __init__(
         self,
@@ -89,7 +94,10 @@ class SparseVLMProcessor(VideoPlaceholders):
         region_tokens: int = 9,
         frame_tokens: int | None = None,
         video_processor: Mapping[str, Any] | None = None,
+        fewest_image_tokens: int = 1,
+        fixed_tokens: str | None = None,
     ) -> None:
+        self.fewest_image_tokens, self.fixed_tokens = fewest_image_tokens, fixed_tokens
         self.num_image_tokens = num_image_tokens
         self.region_tokens = region_tokens
         self.frame_tokens = frame_tokens
@@ -118,9 +126,12 @@ class SparseVLMProcessor(VideoPlaceholders):
         regions: Sequence[Any] | None = None,
         frame_tokens: int | None = None,
         timestamps: bool = False,
+        image_regions: Sequence[Sequence[float] | str] | None = None,
         **options: Any,
     ) -> ModelInputs:
         """Encode texts, images and videos, as ProcessorMixin does.
+
+        Special tokens are not added unless `add_special_tokens` is True: the chat template writes them.
 
         Args:
             images: may be nested, with one list per text.
@@ -132,12 +143,17 @@ class SparseVLMProcessor(VideoPlaceholders):
                 or a list of them for each text.
             frame_tokens: number of visual tokens of each frame of a video; None: the processor's own.
             timestamps: write the time of each frame before it, as in "0.5s: ".
+            image_regions: boxes of regions that follow each image without a `<region>`, for servers whose prompts
+                cannot have one. A box may be text, "x1,y1,x2,y2": vLLM takes no nested lists.
             options: options of ProcessorMixin and of the video processor, e.g. `fps` and `max_frames`.
 
         Raises:
             UserError: texts, images, videos, numbers and boxes do not fit together, a box is empty or leaves its image,
                 or a video cannot be read.
         """
+        for name in ("num_image_tokens", "fewest_image_tokens", "fixed_tokens"):
+            if name in options:  # servers pass the arguments of a request to `from_pretrained` as well
+                raise UserError(f"{name} belongs to the model and cannot be requested: use visual_tokens.")
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
@@ -145,23 +161,32 @@ class SparseVLMProcessor(VideoPlaceholders):
             VideoOptions(options.get("fps"), options.get("max_frames"), frame_tokens)
             videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
-        processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        after_each = flat_boxes([parse_box(box) if isinstance(box, str) else box for box in image_regions or ()])
+        processor._counts = [count + self.region_tokens * len(after_each) for count in counts]
         processor._frame_tokens = self.tokens_per_frame(frame_tokens)
         processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
         boxes, views = flat_boxes(regions), []
-        if videos is None and (
-            visual_tokens is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())
-        ):
-            views = processor._views(texts, images or (), boxes)
+        if after_each and (videos is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())):
+            raise UserError(f"image_regions are for texts without {REGION_TOKEN} and videos: leave out one of the two.")
+        if videos is None and all(isinstance(one, str) for one in texts or ()):
+            views = self._views(texts, images or (), boxes, counts=counts, after_each=after_each)
+            changed = views != [View(image, self.num_image_tokens) for image in range(len(views))]
+            if changed:
+                check_requested(counts, self.fewest_image_tokens, self.fixed_tokens)
+            elif visual_tokens is None:
+                views = []
+        if "add_special_tokens" not in options.get("text_kwargs", {}):
+            options.setdefault("add_special_tokens", False)
         called = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
         if videos is not None:  # the number of their frames is known now
-            views = processor._views(texts, images or (), boxes, called["video_frames"])
+            views = processor._views(texts, images or (), boxes, called["video_frames"], counts)
         encoded = ModelInputs(called.data)
         encoded.image_token_id = self.image_token_id
         if views:
-            encoded["views"] = pack_views(views)
+            encoded["views"] = pack_by_image(views) if videos is None else pack_views(views)
         return encoded
 
     def tokens_per_frame(self, asked: int | None = None) -> int:
@@ -177,15 +202,28 @@ class SparseVLMProcessor(VideoPlaceholders):
         images: Sequence[Image.Image],
         boxes: Sequence[Sequence[float]],
         frames: Sequence[int] = (),
+        counts: Sequence[int] = (),
+        after_each: Sequence[Sequence[float]] = (),
     ) -> list[View]:
-        """Return the view of each placeholder, or of each image and each frame if there is no text."""
+        """Return the view of each placeholder, or of each image and each frame if there is no text.
+
+        Args:
+            texts, images: those of the call.
+            boxes: the box of each `<region>`.
+            frames: number of frames of each video.
+            counts: number of visual tokens of each image.
+            after_each: boxes of the regions that follow each image.
+        """
 
         def model_box(image: int, box: Sequence[float]) -> Box:
             return self.image_processor.model_box(box, images[image].size)
 
         texts = [self.image_token] * len(images) + [self.video_token] * len(frames) if texts is None else texts
+        if after_each:
+            with_regions = self.image_token + REGION_TOKEN * len(after_each)
+            texts, boxes = [text.replace(self.image_token, with_regions) for text in texts], [*after_each] * len(images)
         lengths = [int(length) for length in frames]
-        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
+        return views_of_texts(texts, counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""

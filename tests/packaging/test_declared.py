@@ -112,7 +112,8 @@ def test_a_missing_declaration_would_be_found() -> None:
 def versions_that_ran() -> dict[str, set[str]]:
     """Distribution -> the versions that tests ran with: today's, those of LLaVA's time, and those of OLDER."""
     versions: dict[str, set[str]] = {name: {version} for name, version in OLDER.items()}
-    for file in ("constraints.txt", "llava_patch/constraints-4.37.txt", "tests/integrations/lmms-packages.txt"):
+    integrations = [f"tests/integrations/{name}-packages.txt" for name in ("lmms", "vllm")]
+    for file in ("constraints.txt", "llava_patch/constraints-4.37.txt", *integrations):
         for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
             name, _, version = line.partition("==")
             if version:

@@ -1,5 +1,7 @@
 """Model directories opened by transformers alone, also where sparse_vlm is not installed."""
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForMultimodalLM, pipeline
+from transformers import AutoModel, AutoModelForMultimodalLM, pipeline
 
+import sparse_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
+from sparse_vlm.vlm.dense.any_tower import build_vision_model
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -70,6 +75,33 @@ def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: li
         options: Any = {"max_new_tokens": 6, "generate_kwargs": dict(GREEDY), "return_full_text": False}
         (result,) = ask(text=[{"role": "user", "content": content}], **options)
         assert result["generated_text"].strip() == expected
+
+
+def test_the_base_model(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModel, which servers ask for, from a directory's own code."""
+    assert json.loads((vlm_dir / "config.json").read_text())["auto_map"]["AutoModel"].endswith(".SparseVLMModel")
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model = AutoModel.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).last_hidden_state, vlm[0].model(**inputs).last_hidden_state)
+
+
+def test_configurations_travel_to_the_workers_of_servers(vlm: Loaded) -> None:
+    """vLLM pickles configurations with the code of their classes, which must not lead to the code of the encoder."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(sparse_vlm)
+    try:
+        data = cloudpickle.dumps(vlm[0].config)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sparse_vlm)
+    assert pickle.loads(data).to_dict() == vlm[0].config.to_dict()
+
+
+def test_the_vision_model_of_a_copied_class(vlm: Loaded) -> None:
+    """There the classes of configurations are copies, which nobody has registered."""
+    copied = type("Copied", (SparseFormerVisionConfig,), {})
+    made = build_vision_model(copied(**vlm[0].config.vision_config.to_dict()))
+    assert type(made) is type(vlm[0].model.vision_tower)
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

@@ -1,5 +1,6 @@
 """The processor: placeholder tokens, literal text, chat template, batches."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, pipeline
 
 from sparse_vlm.errors import UserError
@@ -86,15 +88,28 @@ def test_extreme_sizes_give_the_same_number_of_tokens(vlm: Loaded, size: tuple[i
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
-        ("What?", 1, "Found total 0 <image> tokens and 1 images"),
-        ("<image> <image> What?", 1, "Found total 2 <image> tokens and 1 images"),
-        ("<image> What?", 0, "Found 1 <image> tokens in the text but no images"),
+        ("What?", 1, "The text has 0 <image> but there are 1 images"),
+        ("<image> <image> What?", 1, "The text has 2 <image> but there are 1 images"),
+        ("<image> What?", 0, "The text has 1 <image> but there are 0 images"),
     ],
 )
 def test_wrong_number_of_placeholders(vlm: Loaded, text: str, images: int, message: str) -> None:
     given = [Image.new("RGB", (4, 4))] * images or None
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         vlm[1](text=text, images=given)
+
+
+def test_special_tokens_come_from_the_template(vlm: Loaded) -> None:
+    """Whatever the tokenizer adds by itself. A call may ask for them."""
+    processor = copy.copy(vlm[1])
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    bos = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        "<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    assert processor(text="What?")["input_ids"][0][0] != bos
+    for options in ({"add_special_tokens": True}, {"text_kwargs": {"add_special_tokens": True}}):
+        assert processor(text="What?", **options)["input_ids"][0][0] == bos
 
 
 def test_the_placeholder_is_added_once(short_tokenizer: PreTrainedTokenizerBase, vlm: Loaded) -> None:

@@ -6,12 +6,19 @@ has run. So a batch needs this memory for one layer at a time, not for all.
 """
 
 import copy
+from inspect import signature
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+# The name of the cache in the arguments and outputs of transformers' models.
+CACHE = next(
+    name for name in ("cache", "past_key_values") if name in signature(LlavaForConditionalGeneration.forward).parameters
+)
 
 
 class _Continuation(CacheLayerMixin):
