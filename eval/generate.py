@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.clips import count_frames, read_clip
+from eval.benchmarks.videos.clips import count_frames, read_clip
 from eval.generate_arguments import IMAGES_PER_PART, Task, add_arguments, read_tasks, video_options
 from eval.scoring.protocol import EncodedImage, Question, Video
 from sparse_vlm.command_line import CommandParser

@@ -191,8 +191,7 @@ class SparseVLMProcessor(VideoPlaceholders):
 
     def tokens_per_frame(self, asked: int | None = None) -> int:
         """Return the number of visual tokens of each frame of a video: `asked`, or by default the processor's own."""
-        default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
-        tokens = default if asked is None else asked
+        tokens = next(count for count in (asked, self.frame_tokens, self.num_image_tokens) if count is not None)
         check_count(tokens)
         return tokens
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.clips import FRAMES_PER_SECOND, count_frames, read_clip
+from eval.benchmarks.videos.clips import FRAMES_PER_SECOND, count_frames, read_clip
 from eval.scoring.protocol import Video
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
