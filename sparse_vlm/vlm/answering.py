@@ -8,7 +8,7 @@ equal length. A model that cannot be batched is asked one question at a time.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby, takewhile
 from typing import Any
@@ -97,10 +97,16 @@ class Answerer:
             yield from self._one_by_one(images, questions)
             return
         shared = self._shared_length(prompts)
-        prefix = self._prefill(images, prompts[0][:shared])
+        prefix = self._prefill(prompts[0][:shared], self._inputs_of(images))
+        yield from self._continue(prefix, prompts, shared, [place for place, _ in questions])
+
+    def _continue(
+        self, prefix: Cache, prompts: Sequence[list[int]], shared: int, places: Sequence[int]
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Yield (index of the prompt, answer) pairs; `places` are the rows of `prefix` that the prompts continue."""
         for batch in self._batches(prompts):
-            places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
-            cache = continue_prefixes(prefix, places.repeat_interleave(self.decoding.beams))
+            rows = torch.tensor([places[index] for index in batch], device=self.model.device)
+            cache = continue_prefixes(prefix, rows.repeat_interleave(self.decoding.beams))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
     def check_length(self, with_image: bool, text: str) -> None:
@@ -181,17 +187,23 @@ class Answerer:
             raise UserError("The chat template must put the image before the text of the question, but it does not.")
         return shared
 
-    def _prefill(self, images: Iterable[Image.Image] | None, prefix: list[int]) -> Cache:
-        """Compute keys and values of the shared beginning, one row per image."""
-        device, pixels, views = self.model.device, None, None
+    def _inputs_of(self, images: Iterable[Image.Image] | None) -> dict[str, Tensor]:
+        """Return the model's inputs of the images."""
+        if images is None:
+            return {}
+        pixels = torch.cat([self._preprocess(image) for image in images]).to(self.model.device, self.model.dtype)
+        if self.visual_tokens is None:
+            return {"pixel_values": pixels}
+        views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
+        return {"pixel_values": pixels, "views": views}
+
+    def _prefill(self, prefix: list[int], visual: Mapping[str, Tensor]) -> Cache:
+        """Compute keys and values of the shared beginning, one row per image, or one row without images."""
         if not prefix:  # no image, and a template without a head
             return DynamicCache(config=self.model.config)
-        if images is not None:
-            pixels = torch.cat([self._preprocess(image) for image in images]).to(device, self.model.dtype)
-            if self.visual_tokens is not None:
-                views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
-        input_ids = torch.tensor([prefix], device=device).repeat(1 if pixels is None else len(pixels), 1)
-        out = self.model(input_ids=input_ids, pixel_values=pixels, views=views, use_cache=True, logits_to_keep=1)
+        rows = len(visual["pixel_values"]) if "pixel_values" in visual else 1
+        input_ids = torch.tensor([prefix], device=self.model.device).repeat(rows, 1)
+        out = self.model(input_ids=input_ids, **visual, use_cache=True, logits_to_keep=1)
         return out[CACHE]
 
     def _preprocess(self, image: Image.Image) -> Tensor:

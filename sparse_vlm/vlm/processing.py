@@ -164,7 +164,7 @@ class SparseVLMProcessor(VideoPlaceholders):
         counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
         after_each = flat_boxes([parse_box(box) if isinstance(box, str) else box for box in image_regions or ()])
         processor._counts = [count + self.region_tokens * len(after_each) for count in counts]
-        processor._frame_tokens = self._tokens_per_frame(frame_tokens)
+        processor._frame_tokens = self.tokens_per_frame(frame_tokens)
         processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
@@ -189,9 +189,9 @@ class SparseVLMProcessor(VideoPlaceholders):
             encoded["views"] = pack_by_image(views) if videos is None else pack_views(views)
         return encoded
 
-    def _tokens_per_frame(self, asked: int | None) -> int:
-        default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
-        tokens = default if asked is None else asked
+    def tokens_per_frame(self, asked: int | None = None) -> int:
+        """Return the number of visual tokens of each frame of a video: `asked`, or by default the processor's own."""
+        tokens = next(count for count in (asked, self.frame_tokens, self.num_image_tokens) if count is not None)
         check_count(tokens)
         return tokens
 
