@@ -14,7 +14,8 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-fast-language \
-	test-fast-others test-llava-4.37 test-lmms-eval test-extras check docs bench gpu clean
+	test-fast-others test-llava-4.37 test-llava-next test-lmms-eval test-trl test-vllm test-transformers test-extras \
+	check docs bench gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' Makefile | expand -t 22
@@ -65,8 +66,24 @@ chromium: ## install the browser for the demo's tests with apt-get, if missing a
 test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with transformers 4.37, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch
 
+test-llava-next: .venv/test.installed ## test the LLaVA plug-in with LLaVA-NeXT: LLAVA_NEXT=CLONE make test-llava-next
+	$(PYTEST) tests/llava_patch/test_llava_next.py
+
 test-lmms-eval: .venv-lmms/installed ## test with the real lmms-eval and clip-benchmark, in an environment on top of .venv
 	.venv-lmms/bin/python -m pytest tests/integrations/test_lmms_eval.py tests/eval/encoders/test_clip_benchmark.py
+
+test-vllm: .venv-vllm/installed ## test with the real vLLM on the CPU, in an environment on top of .venv
+	.venv-vllm/bin/python -m pytest tests/integrations/test_vllm.py
+
+OLDEST_AND_NEWEST := 5.19.0 5.24.0
+
+test-transformers: $(OLDEST_AND_NEWEST:%=test-transformers-%) ## test models with the oldest and the newest transformers
+
+test-transformers-%: .venv-transformers-%/installed
+	.venv-transformers-$*/bin/python -m pytest tests/vlm
+
+test-trl: .venv-trl/installed ## test with the real TRL, in an environment on top of .venv
+	.venv-trl/bin/python -m pytest tests/integrations/test_trl.py
 
 EXTRAS := core figures export vlm serve demo bootstrap train eval quickstart llava docs
 
@@ -90,7 +107,8 @@ docs: .venv/docs.installed ## build the site from docs/ in build/docs; warnings 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## remove the environments and caches; keep runs/, which holds trained models
-	rm -rf .venv .venv-llava-4.37 .venv-lmms .ruff_cache .mypy_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-llava-4.37 .venv-lmms .venv-trl .venv-vllm .venv-transformers-* .ruff_cache .mypy_cache
+	rm -rf .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 BUILD_DEEPSPEED := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)
@@ -119,6 +137,27 @@ see = $(2)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(
 	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	$(call see,.venv-lmms,.venv)
 	.venv-lmms/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/lmms-packages.txt
+	touch $@
+
+# vLLM's torch needs CUDA libraries of its own, so it comes before this environment sees .venv's (6 GB).
+.venv-vllm/installed: .venv/test.installed tests/integrations/vllm-packages.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PIP_INSTALL) torch===2.13.0 torchvision==0.28.0
+	$(call see,.venv-vllm,.venv)
+	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/vllm-packages.txt
+	touch $@
+
+.PRECIOUS: .venv-transformers-%/installed
+.venv-transformers-%/installed: .venv/test.installed
+	test -x .venv-transformers-$*/bin/python || $(PYTHON) -m venv .venv-transformers-$*
+	$(call see,.venv-transformers-$*,.venv)
+	.venv-transformers-$*/bin/python $(PIP_INSTALL) --no-deps transformers==$*
+	touch $@
+
+.venv-trl/installed: .venv/test.installed tests/integrations/trl-packages.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	$(call see,.venv-trl,.venv)
+	.venv-trl/bin/python $(PIP_INSTALL) --no-deps --requirement tests/integrations/trl-packages.txt
 	touch $@
 
 # The extras share one environment below, which holds the core's dependencies alone (5 GB, mostly torch).

@@ -16,6 +16,7 @@ from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.preprocessing import remove_canvas
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.encoder.runtime.sampling_steps import SamplingStep, record_sampling_steps
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.views import View, unpack_views
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
 
@@ -118,12 +119,12 @@ def visual_attention(opened: OpenModel, generation: Generation) -> Tensor:
     visual = (prompt[0] == opened.processor.image_token_id).nonzero().flatten()
     with opened.lock, torch.inference_mode():
         before = _without_last(generation.inputs)
-        cache = opened.model(**before, use_cache=True, logits_to_keep=1).past_key_values
+        cache = opened.model(**before, use_cache=True, logits_to_keep=1)[CACHE]
         queries = torch.cat([prompt[:, -1:], answer[:, :-1]], dim=1)
         rows = []
         with _eager_attention(opened.model):
             for chunk in queries.split(QUERIES, dim=1):
-                out = opened.model(input_ids=chunk, past_key_values=cache, use_cache=True, output_attentions=True)
+                out = opened.model(input_ids=chunk, use_cache=True, output_attentions=True, **{CACHE: cache})
                 layers = [attention[0, :, :, visual].float().mean(dim=0) for attention in out.attentions]
                 rows.append(torch.stack(layers).mean(dim=0).cpu())
     return torch.cat(rows)

@@ -39,7 +39,7 @@ def parse_answer(line: str, place: str) -> Answer:
     Raises:
         UserError: malformed line.
     """
-    return _answer(parse_line(line, place), place)
+    return answer_in(parse_line(line, place), place)
 
 
 def read_judgements(path: Path) -> list[Answer]:
@@ -51,12 +51,17 @@ def read_judgements(path: Path) -> list[Answer]:
     lines = ((f"{path}, line {number}", line) for number, line in numbered_lines(read_text(path)))
     records = ((place, parse_line(line, place)) for place, line in lines)
     return [
-        _answer({"text": record["content"]} | record if "content" in record else record, place)
+        answer_in({"text": record["content"]} | record if "content" in record else record, place)
         for place, record in records
     ]
 
 
-def _answer(record: Record, place: str) -> Answer:
+def answer_in(record: Record, place: str) -> Answer:
+    """Return the answer in one line of an answers file. Errors name its `place`.
+
+    Raises:
+        UserError: a field is missing, or of another type.
+    """
     types: dict[str, type | tuple[type, ...]] = {
         "question_id": (int, str), "prompt": str, "text": str, "model_id": str, "metadata": dict
     }  # fmt: skip

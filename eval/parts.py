@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from eval.answers import Answer, answers_by_place, read_answers, require_answers
+from eval.answers import Answer, answers_by_place, require_answers
+from eval.lmms_log import read_answers_or_log
 from eval.scoring.protocol import Benchmark, Question
 from sparse_vlm.errors import UserError
 
@@ -18,7 +19,7 @@ class Inputs:
     """The input files of a score, and which questions to score.
 
     Attributes:
-        answers: complete answers of any model in LLaVA's format.
+        answers: complete answers of any model in LLaVA's format, or a log of lmms-eval.
         questions: the official file; None: the benchmark's default, if it has one.
         annotations: the official file or folder; None: the question file, if it has the answers.
         no_image_answers: the same model's answers of `generate --no_image`.
@@ -59,7 +60,7 @@ def read_part(benchmark: Benchmark, inputs: Inputs) -> Part:
         UserError: the answers do not belong to the questions, or a question to score has none.
     """
     asked = benchmark.load_questions(inputs.questions, None)
-    lines = read_answers(inputs.answers)
+    lines = read_answers_or_log(inputs.answers, asked)
     texts = answers_by_place(lines, asked, inputs.answers)
     places = first_questions(benchmark, asked, inputs.limit)
     if inputs.part:

@@ -36,7 +36,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser.of_module("eval.score", __doc__)
     add_benchmarks(
         parser,
-        answers="answers of any model, LLaVA's .jsonl; for several benchmarks: the folder of NAME.jsonl",
+        answers="answers of any model, LLaVA's .jsonl or a log of lmms-eval; for several benchmarks: the folder of "
+        "NAME.jsonl",
         limit="score only the first questions, this many",
     )
     add_path(parser, "--annotations", f"the benchmark's official annotations, file or folder{NAMED}")

@@ -3,6 +3,7 @@
 Each shim replaces one attribute of a module right after the module's import, and only if it is needed.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -79,6 +80,25 @@ def _layer_norms(original: object) -> list[type]:
     return [torch.nn.LayerNorm]
 
 
+def _moved_to_pytorch_utils(name: str) -> Callable[[Any], Any]:
+    """Replace a missing function by the one of this name in transformers.pytorch_utils; if it was removed there too, by
+    one that raises. LLaVA-NeXT only imports those."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"This version of transformers has no {name}.")
+
+    def find(original: object) -> Any:
+        from transformers import pytorch_utils
+
+        return getattr(pytorch_utils, name, refuse)
+
+    return find
+
+
+def _is_missing(original: object) -> bool:
+    return original is MISSING
+
+
 def _with_processing_class(init: Function) -> Function:
     @functools.wraps(init)
     def renaming(self: Any, *args: Any, tokenizer: Any = None, **kwargs: Any) -> None:
@@ -144,19 +164,22 @@ def _with_bits_as_settings(from_pretrained: Any) -> Any:
 
     @functools.wraps(inherited)
     def opening(cls: type, *args: Any, load_in_4bit: bool = False, load_in_8bit: bool = False, **kwargs: Any) -> Any:
-        if not (load_in_4bit or load_in_8bit):
+        from transformers import BitsAndBytesConfig
+
+        settings = kwargs.get("quantization_config")
+        if settings is None and (load_in_4bit or load_in_8bit):
+            settings = BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+        if not isinstance(settings, BitsAndBytesConfig):  # none, or those of another quantizer
             return inherited(cls, *args, **kwargs)
         import torch
-        from transformers import BitsAndBytesConfig
 
         from sparse_vlm.vlm.language.quantization import keep_four_bit_layout
 
-        given = kwargs.pop("quantization_config", None)
-        settings = given or BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+        settings = copy.copy(settings)  # the caller's
         settings.llm_int8_skip_modules = [*(settings.llm_int8_skip_modules or []), *WHOLE]
         if kwargs.get("torch_dtype") is None and kwargs.get("dtype") is None:
             kwargs["torch_dtype"] = torch.float16  # as transformers 4 did
-        model = inherited(cls, *args, quantization_config=settings, **kwargs)
+        model = inherited(cls, *args, **{**kwargs, "quantization_config": settings})
         keep_four_bit_layout(model)
         return model
 
@@ -167,36 +190,55 @@ def _bits_are_no_arguments(from_pretrained: Any) -> bool:
     return "load_in_4bit" not in inspect.getsource(from_pretrained.__func__)
 
 
-def _in_both_families(
+# LLaVA's language models, and those that LLaVA-NeXT adds: the end of the module's name, and the middle of the class's
+FAMILIES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "mpt": "Mpt",
+    "mixtral": "Mixtral",
+    "qwen": "Qwen",
+    "qwen_moe": "QwenMoe",
+    "gemma": "Gemma",
+}
+
+
+def _in_all_families(
     method: str, replace: Callable[[Any], Any], needed: Callable[[Any], bool], serves: str, purpose: str
 ) -> list[Patch]:
-    """Patches of a method in LLaVA's Llama and Mistral."""
+    """Patches of a method in LLaVA's language models."""
     return [
         Patch(
-            f"llava.model.language_model.llava_{family.lower()}",
+            f"llava.model.language_model.llava_{module}",
             f"Llava{family}ForCausalLM.{method}",
             replace,
             needed,
             serves,
             purpose,
         )
-        for family in ("Llama", "Mistral")
+        for module, family in FAMILIES.items()
     ]
 
 
 TRAINER = "llava.train.llava_trainer"
 SHIMS = [
-    *_in_both_families(
+    *_in_all_families(
         "from_pretrained", _with_bits_as_settings, _bits_are_no_arguments, "transformers >= 5.0",
         "load_in_4bit and load_in_8bit are no longer arguments of from_pretrained",
     ),
-    *_in_both_families(
+    *_in_all_families(
         "forward", _dropping_generation_arguments, _generation_passes_more, "transformers >= 4.38",
         "generate() passes arguments that LLaVA's forward does not accept",
     ),
     Patch(
-        "transformers.trainer", "ALL_LAYERNORM_LAYERS", _layer_norms, lambda original: original is MISSING,
+        "transformers.trainer", "ALL_LAYERNORM_LAYERS", _layer_norms, _is_missing,
         "transformers >= 4.54", "llava.train.llava_trainer imports a name that was removed",
+    ),
+    *(
+        Patch(
+            "transformers.modeling_utils", name, _moved_to_pytorch_utils(name), _is_missing,
+            "LLaVA-NeXT, transformers >= 5.0", "LLaVA-NeXT's Q-Former imports a name that was moved or removed",
+        )
+        for name in ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer")
     ),
     Patch(
         TRAINER, "LLaVATrainer._get_train_sampler", _taking_a_dataset, _trainer_passes_a_dataset,

@@ -54,8 +54,24 @@ def _checking_the_context(initialize_vision_tokenizer: Function) -> Function:
     return initialize
 
 
+def _without_pooling_our_tokens(get_2d_pool: Function) -> Function:
+    @functools.wraps(get_2d_pool)
+    def pool(self: Any, image_feature: Any, *args: Any, **kwargs: Any) -> Any:
+        from llava_patch.tower import SparseFormerTower
+
+        if isinstance(self.get_vision_tower(), SparseFormerTower):
+            return image_feature
+        return get_2d_pool(self, image_feature, *args, **kwargs)
+
+    return pool
+
+
 def _always(original: object) -> bool:
     return True
+
+
+def _exists(original: object) -> bool:
+    return original is not MISSING
 
 
 TOWERS = [
@@ -76,6 +92,14 @@ TOWERS = [
         _always,
         "all",
         "checks, when --model_max_length is known, that an image leaves room for text",
+    ),
+    Patch(
+        ARCH,
+        "LlavaMetaForCausalLM.get_2dPool",
+        _without_pooling_our_tokens,
+        _exists,
+        "LLaVA-NeXT",
+        "leaves the tokens of video frames as they are, instead of pooling them as a grid",
     ),
 ]
 
@@ -113,13 +137,20 @@ def uninstall() -> None:
     _made.clear()
 
 
-def is_made(patch: Patch) -> bool:
-    """Check if a patch is in effect in this process."""
-    return patch in _made
+def state_of(patch: Patch) -> str | None:
+    """Describe the state of a patch in this process; None if its module has nothing of that name."""
+    if patch in _made:
+        return "in effect"
+    if patch.module not in sys.modules:
+        return "not imported"
+    owner, name = _owner(patch)
+    return None if inspect.getattr_static(owner, name, MISSING) is MISSING else "not needed"
 
 
 def _make(patch: Patch) -> None:
     owner, name = _owner(patch)
+    if owner is MISSING:  # a fork without this class
+        return
     found = inspect.getattr_static(owner, name, MISSING)  # a classmethod itself, not bound
     # llava_arch imports the builder's function by name, usually after it has been replaced.
     original = next((original for original, replacement in _made.values() if replacement is found), found)
@@ -130,6 +161,7 @@ def _make(patch: Patch) -> None:
 
 
 def _owner(patch: Patch) -> tuple[Any, str]:
-    """Object that owns the attribute, and the last part of the attribute's name."""
+    """Object that owns the attribute, MISSING if there is none, and the last part of the attribute's name."""
     *path, name = patch.attribute.split(".")
-    return functools.reduce(getattr, path, sys.modules[patch.module]), name
+    module: Any = sys.modules[patch.module]
+    return functools.reduce(lambda owner, part: getattr(owner, part, MISSING), path, module), name

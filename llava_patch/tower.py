@@ -17,6 +17,12 @@ from sparse_vlm.errors import UserError, unknown_choice
 
 SELECT_FEATURES = ("patch", "cls_patch")
 RECORD = "mm_sparseformer"  # field of LLaVA's config.json with the encoder's configuration
+# Options of LLaVA-NeXT that arrange tokens in rows and columns: the value that does so, and what to do instead.
+GRID_OPTIONS: dict[str, tuple[Any, str]] = {
+    "mm_resampler_type": ("spatial_pool", "Leave it out"),
+    "mm_projector_type": ("pooler", "Use --mm_projector_type mlp2x_gelu"),
+    "add_faster_video": (True, "Leave it out: every frame of a video keeps its tokens"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,7 @@ class SparseFormerTower(nn.Module):
                 f"{self.vision_tower_name} is a SparseFormer v1, whose {self.encoder_config.focus.tokens} tokens have "
                 "an embedding each: leave out tokens=, or use a bootstrapped encoder."
             )
-        merge = getattr(args, "mm_patch_merge_type", "flat")
-        if merge != "flat":
-            raise UserError(f"mm_patch_merge_type is {merge!r}: {self._no_grid()}")
+        self._check_grid(args)
         if not isinstance(args, PretrainedConfig):
             return
         self.check_context(args)
@@ -92,6 +96,18 @@ class SparseFormerTower(nn.Module):
                 f"The checkpoint's projector expects tokens with {width} channels (mm_hidden_size), but "
                 f"{self.vision_tower_name} has {self.hidden_size}: it was trained with another tower."
             )
+
+    def _check_grid(self, args: Any) -> None:
+        """Raise a UserError if an option needs tokens in rows and columns."""
+        merge = getattr(args, "mm_patch_merge_type", "flat")
+        if merge != "flat":
+            raise UserError(
+                f"mm_patch_merge_type is {merge!r}: {self._no_grid()} Use --mm_patch_merge_type flat, and a larger "
+                "image_size instead of anyres tiles."
+            )
+        for option, (value, advice) in GRID_OPTIONS.items():
+            if getattr(args, option, None) == value:
+                raise UserError(f"{option} is {value!r}: {self._no_grid()} {advice}; tokens= sets their number.")
 
     def check_context(self, config: PretrainedConfig) -> None:
         """Raise a UserError if an image leaves no room for text in the language model with LLaVA's configuration.
@@ -214,10 +230,10 @@ class SparseFormerTower(nn.Module):
     @property
     def num_patches_per_side(self) -> int:
         """Raise a UserError: latent tokens have no grid."""
-        raise UserError(f"num_patches_per_side does not exist: {self._no_grid()}")
+        raise UserError(
+            f"num_patches_per_side does not exist: {self._no_grid()} Turn off what pools or arranges them by rows and "
+            "columns; tokens= sets their number."
+        )
 
     def _no_grid(self) -> str:
-        return (
-            f"the {self.num_patches} tokens of {self.vision_tower_name} have no grid and cannot be merged spatially. "
-            "Use --mm_patch_merge_type flat, and a larger image_size instead of anyres tiles."
-        )
+        return f"the {self.num_patches} tokens of {self.vision_tower_name} have no grid and cannot be merged spatially."

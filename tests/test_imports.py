@@ -9,7 +9,14 @@ import pytest
 from tests.imports import ROOT, TOP, imports_in, imports_of, modules, within
 
 FILES = {"sparse_vlm.errors", "sparse_vlm.files", "sparse_vlm.dtypes"}  # every part may import these
-ENCODER = {"sparse_vlm.encoder", "sparse_vlm.image_files", "sparse_vlm.videos", "sparse_vlm.recompute", *FILES}
+ENCODER = {
+    "sparse_vlm.encoder",
+    "sparse_vlm.hub",
+    "sparse_vlm.image_files",
+    "sparse_vlm.videos",
+    "sparse_vlm.recompute",
+    *FILES,
+}
 
 # Other parts of the project that each part may import. The longest prefix of a module's name decides its part.
 PARTS: dict[str, set[str]] = {
@@ -19,12 +26,20 @@ PARTS: dict[str, set[str]] = {
     "sparse_vlm.devices": FILES,
     "sparse_vlm.command_line": FILES,
     "sparse_vlm.device_arguments": FILES,
-    "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files"},
+    "sparse_vlm.hub": {"sparse_vlm.errors", "sparse_vlm.files"},
+    "sparse_vlm.encoder": {"sparse_vlm.errors", "sparse_vlm.files", "sparse_vlm.hub"},
     "sparse_vlm.image_files": {"sparse_vlm.encoder", *FILES},
     "sparse_vlm.videos": {"sparse_vlm.encoder", *FILES},
     "sparse_vlm.integrations.import_hook": set(),
     "sparse_vlm.integrations.timm": {*ENCODER, "sparse_vlm.weight_decay"},
     "sparse_vlm.integrations.lmms_eval": {"sparse_vlm.vlm", "sparse_vlm.devices", *FILES},
+    "sparse_vlm.integrations.vlmevalkit": {
+        "sparse_vlm.vlm",
+        "sparse_vlm.data.instructions",
+        "sparse_vlm.devices",
+        "sparse_vlm.image_files",
+        *FILES,
+    },
     "sparse_vlm.bootstrap": {*ENCODER, "sparse_vlm.integrations.timm"},
     "sparse_vlm.data": ENCODER,
     "sparse_vlm.data.conversations": {"sparse_vlm.data", "sparse_vlm.vlm.language", "sparse_vlm.vlm.views", *ENCODER},

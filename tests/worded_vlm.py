@@ -30,8 +30,7 @@ def build_worded_vlm(
         template: chat template.
         width: hidden size of the random Llama.
     """
-    texts = texts or [question.text for question in easy_vqa.load_questions("train")[:2000]]
-    tokenizer = _tokenizer(texts, template)
+    tokenizer = worded_tokenizer(texts, template)
     tokenizer.save_pretrained(folder / "llm")
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     llama = random_llama(len(tokenizer), initializer_range=0.3, tie_word_embeddings=False, hidden_size=width, **ends)
@@ -42,7 +41,9 @@ def build_worded_vlm(
     return folder / "tiny-vlm"
 
 
-def _tokenizer(texts: Sequence[str], template: str) -> PreTrainedTokenizerFast:
+def worded_tokenizer(texts: Sequence[str] | None = None, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of 120 tokens on `texts`, or on questions of easy-VQA."""
+    texts = texts or [question.text for question in easy_vqa.load_questions("train")[:2000]]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

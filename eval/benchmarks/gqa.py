@@ -11,9 +11,10 @@ from pathlib import Path
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_answer_floor
 from eval.scoring.gqa_distribution import distribution_score
-from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
 

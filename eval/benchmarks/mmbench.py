@@ -15,13 +15,12 @@ from eval.benchmarks.mmbench_table import Row, cell, decode_image, image_cell, o
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.judge_replies import read_letter
-from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import Benchmark, EncodedImage, Mark, Predictions, Question, Scores
 from eval.scoring.records import align, require
+from sparse_vlm.data.instructions import OPTION_LETTER, OPTION_LETTER_CN
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_file
 
-LETTER_INSTRUCTION_CN = "请直接回答选项字母。"
 ROUND = 1_000_000  # distance between the indices of a question's rotations
 NOT_SUBMITTED = (
     "hint",
@@ -83,7 +82,7 @@ def load_english(file: Path | None, images: Path | None) -> list[Question]:
 
 def load_chinese(file: Path | None, images: Path | None) -> list[Question]:
     """Load the questions and images of mmbench_dev_cn_*.tsv."""
-    return _load_questions(file, LETTER_INSTRUCTION_CN)
+    return _load_questions(file, OPTION_LETTER_CN)
 
 
 def _read(annotations: Path | None, questions: Sequence[Question]) -> list[Row]:

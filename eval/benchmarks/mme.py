@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from eval.intervals import bootstrap_sums, middle_95
 from eval.scoring.floors import constant_floor
 from eval.scoring.labels import Key, match_labels, missing_label_file, read_by_category
-from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import numbered_lines, read_text, require
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (

@@ -14,9 +14,10 @@ import numpy as np
 from eval.intervals import bootstrap_sums, middle_95
 from eval.scoring.floors import constant_floor
 from eval.scoring.labels import Key, match_labels, missing_label_file, read_by_category
-from eval.scoring.llava_format import SHORT_ANSWER, image_file
+from eval.scoring.llava_format import image_file
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Score, Scores
 from eval.scoring.records import Record, field, question_id, read_lines, require
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (
@@ -29,8 +30,17 @@ EDITION = "LLaVA's question file needs the edition with 2910 random questions."
 
 
 def load_questions(file: Path | None, images: Path | None) -> list[Question]:
-    """Load LLaVA's llava_pope_test.jsonl or one of the official coco_pope_*.json, whose name contains the category."""
-    path = require(file, "--questions", "LLaVA's llava_pope_test.jsonl or an official coco_pope_*.json")
+    """Load LLaVA's llava_pope_test.jsonl, an official coco_pope_*.json, or a folder with all three of these."""
+    what = "LLaVA's llava_pope_test.jsonl, an official coco_pope_*.json, or the folder with all three"
+    path = require(file, "--questions", what)
+    if not path.is_dir():
+        return _questions_in(path, images)
+    files = [path / FILE_NAME.format(category) for category in CATEGORIES]
+    return [question for each in files for question in _questions_in(each, images)]
+
+
+def _questions_in(path: Path, images: Path | None) -> list[Question]:
+    """Load a question file. The name of an official one contains the category."""
     questions = []
     for place, record in read_lines(path):
         text = field(record, "text", str, place)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_letter_floor
-from eval.scoring.llava_format import OPTION_LETTER, image_file
+from eval.scoring.llava_format import image_file
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import Record, align, field, read_json, read_json_as, require
+from sparse_vlm.data.instructions import OPTION_LETTER
 from sparse_vlm.errors import UserError
 
 PROTOCOL = (

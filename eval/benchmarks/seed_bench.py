@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_letter_floor
-from eval.scoring.llava_format import OPTION_LETTER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
 from eval.scoring.records import (
     Record,
@@ -21,6 +21,7 @@ from eval.scoring.records import (
     require,
     write_lines,
 )
+from sparse_vlm.data.instructions import OPTION_LETTER
 
 PROTOCOL = (
     "SEED-Bench, asked for the option's letter, the middle frame of videos; right is the letter alone, with nothing "

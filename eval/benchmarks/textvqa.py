@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.scoring.human_answers import TenAnswers, evalai_accuracy, floors, mark_by, mean_accuracies, write_evalai
-from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json, require
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 
 OCR_HINT = "Reference OCR token:"

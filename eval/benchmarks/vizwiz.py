@@ -15,9 +15,10 @@ from eval.scoring.human_answers import (
     read_ten_answers,
     write_evalai,
 )
-from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import Record, align, field, official_file, read_json_as, require
+from sparse_vlm.data.instructions import SHORT_ANSWER
 
 PROTOCOL = "VizWiz, asked for a single word or phrase or 'Unanswerable'; EvalAI's accuracy, ten answers each"
 INSTRUCTION = f"When the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT_ANSWER}"

@@ -12,10 +12,11 @@ from eval.scoring.human_answers import (
     read_ten_answers,
     write_evalai,
 )
-from eval.scoring.llava_format import SHORT_ANSWER, image_file, is_llava_file, read_llava_questions
+from eval.scoring.llava_format import image_file, is_llava_file, read_llava_questions
 from eval.scoring.protocol import Benchmark, Predictions, Question
 from eval.scoring.records import align, field, official_file, read_json, require
 from eval.scoring.vqa_text import on_one_line, simplify, simplify_evalai
+from sparse_vlm.data.instructions import SHORT_ANSWER
 
 PROTOCOL = (
     "VQAv2, asked for a single word or phrase; accuracy of the VQA challenge, ten answers each, for the answers as "

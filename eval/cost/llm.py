@@ -35,7 +35,9 @@ from sparse_vlm.encoder.token_counts import TokenCounts
 from sparse_vlm.measure.llms import LLM, open_llm
 from sparse_vlm.measure.timing import Run, gmacs_of, machine, require_positive, take_turns
 from sparse_vlm.measure.towers import Tower, build_towers, open_towers
-from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
+from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.language.prefixes import CACHE
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 
 TOWERS = (
@@ -128,7 +130,7 @@ def count(tower: Tower, llm: LLM, prompt_tokens: int, dtype: torch.dtype) -> Fir
             torch.zeros(1, prompt_tokens, dtype=torch.long),
         )
     with torch.no_grad():
-        cache: Any = prefill(model, projector, *inputs).past_key_values
+        cache: Any = prefill(model, projector, *inputs)[CACHE]
         gmacs = gmacs_of(partial(prefill, model, projector, *inputs))
     return FirstToken(tower, gmacs, sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
 

@@ -1,13 +1,9 @@
-"""LLaVA's question files (JSON lines with "question_id", "image", "text", "category") and its instructions."""
+"""LLaVA's question files: JSON lines with "question_id", "image", "text", "category"."""
 
 from pathlib import Path
 
 from eval.scoring.protocol import Question
 from eval.scoring.records import Record, field, numbered_lines, question_id, read_lines, read_text
-
-# LLaVA-1.5's instructions, on their own line after the question
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 
 
 def is_llava_file(path: Path) -> bool:

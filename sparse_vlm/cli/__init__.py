@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Protocol
 
-from sparse_vlm.cli import build, chat, convert, export, info, rois, serve
+from sparse_vlm.cli import build, card, chat, convert, export, info, rois, serve
 from sparse_vlm.command_line import CommandParser, Commands, describe
 from sparse_vlm.errors import one_line
 
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "build": build,
     "chat": chat,
     "serve": serve,
+    "card": card,
 }
 PLUG_INS = "sparse_vlm.commands"  # the group of entry points; each is a function that adds subcommands to `Commands`
 

@@ -17,12 +17,15 @@ from sparse_vlm.encoder.config import SparseFormerConfig
 from sparse_vlm.encoder.rois import from_center_size
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import new_directory, read_object, write_json
+from sparse_vlm.hub.cards import encoder_card, has_own_card, write_card
+from sparse_vlm.hub.transfer import local_directory
 
 logger = logging.getLogger(__name__)
 Weights = Mapping[str, Tensor]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+IMAGE_ENCODER = "sparseformer"  # model_type in config.json
 
 # Where training programs keep the state dict in their checkpoints. The first of these that exists is opened,
 # repeatedly. A moving average is preferred to the weights that it averages, as in timm; DINO's teacher averages its
@@ -211,10 +214,17 @@ def load_strictly(module: nn.Module, weights: Weights, source: str) -> None:
     module.load_state_dict(weights)
 
 
-def save_directory(directory: str | Path, config: SparseFormerConfig, weights: Weights) -> None:
-    """Write config.json and model.safetensors to a new directory, atomically."""
+def save_directory(
+    directory: str | Path, config: SparseFormerConfig, weights: Weights, model_type: str = IMAGE_ENCODER
+) -> None:
+    """Write config.json, model.safetensors and a model card to a directory, atomically.
+
+    An existing README.md that was edited or comes from elsewhere is kept.
+    """
     with new_directory(directory) as temporary:
-        write_json(temporary / CONFIG_FILE, {"model_type": "sparseformer", **config.to_dict()})
+        if not has_own_card(directory):
+            write_card(temporary, encoder_card(config.to_dict()))
+        write_json(temporary / CONFIG_FILE, {"model_type": model_type, **config.to_dict()})
         contiguous = {key: value.contiguous() for key, value in weights.items()}
         save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
 
@@ -227,19 +237,22 @@ def _require_files(directory: Path, *names: str) -> None:
             raise UserError(f"{directory} is not an encoder directory: it has no {name}.")
 
 
-def load_config(directory: str | Path) -> SparseFormerConfig:
-    """Read the configuration of an encoder directory. Its weights are not read."""
-    directory = Path(directory)
+def load_config(directory: str | Path, model_type: str = IMAGE_ENCODER) -> SparseFormerConfig:
+    """Read the configuration of an encoder directory of the given type, or of OWNER/NAME on the hub."""
+    directory = local_directory(directory, CONFIG_FILE)
     _require_files(directory, CONFIG_FILE)
     values = read_object(directory / CONFIG_FILE)
     kind = values.pop("model_type", None)
-    if kind != "sparseformer":
-        raise UserError(f"{directory} contains a model of type {kind!r}, not a SparseFormer encoder.")
+    if kind != model_type:
+        wanted = "a SparseFormer encoder" if model_type == IMAGE_ENCODER else f"one of type {model_type!r}"
+        raise UserError(f"{directory} contains a model of type {kind!r}, not {wanted}.")
     return SparseFormerConfig.from_dict(values)
 
 
-def load_directory(directory: str | Path) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
-    """Read the configuration and the weights of an encoder directory."""
-    directory = Path(directory)
+def load_directory(
+    directory: str | Path, model_type: str = IMAGE_ENCODER
+) -> tuple[SparseFormerConfig, dict[str, Tensor]]:
+    """Read the configuration and the weights of an encoder directory of the given type, or of OWNER/NAME on the hub."""
+    directory = local_directory(directory, CONFIG_FILE, WEIGHTS_FILE)
     _require_files(directory, CONFIG_FILE, WEIGHTS_FILE)
-    return load_config(directory), read_weights(directory / WEIGHTS_FILE)
+    return load_config(directory, model_type), read_weights(directory / WEIGHTS_FILE)

@@ -1,4 +1,7 @@
-"""The focusing transformer: latent tokens that sample the stem's features inside their RoIs, and adjust these RoIs."""
+"""The focusing transformer: latent tokens that sample the stem's features inside their RoIs, and adjust these RoIs.
+
+`axes` is 2 for images, whose RoIs are (x1, y1, x2, y2), and 3 for clips: (x1, y1, t1, x2, y2, t2).
+"""
 
 from functools import partial
 from typing import Any
@@ -11,18 +14,19 @@ from torch import Tensor, nn
 
 from sparse_vlm.encoder.config import FocusConfig, SparseFormerConfig
 from sparse_vlm.encoder.float32 import Float32LayerNorm, Float32Linear, Float32Module, float32_region
-from sparse_vlm.encoder.rois import adjust_rois, encode_rois, lay_out_rois, place_points, sample_features
+from sparse_vlm.encoder.rois import adjust_rois, encode_rois, lay_out_rois, over_time, place_points, sample_features
 
 
 class InitialRoIs(Float32Module):
-    """Learnt initial RoIs float32[n, 4], the same for every image."""
+    """Learnt initial RoIs float32[n, 2·axes], the same for every image or clip."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, axes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(lay_out_rois(tokens))
+        layout = lay_out_rois(tokens)
+        self.weight = nn.Parameter(layout if axes == 2 else over_time(layout))
 
     def forward(self, batch: int) -> Tensor:
-        """Return float32[batch, n, 4].
+        """Return float32[batch, n, 2·axes].
 
         Call the module instead of reading `weight`: accelerate only loads an offloaded weight when its module is
         called.
@@ -33,30 +37,31 @@ class InitialRoIs(Float32Module):
 class SamplingPoints(Float32Module):
     """Sampling points of a token: Linear(LN(token)), without bias, plus learnt base offsets, relative to the RoI."""
 
-    def __init__(self, width: int, points: int, eps: float) -> None:
+    def __init__(self, width: int, points: int, eps: float, axes: int) -> None:
         super().__init__()
+        self.axes = axes
         self.norm = Float32LayerNorm(width, eps)
-        self.linear = Float32Linear(width, 2 * points, bias=False)
-        self.base = nn.Parameter(torch.zeros(2 * points, dtype=torch.float32))  # interleaved x, y
+        self.linear = Float32Linear(width, axes * points, bias=False)
+        self.base = nn.Parameter(torch.zeros(axes * points, dtype=torch.float32))  # interleaved x, y (, t)
 
     def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
-        """float[B, n, width], float32[B, n, 4] -> points float32[B, n, P, 2] in image coordinates."""
+        """float[B, n, width], float32[B, n, 2·axes] -> points float32[B, n, P, axes] in the coordinates of the RoIs."""
         with float32_region(tokens):
             offsets = self.linear(self.norm(tokens.float())) + self.base
-            return place_points(rois, offsets.unflatten(-1, (-1, 2)))
+            return place_points(rois, offsets.unflatten(-1, (-1, self.axes)))
 
 
 class RoIAdjustment(Float32Module):
     """RoI adjustment by tokens. v1: Linear(LN(x)); bootstrapped: Linear(GELU(Linear(LN(x)))); no bias at the end."""
 
-    def __init__(self, width: int, eps: float, hidden: bool) -> None:
+    def __init__(self, width: int, eps: float, hidden: bool, axes: int) -> None:
         super().__init__()
         self.norm = Float32LayerNorm(width, eps)
         self.hidden = Float32Linear(width, width) if hidden else None
-        self.linear = Float32Linear(width, 4, bias=False)
+        self.linear = Float32Linear(width, 2 * axes, bias=False)
 
     def forward(self, tokens: Tensor, rois: Tensor) -> Tensor:
-        """float[B, n, width], float32[B, n, 4] -> float32[B, n, 4]"""
+        """float[B, n, width], float32[B, n, 2·axes] -> float32[B, n, 2·axes]"""
         with float32_region(tokens):
             tokens = self.norm(tokens.float())
             if self.hidden is not None:
@@ -65,18 +70,29 @@ class RoIAdjustment(Float32Module):
 
 
 class RoIEncoding(Float32Module):
-    """Encoding of a RoI, to be added to its token: Linear(LN(sinusoids))."""
+    """Encoding of a RoI, to be added to its token: Linear(LN(sinusoids)).
 
-    def __init__(self, width: int, eps: float) -> None:
+    For a clip it is the sum of two such encodings, of (x1, y1, x2, y2) and of (t1, t2). Space thus has the encoding of
+    an image encoder, whose LN knows nothing of time.
+    """
+
+    def __init__(self, width: int, eps: float, axes: int = 2) -> None:
         super().__init__()
         self.width = width
         self.norm = Float32LayerNorm(width, eps)
         self.linear = Float32Linear(width, width)
+        self.time = RoIEncoding(width, eps) if axes == 3 else None
 
     def forward(self, rois: Tensor) -> Tensor:
-        """float32[B, n, 4] -> float32[B, n, width]"""
-        with float32_region(rois):
-            return self.linear(self.norm(encode_rois(rois, self.width)))
+        """float32[B, n, 2·axes] -> float32[B, n, width]"""
+        if self.time is not None:
+            corners = rois.unflatten(-1, (2, 3))
+            return self._encode(corners[..., :2].flatten(-2)) + self.time(corners[..., 2])
+        return self._encode(rois)
+
+    def _encode(self, coordinates: Tensor) -> Tensor:
+        with float32_region(coordinates):
+            return self.linear(self.norm(encode_rois(coordinates, self.width)))
 
 
 class AdaptiveMixing(nn.Module):
@@ -122,15 +138,15 @@ class AdaptiveMixing(nn.Module):
 class SampleAndMix(nn.Module):
     """Sampling step: sample features in the RoI of each token, mix them adaptively, add the result to the token."""
 
-    def __init__(self, config: FocusConfig, channels: int, width: int, generator_width: int) -> None:
+    def __init__(self, config: FocusConfig, channels: int, width: int, generator_width: int, axes: int) -> None:
         super().__init__()
         v1 = config.generation == "v1"
         self.padding = "zeros" if v1 else "border"
-        self.points = SamplingPoints(width, config.points, config.eps)
+        self.points = SamplingPoints(width, config.points, config.eps, axes)
         self.mixing = AdaptiveMixing(width, channels, config.points, generator_width, config.eps, biased=v1)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor) -> Tensor:
-        """float[B, n, width], float32[B, n, 4], features float32[B, C, H, W] -> float[B, n, width]"""
+        """float[B, n, width], float32[B, n, 2·axes], features float32[B, C, (T,) H, W] -> float[B, n, width]"""
         samples = sample_features(features, self.points(tokens, rois), self.padding)
         return tokens + self.mixing(tokens, samples.to(tokens.dtype))
 
@@ -143,11 +159,13 @@ def _attention_block(width: int, heads: int, eps: float) -> Block:
 class V1Unit(nn.Module):
     """Unit of v1: attention, RoI adjustment, sampling step, MLP (arXiv 2304.03768)."""
 
-    def __init__(self, config: FocusConfig, channels: int, width: int, heads: int, generator_width: int) -> None:
+    def __init__(
+        self, config: FocusConfig, channels: int, width: int, heads: int, generator_width: int, axes: int
+    ) -> None:
         super().__init__()
-        self.sampling = SampleAndMix(config, channels, width, generator_width)
+        self.sampling = SampleAndMix(config, channels, width, generator_width, axes)
         self.block = _attention_block(width, heads, config.eps)
-        self.adjustment = RoIAdjustment(width, config.eps, hidden=False)
+        self.adjustment = RoIAdjustment(width, config.eps, hidden=False, axes=axes)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return updated tokens and adjusted RoIs. `step` (the repetition) is not used in v1."""
@@ -160,14 +178,14 @@ class V1Unit(nn.Module):
 class BootstrappedUnit(nn.Module):
     """Unit (arXiv 2312.01987): stage embedding, sampling step, RoI encoding, attention, MLP, RoI adjustment."""
 
-    def __init__(self, config: FocusConfig, channels: int) -> None:
+    def __init__(self, config: FocusConfig, channels: int, axes: int) -> None:
         super().__init__()
         width = config.width
         self.stage_embedding = nn.Parameter(torch.zeros(config.repeats, width))
-        self.sampling = SampleAndMix(config, channels, width, config.generator_width)
-        self.encoding = RoIEncoding(width, config.eps)
+        self.sampling = SampleAndMix(config, channels, width, config.generator_width, axes)
+        self.encoding = RoIEncoding(width, config.eps, axes)
         self.block = _attention_block(width, config.heads, config.eps)
-        self.adjustment = RoIAdjustment(width, config.eps, hidden=True)
+        self.adjustment = RoIAdjustment(width, config.eps, hidden=True, axes=axes)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return updated tokens and adjusted RoIs for repetition `step`."""
@@ -180,10 +198,10 @@ class BootstrappedUnit(nn.Module):
 class BootstrappedLastUnit(nn.Module):
     """Sampling step and RoI encoding at the width of the cortex; the RoIs are unchanged."""
 
-    def __init__(self, config: FocusConfig, channels: int, width: int) -> None:
+    def __init__(self, config: FocusConfig, channels: int, width: int, axes: int) -> None:
         super().__init__()
-        self.sampling = SampleAndMix(config, channels, width, config.last_generator_width)
-        self.encoding = RoIEncoding(width, config.eps)
+        self.sampling = SampleAndMix(config, channels, width, config.last_generator_width, axes)
+        self.encoding = RoIEncoding(width, config.eps, axes)
 
     def forward(self, tokens: Tensor, rois: Tensor, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return updated tokens and the same RoIs."""
@@ -192,48 +210,58 @@ class BootstrappedLastUnit(nn.Module):
 
 
 class FocusingTransformer(nn.Module):
-    """Image features -> n latent tokens at the width of the cortex, and the RoIs after each adjustment.
+    """Features of an image or clip -> n latent tokens at the width of the cortex, and the RoIs after each adjustment.
 
     The repeated unit runs `repeats` times with shared weights. A Linear (in v1, followed by a LayerNorm) projects the
     tokens to the width of the cortex. The last unit samples once more; in v1 it also adjusts the RoIs once more.
+
+    Args:
+        config: configuration of the encoder.
+        axes: 2 for images, 3 for clips.
     """
 
-    def __init__(self, config: SparseFormerConfig) -> None:
+    def __init__(self, config: SparseFormerConfig, axes: int = 2) -> None:
         super().__init__()
         focus, channels, width = config.focus, config.stem.channels, config.cortex.width
         v1 = focus.generation == "v1"
+        self.axes = axes
         self.repeats = focus.repeats
-        self.initial_rois = InitialRoIs(focus.tokens)
+        self.initial_rois = InitialRoIs(focus.tokens, axes)
         # bootstrapped: all tokens share one embedding and differ only in their RoIs
         self.initial_embedding = nn.Parameter(torch.zeros(focus.tokens if v1 else 1, focus.width))
         self.repeated_unit: V1Unit | BootstrappedUnit
         self.last_unit: V1Unit | BootstrappedLastUnit
         if v1:
-            self.repeated_unit = V1Unit(focus, channels, focus.width, focus.heads, focus.generator_width)
-            self.last_unit = V1Unit(focus, channels, width, focus.last_heads, focus.last_generator_width)
+            self.repeated_unit = V1Unit(focus, channels, focus.width, focus.heads, focus.generator_width, axes)
+            self.last_unit = V1Unit(focus, channels, width, focus.last_heads, focus.last_generator_width, axes)
         else:
-            self.repeated_unit = BootstrappedUnit(focus, channels)
-            self.last_unit = BootstrappedLastUnit(focus, channels, width)
+            self.repeated_unit = BootstrappedUnit(focus, channels, axes)
+            self.last_unit = BootstrappedLastUnit(focus, channels, width, axes)
         norm = [nn.LayerNorm(width, eps=focus.eps)] if v1 else []
         self.transition = nn.Sequential(nn.Linear(focus.width, width), *norm)
 
-    def forward(self, features: Tensor, rois: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """features float32[B, C, H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 4].
+    def forward(
+        self, features: Tensor, rois: Tensor | None = None, repeats: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """features float32[B, C, (T,) H, W] -> tokens float[B, n, width] and RoIs float32[steps, B, n, 2·axes].
 
         RoIs are in the order of the adjustments; the last unit of a bootstrapped model samples inside the last ones.
 
         Args:
             features: output of the stem.
-            rois: initial RoIs, float32[B, n, 4]; None for the learned ones.
+            rois: initial RoIs, float32[B, n, 2·axes]; None for the learned ones.
+            repeats: number of repetitions to run, 1 to `self.repeats`, which are the last ones; None for all.
         """
+        skipped = 0 if repeats is None else self.repeats - repeats
         rois = self.initial_rois(features.shape[0]) if rois is None else rois
         # Not expanded to [B, n, width]: what the first step computes from the tokens alone is the same for all images
-        # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is that of the Linears, because
-        # open_clip's low precision casts Linears but leaves embeddings in float32.
+        # (and, if bootstrapped, for all tokens), so it is computed once. The dtype is the narrower one: open_clip's low
+        # precision casts Linears but leaves embeddings in float32, and vLLM's Linears keep biases in float32 on a CPU.
         transition: Any = self.transition[0]
-        tokens = self.initial_embedding.to(transition.bias.dtype).unsqueeze(0)
+        narrower = min((self.initial_embedding.dtype, transition.bias.dtype), key=lambda dtype: dtype.itemsize)
+        tokens = self.initial_embedding.to(narrower).unsqueeze(0)
         steps = []
-        for step in range(self.repeats):
+        for step in range(skipped, self.repeats):
             tokens, rois = self.repeated_unit(tokens, rois, features, step)
             steps.append(rois)
         tokens, last_rois = self.last_unit(self.transition(tokens), rois, features, self.repeats)

@@ -27,6 +27,7 @@ def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None
     | LN heading the generator, the offsets and the adjustment| gain width^-0.5                                 |
     | last Linear of these three                              | 0; generator bias xavier-uniform per matrix     |
     | base offsets                                            | √P grid of cell centres − 0.5, else uniform ±0.5|
+    | base offsets in time                                    | spread evenly over ±0.5, see `spread_times`     |
     | initial embedding                                       | trunc-normal 1                                  |
     | CLS, register and stage embeddings                      | normal 1                                        |
     | stem convolution                                        | kaiming-normal, fan_out, bias 0                 |
@@ -42,7 +43,7 @@ def init_weights(stem: Stem, focus: FocusingTransformer, cortex: Cortex) -> None
         elif isinstance(module, SamplingPoints):
             _init_head(module.norm, module.linear)
             with torch.no_grad():
-                module.base.copy_(_base_offsets(module.base.numel() // 2))
+                module.base.copy_(_base_offsets(module.base.numel() // module.axes, module.axes))
         elif isinstance(module, RoIAdjustment):
             _init_head(module.norm, module.linear)
         elif isinstance(module, BootstrappedUnit):
@@ -72,11 +73,26 @@ def _init_generator_bias(mixing: AdaptiveMixing) -> None:
     nn.init.xavier_uniform_(bias[split:].view(mixing.points_out, mixing.points))
 
 
-def _base_offsets(points: int) -> torch.Tensor:
-    """float32[2·P], interleaved x, y."""
+def _base_offsets(points: int, axes: int = 2) -> torch.Tensor:
+    """float32[axes·P], interleaved x, y, for clips t."""
     side = math.isqrt(points)
-    if side * side != points:
-        return torch.rand(2 * points) - 0.5
-    centers = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
-    y, x = torch.meshgrid(centers, centers, indexing="ij")
-    return torch.stack([x, y], dim=-1).flatten()
+    if side * side == points:
+        centers = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
+        y, x = torch.meshgrid(centers, centers, indexing="ij")
+        places = torch.stack([x, y], dim=-1).flatten(0, 1)
+    else:
+        places = torch.rand(points, 2) - 0.5
+    if axes == 3:
+        places = torch.cat([places, spread_times(points)[:, None]], dim=-1)
+    return places.flatten()
+
+
+def spread_times(points: int) -> torch.Tensor:
+    """float32[P] in ±0.5: multiples of the golden ratio modulo 1, so that points which are neighbours differ in time.
+
+    Zeros would be a trap: the spread of a token's offsets is normalised, which multiplies them by 33,000 if they are
+    all equal. The smallest step of an optimiser would throw the points all over the span, in the order of the signs of
+    their gradients.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    return (golden * torch.arange(points, dtype=torch.float64) % 1 - 0.5).float()

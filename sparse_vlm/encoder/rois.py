@@ -1,8 +1,10 @@
 """Geometry of RoIs: pure functions on float32 tensors.
 
 Convention: a RoI is (x1, y1, x2, y2) in image coordinates, x to the right, y down, [0, 1] spanning the image from
-edge to edge. RoIs may leave [0, 1] and are never clamped; x2 < x1 is allowed (a signed size mirrors the sampling).
-Everything is float32 whatever the model's dtype: in bfloat16 a sampling point moves by up to half a feature cell.
+edge to edge. A RoI of a clip is (x1, y1, t1, x2, y2, t2), with [0, 1] spanning the clip from the beginning of its first
+frame to the end of its last one; `axes` is 2 for images and 3 for clips. RoIs may leave [0, 1] and are never clamped;
+x2 < x1 is allowed (a signed size mirrors the sampling). Everything is float32 whatever the model's dtype: in bfloat16 a
+sampling point moves by up to half a feature cell.
 
 RoIs and points of a model that diverges are NaN or infinite, and stay so, which makes the divergence visible. Only
 `sample_features` replaces them by finite places.
@@ -59,6 +61,33 @@ def lay_out_grid(rows: int, columns: int) -> Tensor:
     return torch.stack(sides, dim=-1).flatten(0, 1)
 
 
+def over_time(rois: Tensor, start: float = 0.0, end: float = 1.0) -> Tensor:
+    """Give RoIs of an image a span of time, by default the whole clip: float32[…, 4] -> float32[…, 6]."""
+    times = torch.tensor([start, end], dtype=rois.dtype, device=rois.device).expand(*rois.shape[:-1], 2)
+    return torch.cat([rois.unflatten(-1, (2, 2)), times.unsqueeze(-1)], dim=-1).flatten(-2)
+
+
+def lay_out_clip_rois(count: int, spans: int = 1) -> Tensor:
+    """Divide a clip into equal spans of time, and tile the image in each of them. All RoIs differ.
+
+    Args:
+        count: number of RoIs, at least `spans`.
+        spans: number of spans of time.
+
+    Returns:
+        float32[count, 6], in order of time.
+
+    Raises:
+        UserError: a span would have no RoI, or there is no span.
+    """
+    if not 1 <= spans <= count:
+        raise UserError(f"Each span of time needs at least 1 token, got {count} tokens for {spans} spans.")
+    counts = [count // spans + (span < count % spans) for span in range(spans)]
+    return torch.cat(
+        [over_time(lay_out_rois(tiles), span / spans, (span + 1) / spans) for span, tiles in enumerate(counts)]
+    )
+
+
 def check_box(box: Sequence[float]) -> None:
     """Check that a box lies inside the image.
 
@@ -76,31 +105,34 @@ def check_box(box: Sequence[float]) -> None:
         )
 
 
-def check_rois(rois: Tensor, batch: int) -> None:
+def check_rois(rois: Tensor, batch: int, axes: int = 2) -> None:
     """Check the initial RoIs of an encoder.
 
     Args:
-        rois: float[n, 4] for all images, or float[batch, n, 4].
-        batch: number of images.
+        rois: float[n, 2·axes] for all images or clips, or float[batch, n, 2·axes].
+        batch: number of images or clips.
+        axes: 2 for images, 3 for clips.
 
     Raises:
-        UserError: another shape or dtype, no RoI, one that is not finite, or one without width or height.
+        UserError: another shape or dtype, no RoI, one that is not finite, or one without width, height or duration.
     """
-    shape = list(rois.shape)
-    if rois.ndim not in (2, 3) or shape[-1] != 4 or shape[-2] < 1 or (rois.ndim == 3 and shape[0] != batch):
-        raise UserError(f"RoIs are float[n, 4] or, for {batch} images, float[{batch}, n, 4] with n ≥ 1, got {shape}.")
+    shape, size = list(rois.shape), 2 * axes
+    thing, extent = ("image", "a width and a height") if axes == 2 else ("clip", "a width, a height and a duration")
+    if rois.ndim not in (2, 3) or shape[-1] != size or shape[-2] < 1 or (rois.ndim == 3 and shape[0] != batch):
+        form = f"float[n, {size}] or, for {batch} {thing}s, float[{batch}, n, {size}] with n ≥ 1"
+        raise UserError(f"RoIs are {form}, got {shape}.")
     if not rois.is_floating_point():
-        raise UserError(f"RoIs are floating-point image coordinates, got {str(rois.dtype).removeprefix('torch.')}.")
+        raise UserError(f"RoIs are floating-point {thing} coordinates, got {str(rois.dtype).removeprefix('torch.')}.")
     if not rois.isfinite().all():
         raise UserError("RoIs must be finite numbers, but some are NaN or infinite.")
     if (to_center_size(rois)[1] == 0).any():
-        raise UserError("RoIs must have a width and a height, but some are zero.")
+        raise UserError(f"RoIs must have {extent}, but some are zero.")
 
 
 def to_center_size(rois: Tensor) -> tuple[Tensor, Tensor]:
-    """float32[…, 4] -> centre float32[…, 2] and signed size float32[…, 2] (x, y)."""
-    top_left, bottom_right = rois[..., :2], rois[..., 2:]
-    return (top_left + bottom_right) / 2, bottom_right - top_left
+    """float32[…, 2·axes] -> centre float32[…, axes] and signed size float32[…, axes] (x, y, for clips t)."""
+    low, high = rois.chunk(2, dim=-1)
+    return (low + high) / 2, high - low
 
 
 def from_center_size(center: Tensor, size: Tensor) -> Tensor:
@@ -109,15 +141,16 @@ def from_center_size(center: Tensor, size: Tensor) -> Tensor:
 
 
 def adjust_rois(rois: Tensor, logits: Tensor) -> Tensor:
-    """Move and scale RoIs: centre += dxy·|wh| (the old size), wh = |wh|·exp(dwh).
+    """Move and scale RoIs: centre += dxy·|wh| (the old size), wh = |wh|·exp(dwh); likewise time and duration.
 
     Args:
-        rois: float32[B, n, 4].
-        logits: float32[B, n, 4], (dx, dy, dw, dh).
+        rois: float32[B, n, 2·axes].
+        logits: float32[B, n, 2·axes], (dx, dy, dw, dh), or (dx, dy, dt, dw, dh, dd) with the duration d.
     """
     center, size = to_center_size(rois)
     size = size.abs()
-    return from_center_size(center + logits[..., :2] * size, size * logits[..., 2:].exp())
+    shift, scale = logits.chunk(2, dim=-1)
+    return from_center_size(center + shift * size, size * scale.exp())
 
 
 def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
@@ -126,11 +159,11 @@ def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
     Per coordinate o' = (o − mean) / (3·(std + 1e-5)) with the unbiased std; point = centre + o'·(signed size).
 
     Args:
-        rois: float32[B, n, 4].
-        offsets: float32[B, n, P, 2], not normalised.
+        rois: float32[B, n, 2·axes].
+        offsets: float32[B, n, P, axes], not normalised.
 
     Returns:
-        float32[B, n, P, 2], (x, y) in image coordinates.
+        float32[B, n, P, axes], (x, y) or (x, y, t) in the coordinates of the RoIs.
     """
     std, mean = torch.std_mean(offsets, dim=-2, keepdim=True)
     center, size = to_center_size(rois)
@@ -141,37 +174,45 @@ def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
 def sample_features(features: Tensor, points: Tensor, padding: str) -> Tensor:
     """Sample the feature map bilinearly (align_corners False: coordinate 0 is the edge of the first cell).
 
+    Clips are sampled trilinearly: the features of frame i of T are at time (i + 1/2) / T. Before the first and after
+    the last of these times the clip stands still, whatever the padding.
+
     Coordinates that are infinite or too large for torch are moved to a place far outside the image, NaN to 0: otherwise
     the backward pass of torch's grid_sample on a CPU reads invalid memory. Other coordinates are unchanged.
 
     Args:
-        features: float32[B, C, H, W].
-        points: float32[B, n, P, 2] in image coordinates.
+        features: float32[B, C, H, W], or float32[B, C, T, H, W] of clips.
+        points: float32[B, n, P, 2] in image coordinates, or float32[B, n, P, 3] in clip coordinates.
         padding: values outside the image, "zeros" or "border".
 
     Returns:
         float32[B, n, P, C]
     """
     points = points.nan_to_num(0.0, FARTHEST, -FARTHEST).clamp(-FARTHEST, FARTHEST)
+    if features.ndim == 5:
+        margin = 0.5 / features.shape[2]
+        places = torch.cat([points[..., :2], points[..., 2:].clamp(margin, 1 - margin)], dim=-1).unsqueeze(-2)
+        samples = F.grid_sample(features, 2 * places - 1, mode="bilinear", padding_mode=padding, align_corners=False)
+        return samples.squeeze(-1).permute(0, 2, 3, 1)
     samples = F.grid_sample(features, 2 * points - 1, mode="bilinear", padding_mode=padding, align_corners=False)
     return samples.permute(0, 2, 3, 1)
 
 
 def encode_rois(rois: Tensor, width: int) -> Tensor:
-    """Encode the four coordinates with sinusoids.
+    """Encode coordinates with sinusoids.
 
-    Each coordinate times π is multiplied by width/4 frequencies exp(linspace(0, ln 128)). The encoding of a coordinate
+    Each of the k coordinates times π is multiplied by width/k frequencies exp(linspace(0, ln 128)). Its encoding
     is the sines of the even-indexed frequencies, then the cosines of the odd-indexed ones. No gradient reaches the
     RoIs, as in the authors' code.
 
     Args:
-        rois: float32[B, n, 4].
+        rois: float32[B, n, k], the k = 4 coordinates of RoIs, or the k = 2 ends of their spans of time.
         width: channels of the result, a multiple of 8.
 
     Returns:
         float32[B, n, width]
     """
-    count = width // 4
+    count = width // rois.shape[-1]
     frequencies = torch.linspace(0, math.log(128), count, dtype=torch.float32, device=rois.device).exp()
     angles = (rois.detach() * math.pi).unsqueeze(-1) * frequencies
     return torch.cat([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)

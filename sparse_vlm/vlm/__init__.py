@@ -8,9 +8,9 @@ from packaging.version import Version
 
 from sparse_vlm.errors import UserError
 
-if Version(transformers.__version__) < Version("5.23"):
+if Version(transformers.__version__) < Version("5.19"):
     raise UserError(
-        f"The vision-language model needs transformers 5.23 or newer, found {transformers.__version__}: "
+        f"The vision-language model needs transformers 5.19 or newer, found {transformers.__version__}: "
         "pip install 'sparse-vlm[vlm]'. The encoder and llava_patch work with this version."
     )
 

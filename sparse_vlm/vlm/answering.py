@@ -23,7 +23,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding, counts_from_prompt
 from sparse_vlm.vlm.language.positions import most_positions
-from sparse_vlm.vlm.language.prefixes import can_continue, continue_prefixes
+from sparse_vlm.vlm.language.prefixes import CACHE, can_continue, continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
@@ -182,7 +182,7 @@ class Answerer:
                 views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
         input_ids = torch.tensor([prefix], device=device).repeat(1 if pixels is None else len(pixels), 1)
         out = self.model(input_ids=input_ids, pixel_values=pixels, views=views, use_cache=True, logits_to_keep=1)
-        return out.past_key_values
+        return out[CACHE]
 
     def _preprocess(self, image: Image.Image) -> Tensor:
         return self.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -203,9 +203,9 @@ class Answerer:
             input_ids = generator.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 max_new_tokens=count,
                 pad_token_id=tokenizer.pad_token_id,
+                **{CACHE: cache},
                 **self.decoding.settings,
             )
             generated = input_ids[:, width:]

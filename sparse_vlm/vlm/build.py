@@ -11,17 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparse_vlm.dtypes import DTYPES, convert
 from sparse_vlm.errors import UserError, one_line, unknown_choice
 from sparse_vlm.files import check_output, new_directory
+from sparse_vlm.hub.cards import CARD, licence_in
+from sparse_vlm.hub.transfer import local_directory
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
 from sparse_vlm.vlm.language.causal_lm import load_llm, settle_generation
 from sparse_vlm.vlm.language.control_tokens import add_image_token
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.templates import prepare_chat_template
 from sparse_vlm.vlm.language.turns import ChatFormat, check_round_trip, end_tokens
 from sparse_vlm.vlm.loading import check_opens
-from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration, build_projector
+from sparse_vlm.vlm.modeling import SparseVLMConfig, SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.towers import VisionTower, open_tower
-from sparse_vlm.vlm.vision import SparseFormerVisionModel, visual_tokens
+from sparse_vlm.vlm.vision import SparseFormerVisionModel, check_free_rois, visual_tokens
 
 FRAME_TOKENS = (16, 9)
 
@@ -68,7 +71,8 @@ def build_vlm(
     _check_layer(tower, vision_feature_layer)
     language_model, tokenizer = _prepare_llm(llm, gguf_file, chat_template)
     # without CLS both strategies select the same tokens, but "default" would make Llava drop the first latent token
-    strategy: Any = vision_feature_select_strategy if visual_tokens(tower.model.config).prefix else "full"
+    prefix = visual_tokens(tower.model.config).prefix
+    strategy: Any = vision_feature_select_strategy if prefix else "full"
     config = SparseVLMConfig(
         vision_config=tower.model.config,
         text_config=language_model.config,
@@ -76,7 +80,7 @@ def build_vlm(
         projector_type=projector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=strategy,
-        provenance={"language_model": _public_name(llm), "stages": []},
+        provenance={"language_model": _public_name(llm), "language_model_licence": _licence(llm), "stages": []},
         language_head_bias=getattr(language_model.get_output_embeddings(), "bias", None) is not None,
     )
     processor = SparseVLMProcessor(
@@ -84,6 +88,8 @@ def build_vlm(
         tokenizer,
         num_image_tokens=config.image_seq_length,
         chat_template=tokenizer.get_chat_template(),
+        fewest_image_tokens=1 + (prefix if strategy == "full" else 0),
+        fixed_tokens=_fixed_tokens(tower.model),
         frame_tokens=_frame_tokens(tower, config.image_seq_length, strategy),
     )
     _check_positions(language_model, processor)
@@ -93,6 +99,15 @@ def build_vlm(
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         check_opens(temporary)
+
+
+def _fixed_tokens(tower: PreTrainedModel) -> str | None:
+    """Return why a vision tower takes neither another number of tokens nor regions; None: it does."""
+    try:
+        check_free_rois(tower)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _frame_tokens(tower: VisionTower, image_tokens: int, strategy: str) -> int | None:
@@ -146,6 +161,14 @@ def _check_positions(language_model: PreTrainedModel, processor: SparseVLMProces
 def _public_name(llm: str | Path) -> str:
     """Return the LLM's name for the model card: its hub name, or the last part of its path."""
     return Path(llm).name if Path(llm).exists() else str(llm)
+
+
+def _licence(llm: str | Path) -> str:
+    """Return the licence that the card of an LLM's directory or hub repository names; "" if unknown."""
+    try:
+        return licence_in(local_directory(llm, CARD))
+    except UserError:  # not on the hub, or no network
+        return ""
 
 
 def _grow_embeddings(language_model: PreTrainedModel, tokens: int) -> None:

@@ -13,10 +13,11 @@ from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreame
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.decoding import GREEDY, Decoding, EndWhen
+from sparse_vlm.vlm.language.messages import boxes_of
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.turns import template_refusals
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
-from sparse_vlm.vlm.processing import SparseVLMProcessor, boxes_of
+from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.videos.processor import VideoOptions
 from sparse_vlm.vlm.views import Box, unpack_views
 
@@ -202,6 +203,17 @@ def answer(
         videos=videos,
         video_options=video_options,
     )
+    return answer_inputs(model, processor, inputs, max_new_tokens, decoding)
+
+
+def answer_inputs(
+    model: SparseVLMForConditionalGeneration,
+    processor: SparseVLMProcessor,
+    inputs: BatchFeature,
+    max_new_tokens: int = 256,
+    decoding: Decoding | None = None,
+) -> str:
+    """Answer an encoded prompt or conversation; see `answer`."""
     check_inputs(model, inputs, max_new_tokens)
     inputs = inputs.to(model.device)
     generator: Any = model  # transformers' annotations of generate do not fit its own Llava classes

@@ -1,13 +1,23 @@
 """The configuration of a VLM: transformers' LlavaConfig with a SparseFormer, or with a dense ViT."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlavaConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.dense.vit import DenseViTConfig  # noqa: F401 (the import registers it)
 from sparse_vlm.vlm.vision import visual_tokens
 
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # older versions leave out no values of the parts that equal a default, so they need no defaults
+    DEFAULT_PARTS: dict[str, Any] = {}
+else:
+    DEFAULT_PARTS = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
 PROJECTORS = ("linear", "mlp2x_gelu")
 
 
@@ -22,17 +32,15 @@ class SparseVLMConfig(LlavaConfig):
         language_head_bias: whether the LLM's output layer has a bias, as Phi's has.
         trained_visual_tokens: numbers of visual tokens per image that the last stage trained with, in the notation of
             `TokenCounts`; None: `image_seq_length` alone.
-        provenance: {"language_model": name, "stages": [{"stage": name, "data": [names]}]}, for the model card.
+        provenance: {"language_model": name, "language_model_licence": identifier or "", "stages": [{"stage": name,
+            "data": [names]}]}, for the model card.
     """
 
     model_type = "sparse_vlm"
     has_no_defaults_at_init = True
     # frames of videos take the places of image tokens
     attribute_map = {**LlavaConfig.attribute_map, "video_token_id": "image_token_index"}  # noqa: RUF012
-    sub_configs_defaults = {  # noqa: RUF012 (transformers' own convention)
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="sparseformer"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-    }
+    sub_configs_defaults = DEFAULT_PARTS
 
     projector_type: str = "mlp2x_gelu"
     language_head_bias: bool = False

@@ -1,4 +1,4 @@
-"""Files that a model directory carries for the Hugging Face hub: its code, for `trust_remote_code=True`, and its card.
+"""The code that a model directory carries for `trust_remote_code=True`.
 
 The code makes the directory open where sparse_vlm is not installed. transformers loads it from files beside
 config.json that import each other by `from .name import …`, so the modules that the model and its processor need are
@@ -6,7 +6,6 @@ copied under flat names, with those imports rewritten.
 """
 
 import ast
-import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -18,28 +17,6 @@ from sparse_vlm.files import write_text
 
 MODELING, PROCESSING = "sparse_vlm.vlm.modeling", "sparse_vlm.vlm.processing"
 IMPORT = re.compile(r"^( *)from (sparse_vlm[\w.]*) import (.+)$", re.MULTILINE)
-USAGE = """\
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-# trust_remote_code is not needed where sparse_vlm is installed and imported
-model = AutoModelForImageTextToText.from_pretrained("DIR", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("DIR", trust_remote_code=True)
-messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
-text = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=64)
-print(processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
-"""
-MARK = "<!-- Saving the model overwrites this file unless it was edited: "
-HEAD = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [sparse_vlm]
----
-"""
 
 
 def auto_map(kind: str) -> dict[str, str]:
@@ -48,6 +25,7 @@ def auto_map(kind: str) -> dict[str, str]:
         return {"AutoProcessor": f"{_flat(PROCESSING)}.SparseVLMProcessor"}
     classes = {
         "AutoConfig": "SparseVLMConfig",
+        "AutoModel": "SparseVLMModel",  # SGLang looks for no other name
         "AutoModelForImageTextToText": "SparseVLMForConditionalGeneration",
         "AutoModelForMultimodalLM": "SparseVLMForConditionalGeneration",
     }
@@ -55,11 +33,16 @@ def auto_map(kind: str) -> dict[str, str]:
 
 
 def write_code(directory: str | Path) -> None:
-    """Copy the modules into a model directory. A copy of this module leaves that to transformers."""
-    if not __name__.startswith("sparse_vlm."):
-        return
-    for module, source in _copies().items():
-        write_text(Path(directory) / f"{_flat(module)}.py", source)
+    """Copy the modules into a model directory. A copy of this module copies the files beside it.
+
+    transformers does so only where it has opened the first model of a process.
+    """
+    if __name__.startswith("sparse_vlm."):
+        files = {f"{_flat(module)}.py": source for module, source in _copies().items()}
+    else:
+        files = {file.name: file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("sparse_vlm_*.py")}
+    for name, source in files.items():
+        write_text(Path(directory) / name, source)
 
 
 @cache
@@ -113,51 +96,3 @@ def _rewritten(match: re.Match[str]) -> str:
 
 def _flat(module: str) -> str:
     return module.replace(".", "_")
-
-
-def model_card(encoder: Mapping[str, Any], provenance: Mapping[str, Any], tokens: int) -> str:
-    """Return the text of the model card. Missing values are reported as not known.
-
-    Args:
-        encoder: a SparseFormer's configuration with "teacher" and "licence"; empty for a dense vision tower.
-        provenance: see `SparseVLMConfig`.
-        tokens: number of visual tokens per image.
-    """
-    teacher = encoder.get("teacher") or "not known"
-    licence = encoder.get("licence") or "not known"
-    stages = [f"- {stage['stage']}: {', '.join(stage['data'])}" for stage in provenance.get("stages", [])]
-    return "\n".join(
-        [
-            f"{HEAD}# A vision-language model with {tokens} visual tokens per image",
-            "",
-            f"- Vision encoder: {'SparseFormer' if encoder else 'a dense ViT'}; teacher: {teacher}; licence of its "
-            f"weights: {licence}",
-            f"- Language model: {provenance.get('language_model') or 'not known'}; its own licence applies",
-            "",
-            "## Training data",
-            "",
-            *(stages or ["None: the projector is untrained."]),
-            "",
-            "The licences of the training data apply to the trained model.",
-            "",
-            "## Use",
-            "",
-            USAGE,
-        ]
-    )
-
-
-def write_card(directory: str | Path, card: str) -> None:
-    """Write README.md, unless there is one that was edited or not written here, as its last line shows."""
-    file = Path(directory) / "README.md"
-    if not file.exists() or _is_unedited(file.read_text(encoding="utf-8", errors="replace")):
-        write_text(file, f"{card}\n{MARK}{_digest(card)} -->\n")
-
-
-def _is_unedited(text: str) -> bool:
-    card, _, rest = text.rpartition(f"\n{MARK}")
-    return bool(rest) and rest == f"{_digest(card)} -->\n"
-
-
-def _digest(card: str) -> str:
-    return hashlib.sha256(card.encode()).hexdigest()[:16]

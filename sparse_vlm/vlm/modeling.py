@@ -1,18 +1,17 @@
 """transformers' Llava with a SparseFormer as its vision model: projector, models, registration."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
 )
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
@@ -23,10 +22,14 @@ from transformers.models.llava.modeling_llava import (
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
+from sparse_vlm.hub.cards import model_card, write_card
+from sparse_vlm.hub.transfer import UPLOAD_OPTIONS, upload
 from sparse_vlm.vlm.configuration import SparseVLMConfig
-from sparse_vlm.vlm.hub import auto_map, model_card, write_card, write_code
+from sparse_vlm.vlm.dense.any_tower import build_vision_model, vision_hidden_states
+from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
 from sparse_vlm.vlm.views import View, batches_of_views, check_count, check_frames, pack_views, unpack_views
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
@@ -37,20 +40,6 @@ PIXELS_AT_ONCE = 2**23
 INPUTS = ("views", "pixel_values_videos", "video_frames", "mm_token_type_ids")
 
 
-def build_projector(config: SparseVLMConfig) -> nn.Sequential:
-    """Create the projector: visual tokens float[..., C] -> LLM embeddings. Layer -2 is not normalized, so the projector
-    begins with a LayerNorm."""
-    vision: Any = config.vision_config
-    text: Any = config.text_config
-    layers = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    width, out = vision.hidden_size * layers, text.hidden_size
-    parts: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.LayerNorm(width), linear_1=nn.Linear(width, out))
-    if config.projector_type == "mlp2x_gelu":
-        parts["act"] = ACT2FN[config.projector_hidden_act]
-        parts["linear_2"] = nn.Linear(out, out)
-    return nn.Sequential(parts)
-
-
 class SparseVLMModel(UnquantizedVision, LlavaModel):
     """LlavaModel with our projector. Also accepts visual tokens that were computed before."""
 
@@ -58,7 +47,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
     def __init__(self, config: SparseVLMConfig) -> None:
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = build_vision_model(config.vision_config)
         self.multi_modal_projector = build_projector(config)  # type: ignore[assignment]
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -77,8 +66,8 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W]; None: there are frames of videos only.
-            views: int64[V, 6] from `pack_views`, in the order of the placeholders; None: one of the default count per
-                image and frame.
+            views: from `pack_views`, in the order of the placeholders, or `pack_by_image`; None: one of the default
+                count per image and frame.
             vision_feature_layer, vision_feature_select_strategy: those of the configuration if None.
             pixel_values_videos: float[F, 3, H, W], the frames of all videos. They are images I to I + F - 1.
 
@@ -107,9 +96,10 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
     ) -> Sequence[tuple[Tensor, ...]]:
         """Compute the chosen hidden states of views of one batch of images."""
         if all(map(self._is_default, views)):
-            states = self.vision_tower(images, output_hidden_states=layers).hidden_states
+            states = vision_hidden_states(self.vision_tower, images, layers)
             return [tuple(states[layer][view.image] for layer in layers) for view in views]
-        return self.vision_tower.view_hidden_states(images, self.initial_rois(views, dropped), layers)
+        initial = self.initial_rois(views, dropped)
+        return self.vision_tower.view_hidden_states(images, initial, layers)
 
     def check_views(self, views: Sequence[View], dropped: int | None = None) -> None:
         """Check that this model can compute the tokens of views. Call this before long work.
@@ -167,10 +157,12 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         video_frames: Tensor | None = None,
         **options: Any,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Return the projected tokens as `pooler_output`, float[n, D] for each view; without views, as Llava does.
+        """Return the projected tokens as `pooler_output`, float[n, D] for each view, or for each image if the views are
+        int64[I, R, 5].
 
         Frames of videos are among them, in the order of the views. transformers' `generate` calls it once, with those
-        of its arguments that this signature names.
+        of its arguments that this signature names. `options` are for Llava's own vision towers, and differ between
+        versions of transformers.
 
         Raises:
             UserError: see `encode_images`, and if `video_frames` does not fit the frames.
@@ -180,10 +172,11 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
             "vision_feature_select_strategy": vision_feature_select_strategy,
         }
         if views is None and pixel_values_videos is None:
-            return super().get_image_features(pixel_values, **choice, **options)
+            return self._projected(self.encode_images(pixel_values, **choice))
         check_frames(video_frames, 0 if pixel_values_videos is None else len(pixel_values_videos))
         choice["pixel_values_videos"] = pixel_values_videos
-        return self._projected(self.encode_images(pixel_values, views, **choice))
+        joined = None if views is None or views.ndim == 2 else views[..., 0].sum(1).tolist()
+        return self._projected(self.encode_images(pixel_values, views, **choice), joined)
 
     def get_video_features(
         self, pixel_values_videos: Tensor, video_frames: Tensor | None = None, frame_tokens: int | None = None
@@ -206,11 +199,12 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         split: Any = [part.flatten(0, 1) for part in torch.stack(list(frames or ())).split(counts)]
         return BaseModelOutputWithPooling(pooler_output=split)
 
-    def _projected(self, tokens: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+    def _projected(self, tokens: Sequence[Tensor], counts: list[int] | None = None) -> BaseModelOutputWithPooling:
+        """Project the tokens of views, and divide them into parts of `counts` tokens; None: views."""
         projector: Any = self.multi_modal_projector
         # cached tokens may have another dtype
         projected = projector(torch.cat(list(tokens)).to(projector.norm.weight.dtype))
-        split: Any = list(projected.split([len(view) for view in tokens]))
+        split: Any = list(projected.split([len(view) for view in tokens] if counts is None else counts))
         return BaseModelOutputWithPooling(pooler_output=split)
 
     def forward(
@@ -228,7 +222,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
 
         Args:
             pixel_values: float[I, 3, H, W].
-            views: int64[V, 6], see `encode_images`.
+            views: see `encode_images`.
             visual_tokens: float[T, C], the tokens of all placeholders from `encode_images`, instead of `pixel_values`.
             pixel_values_videos: float[F, 3, H, W], see `encode_images`.
             video_frames: int64[N], the number of frames of each video.
@@ -271,16 +265,25 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in INPUTS})
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
     ) -> None:
         """Save as transformers does, with its `options`, and add a model card and the code for `trust_remote_code`.
 
         An existing README.md that was edited or comes from elsewhere is kept.
         """
+        uploading = {name: options.pop(name) for name in UPLOAD_OPTIONS if name in options}
         if is_main_process:
             vision: Any = self.config.vision_config
             card = model_card(
-                getattr(vision, "encoder", None) or {}, self.config.provenance or {}, self.config.image_seq_length
+                getattr(vision, "encoder", None) or {},
+                self.config.provenance or {},
+                self.config.image_seq_length,
+                tags=self.model_tags or (),
             )
             write_card(save_directory, card)
             write_code(save_directory)
@@ -291,6 +294,20 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         ):  # transformers records the dtype of the whole model only
             part.dtype = self.dtype  # type: ignore[union-attr]
         super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
+        if push_to_hub and is_main_process:
+            upload(save_directory, repo_id or Path(save_directory).name, **uploading)
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", tags: Sequence[str] | None = None, **options: Any
+    ) -> Any:
+        """Upload the model with its card and code, as transformers does with its `options`; see `upload`.
+
+        transformers would upload a card of its own instead.
+        """
+        self.add_model_tags(list(tags or ()))
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload(folder, repo_id, **{"commit_message": "Upload model", **options})
 
 
 AutoModel.register(SparseVLMConfig, SparseVLMModel)

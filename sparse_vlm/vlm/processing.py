@@ -1,31 +1,56 @@
 """Images, videos and messages → model inputs: chat template, literal text, placeholder tokens."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.hub import auto_map
+from sparse_vlm.hub.transfer import upload
+from sparse_vlm.vlm.hub import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
-from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, escape, escape_parts, is_escaped
+from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, is_escaped
+from sparse_vlm.vlm.language.messages import boxes_of, escape_messages
 from sparse_vlm.vlm.modeling import SparseVLMConfig
-from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, video_as_text, videos_first, videos_of_texts
+from sparse_vlm.vlm.videos.placeholders import VideoPlaceholders, videos_of_texts
 from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor, VideoOptions
 from sparse_vlm.vlm.views import (
     Box,
     View,
     check_count,
     check_counts,
+    check_requested,
     flat_boxes,
+    pack_by_image,
     pack_views,
+    parse_box,
     tokens_per_image,
     views_of_texts,
 )
+
+IGNORED = -100  # labels with this value do not count in the losses of torch and transformers
+
+
+class ModelInputs(BatchFeature):
+    """A processor's output. Labels that a program puts into it leave image tokens out of the loss.
+
+    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are no text to learn: the model
+    receives visual tokens in their place.
+    """
+
+    image_token_id: int | None = None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "labels" and isinstance(value, torch.Tensor) and self.image_token_id is not None:
+            value = value.masked_fill(value == self.image_token_id, IGNORED)
+        super().__setitem__(name, value)
 
 
 class SparseVLMProcessor(VideoPlaceholders):
@@ -33,11 +58,11 @@ class SparseVLMProcessor(VideoPlaceholders):
 
     Each `<image>` becomes `num_image_tokens` tokens, whatever the size of the image, unless a call requests another
     number. Each `<region>` becomes `region_tokens` tokens, which start inside a box of the image before it. With
-    either, the output has `views` as well, int64[V, 6] (see views.py).
+    either, the output has `views` as well, int64[I, R, 5] (see `pack_by_image`).
 
     Each `<video>` becomes the `<image>` tokens of its frames, `frame_tokens` each, so that a language model needs no
     token for videos. The output then has `pixel_values_videos`, `video_frames` (see `SparseFormerVideoProcessor`) and
-    `views`, where frames are counted after the images.
+    `views`, int64[V, 6] (see `pack_views`), where frames are counted after the images.
 
     Messages are literal text: `apply_chat_template` escapes the control tokens in them (see `literal_text.py`), and the
     processor reads escaped tokens as their letters. `<image>` and `<region>` are placeholders if a user's content is a
@@ -53,11 +78,12 @@ class SparseVLMProcessor(VideoPlaceholders):
         region_tokens: number of visual tokens per region.
         frame_tokens: number of visual tokens per frame of a video; None: `num_image_tokens`.
         video_processor: its settings, see `SparseFormerVideoProcessor`; None: those of the image processor.
+        fewest_image_tokens: the smallest number of visual tokens that a call may request for an image.
+        fixed_tokens: why the vision tower takes neither another number of tokens nor regions, as a sentence; None: it
+            does.
     """
 
-    # The chat template writes the special tokens, in training too. A call may override this.
-    text_kwargs = {"add_special_tokens": False}  # noqa: RUF012 (transformers' own convention)
-    _counts: Sequence[int] = ()  # visual tokens of each image, during a call
+    _counts: Sequence[int] = ()  # visual tokens of each image and the regions that follow it, during a call
 
     def __init__(
         self,
@@ -68,13 +94,17 @@ class SparseVLMProcessor(VideoPlaceholders):
         region_tokens: int = 9,
         frame_tokens: int | None = None,
         video_processor: Mapping[str, Any] | None = None,
+        fewest_image_tokens: int = 1,
+        fixed_tokens: str | None = None,
     ) -> None:
+        self.fewest_image_tokens, self.fixed_tokens = fewest_image_tokens, fixed_tokens
         self.num_image_tokens = num_image_tokens
         self.region_tokens = region_tokens
         self.frame_tokens = frame_tokens
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # a list, for a list of texts
-        self.image_token_id = self.video_token_id = token_id
+        self.image_token_id: int = token_id
+        self.video_token_id: int = token_id
         self.video_processor = (
             SparseFormerVideoProcessor.from_image_processor(image_processor)
             if video_processor is None
@@ -96,9 +126,12 @@ class SparseVLMProcessor(VideoPlaceholders):
         regions: Sequence[Any] | None = None,
         frame_tokens: int | None = None,
         timestamps: bool = False,
+        image_regions: Sequence[Sequence[float] | str] | None = None,
         **options: Any,
-    ) -> BatchFeature:
+    ) -> ModelInputs:
         """Encode texts, images and videos, as ProcessorMixin does.
+
+        Special tokens are not added unless `add_special_tokens` is True: the chat template writes them.
 
         Args:
             images: may be nested, with one list per text.
@@ -110,12 +143,17 @@ class SparseVLMProcessor(VideoPlaceholders):
                 or a list of them for each text.
             frame_tokens: number of visual tokens of each frame of a video; None: the processor's own.
             timestamps: write the time of each frame before it, as in "0.5s: ".
+            image_regions: boxes of regions that follow each image without a `<region>`, for servers whose prompts
+                cannot have one. A box may be text, "x1,y1,x2,y2": vLLM takes no nested lists.
             options: options of ProcessorMixin and of the video processor, e.g. `fps` and `max_frames`.
 
         Raises:
             UserError: texts, images, videos, numbers and boxes do not fit together, a box is empty or leaves its image,
                 or a video cannot be read.
         """
+        for name in ("num_image_tokens", "fewest_image_tokens", "fixed_tokens"):
+            if name in options:  # servers pass the arguments of a request to `from_pretrained` as well
+                raise UserError(f"{name} belongs to the model and cannot be requested: use visual_tokens.")
         texts = [text] if isinstance(text, str) else text
         if images is not None:
             images = self._flat(self.image_processor.fetch_images(images), texts, options.get("input_data_format"))
@@ -123,21 +161,32 @@ class SparseVLMProcessor(VideoPlaceholders):
             VideoOptions(options.get("fps"), options.get("max_frames"), frame_tokens)
             videos = videos_of_texts(videos, texts)
         processor = copy.copy(self)
-        processor._counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
+        after_each = flat_boxes([parse_box(box) if isinstance(box, str) else box for box in image_regions or ()])
+        processor._counts = [count + self.region_tokens * len(after_each) for count in counts]
         processor._frame_tokens = self._tokens_per_frame(frame_tokens)
         processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
         boxes, views = flat_boxes(regions), []
-        if videos is None and (
-            visual_tokens is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())
-        ):
-            views = processor._views(texts, images or (), boxes)
-        encoded = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
+        if after_each and (videos is not None or boxes or any(REGION_TOKEN in str(one) for one in texts or ())):
+            raise UserError(f"image_regions are for texts without {REGION_TOKEN} and videos: leave out one of the two.")
+        if videos is None and all(isinstance(one, str) for one in texts or ()):
+            views = self._views(texts, images or (), boxes, counts=counts, after_each=after_each)
+            changed = views != [View(image, self.num_image_tokens) for image in range(len(views))]
+            if changed:
+                check_requested(counts, self.fewest_image_tokens, self.fixed_tokens)
+            elif visual_tokens is None:
+                views = []
+        if "add_special_tokens" not in options.get("text_kwargs", {}):
+            options.setdefault("add_special_tokens", False)
+        called = super(SparseVLMProcessor, processor).__call__(images, text, videos, *others, **options)
         if videos is not None:  # the number of their frames is known now
-            views = processor._views(texts, images or (), boxes, encoded["video_frames"])
+            views = processor._views(texts, images or (), boxes, called["video_frames"], counts)
+        encoded = ModelInputs(called.data)
+        encoded.image_token_id = self.image_token_id
         if views:
-            encoded["views"] = pack_views(views)
+            encoded["views"] = pack_by_image(views) if videos is None else pack_views(views)
         return encoded
 
     def _tokens_per_frame(self, asked: int | None) -> int:
@@ -152,15 +201,28 @@ class SparseVLMProcessor(VideoPlaceholders):
         images: Sequence[Image.Image],
         boxes: Sequence[Sequence[float]],
         frames: Sequence[int] = (),
+        counts: Sequence[int] = (),
+        after_each: Sequence[Sequence[float]] = (),
     ) -> list[View]:
-        """Return the view of each placeholder, or of each image and each frame if there is no text."""
+        """Return the view of each placeholder, or of each image and each frame if there is no text.
+
+        Args:
+            texts, images: those of the call.
+            boxes: the box of each `<region>`.
+            frames: number of frames of each video.
+            counts: number of visual tokens of each image.
+            after_each: boxes of the regions that follow each image.
+        """
 
         def model_box(image: int, box: Sequence[float]) -> Box:
             return self.image_processor.model_box(box, images[image].size)
 
         texts = [self.image_token] * len(images) + [self.video_token] * len(frames) if texts is None else texts
+        if after_each:
+            with_regions = self.image_token + REGION_TOKEN * len(after_each)
+            texts, boxes = [text.replace(self.image_token, with_regions) for text in texts], [*after_each] * len(images)
         lengths = [int(length) for length in frames]
-        return views_of_texts(texts, self._counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
+        return views_of_texts(texts, counts, boxes, self.region_tokens, model_box, lengths, self._frame_tokens)
 
     def _flat(self, images: Any, texts: Sequence[str] | None, layout: Any) -> list[Any] | None:
         """Return the images as RGB in one list, or None if the lists of all texts are empty."""
@@ -181,12 +243,30 @@ class SparseVLMProcessor(VideoPlaceholders):
         """
         tokens = control_tokens(self.tokenizer)
         several = bool(conversation) and not isinstance(conversation[0], dict)
-        escaped: Any = [_escape(turns, tokens) for turns in conversation] if several else _escape(conversation, tokens)
+        escaped: Any = (
+            [escape_messages(turns, tokens) for turns in conversation]
+            if several
+            else escape_messages(conversation, tokens)
+        )
         if boxes := boxes_of(conversation):
             processor_kwargs = {"regions": boxes, **(processor_kwargs or {})}
         if options.get("tokenize", False) or boxes:
             options["processor_kwargs"] = processor_kwargs
         return super().apply_chat_template(escaped, *args, **options)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> Any:
+        """Save as transformers does, with its `options`, and add the code for `trust_remote_code`."""
+        write_code(save_directory)
+        return super().save_pretrained(str(save_directory), push_to_hub, **options)
+
+    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] | None = None, **options: Any) -> Any:
+        """Upload the processor, as transformers does with its `options`, without a card; see `upload`.
+
+        The card of the repository is the model's, which names its `tags`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo_id, **{"commit_message": "Upload processor", **options})
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **unused: object) -> str:
         """Return the text that replaces the `image_idx`-th placeholder. Called by transformers."""
@@ -215,72 +295,6 @@ class SparseVLMProcessor(VideoPlaceholders):
             tokens = self._tokens_per_frame(frame_tokens)
             found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
         return MultiModalData(**found)
-
-
-def boxes_of(conversation: Any) -> list[Sequence[float]]:
-    """Return the boxes of the parts of type "region" of a conversation, or of several, in order.
-
-    Raises:
-        UserError: such a part has no box, or it stands before the images of its turn.
-    """
-    boxes = []
-    for turn in getattr(conversation, "messages", conversation):
-        if not isinstance(turn, dict):
-            boxes += boxes_of(turn)
-            continue
-        content = turn.get("content")
-        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list | tuple) else []
-        boxes += [_box(part) for part in parts if part.get("type") == "region"]
-        kinds = [part["type"] for part in parts if part.get("type") in ("image", "region")]
-        if kinds[:1] == ["region"] and "image" in kinds:  # templates move the images of a turn before its text
-            raise UserError("A region is part of the image before it, but one comes before the images of its message.")
-    return boxes
-
-
-def _box(part: Mapping[str, Any]) -> Sequence[float]:
-    if part.get("box") is None:
-        raise UserError('A part of type "region" needs its box: {"type": "region", "box": [x1, y1, x2, y2]}.')
-    return part["box"]
-
-
-def _escape(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
-    """Escape the control tokens in the text of a conversation's turns."""
-    return [
-        {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
-        for turn in getattr(turns, "messages", turns)
-    ]
-
-
-def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
-    placeholders = (IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN)
-    tokens = [*tokens, REGION_TOKEN, VIDEO_TOKEN]
-    if isinstance(content, str):
-        return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
-    if not isinstance(content, list | tuple):
-        return content
-    content = videos_first(content)
-    texts = [
-        place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
-    ]
-    escaped = dict(zip(texts, escape_parts([content[place]["text"] for place in texts], tokens), strict=True))
-    return [
-        {**part, "text": escaped[place]} if place in escaped else _placeholder_as_text(content, place)
-        for place, part in enumerate(content)
-    ]
-
-
-def _placeholder_as_text(parts: Sequence[Any], place: int) -> Any:
-    """Return a part, or the placeholder of one of type "region" or "video", which chat templates do not know.
-
-    Text after the images and regions with which a turn begins starts on a line of its own, as it does after images.
-    """
-    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts[: place + 2]]
-    if kinds[place] == "video":
-        return video_as_text(parts[place])
-    if kinds[place] != "region":
-        return parts[place]
-    begins = set(kinds[:place]) <= {"image", "region"}
-    return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

@@ -46,8 +46,26 @@ def pack_views(views: Sequence[View]) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 6)
 
 
+def pack_by_image(views: Sequence[View]) -> Tensor:
+    """Views of I images, in their order and without frames -> int64[I, R, 5] for at most R views of an image.
+
+    A row is the number of tokens and the box as in `pack_views`; an image with fewer views has zeros after them. The
+    first dimension is that of `pixel_values`, so that servers can join images of several requests.
+    """
+    flat = pack_views(views)
+    counts = flat[:, 0].bincount().tolist() if views else []
+    packed = flat.new_zeros(len(counts), max(counts, default=0), 5)
+    for image, rows in enumerate(flat[:, 1:].split(counts) if views else ()):
+        packed[image, : len(rows)] = rows
+    return packed
+
+
 def unpack_views(packed: Tensor) -> list[View]:
-    """Inverse of `pack_views`."""
+    """Inverse of `pack_views` and of `pack_by_image`."""
+    if packed.ndim == 3:
+        images = torch.arange(len(packed), device=packed.device)[:, None, None].expand(-1, packed.shape[1], 1)
+        rows = torch.cat([images, packed], dim=-1).flatten(0, 1)
+        packed = rows[rows[:, 1] > 0]
     return [
         View(image, tokens, (left / UNITS, top / UNITS, right / UNITS, bottom / UNITS))
         for image, tokens, left, top, right, bottom in packed.tolist()
@@ -82,6 +100,23 @@ def check_count(tokens: int) -> None:
         raise UserError(f"An image or a region needs a whole number of visual tokens, at least 1, got {tokens!r}.")
     if tokens > MOST_TOKENS:
         raise UserError(f"An image can have at most {MOST_TOKENS} visual tokens, got {tokens}.")
+
+
+def check_requested(counts: Sequence[int], fewest: int, fixed: str | None) -> None:
+    """Check that a model can have the requested numbers of tokens, before a server runs it.
+
+    Args:
+        counts: number of visual tokens of each image.
+        fewest: the smallest number.
+        fixed: why the vision tower has one number only; None: it takes any.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if fixed:
+        raise UserError(fixed)
+    if counts and min(counts) < fewest:
+        raise UserError(f"This model keeps CLS, so an image needs at least {fewest} visual tokens, got {min(counts)}.")
 
 
 def tokens_per_image(visual_tokens: int | Sequence[int] | None, images: int, default: int) -> list[int]:

@@ -12,7 +12,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder import SparseFormer, SparseFormerConfig
 from sparse_vlm.encoder.batches import View, encode_canvases, select_hidden_states, view_hidden_states
@@ -50,8 +49,9 @@ class SparseFormerVisionConfig(PreTrainedConfig):
         if self.aspect not in ASPECTS:
             raise unknown_choice("aspect", self.aspect, ASPECTS)
 
+    # The annotation is text, because vLLM sends a configuration to its workers with all that its class refers to.
     @classmethod
-    def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionConfig":
+    def from_encoder(cls, encoder: "SparseFormer", aspect: str = "crop") -> "SparseFormerVisionConfig":
         """Create the configuration of `encoder`. Register tokens are not counted: the vision model drops them."""
         return cls(
             encoder=encoder.config.to_dict(),
@@ -96,6 +96,13 @@ def _unpartitioned() -> Iterator[None]:
         restore_init_context()
 
 
+def selected_hidden_states(output_hidden_states: bool | int | list[int] | None) -> list[int] | None:
+    """Return the indices that transformers' argument `output_hidden_states` selects, or None if it is a flag."""
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return None
+    return [output_hidden_states] if isinstance(output_hidden_states, int) else list(output_hidden_states)
+
+
 def without_registers(tokens: Tensor, prefix: int, registers: int) -> Tensor:
     """Remove the register tokens: float[B, prefix + n, C] -> float[B, prefix - registers + n, C].
 
@@ -133,7 +140,7 @@ class SparseFormerVisionModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, encoder: SparseFormer, aspect: str = "crop") -> "SparseFormerVisionModel":
+    def from_encoder(cls, encoder: "SparseFormer", aspect: str = "crop") -> "SparseFormerVisionModel":
         """Wrap `encoder` itself, without copying weights."""
         with torch.device("meta"):
             model = cls(SparseFormerVisionConfig.from_encoder(encoder, aspect))

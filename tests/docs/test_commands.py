@@ -14,7 +14,9 @@ from tests.docs.test_help import main_of, subcommands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OURS = ("sparse_vlm.", "train.", "eval.", "demo.")  # llava_patch passes its arguments on to LLaVA
+OURS = ("sparse_vlm.", "train.", "eval.", "demo.")
+# These pass their arguments on: to LLaVA (llava_patch, which is not among OURS), and to VLMEvalKit.
+PASSED_ON = "sparse_vlm.integrations.vlmevalkit"
 MODULE = ("-m", "--module")  # of Python and torchrun; of DeepSpeed's launcher
 DOTS = {"...", "…", "ARGS…"}
 
@@ -66,7 +68,7 @@ def _program(words: list[str], place: int, *, inline: bool) -> str | None:
     first = all("=" in before for before in words[:place])  # environment variables may stand before it
     if (Path(word).name == "sparse-vlm" and first) or (word == "make" and first and (len(behind) == 1 or not inline)):
         return Path(word).name
-    if word in MODULE and behind and behind[0].startswith(OURS):
+    if word in MODULE and behind and behind[0].startswith(OURS) and behind[0] != PASSED_ON:
         return behind[0]
     return None
 

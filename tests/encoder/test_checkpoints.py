@@ -209,7 +209,8 @@ def test_saving_keeps_other_files_and_never_replaces_a_file(tiny_encoder: Sparse
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes").touch()
     tiny_encoder.save_pretrained(tmp_path / "old")
-    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.json", "model.safetensors", "notes"]
+    written = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == [*written, "notes"]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"is a file\. Choose another name"):
         tiny_encoder.save_pretrained(tmp_path / "file")

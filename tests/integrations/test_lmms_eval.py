@@ -7,14 +7,17 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eval.benchmarks.easy_vqa import exact_match
+from eval.score import main as score
 from sparse_vlm.data import easy_vqa as dataset
 from sparse_vlm.image_files import open_image
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer
+from tests.eval.benchmarks.anchors import write_lines
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lmms_eval") is None,
@@ -101,6 +104,22 @@ def test_lmms_eval_logs_our_answers(
     value = json.loads(results.read_text())["results"]["easy_vqa_local"]["exact_match,none"]
     right = [exact_match(sample["filtered_resps"], rows[sample["doc_id"]]["answer"]) for sample in logged]
     assert value == pytest.approx(sum(right) / QUESTIONS)
+    ours = score_log(samples, rows, tmp_path)
+    assert ours["scores"]["accuracy"] == pytest.approx(value)
+    assert ours["questions"] == QUESTIONS
+
+
+def score_log(samples: Path, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Score lmms-eval's log with our own scorer, by position: the metric of this task repeats no id."""
+    lines = [
+        {"question_id": f"q{place}", "text": row["question"], "answer": row["answer"], "category": "all"}
+        | ({"image": row["images"][0]} if row["images"] else {})
+        for place, row in enumerate(rows)
+    ]
+    questions = write_lines(folder / "questions.jsonl", lines)
+    arguments = ["short_answers", "--questions", questions, "--answers", samples, "--output", folder / "report.json"]
+    assert score(list(map(str, arguments))) == 0
+    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.slow

@@ -209,20 +209,44 @@ FEW_BITS = """
 import json, sys
 import llava_patch
 llava_patch.install()
-from bitsandbytes.nn import Linear4bit
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from llava.model.builder import load_pretrained_model
-tokenizer, model, processor, _ = load_pretrained_model(sys.argv[1], None, "llava-tiny", load_4bit=True, device="cpu")
-print(json.dumps([name for name, module in model.named_modules() if isinstance(module, Linear4bit)]))
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from transformers import BitsAndBytesConfig
+path, how = sys.argv[1:]
+if how.endswith("config"):
+    settings = BitsAndBytesConfig(load_in_4bit=how[0] == "4", load_in_8bit=how[0] == "8")
+    model = LlavaLlamaForCausalLM.from_pretrained(path, quantization_config=settings, device_map={"": "cpu"})
+    model.get_vision_tower().load_model()
+    assert settings.llm_int8_skip_modules is None  # the caller's settings stay as they are
+else:
+    _, model, _, _ = load_pretrained_model(
+        path, None, "llava-tiny", load_4bit=how == "4", load_8bit=how == "8", device="cpu"
+    )
+tower = model.get_vision_tower().vision_tower
+print(json.dumps({
+    "quantized": [name for name, part in model.named_modules() if isinstance(part, (Linear4bit, Linear8bitLt))],
+    "dtypes": sorted({str(part.dtype) for part in (*tower.parameters(), *model.get_model().mm_projector.parameters())}),
+    "coordinates": str(tower.focus.initial_rois.weight.dtype),
+    "repacks": [part.support_avx512bf16_for_cpu for part in model.modules() if isinstance(part, Linear4bit)],
+}))
 """
 
 
 @WITH_BITS
-def test_only_the_language_model_is_in_four_bits(finetuned: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["4", "8", "4 config", "8 config"])
+def test_only_the_language_model_is_in_few_bits(finetuned: Path, tmp_path: Path, how: str) -> None:
+    """Loaded by LLaVA's builder, and with settings of one's own."""
     program = tmp_path / "program.py"
     program.write_text(FEW_BITS)
-    names = json.loads(run_forked(program, finetuned, printed=tmp_path / "printed.txt").strip().splitlines()[-1])
-    assert len(names) == 2 * 7
-    assert all(name.startswith("model.layers.") for name in names)
+    printed = run_forked(program, finetuned, how, printed=tmp_path / "printed.txt")
+    report = json.loads(printed.strip().splitlines()[-1])
+    assert len(report["quantized"]) == 2 * 7
+    assert all(name.startswith("model.layers.") for name in report["quantized"])
+    assert set(report["dtypes"]) <= {"torch.float16", "torch.float32"}
+    assert report["coordinates"] == "torch.float32"
+    assert report["repacks"] == ([False] * 14 if how.startswith("4") else [])
 
 
 def test_without_the_plugin_llava_reports_an_unknown_tower(finetuned: Path, tmp_path: Path) -> None:

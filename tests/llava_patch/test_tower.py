@@ -241,7 +241,10 @@ def test_no_layer_has_a_name_that_lora_targets(loaded: SparseFormerTower) -> Non
         ({"mm_vision_select_layer": -4}, "2 inherited blocks"),
         ({"mm_vision_select_layer": 3}, "2 inherited blocks"),
         ({"mm_vision_select_feature": "cls"}, "Did you mean 'cls_patch'"),
-        ({"mm_patch_merge_type": "spatial_unpad"}, "have no grid"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "have no grid.*Use --mm_patch_merge_type flat"),
+        ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type is 'spatial_pool': .* have no grid.*Leave it out"),
+        ({"mm_projector_type": "pooler"}, "mm_projector_type is 'pooler': .* have no grid.*mlp2x_gelu"),
+        ({"add_faster_video": True}, "add_faster_video is True: .* have no grid.*every frame of a video keeps"),
     ],
 )
 def test_unsupported_arguments_are_refused(tower: str, changes: dict[str, Any], sentence: str) -> None:
@@ -249,9 +252,15 @@ def test_unsupported_arguments_are_refused(tower: str, changes: dict[str, Any], 
         SparseFormerTower(tower, SimpleNamespace(**{"mm_vision_select_layer": -2, **changes}))
 
 
-def test_num_patches_per_side_is_refused(loaded: SparseFormerTower) -> None:
-    with pytest.raises(UserError, match="have no grid"):
+def test_the_same_options_without_a_grid_are_accepted(tower: str) -> None:
+    options = {"mm_patch_merge_type": "flat", "mm_resampler_type": None, "mm_projector_type": "mlp2x_gelu"}
+    assert SparseFormerTower(tower, arguments(add_faster_video=False, **options)).is_loaded
+
+
+def test_num_patches_per_side_is_refused_without_advice_that_may_be_followed_already(loaded: SparseFormerTower) -> None:
+    with pytest.raises(UserError, match="have no grid") as caught:
         _ = loaded.num_patches_per_side
+    assert "flat" not in str(caught.value)
 
 
 def test_another_width_than_the_checkpoints_is_refused(tower: str) -> None:

@@ -24,6 +24,7 @@ ROOMS: dict[str, str] = {
     "sparse_vlm.data.tar_shards": "bootstrap",
     "sparse_vlm.encoder.runtime.export": "export",
     "sparse_vlm.integrations.lmms_eval": "lmms",
+    "sparse_vlm.integrations.vlmevalkit": "vlmevalkit",
     "sparse_vlm.measure.llms": "vlm",
     "sparse_vlm.draw": "figures",
     "sparse_vlm.figures": "figures",
@@ -46,6 +47,7 @@ OPTIONAL: dict[tuple[str, str], str] = {
     ("sparse_vlm.cli.chat", "transformers"): "vlm",
     ("sparse_vlm.cli.serve", "transformers"): "vlm",
     ("sparse_vlm.devices", "psutil"): "eval",
+    ("sparse_vlm.hub.transfer", "huggingface_hub"): "vlm",
     ("sparse_vlm.videos.files", "av"): "video",
     ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.language.gguf_files", "gguf"): "quickstart",
@@ -62,7 +64,13 @@ OPTIONAL: dict[tuple[str, str], str] = {
 WITHOUT_DEPENDENCIES = {"llava"}
 
 # Distributions that are named otherwise than the package that they install.
-DISTRIBUTIONS = {"PIL": "pillow", "open_clip": "open-clip-torch", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "open_clip": "open-clip-torch",
+    "sklearn": "scikit-learn",
+    "vlmeval": "ms-vlmeval",
+    "yaml": "pyyaml",
+}
 
 
 def extra_of(module: str) -> str:

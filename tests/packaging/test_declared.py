@@ -32,6 +32,7 @@ OLDER = {
     "datasets": "4.0.0",
     "fsspec": "2024.6.0",
     "matplotlib": "3.9.0",
+    "ms-vlmeval": "0.0.20",
     "open-clip-torch": "3.0.0",
     "packaging": "24.0",
     "psutil": "5.9.8",
@@ -72,7 +73,7 @@ def test_the_core_brings_no_transformers() -> None:
 
 
 def test_all_is_every_extra_for_users() -> None:
-    users = set(EXTRAS) - {"all", "test", "docs", "lmms", "clip-benchmark"}
+    users = set(EXTRAS) - {"all", "test", "docs", "lmms", "clip-benchmark", "vlmevalkit"}
     assert declared("all") == frozenset().union(*map(declared, users))
     assert declared("all") < declared("test")
 
@@ -111,7 +112,8 @@ def test_a_missing_declaration_would_be_found() -> None:
 def versions_that_ran() -> dict[str, set[str]]:
     """Distribution -> the versions that tests ran with: today's, those of LLaVA's time, and those of OLDER."""
     versions: dict[str, set[str]] = {name: {version} for name, version in OLDER.items()}
-    for file in ("constraints.txt", "llava_patch/constraints-4.37.txt", "tests/integrations/lmms-packages.txt"):
+    integrations = [f"tests/integrations/{name}-packages.txt" for name in ("lmms", "vllm")]
+    for file in ("constraints.txt", "llava_patch/constraints-4.37.txt", *integrations):
         for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
             name, _, version = line.partition("==")
             if version:

@@ -1,5 +1,7 @@
-"""Model directories opened by transformers alone, also where sparse_vlm is not installed, and their model cards."""
+"""Model directories opened by transformers alone, also where sparse_vlm is not installed."""
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForMultimodalLM, pipeline
+from transformers import AutoModel, AutoModelForMultimodalLM, pipeline
 
+import sparse_vlm
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_prompt
-from sparse_vlm.vlm.hub import model_card, write_card
+from sparse_vlm.vlm.dense.any_tower import build_vision_model
+from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.forked import run_program
 from tests.vlm.conftest import Loaded
 
@@ -73,30 +77,31 @@ def test_other_auto_classes_and_pipelines(vlm_dir: Path, vlm: Loaded, images: li
         assert result["generated_text"].strip() == expected
 
 
-def test_model_card(vlm_dir: Path) -> None:
-    text = (vlm_dir / "README.md").read_text()
-    assert "# A vision-language model with 6 visual tokens per image" in text
-    assert "- Language model: llm" in text
-    assert "None: the projector is untrained." in text
-    stages = [{"stage": "align", "data": ["captions.json"]}, {"stage": "instruct", "data": ["a.json", "b.json"]}]
-    encoder = {"teacher": "timm:some_vit", "licence": "apache-2.0"}
-    card = model_card(encoder, {"language_model": "org/llm", "stages": stages}, 49)
-    assert "SparseFormer; teacher: timm:some_vit; licence of its weights: apache-2.0" in card
-    assert "- Language model: org/llm" in card
-    assert "- align: captions.json\n- instruct: a.json, b.json" in card
+def test_the_base_model(vlm_dir: Path, vlm: Loaded, images: list[Image.Image]) -> None:
+    """AutoModel, which servers ask for, from a directory's own code."""
+    assert json.loads((vlm_dir / "config.json").read_text())["auto_map"]["AutoModel"].endswith(".SparseVLMModel")
+    inputs = encode_prompt(vlm[1], images[0], QUESTION)
+    model = AutoModel.from_pretrained(vlm_dir)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).last_hidden_state, vlm[0].model(**inputs).last_hidden_state)
 
 
-def test_an_edited_readme_is_kept(tmp_path: Path) -> None:
-    """An unedited card is overwritten; an edited or foreign one is kept."""
-    write_card(tmp_path, model_card({}, {}, 49))
-    write_card(tmp_path, model_card({}, {}, 64))
-    card = tmp_path / "README.md"
-    assert "with 64 visual tokens" in card.read_text()
-    edited = card.read_text().replace("64 visual", "64 good visual")
-    for text in (edited, edited + "\nMore.\n", "# My model\n", ""):
-        card.write_text(text)
-        write_card(tmp_path, model_card({}, {}, 81))
-        assert card.read_text() == text
+def test_configurations_travel_to_the_workers_of_servers(vlm: Loaded) -> None:
+    """vLLM pickles configurations with the code of their classes, which must not lead to the code of the encoder."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(sparse_vlm)
+    try:
+        data = cloudpickle.dumps(vlm[0].config)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sparse_vlm)
+    assert pickle.loads(data).to_dict() == vlm[0].config.to_dict()
+
+
+def test_the_vision_model_of_a_copied_class(vlm: Loaded) -> None:
+    """There the classes of configurations are copies, which nobody has registered."""
+    copied = type("Copied", (SparseFormerVisionConfig,), {})
+    made = build_vision_model(copied(**vlm[0].config.vision_config.to_dict()))
+    assert type(made) is type(vlm[0].model.vision_tower)
 
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json"])

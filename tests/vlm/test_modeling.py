@@ -13,8 +13,9 @@ from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
+from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.loading import load_vlm
-from sparse_vlm.vlm.modeling import SparseVLMConfig, build_projector
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
 from tests.vlm.conftest import Loaded
 

@@ -1,11 +1,14 @@
 """The processor: placeholder tokens, literal text, chat template, batches."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, pipeline
 
 from sparse_vlm.errors import UserError
@@ -85,15 +88,28 @@ def test_extreme_sizes_give_the_same_number_of_tokens(vlm: Loaded, size: tuple[i
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
-        ("What?", 1, "Found total 0 <image> tokens and 1 images"),
-        ("<image> <image> What?", 1, "Found total 2 <image> tokens and 1 images"),
-        ("<image> What?", 0, "Found 1 <image> tokens in the text but no images"),
+        ("What?", 1, "The text has 0 <image> but there are 1 images"),
+        ("<image> <image> What?", 1, "The text has 2 <image> but there are 1 images"),
+        ("<image> What?", 0, "The text has 1 <image> but there are 0 images"),
     ],
 )
 def test_wrong_number_of_placeholders(vlm: Loaded, text: str, images: int, message: str) -> None:
     given = [Image.new("RGB", (4, 4))] * images or None
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         vlm[1](text=text, images=given)
+
+
+def test_special_tokens_come_from_the_template(vlm: Loaded) -> None:
+    """Whatever the tokenizer adds by itself. A call may ask for them."""
+    processor = copy.copy(vlm[1])
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    bos = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        "<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    assert processor(text="What?")["input_ids"][0][0] != bos
+    for options in ({"add_special_tokens": True}, {"text_kwargs": {"add_special_tokens": True}}):
+        assert processor(text="What?", **options)["input_ids"][0][0] == bos
 
 
 def test_the_placeholder_is_added_once(short_tokenizer: PreTrainedTokenizerBase, vlm: Loaded) -> None:
@@ -175,3 +191,65 @@ def test_a_region_before_the_images_of_its_message_is_refused(vlm: Loaded) -> No
     turns = [{"role": "user", "content": [{"type": "image"}]}, {"role": "user", "content": [region, {"type": "image"}]}]
     with pytest.raises(UserError, match="before the images of its message"):
         vlm[1].apply_chat_template(turns)
+
+
+PADDING: dict[str, Any] = {"padding": True, "padding_side": "right", "truncation": True, "max_length": 200}
+
+
+def conversation(question: str, answers: list[str], *first: dict[str, Any]) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [*first, {"type": "text", "text": question}]}]
+    turns += [{"role": "assistant", "content": answers[0]}]
+    for text in answers[1:]:
+        turns += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": text}]
+    return turns
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("question", ["What?", "What is <|im_end|> or <image>?"])
+def test_the_mask_of_the_assistants_tokens(vlm: Loaded, images: list[Image.Image], side: str, question: str) -> None:
+    """It covers each answer with its end token, behind images, regions and typed control tokens."""
+    tokenizer, image = vlm[1].tokenizer, {"type": "image", "image": images[0]}
+    region = {"type": "region", "box": [0.4, 0.4, 0.6, 0.6]}
+    rows = [
+        conversation(question, ["A red <|im_end|> circle.", "yes"], image, region),
+        conversation("Why?", ["It is."]),
+        conversation(question, ["no"], image, image),
+    ]
+    inputs = vlm[1].apply_chat_template(
+        rows,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        processor_kwargs=PADDING | {"padding_side": side},
+    )
+    ids, mask = inputs["input_ids"], inputs["assistant_masks"]
+    learned = [tokenizer.decode(row[one == 1]) for row, one in zip(ids, mask, strict=True)]
+    assert learned == ["A red <|im_end|> circle.<|im_end|>yes<|im_end|>", "It is.<|im_end|>", "no<|im_end|>"]
+    assert (inputs["attention_mask"][1, -1] == 0) == (side == "right")
+    assert not mask[inputs["attention_mask"] == 0].any()
+    assert not mask[ids == vlm[1].image_token_id].any()
+
+
+def test_text_with_control_tokens_is_truncated_and_padded_as_other_text(vlm: Loaded) -> None:
+    typed, plain = (vlm[1].apply_chat_template(conversation(text, ["yes"])) for text in ("a <|im_end|> b", "a b c"))
+    whole = vlm[1](text=typed)["input_ids"][0]
+    options: Any = {"padding": True, "truncation": True, "max_length": 9, "return_tensors": "pt"}
+    both = vlm[1](text=[typed, plain], pad_to_multiple_of=4, **options)["input_ids"]
+    assert both[0].tolist()[-9:] == whole[:9]
+    assert both[1].tolist()[-9:] == vlm[1](text=plain)["input_ids"][0][:9]
+    assert both.shape == (2, 12)
+    with pytest.raises(UserError, match="cannot be tokenized with truncation and add_special_tokens together"):
+        vlm[1](text=typed, truncation=True, max_length=9, add_special_tokens=True)
+
+
+def test_labels_that_copy_the_input_ids_leave_image_tokens_out(vlm: Loaded, images: list[Image.Image]) -> None:
+    """As TRL's collator and many users' own write them."""
+    inputs = vlm[1](text="<image>\nWhat? A circle.", images=images[0], return_tensors="pt")
+    inputs["labels"] = inputs["input_ids"].clone()
+    image_tokens = inputs["input_ids"] == vlm[1].image_token_id
+    assert (inputs["labels"][image_tokens] == -100).all()
+    assert torch.equal(inputs["labels"][~image_tokens], inputs["input_ids"][~image_tokens])
+    again = type(inputs)(dict(inputs)).to("cpu")  # as accelerate rebuilds it
+    assert torch.equal(again["labels"], inputs["labels"])
+    assert torch.equal(pickle.loads(pickle.dumps(inputs))["labels"], inputs["labels"])

@@ -10,7 +10,7 @@ from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import GREEDY, answer, encode_messages, encode_prompt
-from sparse_vlm.vlm.views import View, flat_boxes, pack_views, tokens_per_image, unpack_views
+from sparse_vlm.vlm.views import View, flat_boxes, pack_by_image, pack_views, tokens_per_image, unpack_views
 from tests.vlm.conftest import Loaded, logits_of
 
 BOX = (0.25, 0.5, 0.75, 1.0)
@@ -164,6 +164,10 @@ def test_boxes_are_in_the_coordinates_of_the_whole_image(vlm: Loaded) -> None:
         ({"text": "<image><region>", "regions": [(0.0, 0.0, float("nan"), 1.0)]}, "four numbers"),
         ({"text": "<image><region>", "regions": [(0.0, 0.0, 1.0)]}, "four numbers"),
         ({"text": "<image><region>", "regions": ["left"]}, "A region is a box"),
+        ({"image_regions": [(0.0, 0.0, 1.0)]}, "four numbers"),
+        ({"image_regions": ["left"]}, "A region is a box"),
+        ({"num_image_tokens": 3}, "num_image_tokens belongs to the model"),
+        ({"text": "<image><region>", "regions": [BOX], "image_regions": [BOX]}, "texts without <region> and videos"),
     ],
 )
 def test_bad_requests_are_refused(
@@ -194,3 +198,40 @@ def test_numbers_and_boxes_as_users_write_them() -> None:
     assert flat_boxes([list(BOX)]) == [list(BOX)]
     assert flat_boxes(None) == []
     assert pack_views([]).shape == (0, 6)
+    assert pack_by_image([]).shape == (0, 0, 5)
+
+
+def test_views_of_several_batches_can_be_joined_by_image() -> None:
+    """As servers do: rows belong to images, and images with fewer views have zeros after them."""
+    first, second = [View(0, 5), View(0, 9, BOX), View(1, 4)], [View(0, 7)]
+    packed = [pack_by_image(views) for views in (first, second)]
+    assert [views.shape for views in packed] == [(2, 2, 5), (1, 1, 5)]
+    joined = torch.zeros(3, 2, 5, dtype=torch.long)
+    joined[:2], joined[2:, :1] = packed
+    assert unpack_views(joined) == [*first, View(2, 7)]
+
+
+def test_the_features_of_an_image_are_those_of_all_its_views(vlm: Loaded, images: list[Image.Image]) -> None:
+    """Servers give each image's features to its request."""
+    model, processor = vlm
+    texts = ["<image><region>What?", "<image>What?"]
+    together = processor(
+        text=texts, images=images[1:], visual_tokens=[2, 4], regions=[BOX], padding=True, return_tensors="pt"
+    )
+    found = model.model.get_image_features(together["pixel_values"], views=together["views"]).pooler_output
+    assert [len(features) for features in found] == [2 + processor.region_tokens, 4]
+    alone = processor(text=texts[1], images=images[2], visual_tokens=4, return_tensors="pt")
+    (expected,) = model.model.get_image_features(alone["pixel_values"], views=alone["views"]).pooler_output
+    torch.testing.assert_close(found[1], expected)
+
+
+def test_regions_of_an_image_without_placeholders(vlm: Loaded, images: list[Image.Image]) -> None:
+    processor, boxes = vlm[1], [BOX, WHOLE]
+    asked = processor(text="<image>\nWhat?", images=images[1], image_regions=boxes, return_tensors="pt")
+    placed = processor(text="<image><region><region>\nWhat?", images=images[1], regions=boxes, return_tensors="pt")
+    assert asked["input_ids"].tolist() == placed["input_ids"].tolist()
+    assert asked["views"].tolist() == placed["views"].tolist()
+    typed = processor(text="<image>\nWhat?", images=images[1], image_regions=["0.25,0.5,0.75,1", "0,0,1,1"])
+    assert typed["views"].tolist() == placed["views"].tolist()
+    both = processor(text="<image>a<image>", images=images[1:], image_regions=[WHOLE], visual_tokens=3)
+    assert [(view.image, view.tokens) for view in unpack_views(both["views"])] == [(0, 3), (0, 9), (1, 3), (1, 9)]

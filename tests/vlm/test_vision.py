@@ -143,6 +143,9 @@ def test_the_number_of_tokens_of_a_v1_is_fixed(
     ):
         with pytest.raises(UserError, match="This encoder is a SparseFormer v1"):
             refused()
+    # servers have the processor alone before the model runs
+    with pytest.raises(UserError, match="This encoder is a SparseFormer v1"):
+        processor(images=images[0], visual_tokens=4)
 
 
 def test_a_model_that_keeps_cls_counts_it(
@@ -152,6 +155,8 @@ def test_a_model_that_keeps_cls_counts_it(
     model, processor = load_vlm(tmp_path / "vlm")
     with pytest.raises(UserError, match="keeps CLS, so an image needs at least 2 visual tokens, got 1"):
         Answerer(model, processor, 4, visual_tokens=1)
+    with pytest.raises(UserError, match="keeps CLS, so an image needs at least 2 visual tokens, got 1"):
+        processor(images=images[0], visual_tokens=1)
     (batch,) = Answerer(model, processor, 4, visual_tokens=2).answer(images[:1], [(0, "What?")])
     assert batch == [(0, answer(model, processor, images[0], "What?", 4, visual_tokens=2))]
 

@@ -15,28 +15,24 @@ validation.json, test.json: questions about the other canvases for `python -m ev
 
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.conversations.encoding import IMAGE_PLACEHOLDER
+from sparse_vlm.data.cut_outs import CutOuts, cut_out_shapes, resized_to
 from sparse_vlm.data.easy_vqa import (
     COLOURS,
     SHAPES,
-    VqaQuestion,
-    attributes_from_questions,
     hold_out_images,
-    image_path,
     load_questions,
     prompt,
     split_folder,
 )
 from sparse_vlm.files import new_directory, write_json
-from sparse_vlm.image_files import open_image
 from sparse_vlm.measure.timing import require_positive
 from sparse_vlm.vlm.language.control_tokens import REGION_TOKEN
 
@@ -44,7 +40,6 @@ CANVAS = 448
 SMALL_SIDES, LARGE_SIDES, BOX_SIDES = (20, 40), (70, 120), (56, 96)  # pixels, smallest and largest
 HELD_OUT_IMAGES = 200  # images of the training split, as in train.quickstart.data
 
-CutOuts = dict[tuple[str, str], list[Image.Image]]  # (shape, colour) -> RGBA images
 Square = tuple[int, int, int]  # left, top, side in pixels
 
 
@@ -64,26 +59,6 @@ class SmallShape(NamedTuple):
 IN_REGION = prompt(f"what color is the small shape in {REGION_TOKEN}?")
 
 
-def cut_out_shapes(questions: Iterable[VqaQuestion], folder: Path) -> CutOuts:
-    """Cut out the shapes of easy-VQA's images. Shapes that touch the border of their image are left out.
-
-    Args:
-        questions: the questions of a split, from which shapes and colours follow.
-        folder: the images of this split.
-    """
-    found: CutOuts = {}
-    for number, shown in attributes_from_questions(questions).items():
-        image = open_image(image_path(folder, number)).convert("RGB")
-        counted = sorted(image.getcolors(image.width * image.height) or [], reverse=True)
-        colour = counted[1][1]  # the background has more pixels, the smoothed edges fewer
-        mask = Image.fromarray(np.uint8(255) * (np.asarray(image) == colour).all(-1))
-        left, top, right, bottom = box = mask.getbbox() or (0, 0, 0, 0)
-        if left > 0 and top > 0 and right < image.width and bottom < image.height:
-            image.putalpha(mask)
-            found.setdefault((shown.shape, shown.colour), []).append(image.crop(box))
-    return found
-
-
 def draw_canvas(cut_outs: CutOuts, order: random.Random) -> tuple[Image.Image, list[SmallShape]]:
     """Draw one canvas at random, and return it with its small shapes."""
     canvas = Image.new("RGB", (CANVAS, CANVAS), tuple(order.randint(225, 255) for _ in range(3)))
@@ -95,10 +70,8 @@ def draw_canvas(cut_outs: CutOuts, order: random.Random) -> tuple[Image.Image, l
         is_small = place < len(SHAPES)
         cut_out = order.choice(cut_outs[shape, colour])
         length = order.randint(*SMALL_SIDES) if is_small else side
-        scale = length / max(cut_out.size)
-        width, height = (max(1, round(scale * pixels)) for pixels in cut_out.size)
-        resized = cut_out.resize((width, height), Image.Resampling.BICUBIC)
-        corner = left + order.randint(0, side - width), top + order.randint(0, side - height)
+        resized = resized_to(cut_out, length)
+        corner = left + order.randint(0, side - resized.width), top + order.randint(0, side - resized.height)
         canvas.paste(resized, corner, resized)
         if is_small:
             box = tuple(round(pixels / CANVAS, 4) for pixels in (left, top, left + side, top + side))

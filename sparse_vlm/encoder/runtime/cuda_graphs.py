@@ -110,7 +110,7 @@ class GraphedMethod:
         inputs: tuple[Tensor, ...] = (images,)
         if rois is not None or tokens is not None:
             # checked and moved to the device here, because a capture allows neither
-            initial = starting_rois(self._model.config, images, rois, tokens)
+            initial = starting_rois(self._model.config, images, rois, tokens, self._model.focus.axes)
             assert initial is not None
             inputs = (images, initial)
         if not self._may_replay(images):

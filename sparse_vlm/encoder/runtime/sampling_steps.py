@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse_vlm.encoder import SparseFormer
 from sparse_vlm.encoder.focusing import SamplingPoints
+from sparse_vlm.encoder.model import Encoder
 from sparse_vlm.encoder.rois import to_center_size
 
 
@@ -15,8 +15,9 @@ class SamplingStep(NamedTuple):
 
     Attributes:
         rois: float32[B, n, 4], (x1, y1, x2, y2) in image coordinates: [0, 1] from edge to edge. RoIs may extend beyond
-            the image.
-        points: float32[B, n, P, 2], the sampling points (x, y) in the same coordinates.
+            the image. For clips float32[B, n, 6], (x1, y1, t1, x2, y2, t2).
+        points: float32[B, n, P, 2], the sampling points (x, y) in the same coordinates; for clips float32[B, n, P, 3],
+            (x, y, t).
     """
 
     rois: Tensor
@@ -25,7 +26,7 @@ class SamplingStep(NamedTuple):
 
 @torch.no_grad()
 def record_sampling_steps(
-    encoder: SparseFormer, images: Tensor, rois: Tensor | None = None, tokens: int | None = None
+    encoder: Encoder, images: Tensor, rois: Tensor | None = None, tokens: int | None = None
 ) -> list[SamplingStep]:
     """Record each sampling step in order: the focusing repeats, then the last unit.
 
@@ -33,9 +34,9 @@ def record_sampling_steps(
     RoIs; v1 adjusts them before it samples.
 
     Args:
-        encoder: any SparseFormer.
-        images: float[B, 3, H, W], preprocessed.
-        rois, tokens: inputs of `SparseFormer.forward`.
+        encoder: any SparseFormer, of images or of clips.
+        images: float[B, 3, H, W], or clips float[B, T, 3, H, W], preprocessed.
+        rois, tokens: inputs of its `forward`.
     """
     steps: list[SamplingStep] = []
 

@@ -11,12 +11,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.output_capturing import selected_hidden_states
 
 from sparse_vlm.encoder.config import CortexConfig
 from sparse_vlm.encoder.cortex import build_trunk, run_blocks
 from sparse_vlm.errors import UserError
-from sparse_vlm.vlm.vision import without_registers
+from sparse_vlm.vlm.vision import selected_hidden_states, without_registers
 
 
 @strict

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -57,20 +57,54 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens:
     """
     if not is_escaped(text):
         return tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+    return encode_with_offsets(tokenizer, text, add_special_tokens=add_special_tokens).ids
+
+
+class Encoded(NamedTuple):
+    """A tokenized text: the id of each token, and the start and end of its letters in the text, escapes included."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> Encoded:
+    """Tokenize a text as `encode` does, and tell which letters each token stands for.
+
+    Raises:
+        UserError: as in `encode`.
+    """
+    if not is_escaped(text):
+        found = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        return Encoded(found["input_ids"], found["offset_mapping"])
     tokens = control_tokens(tokenizer)
     escaped = _any_of(tuple(token[0] + MARK + token[1:] for token in tokens))
     parts = escaped.split(text)  # text, escaped, text, …
     plain = _any_of(tuple(tokens))
-    literal = "".join(
-        part.replace(MARK, "") if index % 2 else plain.sub(lambda token: MARK + token[0], part.replace(MARK, ""))
-        for index, part in enumerate(parts)
-    )
+    literal, places = _literal(parts, plain)
     encoding = _renamed(tokenizer, len(tokenizer)).encode(literal, add_special_tokens=add_special_tokens)
     written = [token for token, added in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not added]
     expected = [tokens[token] for part in parts[::2] for token in plain.findall(part)]
     if [token for token in written if token in tokens.values()] != expected:
         raise UserError(f"The text contains {parts[1].replace(MARK, '')}, which this tokenizer cannot write as text.")
-    return encoding.ids
+    offsets = [(places[start], places[end - 1] + 1) if start < end else (0, 0) for start, end in encoding.offsets]
+    return Encoded(encoding.ids, offsets)
+
+
+def _literal(parts: Sequence[str], plain: re.Pattern[str]) -> tuple[str, list[int]]:
+    """Return the text for a renamed tokenizer, and where each of its letters stands in the joined parts."""
+    letters: list[str] = []
+    places: list[int] = []
+    begin = 0
+    for index, part in enumerate(parts):
+        kept = [place for place, letter in enumerate(part) if letter != MARK]
+        own = "".join(part[place] for place in kept)
+        controls = set() if index % 2 else {match.start() for match in plain.finditer(own)}
+        for position, place in enumerate(kept):
+            written = MARK * (position in controls) + part[place]
+            letters.append(written)
+            places += [begin + place] * len(written)
+        begin += len(part)
+    return "".join(letters), places
 
 
 @lru_cache(maxsize=64)
@@ -120,21 +154,49 @@ class LiteralTokenizer:
         text: Sequence[str],
         add_special_tokens: bool = True,
         padding: Any = False,
+        truncation: Any = False,
         max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
         return_tensors: Any = None,
         return_attention_mask: bool | None = None,
+        return_offsets_mapping: bool = False,
         **others: Any,
     ) -> Any:
-        """Return token ids and attention mask, padded as by the tokenizer. Other options of tokenizers are errors."""
-        if unsupported := [name for name, value in others.items() if value]:
+        """Return token ids, attention mask and offsets, as the tokenizer does. Its other options are errors."""
+        unsupported = [name for name, value in others.items() if value]
+        if truncation not in (False, "do_not_truncate") and add_special_tokens:
+            unsupported.append("truncation and add_special_tokens together")
+        if unsupported:
             raise UserError(
                 f"Text with control tokens cannot be tokenized with {', '.join(unsupported)}. Leave it out."
             )
-        ids = [encode(self.tokenizer, one, add_special_tokens=add_special_tokens) for one in text]
-        return self.tokenizer.pad(
-            {"input_ids": ids},
+        rows = [encode_with_offsets(self.tokenizer, one, add_special_tokens=add_special_tokens) for one in text]
+        if truncation not in (False, "do_not_truncate"):
+            rows = [self._truncated(row, max_length or self.tokenizer.model_max_length) for row in rows]
+        padded: Any = self.tokenizer.pad(
+            {"input_ids": [row.ids for row in rows]},
             padding=padding,
-            max_length=max_length,
+            max_length=max_length if padding == "max_length" else None,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
             return_tensors=return_tensors,
             return_attention_mask=return_attention_mask,
         )
+        if return_offsets_mapping:
+            left = (padding_side or self.tokenizer.padding_side) == "left"
+            padded["offset_mapping"] = [
+                _padded(row.offsets, len(ids), left) for row, ids in zip(rows, padded["input_ids"], strict=True)
+            ]
+        return padded
+
+    def _truncated(self, row: Encoded, tokens: int) -> Encoded:
+        keep = (
+            slice(tokens) if self.tokenizer.truncation_side == "right" else slice(max(0, len(row.ids) - tokens), None)
+        )
+        return Encoded(row.ids[keep], row.offsets[keep])
+
+
+def _padded(offsets: list[tuple[int, int]], length: int, left: bool) -> list[tuple[int, int]]:
+    padding = [(0, 0)] * (length - len(offsets))
+    return padding + offsets if left else offsets + padding

@@ -6,6 +6,7 @@ has run. So a batch needs this memory for one layer at a time, not for all.
 """
 
 import copy
+from inspect import signature
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,12 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
+# The name of the cache in the arguments and outputs of transformers' models.
+CACHE = next(
+    name for name in ("cache", "past_key_values") if name in signature(LlavaForConditionalGeneration.forward).parameters
+)
 # MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
 NOT_CONTINUED = ("mpt",)
 

@@ -6,6 +6,7 @@ tests/vlm/language/test_templates.py checks. They serve language models without 
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN
-from sparse_vlm.vlm.language.turns import AssistantTurn, assistant_turn, template_refusals
+from sparse_vlm.vlm.language.turns import (
+    GENERATION,
+    AssistantTurn,
+    assistant_turn,
+    end_text,
+    marks_answers,
+    template_refusals,
+)
 
 # system prompt, then "USER: Q ASSISTANT: A</s>USER: …" with the tokenizer's own eos token
 LLAVA_V1 = (
@@ -28,7 +36,8 @@ LLAVA_V1 = (
     "{{- bos_token + system + ' ' -}}"
     "{%- for message in dialogue -%}"
     "{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + ' ' -}}"
-    "{%- else -%}{{- 'ASSISTANT: ' + message['content'] + eos_token -}}{%- endif -%}"
+    "{%- else -%}{{- 'ASSISTANT:' -}}"
+    "{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
@@ -68,6 +77,31 @@ PARTS_TO_TEXT = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = prepared.messages +%}"""
+# Prints the output `shown` of a template in pieces, so that `{% generation %}` encloses each answer and its end.
+# `rest.text` is what follows the messages before. Their texts are skipped first, as they may contain an opening.
+MARK_ANSWERS = """\
+{%- set rest = namespace(text=shown) -%}
+{%- for message in messages -%}
+{%- set answered = message['role'] == 'assistant' -%}
+{%- set words = message['content'] | trim if message['content'] is string else '' -%}
+{%- set start = OPENING if answered else words -%}
+{%- if start and start in rest.text -%}
+{%- set parts = rest.text.split(start) -%}
+{{- parts[0] + start -}}
+{%- set rest.text = parts[1:] | join(start) -%}
+{%- if answered -%}
+{%- set answer = namespace(text=rest.text) -%}
+{%- for end in ENDS -%}
+{%- set before = rest.text.split(end)[0] + end -%}
+{%- if before | length < answer.text | length -%}{%- set answer.text = before -%}{%- endif -%}
+{%- endfor -%}
+{%- generation -%}{{- answer.text -}}{%- endgeneration -%}
+{%- set rest.text = rest.text[answer.text | length:] -%}
+{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{{- rest.text -}}
+"""
 # variables with which templates of thinking models write a closed, empty block of thoughts
 THINKING = ("enable_thinking", "thinking")
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -80,6 +114,7 @@ def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str
       the same text.
     - An answer has the same opening in generation, at the end of a conversation and in its middle. For a model that can
       think the opening includes a closed, empty block of thoughts.
+    - `{% generation %}` marks the answers, for `return_assistant_tokens_mask` and other programs' losses.
     - Dates become the date of preparation.
 
     A template that fulfils this already is returned unchanged.
@@ -91,9 +126,9 @@ def prepare_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str
     template = _own_template(tokenizer) if chat_template is None else _read_template(chat_template)
     template = TODAY.sub(lambda call: json.dumps(datetime.now().strftime(call[2])), template)
     template = "".join(f"{{%- set {name} = false +%}}" for name in THINKING if name in template) + template
-    for candidate in (template, PARTS_TO_TEXT + template):
-        if _places_image(tokenizer, candidate):
-            return _with_one_opening(tokenizer, candidate)
+    for placing in ("", PARTS_TO_TEXT):
+        if _places_image(tokenizer, placing + template):
+            return _with_marked_answers(tokenizer, template, placing)
     raise UserError(
         "The chat template cannot place an image: it must print the content of a user's message, e.g. "
         "\"{% for message in messages %}{{ message['content'] }}{% endfor %}\"."
@@ -142,38 +177,56 @@ def _places_image(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     return len(set(rendered)) == 1 and rendered[0].count(IMAGE_TOKEN) == 1 and question in rendered[0]
 
 
-def _with_one_opening(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """Make a template open every answer as it opens generation, with an empty block of thoughts if the model thinks.
+def _with_marked_answers(tokenizer: PreTrainedTokenizerBase, template: str, placing: str) -> str:
+    """Make a template open every answer as it opens generation, and mark the answers with `{% generation %}`.
 
-    Qwen3's template writes the block for the last answer only, DeepSeek-R1's opens it for generation only, and
-    gpt-oss's leaves the choice of a channel to the model. A template that cannot be repaired is returned unchanged,
-    and `check_round_trip` refuses it.
+    Qwen3's template writes an empty block of thoughts for the last answer only, DeepSeek-R1's opens it for generation
+    only, and gpt-oss's leaves the choice of a channel to the model. A template that cannot be repaired is returned
+    unchanged, and `check_round_trip` refuses it. So is one that marks the answers already.
+
+    Args:
+        tokenizer: the LLM's tokenizer.
+        template: a template.
+        placing: PARTS_TO_TEXT if the template needs it to place images, else "".
     """
     try:
         turn = assistant_turn(tokenizer, template)
-        if len(turn.openings) == 1 and _closed(turn.prompt) == turn.prompt:
-            return template
-        repaired = _repaired(template, turn)
-        after = assistant_turn(tokenizer, repaired)
+        consistent = len(turn.openings) == 1 and _closed(turn.prompt) == turn.prompt
+        if consistent and marks_answers(tokenizer, placing + template):
+            return placing + template
+        unmarked = GENERATION.sub(r"{#\1 \2#}", template)
+        shown = _captured(unmarked) + ("" if consistent else _one_opening(turn))
+        after = assistant_turn(tokenizer, shown + "{{- shown -}}")
+        ends = [end for end in (end_text(tokenizer, after.last_end), end_text(tokenizer, after.earlier_end)) if end]
     except UserError:
-        return template
-    same_ends = (after.last_end, after.earlier_end) == (turn.last_end, turn.earlier_end)
-    return repaired if len(after.openings) == 1 and same_ends else template
+        return placing + template
+    if len(after.openings) > 1 or (after.last_end, after.earlier_end) != (turn.last_end, turn.earlier_end) or not ends:
+        return placing + template
+    return PARTS_TO_TEXT + shown + _marking(after.prompt, list(dict.fromkeys(ends)))
 
 
-def _repaired(template: str, turn: AssistantTurn) -> str:
-    """Replace every opening in the template's output by the longest of them."""
+def _captured(template: str) -> str:
+    """Assign the output of a template to `shown`. The plus signs preserve white space at the template's ends."""
+    return "{%- set shown +%}" + template.removesuffix("\n") + "{%+ endset -%}\n"
+
+
+def _one_opening(turn: AssistantTurn) -> str:
+    """Replace every opening in `shown` by the longest of them."""
     opening = _closed(max(turn.prompt, turn.last, turn.earlier, key=len))
     shortest, *others = sorted({turn.last, turn.earlier, opening}, key=len)
     changes = [(other, shortest) for other in reversed(others)] + [(shortest, opening)] * bool(others)
     replaced = "".join(f".replace({_quoted(old)}, {_quoted(new)})" for old, new in changes)
-    prompt = _quoted(turn.prompt)
-    return (  # the plus signs preserve white space at the template's ends
-        "{%- set shown +%}" + template.removesuffix("\n") + "{%+ endset -%}\n"
-        f"{{%- set generating = add_generation_prompt and shown.endswith({prompt}) -%}}\n"
+    return (
+        f"{{%- set generating = add_generation_prompt and shown.endswith({_quoted(turn.prompt)}) -%}}\n"
         f"{{%- set shown = (shown[:shown | length - {len(turn.prompt)}] if generating else shown){replaced} -%}}\n"
-        f"{{{{- shown -}}}}{{%- if generating -%}}{{{{- {_quoted(opening)} -}}}}{{%- endif -%}}\n"
+        f"{{%- set shown = shown + {_quoted(opening)} if generating else shown -%}}\n"
     )
+
+
+def _marking(opening: str, ends: Sequence[str]) -> str:
+    """Print `shown`, with each answer between markers. Only text that follows an earlier message opens an answer."""
+    values = {"OPENING": _quoted(opening), "ENDS": json.dumps(list(ends), ensure_ascii=False)}
+    return re.sub("|".join(values), lambda name: values[name[0]], MARK_ANSWERS)
 
 
 def _closed(opening: str) -> str:

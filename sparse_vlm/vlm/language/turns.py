@@ -21,6 +21,8 @@ ENDLESS = (
     "The chat template writes no special token after the assistant's answer, so the model could not learn to stop. "
     "Use a template that ends each answer with the tokenizer's end-of-turn or eos token."
 )
+# transformers' markers of answers, which other Jinja environments may not know
+GENERATION = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
 # A conversation for probing templates. None of its texts is part of another.
 QUESTION, ANSWER, NEXT_QUESTION, NEXT_ANSWER = "Which shape is it?", "A red circle.", "Sure?", "Yes, quite."
 CONVERSATION = (("user", QUESTION), ("assistant", ANSWER), ("user", NEXT_QUESTION), ("assistant", NEXT_ANSWER))
@@ -107,14 +109,19 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     Raises:
         UserError: there is none; see also `assistant_turn`.
     """
-    turn, control = assistant_turn(tokenizer, template), set(control_tokens(tokenizer).values())
-    found = []
-    for end in (turn.last_end, turn.earlier_end):
-        ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-        found.append(next((token for token in ids if token in control), None))
+    turn = assistant_turn(tokenizer, template)
+    found = [end_text(tokenizer, end) for end in (turn.last_end, turn.earlier_end)]
     if found[0] is None:
         raise UserError(ENDLESS)
-    return list(dict.fromkeys(token for token in found if token is not None))
+    ids: Any = tokenizer.convert_tokens_to_ids([end for end in dict.fromkeys(found) if end is not None])
+    return ids
+
+
+def end_text(tokenizer: PreTrainedTokenizerBase, after: str) -> str | None:
+    """Return the first control token in `after`, the text after an answer, or None."""
+    control = {token: text for text, token in control_tokens(tokenizer).items()}
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return next((control[token] for token in ids if token in control), None)
 
 
 @dataclass(frozen=True)
@@ -206,6 +213,20 @@ class ChatFormat:
                 f"The chat template writes {printed.strip()!r:.80} where the answer {answer.strip()!r:.80} belongs, so "
                 "training would not teach it. Use a template that prints answers unchanged after their opening."
             )
+
+
+def marks_answers(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether a template's `{% generation %}` encloses each answer with the token that ends it, and no more."""
+    if not GENERATION.search(template):
+        return False
+    messages: Any = [{"role": role, "content": text} for role, text in CONVERSATION]
+    with template_refusals():
+        rendered: Any = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    _, spans = ChatFormat(tokenizer, template, image_token_id=-1, tokens_per_image=1).answers(CONVERSATION)
+    marked = [place for place, mark in enumerate(rendered["assistant_masks"]) if mark]
+    return marked == [place for start, end in spans for place in range(start, end + 1)]
 
 
 def check_round_trip(chat: ChatFormat) -> None:

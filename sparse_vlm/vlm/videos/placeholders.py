@@ -13,7 +13,8 @@ from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor
 from sparse_vlm.vlm.views import PLACEHOLDER, check_counts, check_videos
 
 IMAGE, VIDEO = 1, 2  # transformers' numbers of modalities
-VISUAL = ("image", "video", "region")
+KINDS = {IMAGE_TOKEN: "image", VIDEO_TOKEN: "video", REGION_TOKEN: "region"}
+VISUAL = tuple(KINDS.values())
 SOURCE = "source"  # where a part of text keeps the video that it stands for
 
 
@@ -75,21 +76,25 @@ class VideoPlaceholders(ProcessorMixin):
         times = video_inputs["video_metadata"][video_idx].timestamps
         return "\n".join(f"{time:.1f}s: {tokens}" for time in times)
 
-    def get_text_with_replacements(
+    def get_text_with_replacements(  # type: ignore[override]
         self,
-        text: list[str],
+        text: Sequence[str],
         images_replacements: Sequence[str] = (),
         videos_replacements: Sequence[str] = (),
         audio_replacements: Sequence[str] = (),
-    ) -> tuple[list[str], list[dict[str, Any]]]:
-        """Replace the placeholders of images and videos, as ProcessorMixin does, and those of regions."""
+    ) -> tuple[list[str], list[list[dict[str, Any]]]]:
+        """Replace the placeholders of images and videos, as ProcessorMixin does, and those of regions.
+
+        Returns:
+            the texts, and where the replacements of each text stand, in the form of ProcessorMixin: transformers needs
+            those of all kinds to find the answers in an expanded text.
+        """
         images, videos = map(_image_tokens, (images_replacements, videos_replacements))
         self._modalities = [list(self._modalities_of(one, images, videos)) for one in text]
-        texts, offsets = super().get_text_with_replacements(
-            text, list(images_replacements), list(videos_replacements), list(audio_replacements)
-        )
-        tokens = IMAGE_TOKEN * self.region_tokens
-        return [one.replace(REGION_TOKEN, tokens) for one in texts], offsets
+        left = {"image": iter(images_replacements), "video": iter(videos_replacements)}
+        left["region"] = repeat(IMAGE_TOKEN * self.region_tokens)
+        replaced = [_replaced(one, left) for one in text]
+        return [expanded for expanded, _ in replaced], [places for _, places in replaced]
 
     def _modalities_of(self, text: str, images: Iterator[int], videos: Iterator[int]) -> Iterator[int]:
         for placeholder in PLACEHOLDER.findall(text):
@@ -131,6 +136,21 @@ def videos_of_texts(videos: Any, texts: Sequence[str] | None) -> list[Any] | Non
     per_text = [flat_videos([part]) if part else [] for part in videos]
     check_counts([text.count(VIDEO_TOKEN) for text in texts], [len(part) for part in per_text], VIDEO_TOKEN)
     return [video for part in per_text for video in part] or None
+
+
+def _replaced(text: str, replacements: Mapping[str, Iterator[str]]) -> tuple[str, list[dict[str, Any]]]:
+    """Replace the placeholders of a text by the next replacement of their kind; return where each stands."""
+    places: list[dict[str, Any]] = []
+    expanded, last = "", 0
+    for match in PLACEHOLDER.finditer(text):
+        kind = KINDS[match[0]]
+        replacement = next(replacements[kind], match[0])
+        expanded += text[last : match.start()] + replacement
+        last = match.end()
+        new_span = (len(expanded) - len(replacement), len(expanded))
+        places.append({"type": kind, "span": match.span(), "new_span": new_span})
+        places[-1] |= {"text": match[0], "replacement": replacement}
+    return expanded + text[last:], places
 
 
 def _image_tokens(replacements: Sequence[str]) -> Iterator[int]:

@@ -23,7 +23,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.videos.sampling import FPS, MAX_FRAMES
 from sparse_vlm.vlm.chat import check_length, check_question, encode_prompt, stream_inputs
 from sparse_vlm.vlm.decoding import Decoding
-from sparse_vlm.vlm.language.prefixes import can_continue, continue_prefixes
+from sparse_vlm.vlm.language.prefixes import CACHE, can_continue, continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.videos.clips import Clip, ClipMetadata
@@ -163,11 +163,12 @@ class VideoStream:
             ids = self._until_image(self._prompt([time], "?"))
         else:
             ids = self._further_ids(before, time)
+        cache: dict[str, Any] = {CACHE: window.cache}
         self.model.model(
             input_ids=torch.tensor([ids], device=self.model.device),
             mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[features])},  # type: ignore[arg-type]
-            past_key_values=window.cache,
             use_cache=True,
+            **cache,
         )
         return _Window(window.ids + ids, window.frames + 1, window.cache)
 
@@ -198,7 +199,7 @@ class VideoStream:
             check_length(self.model, len(ids), max_new_tokens, asked=asked, advice=ADVICE)
             cache = continue_prefixes(window.cache, torch.zeros(self.decoding.beams, dtype=torch.long))
             inputs = BatchFeature({"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))})
-            settings = {**self.decoding.settings, "past_key_values": cache}
+            settings = {**self.decoding.settings, CACHE: cache}
             pieces = stream_inputs(self.model, self.processor, inputs, max_new_tokens, settings)
             first = next(pieces, "")
         with closing(pieces):

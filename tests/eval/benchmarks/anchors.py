@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval.scoring.llava_format import SHORT_ANSWER
+from sparse_vlm.data.instructions import SHORT_ANSWER
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "eval"

@@ -12,8 +12,8 @@ from PIL import Image
 
 from eval.benchmarks import mmbench
 from eval.score import main
-from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import EncodedImage
+from sparse_vlm.data.instructions import OPTION_LETTER
 from sparse_vlm.errors import UserError
 from tests.eval.benchmarks.anchors import write_lines
 

@@ -6,8 +6,8 @@ import pytest
 
 from eval.benchmarks import scienceqa
 from eval.report import make_report
-from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import Question
+from sparse_vlm.data.instructions import OPTION_LETTER
 from sparse_vlm.errors import UserError
 from tests.eval.benchmarks.anchors import SHARED, needs_shared, unpack_scienceqa, write_json
 

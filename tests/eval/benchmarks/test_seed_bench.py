@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks import seed_bench
-from eval.scoring.llava_format import OPTION_LETTER
 from eval.scoring.protocol import Question
+from sparse_vlm.data.instructions import OPTION_LETTER
 from sparse_vlm.errors import UserError
 from tests.eval.benchmarks.anchors import write_json, write_lines
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from eval.benchmarks import textvqa
-from eval.scoring.llava_format import SHORT_ANSWER
 from eval.scoring.protocol import Question
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 from tests.eval.benchmarks.anchors import SHARED, needs_shared, values, write_json, write_lines
 

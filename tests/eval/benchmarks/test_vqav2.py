@@ -7,7 +7,7 @@ import pytest
 
 from eval.benchmarks import vqav2
 from eval.score import main
-from eval.scoring.llava_format import SHORT_ANSWER
+from sparse_vlm.data.instructions import SHORT_ANSWER
 from sparse_vlm.errors import UserError
 from tests.eval.benchmarks.anchors import SHARED, needs_shared, ten, values, write_json, write_lines
 

@@ -10,11 +10,10 @@ from PIL import Image
 pytest.importorskip("easy_vqa")
 
 from sparse_vlm.data.conversations.samples import parse_sample
+from sparse_vlm.data.cut_outs import CutOuts, cut_out_shapes
 from sparse_vlm.data.easy_vqa import SHAPES, load_questions, split_folder
-from train.quickstart.small_shapes import CANVAS, SMALL_SIDES, CutOuts, cut_out_shapes, draw_canvas, main, place_squares
-
-RGB = {"black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128)}
-RGB |= {"green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0)}
+from tests.data.test_cut_outs import RGB
+from train.quickstart.small_shapes import CANVAS, SMALL_SIDES, draw_canvas, main, place_squares
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +30,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _read(file: Path) -> list:
     return json.loads(file.read_text())
-
-
-def test_each_class_has_cut_outs_of_its_colour(cut_outs: CutOuts) -> None:
-    assert len(cut_outs) == 24
-    for (_, colour), images in cut_outs.items():
-        for image in images:
-            (opaque,) = {pixel[:3] for _, pixel in image.getcolors(64 * 64) or [] if pixel[3]}
-            assert opaque == RGB[colour]
 
 
 def test_a_box_holds_one_small_shape(cut_outs: CutOuts) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from sparse_vlm.data.conversations.encoding import IGNORE, encode
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.control_tokens import control_tokens
 from sparse_vlm.vlm.language.templates import prepare_chat_template
-from sparse_vlm.vlm.language.turns import check_round_trip, end_tokens, render
+from sparse_vlm.vlm.language.turns import check_round_trip, end_tokens, marks_answers, render
 from tests.vlm.language.known_templates import (
     CHATML,
     CHATML_WITHOUT_PROMPT,
@@ -27,6 +28,7 @@ from tests.vlm.language.known_templates import (
     sample,
 )
 
+ROOT = Path(__file__).parents[3]
 EMPTY = "<think>\n\n</think>\n\n"
 
 
@@ -65,6 +67,45 @@ def test_training_and_generation_see_the_same_tokens(
         *words, end = row.targets[start:run]
         assert tokenizer.decode(words).strip() == TURNS[2 * turn + 1]
         assert tokenizer.decode([end]) in ends
+
+
+QUICKSTART = "train/quickstart/chat_template.jinja"
+KNOWN = [CHATML, CHATML_WITHOUT_PROMPT, QWEN2, QWEN3, DEEPSEEK_R1, GPT_OSS, GEMMA, LLAMA3, MISTRAL]
+OWN_MARKS = CHATML.replace("{{ '<|im_start|>' + m.role", "{% generation %}{{ '<|im_start|>' + m.role").replace(
+    "<|im_end|>\n' }}", "<|im_end|>\n' }}{% endgeneration %}"
+)  # encloses all turns
+STRAY = ("What does ' [/INST]' mean?", "a", "And ' ASSISTANT:' or 'model\n'?", "start", "a", "No.")
+
+
+@pytest.mark.parametrize("template", [*KNOWN, OWN_MARKS, "llava_v1", QUICKSTART])
+@pytest.mark.parametrize("texts", [TURNS, STRAY])
+def test_answers_are_marked_for_the_losses_of_other_programs(
+    tokenizer: PreTrainedTokenizerBase, template: str, texts: tuple[str, ...]
+) -> None:
+    """transformers' mask covers what the project's own targets cover, also where users type an opening."""
+    chat = chat_format(tokenizer, str(ROOT / template) if template == QUICKSTART else template)
+    assert marks_answers(tokenizer, chat.chat_template)
+    turns = [(("user", "assistant")[i % 2], text.replace("<image>\n", "")) for i, text in enumerate(texts)]
+    ids, spans = chat.answers(turns)
+    messages: Any = [{"role": role, "content": text} for role, text in turns]
+    found: Any = tokenizer.apply_chat_template(
+        messages, chat_template=chat.chat_template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert found["input_ids"] == ids
+    marked = [place for place, mark in enumerate(found["assistant_masks"]) if mark]
+    assert marked == [place for start, end in spans for place in range(start, end + 1)]
+
+
+@pytest.mark.parametrize("template", [CHATML, QWEN2, GEMMA, MISTRAL, OWN_MARKS])
+@pytest.mark.parametrize("count", range(1, 7))
+def test_marks_change_no_text(tokenizer: PreTrainedTokenizerBase, template: str, count: int) -> None:
+    prepared = prepare_chat_template(tokenizer, template)
+    assert prepared != template
+    typed = (*STRAY[:4], "What is <|im_start|>assistant\n or <|im_end|>?", "a")
+    turns = [(("user", "assistant")[i % 2], text) for i, text in enumerate(typed[:count])]
+    for open_answer in (False, True):
+        texts = [render(tokenizer, each, turns, open_answer=open_answer) for each in (template, prepared)]
+        assert texts[0] == texts[1]
 
 
 def test_callers_cannot_enable_thinking(tokenizer: PreTrainedTokenizerBase) -> None:

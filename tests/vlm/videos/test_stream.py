@@ -11,6 +11,7 @@ from PIL import Image
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.videos.clips import Clip, ClipMetadata
 from sparse_vlm.vlm.videos.processor import VideoOptions
@@ -74,7 +75,7 @@ def test_keys_and_values_are_those_of_the_prompt(worded: Loaded, frames: list[Im
     assert window is not None
     assert window.ids == inputs["input_ids"][0, : len(window.ids)].tolist()
     with torch.no_grad():
-        cache = worded[0](**inputs, use_cache=True).past_key_values
+        cache = worded[0](**inputs, use_cache=True)[CACHE]
     for ours, theirs in zip(window.cache.layers, cache.layers, strict=True):
         torch.testing.assert_close(ours.keys, theirs.keys[:, :, : len(window.ids)], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(ours.values, theirs.values[:, :, : len(window.ids)], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,1 @@
+"""SparseFormers for video (docs/video/clips.md)."""
