@@ -1,7 +1,8 @@
 """Frames of a source in the order of their times: a video file, or a camera of Linux, read by PyAV."""
 
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,36 @@ from sparse_vlm.videos.frames import to_image
 from sparse_vlm.videos.sampling import FPS, FrameSampling
 
 DEVICES = Path("/dev")
+
+
+class OwnRate:
+    """Frames, each when its time has come, counted from the first one.
+
+    A frame that is late by more than the time between two frames is left out, so that a slow reader keeps up.
+
+    Args:
+        frames: in the order of their times.
+        wait: sleeps for a number of seconds, or less; after that the frame is due.
+
+    Attributes:
+        skipped: number of frames that were left out.
+    """
+
+    def __init__(self, frames: Iterable[Frame], wait: Callable[[float], object] = time.sleep) -> None:
+        self._frames, self._wait, self.skipped = frames, wait, 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        begin = before = 0.0
+        for number, frame in enumerate(self._frames):
+            if number == 0:
+                yield frame
+                begin = time.monotonic() - frame.time  # the first frame may take long: much is prepared for it
+            elif (late := time.monotonic() - begin - frame.time) > frame.time - before:
+                self.skipped += 1
+            else:
+                self._wait(max(0.0, -late))
+                yield frame
+            before = frame.time
 
 
 def is_camera(source: str | Path) -> bool:

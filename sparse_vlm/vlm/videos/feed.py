@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from threading import Event
-from time import monotonic
 from typing import Any, Self
 
 from sparse_vlm.videos.files import Frame
+from sparse_vlm.videos.live import OwnRate
 from sparse_vlm.vlm.videos.stream import VideoStream
 
 
@@ -17,18 +17,13 @@ class Feed:
     Args:
         stream: receives the frames.
         frames: in the order of their times.
-        own_rate: add each frame when its time has come, counted from the first one. A frame that is late by more than
-            the time between two frames is left out, so that a slow model keeps up. False: add all frames as fast as
-            possible, or as a camera gives them.
-
-    Attributes:
-        skipped: number of frames that were left out.
+        own_rate: add them as `OwnRate` gives them; False: as fast as possible, or as a camera gives them.
     """
 
     def __init__(self, stream: VideoStream, frames: Iterator[Frame], own_rate: bool = True) -> None:
-        self.stream, self.own_rate, self.skipped = stream, own_rate, 0
-        self._frames = frames
+        self.stream = stream
         self._begun, self._closed = Event(), Event()
+        self._frames = OwnRate(frames, self._closed.wait) if own_rate else frames
         self._resources = ExitStack()
         self._future: Future | None = None
 
@@ -41,6 +36,11 @@ class Feed:
 
     def __exit__(self, *error: Any) -> None:
         self._resources.close()
+
+    @property
+    def skipped(self) -> int:
+        """Number of frames that were left out."""
+        return self._frames.skipped if isinstance(self._frames, OwnRate) else 0
 
     @property
     def ended(self) -> bool:
@@ -65,18 +65,8 @@ class Feed:
             future.result()
 
     def _play(self) -> None:
-        begin = before = 0.0
-        for number, frame in enumerate(self._frames):
-            if number and self.own_rate:
-                ahead = begin + frame.time - monotonic()
-                if -ahead > frame.time - before:
-                    self.skipped, before = self.skipped + 1, frame.time
-                    continue
-                self._closed.wait(max(0.0, ahead))
+        for frame in self._frames:
             if self._closed.is_set():
                 return
             self.stream.add(frame.image, frame.time)
             self._begun.set()
-            before = frame.time
-            if number == 0:  # it may take long, since much is prepared for the first time
-                begin = monotonic() - frame.time
