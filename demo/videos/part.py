@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -17,6 +17,17 @@ from sparse_vlm.vlm.videos.processor import VideoOptions
 
 Update = dict[Any, Any]  # component of the page -> its new value
 WEBCAM_SECONDS = 0.5  # between two frames
+
+
+class Sources(NamedTuple):
+    """The components that choose what plays."""
+
+    clip: gr.File
+    play: gr.Button
+    stop: gr.Button
+    fps: gr.Slider
+    tokens: gr.Slider
+    webcam: gr.Image
 
 
 class VideoPart:
@@ -37,47 +48,43 @@ class VideoPart:
                 gr.Markdown(reason)
                 return
             gr.Markdown(f"{self.opened.name} watches a clip or the webcam. Ask at any time about the last frames.")
-            session = gr.State(Watching())
             with gr.Row():
                 with gr.Column():
-                    self._lay_out_sources(session)
+                    sources = self._lay_out_sources()
                 with gr.Column():
+                    self.shown, self.text = _lay_out_player()
                     question = gr.Textbox(label="Question", placeholder="Ask while it plays", elem_id="video-question")
                     self.answer = gr.Textbox(label="Answer", interactive=False, elem_id="video-answer")
-        question.submit(
-            self.ask, [question, session], [self.answer], show_progress="hidden", concurrency_limit=1, api_name="watch"
-        )
+            self._connect(sources, question)
 
-    def _lay_out_sources(self, session: gr.State) -> None:
+    def _lay_out_sources(self) -> Sources:
         clip = gr.File(label="Clip", file_types=["video", ".gif"], elem_id="clip", height=120)
-        with gr.Accordion("Webcam of the stream", open=False):
-            webcam = gr.Image(sources=["webcam"], streaming=True, type="pil", show_label=False, elem_id="video-webcam")
-        fps = gr.Slider(0.5, 8, FPS, step=0.5, label="Frames per second of a clip", elem_id="video-fps")
-        tokens = self._token_slider()
         with gr.Row():
             play = gr.Button("Play", elem_id="video-play", size="sm")
             stop = gr.Button("Stop the video", elem_id="video-stop", size="sm")
-        self.shown = gr.Image(
-            label="RoIs of the last sampling step",
-            alt_text="a frame with its RoIs",
-            elem_id="video-shown",
-            interactive=False,
-            format="png",
-            image_mode="RGBA",
-            height=360,
-            buttons=[],
-        )
-        self.text = gr.Markdown(elem_id="video-text")
+        fps = gr.Slider(0.5, 8, FPS, step=0.5, label="Frames per second of a clip", elem_id="video-fps")
+        tokens = self._token_slider()
+        with gr.Accordion("Webcam of the stream", open=False):
+            webcam = gr.Image(sources=["webcam"], streaming=True, type="pil", show_label=False, elem_id="video-webcam")
+        return Sources(clip, play, stop, fps, tokens, webcam)
+
+    def _connect(self, sources: Sources, question: gr.Textbox) -> None:
+        session = gr.State(Watching())
         playing: dict[str, Any] = {
             "outputs": [self.shown, self.text],
             "show_progress": "hidden",
             "concurrency_limit": 8,
             "api_visibility": "private",
         }
-        play.click(self.play, [clip, session, fps, tokens], **playing)
-        clip.upload(self.play, [clip, session, fps, tokens], **playing)
-        webcam.stream(self.watch, [webcam, session, tokens], stream_every=WEBCAM_SECONDS, **playing)
-        stop.click(self.stop, [session], None, queue=False, api_visibility="private")
+        inputs = [sources.clip, session, sources.fps, sources.tokens]
+        sources.play.click(self.play, inputs, **playing)
+        sources.clip.upload(self.play, inputs, **playing)
+        seen = [sources.webcam, session, sources.tokens]
+        sources.webcam.stream(self.watch, seen, stream_every=WEBCAM_SECONDS, **playing)
+        sources.stop.click(self.stop, [session], None, queue=False, api_visibility="private")
+        question.submit(
+            self.ask, [question, session], [self.answer], show_progress="hidden", concurrency_limit=1, api_name="watch"
+        )
 
     def _token_slider(self) -> gr.Slider:
         own, least, most = self.opened.token_range
@@ -142,3 +149,17 @@ class VideoPart:
                     yield text
         except UserError as error:
             warn(error)
+
+
+def _lay_out_player() -> tuple[gr.Image, gr.Markdown]:
+    shown = gr.Image(
+        label="RoIs of the last sampling step",
+        alt_text="a frame with its RoIs",
+        elem_id="video-shown",
+        interactive=False,
+        format="png",
+        image_mode="RGBA",
+        height=360,
+        buttons=[],
+    )
+    return shown, gr.Markdown(elem_id="video-text")

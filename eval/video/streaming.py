@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,10 +66,9 @@ class Measurement:
     peak_bytes: int
 
 
-def measure(stream: VideoStream, minutes: Sequence[int]) -> list[Measurement]:
+def measure(stream: VideoStream, minutes: Sequence[int]) -> Iterator[Measurement]:
     """Add frames, and measure after each of the ascending minutes."""
-    generator = torch.Generator().manual_seed(0)
-    device, found = stream.model.device, []
+    generator, device = torch.Generator().manual_seed(0), stream.model.device
     frames: list[Seconds] = []
     for end in minutes:
         while stream.seen < end * 60 * stream.fps:
@@ -80,10 +79,7 @@ def measure(stream: VideoStream, minutes: Sequence[int]) -> list[Measurement]:
         last = frames[-LAST:]
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         slowest = Seconds(*(max(each) for each in zip(*last, strict=True)))
-        found.append(
-            Measurement(end, stream.frames, _median(last), slowest, _median(answers), stream.cache_bytes, peak)
-        )
-    return found
+        yield Measurement(end, stream.frames, _median(last), slowest, _median(answers), stream.cache_bytes, peak)
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> Seconds:
@@ -126,11 +122,13 @@ def _run(arguments: argparse.Namespace) -> None:
     model, processor = load_vlm(arguments.model, DTYPES[setting.dtype], device=device)
     options = VideoOptions(arguments.fps, arguments.max_frames, arguments.frame_tokens)
     stream = VideoStream(model, processor, options)
-    found = measure(stream, sorted(arguments.minutes))
     title = f"stream: {setting}, {arguments.frame_tokens} tokens a frame, {arguments.fps:g} fps"
-    values: dict[str, Any] = {"machine": machine(device), **asdict(setting), "results": [asdict(one) for one in found]}
-    write_json(arguments.output, values)
-    write_text(arguments.output.with_suffix(".md"), f"### {title}\n\n{markdown_table(rows_of(found))}\n")
+    values: dict[str, Any] = {"machine": machine(device), **asdict(setting)}
+    found: list[Measurement] = []
+    for one in measure(stream, sorted(arguments.minutes)):  # written as it goes, since the last ones take long
+        found.append(one)
+        write_json(arguments.output, values | {"results": [asdict(each) for each in found]})
+        write_text(arguments.output.with_suffix(".md"), f"### {title}\n\n{markdown_table(rows_of(found))}\n")
     Console().print(rich_table(rows_of(found), title, ""))
 
 
