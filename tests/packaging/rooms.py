@@ -52,6 +52,7 @@ OPTIONAL: dict[tuple[str, str], str] = {
     ("sparse_vlm.measure.towers", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.language.gguf_files", "gguf"): "quickstart",
     ("sparse_vlm.vlm.language.quantization", "bitsandbytes"): "train",
+    ("sparse_vlm.vlm.export.runtime", "onnxruntime"): "export",
     ("sparse_vlm.vlm.dense.clip", "open_clip"): "bootstrap",
     ("sparse_vlm.vlm.vision", "deepspeed"): "train",
     ("train.stages.stage", "deepspeed"): "train",
