@@ -100,7 +100,7 @@ class VideoFile:
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """Yield the container and its video stream, and turn FFmpeg's errors into sentences."""
-        av = _pyav()
+        av = pyav()
         try:
             with _container(av, self._source) as container:
                 yield container, self._video_stream(container)
@@ -217,7 +217,12 @@ def _container(av: Any, source: str | Path | BinaryIO) -> Any:
     return av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """Import PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:  # transformers checks all imports of a model directory's code that are not inside `try`
         import av
     except ModuleNotFoundError as error:

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding, counts_from_prompt
 from sparse_vlm.vlm.language.positions import most_positions
-from sparse_vlm.vlm.language.prefixes import CACHE, continue_prefixes
+from sparse_vlm.vlm.language.prefixes import CACHE, can_continue, continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
@@ -32,8 +31,6 @@ from sparse_vlm.vlm.views import View, pack_views
 # encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
 CACHED_PROMPTS = 4096  # benchmarks repeat their questions
-# MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
-UNBATCHED = ("mpt",)
 FIRST_TOKENS = 2  # after so many tokens a batch loses its complete answers, e.g. "yes", for the first time
 logger = logging.getLogger(__name__)
 
@@ -93,7 +90,7 @@ class Answerer:
         prompts = [self._prompt(images is not None, text) for _, text in questions]
         for prompt, (_, text) in zip(prompts, questions, strict=True):
             self._check_tokens(len(prompt), text)
-        if self._needs_single_questions():
+        if not can_continue(self.model.config):
             yield from self._one_by_one(images, questions)
             return
         shared = self._shared_length(prompts)
@@ -121,13 +118,6 @@ class Answerer:
         """Raise UserError if a prompt of `prompt` tokens and its answer exceed the model's positions."""
         advice = "Shorten the question" + " or ask for fewer visual tokens" * (self.visual_tokens is not None)
         check_length(self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice=advice)
-
-    def _needs_single_questions(self) -> bool:
-        """Return whether the model cannot be batched: it is one of UNBATCHED, or has recurrent layers, whose state
-        padding changes (LFM2, Qwen3-Next)."""
-        layers = DynamicCache(config=self.model.config).layers
-        state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-        return state or self.model.config.get_text_config().model_type in UNBATCHED
 
     def _one_by_one(
         self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
