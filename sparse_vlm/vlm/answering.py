@@ -90,7 +90,7 @@ class Answerer:
         prompts = [self._prompt(images is not None, text) for _, text in questions]
         for prompt, (_, text) in zip(prompts, questions, strict=True):
             self._check_tokens(len(prompt), text)
-        if not can_continue(self.model.config):
+        if self._needs_single_questions():
             yield from self._one_by_one(images, questions)
             return
         shared = self._shared_length(prompts)
@@ -119,9 +119,10 @@ class Answerer:
         advice = "Shorten the question" + " or ask for fewer visual tokens" * (self.visual_tokens is not None)
         check_length(self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice=advice)
 
-    def _one_by_one(
-        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
-    ) -> Iterator[list[tuple[int, str]]]:
+    def _needs_single_questions(self) -> bool:
+        """Return whether batches would change the answers, and log it the first time."""
+        if can_continue(self.model.config):
+            return False
         if not self._warned:
             kind = self.model.config.get_text_config().model_type
             logger.warning(
@@ -129,6 +130,11 @@ class Answerer:
                 kind,
             )
             self._warned = True
+        return True
+
+    def _one_by_one(
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
         members: dict[int, list[int]] = {}
         for index, (place, _) in enumerate(questions):
             members.setdefault(place, []).append(index)

@@ -193,6 +193,19 @@ def views_of_texts(
     return views
 
 
+def frames_as_text(frame: str, count: int, times: Sequence[float] | None = None) -> str:
+    """Return what replaces a `<video>`.
+
+    Args:
+        frame: the text of one frame.
+        count: number of frames.
+        times: the time of each frame in seconds, to be written before it; None: no times.
+    """
+    if times is None:
+        return frame * count
+    return "\n".join(f"{time:.1f}s: {frame}" for time in times)
+
+
 def check_videos(texts: Sequence[str], videos: int) -> None:
     """Raise UserError unless the texts have one `<video>` per video."""
     wanted = sum(text.count(VIDEO_TOKEN) for text in texts)

@@ -14,6 +14,7 @@ from sparse_vlm.data.conversations.collate import ConversationCollator
 from sparse_vlm.data.conversations.dataset import ConversationDataset
 from sparse_vlm.data.conversations.length_limit import LengthLimit
 from sparse_vlm.data.conversations.sources import open_sources
+from sparse_vlm.data.conversations.videos import VideoSettings
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_text
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 # single ones.
 PACKABLE = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")
 NO_REGIONS = "which do not work with ZeRO-3: use train/configs/deepspeed/zero2.json"
+NO_VIDEOS = "which does not work with ZeRO-3: use train/configs/deepspeed/zero2.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def make_data(
     tower: bool = False,
     plain: bool = False,
 ) -> StageData:
-    """Make the data sets and the collator. The processor gets --region_tokens.
+    """Make the data sets and the collator. The processor gets --region_tokens and --frame_tokens.
 
     Args:
         data_args: the options.
@@ -83,12 +85,19 @@ def make_data(
     _check_evaluation(data_args, args)
     _check_counts(data_args, model)
     processor.region_tokens = data_args.region_tokens or processor.region_tokens
+    processor.frame_tokens = data_args.frame_tokens or processor.frame_tokens
     template = LLAVA_PLAIN if plain else processor.tokenizer.get_chat_template()
     default, counts = processor.num_image_tokens, data_args.token_counts
     chat = ChatFormat(
-        processor.tokenizer, template, model.config.image_token_id, default, plain, processor.region_tokens
+        processor.tokenizer,
+        template,
+        model.config.image_token_id,
+        default,
+        plain,
+        processor.region_tokens,
+        processor.frame_tokens or default,
     )
-    training, held_out = _open_datasets(data_args, args, chat, model, processor.image_processor)
+    training, held_out = _open_datasets(data_args, args, chat, model, processor)
     _write_skipped(training, args)
     shape, image_key = training.reader.preprocess(Image.new("RGB", (8, 8))).shape, "pixel_values"
     if data_args.cache_visual_tokens is not None:
@@ -115,20 +124,23 @@ def _open_datasets(
     args: StageArguments,
     chat: ChatFormat,
     model: SparseVLMForConditionalGeneration,
-    image_processor: SparseFormerImageProcessor,
+    processor: SparseVLMProcessor,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
     """Open the training data, with the largest number of visual tokens, and with --eval_data_path the held-out data,
     with the model's own. Held-out samples are always checked before: a substitute would count twice."""
 
-    def dataset(data_path: str, image_folder: str, chat: ChatFormat, **options: Any) -> ConversationDataset:
+    def dataset(
+        data_path: str, image_folder: str, video_folder: str | None, chat: ChatFormat, **options: Any
+    ) -> ConversationDataset:
         return ConversationDataset(
-            open_sources(data_path, image_folder),
+            open_sources(data_path, image_folder, video_folder),
             chat,
             functools.partial(pixel_values, image_processor),
             model_box=image_processor.model_box if _looks_anywhere(model) else None,
             # Processes whose batches differ in regions would gather a sharded tower's weights different numbers of
             # times, and wait for each other forever.
             no_regions=NO_REGIONS if is_deepspeed_zero3_enabled() else None,
+            videos=videos,
             independent_turns=data_args.independent_turns,
             limit=limit,
             on_bad_sample=data_args.on_bad_sample,
@@ -137,18 +149,25 @@ def _open_datasets(
             **options,
         )
 
+    image_processor: SparseFormerImageProcessor = processor.image_processor
+    sampling = processor.video_processor.sampling(data_args.fps, data_args.max_frames)
+    # the numbers of frames of processes differ, too
+    videos = VideoSettings(sampling, data_args.timestamps, NO_VIDEOS if is_deepspeed_zero3_enabled() else None)
     limit, counts = _limit(data_args, model), data_args.token_counts
     largest = chat if counts is None else replace(chat, tokens_per_image=counts.counts[-1])
     training = dataset(
         data_args.data_path,
         data_args.image_folder,
+        data_args.video_folder,
         largest,
         check_samples=data_args.check_samples,
         count_lengths=args.train_sampling_strategy == "group_by_length",
     )
     if data_args.eval_data_path is None:
         return training, None
-    held_out = dataset(data_args.eval_data_path, data_args.eval_image_folder or data_args.image_folder, chat)
+    images = data_args.eval_image_folder or data_args.image_folder
+    videos_folder = data_args.eval_video_folder or data_args.eval_image_folder or data_args.video_folder
+    held_out = dataset(data_args.eval_data_path, images, videos_folder, chat)
     return training, held_out
 
 
@@ -199,8 +218,9 @@ def _check_counts(data_args: DataArguments, model: SparseVLMForConditionalGenera
     for option, count in (
         ("visual_tokens", None if counts is None else counts.counts[0]),
         ("region_tokens", data_args.region_tokens),
+        ("frame_tokens", data_args.frame_tokens),
     ):
-        if count is None:
+        if count is None or (option == "frame_tokens" and count == model.config.image_seq_length):
             continue
         if not _looks_anywhere(model):
             raise UserError(

@@ -21,6 +21,12 @@ class DataArguments:
     eval_image_folder: str | None = field(
         default=None, metadata={"help": "as --image_folder, for --eval_data_path (default: --image_folder)"}
     )
+    video_folder: str | None = field(
+        default=None, metadata={"help": "folder that the video paths are relative to (default: --image_folder)"}
+    )
+    eval_video_folder: str | None = field(
+        default=None, metadata={"help": "as --video_folder, for --eval_data_path (default: --eval_image_folder)"}
+    )
     model_max_length: int = field(
         default=2048, metadata={"help": "maximum number of tokens per sample; see --too_long"}
     )
@@ -57,9 +63,18 @@ class DataArguments:
     region_tokens: int | None = field(
         default=None, metadata={"help": "number of visual tokens per <region> (default: the model's)"}
     )
+    fps: float | None = field(default=None, metadata={"help": "frames per second of videos (default: the model's)"})
+    max_frames: int | None = field(
+        default=None, metadata={"help": "most frames of a video, at equal distances (default: the model's)"}
+    )
+    frame_tokens: int | None = field(
+        default=None, metadata={"help": "number of visual tokens per frame of a video (default: the model's)"}
+    )
+    timestamps: bool = field(default=False, metadata={"help": 'write the time of each frame before it: "0.5s: "'})
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"region_tokens": "[1, inf)"})
+        least_one = dict.fromkeys(("region_tokens", "max_frames", "frame_tokens"), "[1, inf)")
+        check_ranges(self, least_one | {"fps": "(0, inf)"})
         check_choice("--on_bad_sample", self.on_bad_sample, CHOICES)
         check_choice("--check_samples", self.check_samples, CHECK_CHOICES)
         check_choice("--token_density", self.token_density, DENSITIES)

@@ -27,6 +27,7 @@ def write_result(
     *,
     visual_tokens: str | None = None,
     region_tokens: int | None = None,
+    frame_tokens: int | None = None,
 ) -> None:
     """Write a model directory atomically, if it opens.
 
@@ -42,6 +43,7 @@ def write_result(
         visual_tokens: numbers of visual tokens per image that the stage trained with, in the notation of `TokenCounts`;
             None: the model's own.
         region_tokens: number of visual tokens per region; None: that of `start`.
+        frame_tokens: number of visual tokens per frame of a video; None: that of `start`.
 
     Raises:
         UserError: a directory is missing, the trained weights do not fit, a value is too large for `dtype`, or the
@@ -58,6 +60,7 @@ def write_result(
         result.config.provenance = provenance
     result.config.trained_visual_tokens = visual_tokens
     processor.region_tokens = region_tokens or processor.region_tokens
+    processor.frame_tokens = frame_tokens or processor.frame_tokens
     convert(result, DTYPES[dtype])
     with new_directory(output_dir) as temporary:
         result.save_pretrained(temporary)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sparse_vlm.data.conversations.dataset import ConversationDataset
-from sparse_vlm.data.conversations.images import SampleImage
+from sparse_vlm.data.conversations.videos import VisualFile
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache, token_key
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import write_json
@@ -65,7 +66,7 @@ def use_cached_tokens(
     cache = VisualTokenCache(folder)
     if args.process_index == 0:
         write_json(folder / "about.json", about)
-    distinct = [(dataset, *found) for dataset, counts in datasets.items() for found in dataset.distinct_images(counts)]
+    distinct = [(dataset, *found) for dataset, counts in datasets.items() for found in dataset.distinct_files(counts)]
     missing = _Missing(share(distinct, args), cache)
     computed = _fill(cache, missing, _encoder(model, args), args)
     args.distributed_state.wait_for_everyone()
@@ -74,7 +75,8 @@ def use_cached_tokens(
     if args.process_index == 0:
         views = sum(len(views) for _, _, views in distinct)
         counts = f"{total} computed now, {views - total} found"
-        logger.info("%d sets of visual tokens of %d images in %s: %s", views, len(distinct), folder, counts)
+        images = sum(file.size for _, file, _ in distinct)
+        logger.info("%d sets of visual tokens of %d images in %s: %s", views, images, folder, counts)
     for dataset in datasets:
         dataset.reader.visual_tokens = cache
 
@@ -133,14 +135,19 @@ def _fill(
     new: dict[str, torch.Tensor] = {}
     computed = unwritten = 0
     for batch in tqdm(loader, "visual tokens", disable=args.disable_tqdm or args.process_index > 0):
-        images = [image for image in batch if image.views]
-        if not images:
+        files = [file for file in batch if file.views]
+        if not files:
             continue
-        keys = [key for image in images for key in image.views]
-        views = [view._replace(image=place) for place, image in enumerate(images) for view in image.views.values()]
-        tokens = encode(torch.stack([image.pixel_values for image in images]), views)
-        new |= {key: one.clone() for key, one in zip(keys, tokens, strict=True)}
-        computed, unwritten = computed + len(keys), unwritten + len(images)
+        keys = [key for file in files for key in file.views]
+        firsts = accumulate((len(file.pixel_values) for file in files), initial=0)
+        views = [
+            view._replace(image=first + view.image)
+            for first, file in zip(firsts, files, strict=False)
+            for view in file.views.values()
+        ]
+        pixel_values = torch.cat([file.pixel_values for file in files])
+        new |= {key: one.clone() for key, one in zip(keys, encode(pixel_values, views), strict=True)}
+        computed, unwritten = computed + len(keys), unwritten + len(pixel_values)
         if unwritten >= SHARD_IMAGES:
             cache.add(new)
             new, unwritten = {}, 0
@@ -150,10 +157,10 @@ def _fill(
 
 
 class _MissingViews(NamedTuple):
-    """An image with the views whose tokens are not in the cache.
+    """A file with the views whose tokens are not in the cache.
 
     Attributes:
-        pixel_values: float[3, H, W]; empty if there is no such view.
+        pixel_values: float[I, 3, H, W], its images; empty if there is no such view.
         views: `token_key` -> view, in the coordinates of the pixel values.
     """
 
@@ -162,27 +169,27 @@ class _MissingViews(NamedTuple):
 
 
 class _Missing(Dataset):
-    """The `_MissingViews` of each image.
+    """The `_MissingViews` of each file.
 
     Args:
-        images: a data set, one of its images, and the views that it needs.
+        files: a data set, one of its images or videos, and the views that it needs.
         cache: the cache.
     """
 
     def __init__(
-        self, images: Sequence[tuple[ConversationDataset, SampleImage, list[View]]], cache: VisualTokenCache
+        self, files: Sequence[tuple[ConversationDataset, VisualFile, list[View]]], cache: VisualTokenCache
     ) -> None:
-        self.images, self.cache = images, cache
+        self.files, self.cache = files, cache
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> _MissingViews:
-        dataset, image, views = self.images[index]
-        data = image.read()
-        missing = {key: view for view in views if (key := token_key(data, view)) not in self.cache}
+        dataset, file, views = self.files[index]
+        contents = file.contents()
+        missing = {key: view for view in views if (key := token_key(contents[view.image], view)) not in self.cache}
         if not missing:
             return _MissingViews(torch.empty(0), {})
-        opened = image.decode(data)
-        placed = {key: dataset.reader.placed(view, opened.size, image.sample) for key, view in missing.items()}
-        return _MissingViews(dataset.reader.preprocess(opened), placed)
+        reader, opened = dataset.reader, file.decoded(contents)
+        placed = {key: reader.placed(view, opened[view.image].size, file.sample) for key, view in missing.items()}
+        return _MissingViews(torch.stack([reader.preprocess(image) for image in opened]), placed)

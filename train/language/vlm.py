@@ -153,6 +153,7 @@ def train(
             provenance,
             visual_tokens=None if data.drawn is None else str(data.drawn.counts),
             region_tokens=processor.region_tokens,
+            frame_tokens=processor.frame_tokens,
         )
         shutil.rmtree(trained)
         publish(result, args)

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from sparse_vlm.data.bad_items import CHOICES, BadItems
 from sparse_vlm.data.conversations.findings import Checks, Finding, Known
-from sparse_vlm.data.conversations.images import SampleImage
 from sparse_vlm.data.conversations.length_limit import LengthLimit, Rows, TooLongError
 from sparse_vlm.data.conversations.reader import Depth, SampleReader
 from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.data.conversations.sources import Source
+from sparse_vlm.data.conversations.videos import VideoSettings, VisualFile, files_of
 from sparse_vlm.data.substitutes import Substitutes
 from sparse_vlm.errors import UserError, check_choice
 from sparse_vlm.vlm.language.turns import ChatFormat
@@ -85,6 +85,7 @@ class ConversationDataset(Dataset):
         model_box: converts a box in an image of the given (width, height) to the coordinates of its preprocessed image;
             None: the vision encoder cannot look at regions, so samples with regions are bad.
         no_regions: why samples with regions are bad all the same; None: they are not.
+        videos: how videos are shown; None: as `VideoSettings` does by default.
         independent_turns: the turns of a sample do not attend to each other (VQA on one image).
         limit: maximum length of a row.
         on_bad_sample: "error" stops at the first bad sample, "skip" goes on without it.
@@ -112,6 +113,7 @@ class ConversationDataset(Dataset):
         *,
         model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None = None,
         no_regions: str | None = None,
+        videos: VideoSettings | None = None,
         independent_turns: bool = False,
         limit: LengthLimit = DEFAULT_LIMIT,
         on_bad_sample: str = "error",
@@ -124,8 +126,9 @@ class ConversationDataset(Dataset):
         check_choice("--check_samples", check_samples, CHECK_CHOICES)
         if model_box is None:
             no_regions = "at which only a bootstrapped SparseFormer can look"
-        rows = Rows(chat, limit, independent_turns=independent_turns)
-        self.chat, self.seed, self.reader = chat, seed, SampleReader(rows, preprocess, model_box, no_regions)
+        videos = videos or VideoSettings()
+        rows = Rows(chat, limit, independent_turns=independent_turns, max_frames=videos.sampling.max_frames)
+        self.chat, self.seed, self.reader = chat, seed, SampleReader(rows, preprocess, model_box, no_regions, videos)
         before, skip = check_samples == "before", on_bad_sample == "skip"
         depth = Depth(before, count_lengths or (before and skip), before and skip)
         places = [(source, index) for source in sources for index in range(len(source.records))]
@@ -170,28 +173,35 @@ class ConversationDataset(Dataset):
         sample = self.reader.sample(entry.source, entry.place)
         self.reader.check_existence(entry.source, sample)
         if tokens != self.chat.tokens_per_image and not self.reader.rows.surely_fits(sample):
-            self.reader.rows.measured(sample)
+            self.reader.rows.measured(self.reader.videos.shown(entry.source.images, sample))
         return self.reader.item(entry.source, sample, tokens)
 
     def lengths(self) -> list[int]:
         """Return the number of tokens of each row, without reading any image."""
         rows = self.reader.rows
-        return [entry.length or len(rows.measured(entry.sample)[0].input_ids) for entry in self.entries]
+        return [entry.length or len(rows.measured(self._shown(entry))[0].input_ids) for entry in self.entries]
 
-    def distinct_images(self, counts: Sequence[int]) -> list[tuple[SampleImage, list[View]]]:
-        """Return every image that an item needs, once, with its distinct views; their image indices are all 0.
+    def _shown(self, entry: Entry) -> Sample:
+        """Return the sample of an entry, with the frames of its videos."""
+        return self.reader.videos.shown(entry.source.images, entry.sample)
+
+    def distinct_files(self, counts: Sequence[int]) -> list[tuple[VisualFile, list[View]]]:
+        """Return every image and video that an item needs, once, with its distinct views. Their image indices are 0, or
+        the place among the shown frames of the video.
 
         Args:
             counts: the numbers of visual tokens per image with which items will be requested.
         """
-        found: dict[tuple[int, str], tuple[SampleImage, dict[View, None]]] = {}
+        found: dict[Hashable, tuple[VisualFile, dict[View, None]]] = {}
         for entry in self.entries:
-            sample, images = entry.sample, entry.source.images
-            for view in (view for count in counts for view in sample.views(count, self.chat.region_tokens)):
-                name = sample.images[view.image]
-                known = found.setdefault((id(images), name), (SampleImage(sample, images, name), {}))
-                known[1][view._replace(image=0)] = None
-        return [(image, list(views)) for image, views in found.values()]
+            sample, images = self._shown(entry), entry.source.images
+            files = [(file, place) for file in files_of(images, sample) for place in range(file.size)]
+            sizes = self.chat.region_tokens, self.chat.tokens_per_frame
+            for view in (view for count in counts for view in sample.views(count, *sizes)):
+                file, place = files[view.image]
+                known = found.setdefault((id(images), file.key), (file, {}))
+                known[1][view._replace(image=place)] = None
+        return [(file, list(views)) for file, views in found.values()]
 
 
 def _check(

@@ -7,7 +7,7 @@ the model has to generate, which is each answer and the token that ends its turn
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sparse_vlm.data.conversations.formats import IMAGE_PLACEHOLDER
+from sparse_vlm.data.conversations.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from sparse_vlm.data.conversations.samples import Sample, with_image
 from sparse_vlm.errors import UserError, error_context
 from sparse_vlm.vlm.language.turns import ChatFormat
@@ -39,15 +39,15 @@ def encode(sample: Sample, chat: ChatFormat) -> Row:
     Raises:
         UserError: the chat template does not fit the sample; see `ChatFormat.answers`. Names the sample.
     """
-    if chat.plain and (len(sample.turns) != 2 or not sample.images):
+    if chat.plain and (len(sample.turns) != 2 or not (sample.images or sample.videos)):
         raise UserError(
             f"{sample} has {len(sample.turns)} turns and {len(sample.images)} images: the plain format is for "
-            "captions, one human turn with an image and one answer. Leave out --version plain."
+            "captions, one human turn with an image or a video and one answer. Leave out --version plain."
         )
     if chat.plain and sample.regions:
         raise UserError(f"{sample} has regions, which the plain format does not print. Leave out --version plain.")
     with error_context(str(sample)):
-        ids, spans = chat.answers(sample.turns)
+        ids, spans = chat.answers(sample.turns, [shown.text for shown in sample.shown])
     targets = [IGNORE] * len(ids)
     for start, end in spans:  # ids[start:end] is the answer, ids[end] ends its turn
         targets[start - 1 : end] = ids[start : end + 1]
@@ -63,18 +63,19 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
     not part of it: their tokens have the same id, but not the same box.
 
     Raises:
-        UserError: as in `encode`, or the sample has several images. Names the sample.
+        UserError: as in `encode`, or the sample has several images or videos. Names the sample.
     """
-    if len(sample.images) > 1:
-        raise UserError(
-            f"{sample} has {len(sample.images)} images: --independent_turns gives every turn the one image."
-        )
+    visual = [*sample.images, *sample.videos]
+    if len(visual) > 1:
+        kinds = "images and videos" if sample.videos else "images"
+        raise UserError(f"{sample} has {len(visual)} {kinds}: --independent_turns gives every turn the one image.")
+    placeholder = VIDEO_PLACEHOLDER if sample.videos else IMAGE_PLACEHOLDER
     system = tuple(turn for turn in sample.turns if turn[0] == "system")
     dialogue = sample.turns[len(system) :]
     rows = []
     for (_, question), answer in zip(dialogue[::2], dialogue[1::2], strict=True):
-        if sample.images:
-            question = with_image(question.removeprefix(IMAGE_PLACEHOLDER).lstrip())
+        if visual:
+            question = with_image(question.removeprefix(placeholder).lstrip(), placeholder)
         rows.append(encode(replace(sample, turns=(*system, ("user", question), answer)), chat))
     shared = min(_common_prefix(rows), *(_first_region(row, sample, chat) for row in rows))
     joined = Row(rows[0].input_ids[:shared], [IGNORE] * shared, list(range(shared)), [0] * shared)
@@ -89,7 +90,8 @@ def encode_independent(sample: Sample, chat: ChatFormat) -> Row:
 def _first_region(row: Row, sample: Sample, chat: ChatFormat) -> int:
     """Return the place of the first token of a region in the row of one turn; its length if there is none."""
     places = [place for place, token in enumerate(row.input_ids) if token == chat.image_token_id]
-    return next(iter(places[len(sample.images) * chat.tokens_per_image :]), len(row.input_ids))
+    before = sum(view.tokens for view in sample.views(chat.tokens_per_image, 0, chat.tokens_per_frame))
+    return next(iter(places[before:]), len(row.input_ids))
 
 
 def _common_prefix(rows: Sequence[Row]) -> int:

@@ -1,4 +1,4 @@
-"""The layouts of conversations: records -> names of images, turns, and regions. Every key is checked.
+"""The layouts of conversations: records -> names of images and videos, turns, and regions. Every key is checked.
 
 | turns under                        | a turn                               | position of the images                   |
 |------------------------------------|--------------------------------------|------------------------------------------|
@@ -8,38 +8,42 @@
 |                                    |                                      | the first question of `messages`         |
 | `texts` (the_cauldron, FineVision) | `{"user": text, "assistant": text}`  | before the first question                |
 
-`image` or `images` holds the name of an image or a list of names. `regions` holds a box [x1, y1, x2, y2] for each
+`image` or `images` holds the name of an image or a list of names. `video` or `videos` holds those of videos, which
+stand at each `<video>` of the text, at each part of type "video", or where images would stand. In a record with videos
+and no image, `<image>` means `<video>`, as LLaVA-NeXT writes it. `regions` holds a box [x1, y1, x2, y2] for each
 `<region>` of the text, [0, 1] from edge to edge of the image; a part of type "region" has a "box" of its own. Turns may
 be the JSON text of such a list. A key with the value null counts as absent. Any other key is an error, because it might
 hold something that a model should learn.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_vlm.encoder.rois import check_box
 from sparse_vlm.errors import UserError, check_choice, error_context, unknown_choice
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.views import Box
 
 Record = dict[str, Any]
 Turn = tuple[str, str]  # (role name of chat templates, stripped text)
 
-IMAGE_PLACEHOLDER, REGION_PLACEHOLDER = IMAGE_TOKEN, REGION_TOKEN
+IMAGE_PLACEHOLDER, REGION_PLACEHOLDER, VIDEO_PLACEHOLDER = IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 TURN_KEYS = ("conversations", "messages", "texts")
 IMAGE_KEYS = ("image", "images")
+VIDEO_KEYS = ("video", "videos")
 REGION_KEY = "regions"
-# Keys that describe a sample and are ignored: from LLaVA's own mixtures, OneVision, Cambrian, M4, FineVision, ….
+# Keys that describe a sample and are ignored: from LLaVA's own mixtures, OneVision, LLaVA-Video, Cambrian, M4, ….
 NOTE_KEYS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "category", "task", "task_name", "task_type"),
     *("metadata", "sample_id", "question_id", "image_id", "width", "height", "length", "license"),
     *("relevance_ratings", "visual_dependency_ratings", "image_correspondence_ratings", "formatting_ratings"),
     *("relevance_min", "visual_dependency_min", "image_correspondence_min", "formatting_min"),
     *("type", "domain", "split", "subset", "pair_id", "conversation_id", "uid", "idx", "index", "score", "num_turns"),
+    *("video_id", "duration"),
     *("language", "lang", "image_size", "image_width", "image_height", "width_list", "height_list", "choice_list"),
 )
-LEARNED_KEYS = (*IMAGE_KEYS, REGION_KEY, *TURN_KEYS)
+LEARNED_KEYS = (*IMAGE_KEYS, *VIDEO_KEYS, REGION_KEY, *TURN_KEYS)
 LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 ROLES = {"user": "user", "assistant": "assistant", "system": "system"}
 SAME_ROLE = {"user": "human", "assistant": "gpt", "human": "user", "gpt": "assistant"}
@@ -50,15 +54,32 @@ class _Parts(NamedTuple):
 
     Attributes:
         images: for each part of type "image", the index or name of its image, or None.
+        videos: the same of each part of type "video".
         boxes: for each part of type "region", its box.
     """
 
     images: list[Any]
+    videos: list[Any]
     boxes: list[Any]
 
 
+class Read(NamedTuple):
+    """What a record holds.
+
+    Attributes:
+        images, videos: names, in the order of their placeholders.
+        turns: its turns.
+        boxes: the boxes of its regions.
+    """
+
+    images: list[str]
+    videos: list[str]
+    turns: list[Turn]
+    boxes: list[Box]
+
+
 def check_keys(keys: Iterable[str], place: str) -> None:
-    """Check the keys of a record or the columns of a table. At most one key may hold turns, and one images.
+    """Check the keys of a record or the columns of a table. At most one key may hold turns, one images, one videos.
 
     Args:
         keys: of the record or table.
@@ -70,14 +91,14 @@ def check_keys(keys: Iterable[str], place: str) -> None:
             raise UserError(
                 f"{place}: {unknown_choice('key', key, LEARNED_KEYS)} Unknown keys are not ignored: remove it."
             )
-    for several in (TURN_KEYS, IMAGE_KEYS):
+    for several in (TURN_KEYS, IMAGE_KEYS, VIDEO_KEYS):
         given = [key for key in several if key in keys]
         if len(given) > 1:
             raise UserError(f"{place} has both {given[0]!r} and {given[1]!r}. Remove one of them.")
 
 
-def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[Turn], list[Box]]:
-    """Return the names of a record's images, in the order of their placeholders, its turns, and the boxes of regions.
+def read_record(record: Mapping[str, Any], place: str) -> Read:
+    """Return what a record holds.
 
     Args:
         record: in one of the layouts above.
@@ -85,30 +106,50 @@ def read_record(record: Mapping[str, Any], place: str) -> tuple[list[str], list[
     """
     given = {key: value for key, value in record.items() if value is not None}
     check_keys(given, place)
-    images = _names(next((given[key] for key in IMAGE_KEYS if key in given), []), place)
+    images, videos = (_names(given, keys, place) for keys in (IMAGE_KEYS, VIDEO_KEYS))
     key = next((key for key in TURN_KEYS if key in given), TURN_KEYS[0])
     listed = _list_of_turns(given.get(key), key, place)
-    parts = _Parts([], [])
+    parts = _Parts([], [], [])
     if key == "texts":
         turns = [turn for item in listed for turn in _exchange(item, place)]
     else:
         turns = [_turn(item, parts, place) for item in listed]
-    if parts.images:
-        images = _in_order_of_parts(images, parts.images, place)
-    elif key != "conversations" and not any(IMAGE_PLACEHOLDER in text for _, text in turns):
-        first = next((i for i, (role, _) in enumerate(turns) if role == "user"), None)
-        if first is not None:
-            turns[first] = ("user", f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[first][1])
+    if parts.images or parts.videos:
+        images = _in_order_of_parts(images, parts.images, "image", place)
+        videos = _in_order_of_parts(videos, parts.videos, "video", place)
+    else:
+        turns = _with_placeholders(turns, images, videos, before=key != "conversations")
     listed_boxes = given.get(REGION_KEY, [])
     if parts.boxes and listed_boxes:
         raise UserError(f'{place}: its parts have the boxes of its regions, so remove "{REGION_KEY}".')
-    return images, turns, _boxes(parts.boxes or listed_boxes, place)
+    return Read(images, videos, turns, _boxes(parts.boxes or listed_boxes, place))
 
 
-def _names(value: Any, place: str) -> list[str]:
+def _with_placeholders(turns: list[Turn], images: list[str], videos: list[str], *, before: bool) -> list[Turn]:
+    """Write LLaVA-NeXT's `<image>` of a video as `<video>`, and put missing placeholders before the first question.
+
+    Args:
+        turns: of a record.
+        images, videos: names.
+        before: whether placeholders may be missing.
+    """
+    text = "".join(words for _, words in turns)
+    if videos and not images and VIDEO_PLACEHOLDER not in text:
+        turns = [(role, words.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)) for role, words in turns]
+        text = text.replace(IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
+    first = next((i for i, (role, _) in enumerate(turns) if role == "user"), None)
+    if before and first is not None:
+        kinds = ((IMAGE_PLACEHOLDER, images), (VIDEO_PLACEHOLDER, videos))
+        missing = "".join(f"{placeholder}\n" * len(names) for placeholder, names in kinds if placeholder not in text)
+        turns[first] = ("user", missing + turns[first][1])
+    return turns
+
+
+def _names(record: Mapping[str, Any], keys: Sequence[str], place: str) -> list[str]:
+    value: Any = next((record[key] for key in keys if key in record), [])
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) and item for item in names):
-        raise UserError(f'{place}: "image" must be a relative path or a list of them, not {value!r:.200}.')
+        raise UserError(f'{place}: "{keys[0]}" must be a relative path or a list of them, not {value!r:.200}.')
     return names
 
 
@@ -161,11 +202,13 @@ def _joined(content: list[Any], parts: _Parts, place: str) -> str:
     for part in content:
         given = {name: field for name, field in part.items() if field is not None} if isinstance(part, dict) else {}
         kind = given.get("type")
-        if kind == "image":
-            _check_fields(given, ("type", "index", "image", "path"), place)
-            parts.images.append(next((given[name] for name in ("index", "image", "path") if name in given), None))
-            text = f"{IMAGE_PLACEHOLDER}\n"
-            images, groups = images + text, groups + (before != "image")
+        if kind in ("image", "video"):
+            names = ("index", kind, "path")
+            _check_fields(given, ("type", *names), place)
+            named = next((given[name] for name in names if name in given), None)
+            (parts.images if kind == "image" else parts.videos).append(named)
+            text = f"{IMAGE_PLACEHOLDER if kind == 'image' else VIDEO_PLACEHOLDER}\n"
+            images, groups = images + text, groups + (before not in ("image", "video"))
         elif kind == "text":
             _check_fields(given, ("type", "index", "text"), place)
             text = _text(given.get("text"), "text part", place, strip=False)
@@ -178,24 +221,28 @@ def _joined(content: list[Any], parts: _Parts, place: str) -> str:
             text = REGION_PLACEHOLDER
             words += text
         else:
-            raise UserError(f"{place}: {unknown_choice('type of a part', str(kind), ('image', 'text', 'region'))}")
+            kinds = ("image", "video", "text", "region")
+            raise UserError(f"{place}: {unknown_choice('type of a part', str(kind), kinds)}")
         mixed, before = mixed + text, kind
     return mixed if groups > 1 else images + words
 
 
-def _in_order_of_parts(images: list[str], parts: list[Any], place: str) -> list[str]:
-    """Return the names of the images in the order of the parts, each of which holds an index, a name or nothing."""
+def _in_order_of_parts(images: list[str], parts: list[Any], kind: str, place: str) -> list[str]:
+    """Return the names of the images, or of the videos, in the order of the parts, each of which holds an index, a name
+    or nothing."""
+    if not parts:
+        return images
     if not images and all(isinstance(part, str) for part in parts):
         return parts
     if all(isinstance(part, int) for part in parts):
         if sorted(set(parts)) != list(range(len(images))):
-            raise UserError(f"{place} has {len(images)} images, but its parts have the indices {parts}.")
+            raise UserError(f"{place} has {len(images)} {kind}s, but its parts have the indices {parts}.")
         return [images[part] for part in parts]
     for part in parts:
         if part is not None and not isinstance(part, int | str):
-            raise UserError(f"{place}: a part of type 'image' holds a {type(part).__name__}: give the image's name.")
+            raise UserError(f"{place}: a part of type {kind!r} holds a {type(part).__name__}: give the {kind}'s name.")
     if any(part is not None for part in parts):
-        raise UserError(f"{place}: its images are named in its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
+        raise UserError(f"{place}: its {kind}s are named in its parts ({parts[0]!r:.80} …) and elsewhere. Choose one.")
     return images
 
 

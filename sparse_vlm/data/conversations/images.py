@@ -3,6 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,17 @@ class Images(ABC):
             OSError: the image cannot be found.
         """
 
+    def video(self, name: str) -> Path:
+        """Return the path of a video, a file or a folder of frames.
+
+        Raises:
+            UserError: the source has no videos, or not this one.
+        """
+        raise UserError(
+            f"the video {name[:60]!r} cannot be read: videos are files that LLaVA's JSON or JSONL names, below "
+            "--video_folder, not parts of shards or tables."
+        )
+
     @abstractmethod
     def read(self, name: str) -> bytes:
         """Return the bytes of an image file."""
@@ -45,22 +57,22 @@ def file_stamp(path: Path) -> str:
 
 
 class FolderImages(Images):
-    """Files below a folder. A name is a path relative to it."""
+    """Files below a folder. A name is a path relative to it.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: of the images.
+        videos: the folder of the videos; None: that of the images.
+    """
+
+    def __init__(self, folder: Path, videos: Path | None = None) -> None:
+        self.folder, self.videos = folder, folder if videos is None else videos
 
     def check(self, name: str) -> None:
-        if ADDRESS.match(name):
-            raise UserError(f"the image {name[:60]!r} is an address: download the file to --image_folder.")
-        try:
-            problem = None if (self.folder / name).is_file() else "does not exist"
-        except OSError as error:  # a name that is too long, a folder without permission
-            problem = f"cannot be read ({one_line(error)})"
-        if problem:
-            raise UserError(
-                f"the image {self.folder / name} {problem}. Check --image_folder, or use --on_bad_sample skip."
-            )
+        _check_exists(self.folder, name, "image")
+
+    def video(self, name: str) -> Path:
+        _check_exists(self.videos, name, "video")
+        return self.videos / name
 
     def stamp(self, name: str) -> str:
         return file_stamp(self.folder / name)
@@ -75,6 +87,20 @@ class FolderImages(Images):
         return open_image(self.folder / name)
 
 
+def _check_exists(folder: Path, name: str, kind: str) -> None:
+    """Check that an image, or a video, which may be a folder of frames, exists."""
+    if ADDRESS.match(name):
+        raise UserError(f"the {kind} {name[:60]!r} is an address: download the file to --{kind}_folder.")
+    path = folder / name
+    try:
+        exists = path.is_file() or (kind == "video" and path.is_dir())
+        problem = None if exists else "does not exist"
+    except OSError as error:  # a name that is too long, a folder without permission
+        problem = f"cannot be read ({one_line(error)})"
+    if problem:
+        raise UserError(f"the {kind} {path} {problem}. Check --{kind}_folder, or use --on_bad_sample skip.")
+
+
 class SampleImage(NamedTuple):
     """An image that a sample names. Errors name the sample too."""
 
@@ -82,22 +108,32 @@ class SampleImage(NamedTuple):
     images: Images
     name: str
 
+    @property
+    def key(self) -> str:
+        """Names the image among those of its source."""
+        return self.name
+
+    @property
+    def size(self) -> int:
+        """The number of images: 1."""
+        return 1
+
     def check(self) -> None:
         """Check that the image exists, without reading it."""
         with error_context(str(self.sample)):
             self.images.check(self.name)
 
-    def read(self) -> bytes:
+    def contents(self) -> list[bytes]:
         """Return the bytes of the image file."""
         with error_context(str(self.sample)):
-            return self.images.read(self.name)
+            return [self.images.read(self.name)]
 
-    def open(self) -> Image.Image:
+    def opened(self) -> list[Image.Image]:
         """Return the image as RGB."""
         with error_context(str(self.sample)):
-            return self.images.open(self.name)
+            return [self.images.open(self.name)]
 
-    def decode(self, data: bytes) -> Image.Image:
-        """Return the image as RGB from the bytes that `read` returned."""
+    def decoded(self, contents: Sequence[bytes]) -> list[Image.Image]:
+        """Return the image as RGB from what `contents` returned."""
         with error_context(str(self.sample)):
-            return decode_image(data, self.name)
+            return [decode_image(contents[0], self.name)]

@@ -11,6 +11,7 @@ from sparse_vlm.vlm.language.turns import ChatFormat
 from sparse_vlm.vlm.views import View
 
 TOO_LONG_CHOICES = ("error", "skip", "truncate")
+TIME_TOKENS = 16  # bytes of the time of a frame, at most
 
 
 class TooLongError(UserError):
@@ -48,13 +49,15 @@ class LengthLimit:
             TooLongError: the policy leaves the sample out.
             UserError: the policy is "error".
         """
-        length, views = len(row.input_ids), sample.views(chat.tokens_per_image, chat.region_tokens)
+        length = len(row.input_ids)
+        views = sample.views(chat.tokens_per_image, chat.region_tokens, chat.tokens_per_frame)
         if length <= self.tokens:
             return row, views
         problem = f"{sample} has {length} tokens, more than {self}"
         if self.too_long == "error":
             ways = "Shorten" if self.of_model else "Raise the limit, shorten"
-            raise UserError(f"{problem}. {ways} the sample, or use --too_long skip or truncate.")
+            fewer = ", lower --max_frames, --fps or --frame_tokens" * bool(sample.videos)
+            raise UserError(f"{problem}. {ways} the sample{fewer}, or use --too_long skip or truncate.")
         if self.too_long == "skip":
             raise TooLongError(f"{problem}.")
         end = max((place + 1 for place in range(self.tokens) if row.targets[place] != IGNORE), default=0)
@@ -72,10 +75,14 @@ class Rows:
         chat: tokenizer, template, and the largest number of tokens per image, with which lengths are checked.
         limit: maximum length of a row.
         independent_turns: the turns of a sample do not attend to each other (VQA on one image).
+        max_frames: most frames of a video; None: unknown.
     """
 
-    def __init__(self, chat: ChatFormat, limit: LengthLimit, *, independent_turns: bool) -> None:
+    def __init__(
+        self, chat: ChatFormat, limit: LengthLimit, *, independent_turns: bool, max_frames: int | None = None
+    ) -> None:
         self.chat, self.limit, self.independent_turns = chat, limit, independent_turns
+        self.max_frames = max_frames
         self._encode = encode_independent if independent_turns else encode
         self._chats = {chat.tokens_per_image: chat}
 
@@ -93,7 +100,7 @@ class Rows:
 
     def surely_fits(self, sample: Sample) -> bool:
         """Return whether a row must lie within the limit, in a hundredth of the time of counting its tokens."""
-        return self.most_tokens(sample) <= self.limit.tokens
+        return (self.max_frames is not None or not sample.videos) and self.most_tokens(sample) <= self.limit.tokens
 
     def most_tokens(self, sample: Sample) -> int:
         """Return an upper bound of the tokens of a row.
@@ -103,7 +110,8 @@ class Rows:
         copies = sum(role == "assistant" for role, _ in sample.turns) if self.independent_turns else 1
         text = sum(len(words.encode("utf-8", "surrogatepass")) + self._turn_tokens for _, words in sample.turns)
         system = sum(len(words.encode("utf-8", "surrogatepass")) for role, words in sample.turns if role == "system")
-        repeated = system + self._turn_tokens + len(sample.images) * self.chat.tokens_per_image
+        frames = len(sample.videos) * (self.max_frames or 0) * (self.chat.tokens_per_frame + TIME_TOKENS)
+        repeated = system + self._turn_tokens + len(sample.images) * self.chat.tokens_per_image + frames
         return text + copies * repeated + len(sample.regions) * self.chat.region_tokens
 
     @cached_property

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from sparse_vlm.data.conversations.findings import Finding, Known
-from sparse_vlm.data.conversations.images import SampleImage
+from sparse_vlm.data.conversations.images import SampleImage, file_stamp
 from sparse_vlm.data.conversations.length_limit import Rows, TooLongError
 from sparse_vlm.data.conversations.samples import Sample, parse_sample
 from sparse_vlm.data.conversations.sources import Source
+from sparse_vlm.data.conversations.videos import VideoSettings, VisualFile, files_of
 from sparse_vlm.data.conversations.visual_tokens import VisualTokenCache
 from sparse_vlm.encoder.rois import WHOLE_IMAGE
 from sparse_vlm.errors import UserError, error_context
@@ -38,7 +39,7 @@ class SampleReader:
 
     Args:
         rows: makes their rows.
-        preprocess, model_box, no_regions: see `ConversationDataset`.
+        preprocess, model_box, no_regions, videos: see `ConversationDataset`.
 
     Attributes:
         visual_tokens: if set, the source of visual tokens, which replace the images.
@@ -50,7 +51,9 @@ class SampleReader:
         preprocess: Callable[[Image.Image], torch.Tensor],
         model_box: Callable[[Sequence[float], tuple[int, int]], Box] | None,
         no_regions: str | None,
+        videos: VideoSettings,
     ) -> None:
+        self.videos = videos
         self.rows, self.preprocess, self.model_box, self.no_regions = rows, preprocess, model_box, no_regions
         self.visual_tokens: VisualTokenCache | None = None
 
@@ -62,19 +65,23 @@ class SampleReader:
         return sample
 
     def check_existence(self, source: Source, sample: Sample) -> None:
-        """Check that the images of a sample exist, without reading them."""
+        """Check that the images and videos of a sample exist, without reading them."""
         for name in sample.images:
             SampleImage(sample, source.images, name).check()
+        with error_context(str(sample)):
+            for name in sample.videos:
+                source.images.video(name)
 
     def item(self, source: Source, sample: Sample, tokens: int) -> dict[str, Any]:
         """Return an item of `ConversationDataset`. Only images with a view are read."""
+        sample = self.videos.shown(source.images, sample)
         row, views = self.rows.row(sample, tokens)
-        images = _used(source, sample, views)
+        files = _used(source, sample, views)
         if self.visual_tokens is not None:
-            files = [image.read() for image in images]
-            cached = [self.visual_tokens.tokens(files[view.image], view) for view in views]
+            contents = [content for file in files for content in file.contents()]
+            cached = [self.visual_tokens.tokens(contents[view.image], view) for view in views]
             return {"row": row, "tokens": tokens, "images": cached, "views": views}
-        opened = [image.open() for image in images]
+        opened = [image for file in files for image in file.opened()]
         placed = [self.placed(view, opened[view.image].size, sample) for view in views]
         return {"row": row, "tokens": tokens, "images": [self.preprocess(image) for image in opened], "views": placed}
 
@@ -113,9 +120,10 @@ class SampleReader:
     def _measure(self, source: Source, sample: Sample, depth: Depth) -> Finding:
         """Do the part of a check that takes time."""
         try:
+            sample = self.videos.shown(source.images, sample)
             row, views, full_length = self.rows.measured(sample)
             if depth.images:
-                sizes = [image.open().size for image in _used(source, sample, views)]
+                sizes = [image.size for file in _used(source, sample, views) for image in file.opened()]
                 for view in views:
                     self.placed(view, sizes[view.image], sample)
         except UserError as error:
@@ -141,18 +149,21 @@ class SampleReader:
             "independent_turns": self.rows.independent_turns,
             "limit": [limit.tokens, limit.too_long, limit.of_model],
             "no_regions": self.no_regions,
+            "videos": repr(self.videos),
+            "frame_tokens": chat.tokens_per_frame,
         }
 
 
-def _used(source: Source, sample: Sample, views: Sequence[View]) -> list[SampleImage]:
-    """Return the sample's images up to the last one with a view: truncation leaves out the others."""
-    used = 1 + max((view.image for view in views), default=-1)
-    return [SampleImage(sample, source.images, name) for name in sample.images[:used]]
+def _used(source: Source, sample: Sample, views: Sequence[View]) -> list[VisualFile]:
+    """Return the sample's files up to the last image with a view: truncation leaves out the others."""
+    return files_of(source.images, sample, 1 + max((view.image for view in views), default=-1))
 
 
 def _key(source: Source, sample: Sample, depth: Depth) -> str | None:
-    """Return the key of a finding: a hash of the sample and, if they are read, the stamps of its images."""
+    """Return the key of a finding: a hash of the sample, and the stamps of its videos and, if they are read, images."""
     stamps = [source.images.stamp(name) for name in sample.images] if depth.images else []
+    with error_context(str(sample)):
+        stamps += [file_stamp(source.images.video(name)) for name in sample.videos]
     return None if None in stamps else _hash(repr((sample, stamps)))
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image
 
-from sparse_vlm.data.conversations.formats import IMAGE_KEYS, NOTE_KEYS, TURN_KEYS, Record, check_keys
+from sparse_vlm.data.conversations.formats import IMAGE_KEYS, NOTE_KEYS, TURN_KEYS, VIDEO_KEYS, Record, check_keys
 from sparse_vlm.data.conversations.images import Images
 from sparse_vlm.data.images.hf_tables import cell_bytes, open_rows, split_name, undecoded
-from sparse_vlm.errors import unknown_choice
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.image_files import decode_image
 
 
@@ -43,6 +43,11 @@ def read_table(name: str, base: Path = Path()) -> tuple[list[Record], TableImage
     rows = open_rows(name)
     columns = rows.column_names
     check_keys(columns, f"The data set {name}")
+    if video := next((column for column in columns if column in VIDEO_KEYS), None):
+        raise UserError(
+            f"The data set {name} has a column {video!r}: videos are read from files. Export it to LLaVA's JSON with "
+            "the paths of the videos, or remove the column."
+        )
     if not set(columns) & set(TURN_KEYS):
         raise unknown_choice(f"column of {name}; a column is missing:", "conversations", columns)
     texts = rows.select_columns([column for column in columns if column not in (*IMAGE_KEYS, *NOTE_KEYS)])

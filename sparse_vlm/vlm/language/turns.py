@@ -11,7 +11,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sparse_vlm.errors import UserError, one_line
-from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, control_tokens
+from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, VIDEO_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import encode, escape
 from sparse_vlm.vlm.views import PLACEHOLDER
 
@@ -135,6 +135,7 @@ class ChatFormat:
         tokens_per_image: the number of tokens that replace one `<image>`.
         plain: LLaVA's format for alignment, where the only answer ends with the text, without a special token.
         region_tokens: the number of tokens that replace one `<region>`.
+        frame_tokens: the number of tokens of a frame of a video; None: that of an image.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -143,6 +144,12 @@ class ChatFormat:
     tokens_per_image: int
     plain: bool = False
     region_tokens: int = 9
+    frame_tokens: int | None = None
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """The number of tokens of a frame of a video."""
+        return self.tokens_per_image if self.frame_tokens is None else self.frame_tokens
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -163,19 +170,35 @@ class ChatFormat:
         """Render a conversation; see the function `render`."""
         return render(self.tokenizer, self.chat_template, turns, open_answer=open_answer)
 
-    def tokens(self, text: str) -> list[int]:
-        """Return the ids of a rendered conversation, with each placeholder as its number of image tokens."""
-        ids = encode(self.tokenizer, text.replace(REGION_TOKEN, IMAGE_TOKEN))
-        widths = {IMAGE_TOKEN: self.tokens_per_image, REGION_TOKEN: self.region_tokens}
-        placeholders = iter(PLACEHOLDER.findall(text))
-        return [
-            token for token in ids for _ in range(widths[next(placeholders)] if token == self.image_token_id else 1)
-        ]
+    def tokens(self, text: str, videos: Sequence[str] = ()) -> list[int]:
+        """Return the ids of a rendered conversation, with each placeholder as its number of image tokens.
 
-    def answers(self, turns: Turns) -> tuple[list[int], list[tuple[int, int]]]:
+        Args:
+            text: of the conversation.
+            videos: what replaces each `<video>`, with an `<image>` for each frame; see `frames_as_text`.
+        """
+        remaining, widths = iter(videos), []
+
+        def expand(placeholder: re.Match[str]) -> str:
+            if placeholder[0] == VIDEO_TOKEN:
+                frames = next(remaining)
+                widths.extend([self.tokens_per_frame] * frames.count(IMAGE_TOKEN))
+                return frames
+            widths.append(self.tokens_per_image if placeholder[0] == IMAGE_TOKEN else self.region_tokens)
+            return IMAGE_TOKEN
+
+        ids = encode(self.tokenizer, PLACEHOLDER.sub(expand, text))
+        counts = iter(widths)
+        return [token for token in ids for _ in range(next(counts) if token == self.image_token_id else 1)]
+
+    def answers(self, turns: Turns, videos: Sequence[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the conversation's token ids, and for each answer the indices of its first token and its end token.
 
         Control tokens in the text of a turn are read as letters.
+
+        Args:
+            turns: the conversation.
+            videos: see `tokens`.
 
         Raises:
             UserError: the template refuses the conversation, or the tokens of an answer cannot be found: the rendering
@@ -184,12 +207,12 @@ class ChatFormat:
         """
         turns = [(role, escape(words, self.control_tokens)) for role, words in turns]
         text = self.render(turns)
-        ids, spans = self.tokens(text), []
+        ids, spans = self.tokens(text, videos), []
         for turn, (role, words) in enumerate(turns):
             if role != "assistant":
                 continue
             prompt = self.render(turns[:turn], open_answer=True)
-            start = len(before := self.tokens(prompt))
+            start = len(before := self.tokens(prompt, videos))
             if ids[:start] != before or not text.startswith(prompt):
                 raise UserError(
                     f"The chat template or tokenizer writes the prompt before turn {turn} differently once the answer "

@@ -10,7 +10,7 @@ from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.videos.clips import flat_videos, is_video
 from sparse_vlm.vlm.videos.processor import SparseFormerVideoProcessor
-from sparse_vlm.vlm.views import PLACEHOLDER, check_counts, check_videos
+from sparse_vlm.vlm.views import PLACEHOLDER, check_counts, check_videos, frames_as_text
 
 IMAGE, VIDEO = 1, 2  # transformers' numbers of modalities
 KINDS = {IMAGE_TOKEN: "image", VIDEO_TOKEN: "video", REGION_TOKEN: "region"}
@@ -71,10 +71,8 @@ class VideoPlaceholders(ProcessorMixin):
     def replace_video_token(self, video_inputs: Any, video_idx: int, **unused: object) -> str:
         """Return the text that replaces the `video_idx`-th `<video>`. Called by transformers."""
         frames, tokens = int(video_inputs["video_frames"][video_idx]), IMAGE_TOKEN * self._frame_tokens
-        if not self._timestamps:
-            return tokens * frames
-        times = video_inputs["video_metadata"][video_idx].timestamps
-        return "\n".join(f"{time:.1f}s: {tokens}" for time in times)
+        times = video_inputs["video_metadata"][video_idx].timestamps if self._timestamps else None
+        return frames_as_text(tokens, frames, times)
 
     def get_text_with_replacements(  # type: ignore[override]
         self,

@@ -65,8 +65,8 @@ def test_the_error_of_an_unknown_key() -> None:
     with pytest.raises(UserError) as error:
         parse_sample({"id": 1, "system": "You are kind.", "conversations": LLAVA}, 0)
     assert str(error.value) == (
-        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, regions, texts. Unknown "
-        "keys are not ignored: remove it."
+        "Sample 1: Unknown key 'system'. Choices: conversations, image, images, messages, regions, texts, video, "
+        "videos. Unknown keys are not ignored: remove it."
     )
 
 
@@ -85,7 +85,7 @@ def test_several_images() -> None:
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        ({"video": "a.mp4", "conversations": LLAVA}, "Sample number 3: Unknown key 'video'"),
+        ({"audio": "a.mp3", "conversations": LLAVA}, "Sample number 3: Unknown key 'audio'"),
         ({"imagse": ["a.png"], "messages": MESSAGES}, "Unknown key 'imagse'. Did you mean 'image"),
         ({"images": ["a.png"], "conversations": LLAVA[2:]}, "has one image but 0 <image>"),
         ({"image": "a", "images": ["a"], "conversations": LLAVA}, "has both 'image' and 'images'"),
@@ -126,5 +126,5 @@ def test_tables_of_several_images(tmp_path: Path, image_files: list[bytes], key:
     assert not second.images
     assert [source.images.read(name) for name in first.images] == image_files[:1]
     table.add_column("video", ["a.mp4", "b.mp4"]).save_to_disk(tmp_path / "other")
-    with pytest.raises(UserError, match=r"The data set .*other: Unknown key 'video'"):
+    with pytest.raises(UserError, match=r"The data set .*other has a column 'video': videos are"):
         open_sources(f"hf:{tmp_path}/other", "unused")

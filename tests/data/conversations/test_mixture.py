@@ -5,8 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sparse_vlm.data.conversations.mixture import read_mixture
-from sparse_vlm.data.conversations.sources import open_sources
+from sparse_vlm.data.conversations.sources import open_sources, read_mixture
 from sparse_vlm.errors import UserError
 from tests.data.conversations.records import GREEN, NONE, RED, colours, shard_files, write_shard
 

@@ -220,7 +220,7 @@ def test_cached_tokens_are_flat_and_known_by_number_and_box() -> None:
 
 def test_distinct_images_have_all_their_views(folder: Path, chat: ChatFormat) -> None:
     two = record("<image> <image><region>", "a", image=["a.png", "b.png"], regions=[list(OTHER)], id="two")
-    found = dataset(folder, chat, WHOLE, REGIONS, two).distinct_images([3, 5])
+    found = dataset(folder, chat, WHOLE, REGIONS, two).distinct_files([3, 5])
     assert [image.name for image, _ in found] == ["a.png", "b.png"]
     assert set(found[0][1]) == {View(0, 3), View(0, 5), View(0, 9, BOX), View(0, 9, OTHER)}
     assert set(found[1][1]) == {View(0, 3), View(0, 5), View(0, 9, OTHER)}
