@@ -13,7 +13,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-compare test test-fast chromium test-stages test-whole test-rest test-fast-language \
+.PHONY: help quickstart quickstart-compare test test-fast chromium npm-packages test-stages test-whole test-rest test-fast-language \
 	test-fast-others test-llava-4.37 test-llava-next test-lmms-eval test-trl test-vllm test-transformers test-extras \
 	check docs bench gpu clean
 
@@ -62,6 +62,9 @@ chromium: ## install the browser for the demo's tests with apt-get, if missing a
 	  ( $(APT_CHROMIUM) || { apt-get -qq update && $(APT_CHROMIUM); } ) >/dev/null \
 	  || echo "apt-get could not install chromium: the demo's browser tests are skipped."; \
 	else echo "chromium is missing and cannot be installed without root and apt-get: the demo's browser tests are skipped."; fi
+
+npm-packages: .venv/test.installed ## fetch the libraries of `sparse-vlm export --browser` into build/npm; without them its test is skipped
+	$(BIN)/python -c "from pathlib import Path; from sparse_vlm.vlm.export.page import fetch_packages as fetch; fetch(Path('build/npm').absolute())"
 
 test-llava-4.37: .venv-llava-4.37/installed ## test the LLaVA plug-in with transformers 4.37, in an environment of its own
 	.venv-llava-4.37/bin/python -m pytest -W default tests/llava_patch

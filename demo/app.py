@@ -102,11 +102,13 @@ def build_page(models: Sequence[Any], arguments: argparse.Namespace, folder: Pat
     from demo.events import Events, connect
     from demo.examples import draw_examples, read_examples
     from demo.interface import lay_out
+    from demo.videos.part import VideoPart
 
     examples = draw_examples(folder) if arguments.examples is None else read_examples(arguments.examples)
     with gr.Blocks(analytics_enabled=False, title="sparse_vlm", delete_cache=(3600, 86400)) as blocks:
         page = lay_out(models, examples, arguments.max_new_tokens)
         connect(Events(page, models, arguments.max_megapixels, arguments.max_images), arguments.concurrency)
+        VideoPart(models[0], arguments.max_new_tokens).lay_out()
     return blocks.queue(max_size=arguments.queue)
 
 

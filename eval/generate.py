@@ -3,6 +3,7 @@
     python -m eval.generate pope --model DIR --questions llava_pope_test.jsonl --images val2014 --answers pope.jsonl
     python -m eval.generate easy_vqa --model DIR --answers easy_vqa.jsonl --no_image
     python -m eval.generate easy_vqa --model DIR --answers easy_vqa_16.jsonl --visual_tokens 16
+    python -m eval.generate next_qa --model DIR --questions val.csv --videos NExTVideo --answers next_qa.jsonl
 
 Every question is answered until the model ends its turn, greedily by default. The answers file is in LLaVA's format. A
 killed run resumes when the same command is started again. Started several times, on one or several devices, the command
@@ -12,6 +13,8 @@ shares the work: the processes claim parts of the questions and write one file.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.answer_log import AnswerLog, open_log
-from eval.generate_arguments import IMAGES_PER_PART, Task, add_arguments, check_visual_tokens, read_tasks
-from eval.scoring.protocol import EncodedImage, Question
+from eval.benchmarks.videos.clips import count_frames, read_clip
+from eval.generate_arguments import IMAGES_PER_PART, Task, add_arguments, read_tasks, video_options
+from eval.scoring.protocol import EncodedImage, Question, Video
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import choose_device, choose_dtype
 from sparse_vlm.dtypes import name_of
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, error_context
 from sparse_vlm.fingerprint import fingerprint
 from sparse_vlm.image_files import decode_image, open_image
 from sparse_vlm.model_directory import short_name
@@ -33,9 +37,11 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.decoding import Decoding
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
+from sparse_vlm.vlm.videos.answering import VideoAnswerer
 
 TEXTS_PER_PART = 480  # as IMAGES_PER_PART: different questions without an image
-Part = dict[Path | EncodedImage | None, list[int]]  # image -> indices of the questions about it
+Medium = Path | EncodedImage | Video
+Part = dict[Medium | None, list[int]]  # image or video -> indices of the questions about it
 
 
 def generate_answers(
@@ -58,7 +64,7 @@ def generate_answers(
     Args:
         questions: the benchmark's questions.
         answers: the .jsonl file.
-        answerer: the model.
+        answerer: the model; a VideoAnswerer if the questions are about videos.
         model_id: name of the model, written into every line.
         with_images: False asks without the images (the no-image floor).
         places: indices of the questions to answer; None: all.
@@ -69,11 +75,11 @@ def generate_answers(
     Raises:
         UserError: an image is missing or damaged, or the file holds other answers (`open_log`).
     """
-    tokens = answerer.tokens_per_image if with_images else 0
+    tokens = _tokens(answerer) if with_images else 0
     model = answerer.model
     metadata = {"image": with_images, "visual_tokens": tokens, "weights": fingerprint(model)}
     metadata |= {"device": model.device.type, "dtype": name_of(model.dtype)}
-    metadata |= _generation(answerer, seed)
+    metadata |= _generation(answerer, seed, with_images)
     total = len(questions if places is None else places)
     parts = list(_parts(questions, with_images))  # parts of all questions, so that every process numbers them alike
     with (
@@ -95,7 +101,12 @@ def generate_answers(
         print(f"Answers: {answers} ({len(log.done)} of {len(questions)} questions)")
 
 
-def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
+def _tokens(answerer: Answerer) -> int:
+    """Return the number of visual tokens of each image, or of each frame of a video."""
+    return answerer.tokens_per_frame if isinstance(answerer, VideoAnswerer) else answerer.tokens_per_image
+
+
+def _generation(answerer: Answerer, seed: int, with_images: bool) -> dict[str, Any]:
     """Return the generation settings that differ from the defaults, for the answers' metadata."""
     decoding = answerer.decoding
     settings: dict[str, Any] = {}
@@ -105,6 +116,10 @@ def _generation(answerer: Answerer, seed: int) -> dict[str, Any]:
         settings["num_beams"] = decoding.beams
     if answerer.system is not None:
         settings["system"] = answerer.system
+    if isinstance(answerer, VideoAnswerer) and with_images:
+        settings |= asdict(answerer.sampling)
+        if answerer.video_options.timestamps:
+            settings["timestamps"] = True
     return {"generation": {"max_new_tokens": answerer.max_new_tokens, **settings}}
 
 
@@ -135,14 +150,31 @@ def _answer_part(
         waiting = set(pending)
         left = [(image, [index for index in members if index in waiting]) for image, members in part.items()]
         left = [(image, members) for image, members in left if members]
+        for medium, members in left:
+            if isinstance(medium, Video):
+                yield from _answer_video(medium, members, questions, answerer)
+        left = [(medium, members) for medium, members in left if not isinstance(medium, Video)]
         together = min(answerer.batch_rows, images_in_memory)
         for start in range(0, len(left), together):
             yield from _answer_batches(dict(left[start : start + together]), questions, answerer)
 
 
+def _answer_video(
+    video: Video, members: Sequence[int], questions: Sequence[Question], answerer: Answerer
+) -> Iterator[list[tuple[int, str]]]:
+    """Yield batches of (index of the question, answer) pairs about one video."""
+    assert isinstance(answerer, VideoAnswerer)
+    same: dict[str, list[int]] = {}
+    for index in members:
+        same.setdefault(questions[index].text, []).append(index)
+    groups = list(same.values())
+    for batch in answerer.answer_video(read_clip(video, answerer), list(same)):
+        yield [(index, text) for row, text in batch for index in groups[row]]
+
+
 def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answerer) -> Iterator[list[tuple[int, str]]]:
     """Yield batches of (index of the question, answer) pairs."""
-    images = None if None in part else (_open(image) for image in part if image is not None)
+    images = None if None in part else (_open(image) for image in part)
     same: dict[tuple[int, str], list[int]] = {}
     for place, members in enumerate(part.values()):
         for index in members:
@@ -152,17 +184,36 @@ def _answer_batches(part: Part, questions: Sequence[Question], answerer: Answere
         yield [(index, text) for row, text in batch for index in groups[row]]
 
 
-def _open(image: Path | EncodedImage) -> Image.Image:
-    return decode_image(image.data, image.name) if isinstance(image, EncodedImage) else open_image(image)
+def _open(image: Medium | None) -> Image.Image:
+    if isinstance(image, EncodedImage):
+        return decode_image(image.data, image.name)
+    assert isinstance(image, Path)
+    return open_image(image)
 
 
 def _check_lengths(task: Task, answerer: Answerer, with_images: bool) -> None:
+    frames = cache(count_frames)
     for place in task.places:
         question = task.questions[place]
-        try:
-            answerer.check_length(with_images and question.image is not None, question.text)
-        except UserError as error:
-            raise UserError(f"Question id {question.id!r}: {error}") from None
+        with error_context(f"Question id {question.id!r}"):
+            if with_images and isinstance(question.image, Video):
+                assert isinstance(answerer, VideoAnswerer)
+                if not _fits(answerer, question.text):
+                    answerer.check_video_length(frames(question.image, answerer), question.text)
+            else:
+                answerer.check_length(with_images and question.image is not None, question.text)
+
+
+def _fits(answerer: VideoAnswerer, text: str) -> bool:
+    """Return whether a question fits into the model with as many frames as a video may have, without opening it."""
+    most = answerer.sampling.max_frames
+    if most is None:
+        return False
+    try:
+        answerer.check_video_length(most, text)
+    except UserError:
+        return False
+    return True
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -172,24 +223,21 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--max_new_tokens must be 1 or more, got {arguments.max_new_tokens}.")
     if arguments.images_in_memory < 1:
         raise UserError(f"--images_in_memory must be 1 or more, got {arguments.images_in_memory}.")
-    check_visual_tokens(arguments)
     tasks = read_tasks(arguments)
     model, processor = load_vlm(arguments.model, choose_dtype(arguments.dtype, device))
     model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` accepts no device
     if arguments.cuda_graphs:
         use_cuda_graphs(model)
-    answerers = [
-        Answerer(
-            model,
-            processor,
-            arguments.max_new_tokens or task.benchmark.max_new_tokens,
-            arguments.batch_size,
-            decoding=decoding,
-            system=arguments.system,
-            visual_tokens=arguments.visual_tokens,
-        )
-        for task in tasks
-    ]
+    answerers: list[Answerer] = []
+    how: dict[str, Any] = {"decoding": decoding, "system": arguments.system}
+    for task in tasks:
+        limit = arguments.max_new_tokens or task.benchmark.max_new_tokens
+        rows = arguments.batch_size
+        if task.benchmark.medium == "video":
+            shown = video_options(arguments)
+            answerers.append(VideoAnswerer(model, processor, limit, rows, video_options=shown, **how))
+        else:
+            answerers.append(Answerer(model, processor, limit, rows, visual_tokens=arguments.visual_tokens, **how))
     for task, answerer in zip(tasks, answerers, strict=True):
         _check_lengths(task, answerer, not arguments.no_image)
     for task, answerer in zip(tasks, answerers, strict=True):

@@ -1,17 +1,18 @@
 """Arguments of `python -m eval.generate` and the questions that they select, checked before the model is loaded."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
-from eval.scoring.protocol import Benchmark, Question
+from eval.scoring.protocol import Benchmark, Question, Video
 from eval.selection import add_benchmarks, add_path, benchmark_names, file_of, path_of
 from sparse_vlm.command_line import add_device_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
+from sparse_vlm.vlm.videos.processor import VideoOptions
 from sparse_vlm.vlm.views import check_count
 
 # Size of the parts that a process claims. It is the same in all processes, whatever the options.
@@ -31,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         "folder of the benchmark's images; for several benchmarks: NAME=FOLDER for each, or one folder for all",
     )
-    parser.add_argument("--no_image", action="store_true", help="ask without the images: the no-image floor")
+    add_path(parser, "--videos", "folder of the videos of a benchmark about videos; for several benchmarks as --images")
+    parser.add_argument("--no_image", action="store_true", help="ask without the images or videos: the no-image floor")
     parser.add_argument(
         "--visual_tokens",
         type=int,
@@ -47,6 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images whose keys and values are in memory together, at most %(default)s and --batch_size (default: "
         "%(default)s)",
     )
+    shown = parser.add_argument_group("benchmarks about videos")
+    shown.add_argument("--fps", type=float, help="frames per second that the model sees (default: 2)")
+    shown.add_argument(
+        "--max_frames", type=int, help="most frames of a video; a longer one has fewer per second (default: 64)"
+    )
+    shown.add_argument(
+        "--frame_tokens",
+        type=int,
+        metavar="K",
+        help="number of visual tokens of each frame, e.g. 9 (default: the model's own)",
+    )
+    shown.add_argument("--timestamps", action="store_true", help="write the time of each frame before it")
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")
@@ -79,7 +93,11 @@ def _task(arguments: argparse.Namespace, name: str, names: Sequence[str]) -> Tas
         raise UserError(
             f"--answers {answers} is not a regular file, so a run could not resume from it. Choose another."
         )
-    questions = benchmark.load_questions(file, path_of("--images", arguments.images, name, names))
+    option = f"--{benchmark.medium}s"
+    folder = path_of(option, getattr(arguments, option[2:]), name, names)
+    if folder is None and benchmark.medium == "video" and not arguments.no_image:
+        raise UserError(f"{name} asks about videos: give their folder with --videos, or ask without with --no_image.")
+    questions = benchmark.load_questions(file, folder)
     places = first_questions(benchmark, questions, arguments.limit)
     if not arguments.no_image:
         check_images(questions, places)
@@ -93,13 +111,41 @@ def read_tasks(arguments: argparse.Namespace) -> list[Task]:
         UserError: unknown benchmark, damaged question file, missing image, or answers file that cannot be written.
     """
     names = benchmark_names(arguments.benchmarks)
+    media = {find_benchmark(name).medium for name in names}
+    for medium in ("image", "video"):
+        if medium not in media and getattr(arguments, f"{medium}s"):
+            raise UserError(f"None of {', '.join(names)} asks about {medium}s: leave out --{medium}s.")
+    check_tokens(arguments, media)
     return [_task(arguments, name, names) for name in names]
 
 
-def check_visual_tokens(arguments: argparse.Namespace) -> None:
-    """Raise UserError if --visual_tokens is not a number of tokens, or contradicts another option."""
+def video_options(arguments: argparse.Namespace) -> VideoOptions:
+    """Return how videos are shown."""
+    return VideoOptions(arguments.fps, arguments.max_frames, arguments.frame_tokens, arguments.timestamps)
+
+
+def check_tokens(arguments: argparse.Namespace, media: Collection[str]) -> None:
+    """Check the options for visual tokens and frames.
+
+    Args:
+        arguments: the parsed command line.
+        media: what the chosen benchmarks ask about.
+
+    Raises:
+        UserError: a number is not positive, or an option contradicts another one or the benchmarks.
+    """
+    if video_options(arguments) != VideoOptions():
+        named = "--fps, --max_frames, --frame_tokens and --timestamps"
+        if "video" not in media:
+            raise UserError(f"{named} are for benchmarks about videos: leave them out.")
+        if arguments.no_image:
+            raise UserError(f"--no_image asks without videos: leave out {named}.")
+    if "video" in media and arguments.cuda_graphs and not arguments.no_image:
+        raise UserError("--cuda_graphs does not run videos: leave it out.")
     if arguments.visual_tokens is None:
         return
+    if "image" not in media:
+        raise UserError("--visual_tokens is for images: write --frame_tokens for the tokens of a frame.")
     check_count(arguments.visual_tokens)
     if arguments.no_image:
         raise UserError("--no_image asks without visual tokens: leave out --visual_tokens.")
@@ -108,17 +154,22 @@ def check_visual_tokens(arguments: argparse.Namespace) -> None:
 
 
 def check_images(questions: Sequence[Question], places: Sequence[int]) -> None:
-    """Check that the image files of the questions at `places` exist.
+    """Check that the image or video files of the questions at `places` exist.
 
     Raises:
         UserError: some do not; the message names the first ones and their number.
     """
     files = dict.fromkeys(questions[place].image for place in places)
-    paths = [file for file in files if isinstance(file, Path)]
-    missing = [path for path in paths if not path.is_file()]
+    videos = dict.fromkeys(file.path for file in files if isinstance(file, Video))
+    images = [file for file in files if isinstance(file, Path)]
+    _check_files("image", images, [path for path in images if not path.is_file()])
+    _check_files("video", list(videos), [path for path in videos if not path.exists()])
+
+
+def _check_files(kind: str, paths: Sequence[Path], missing: Sequence[Path]) -> None:
     if missing:
         more = f", e.g. also {', '.join(path.name for path in missing[1:4])}" if len(missing) > 1 else ""
         raise UserError(
-            f"The image {missing[0]} does not exist; {len(missing)} of {len(paths)} images are missing{more}. Check "
-            "--images."
+            f"The {kind} {missing[0]} does not exist; {len(missing)} of {len(paths)} {kind}s are missing{more}. Check "
+            f"--{kind}s."
         )

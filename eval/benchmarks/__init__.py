@@ -15,6 +15,7 @@ from eval.benchmarks import (
     vizwiz,
     vqav2,
 )
+from eval.benchmarks.videos import mvbench, next_qa, video_mme
 from eval.scoring.protocol import Benchmark
 from sparse_vlm.errors import unknown_choice
 
@@ -26,11 +27,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mmbench": mmbench.MMBENCH,
     "mmbench_cn": mmbench.MMBENCH_CN,
     "mme": mme.BENCHMARK,
+    "mvbench": mvbench.BENCHMARK,
+    "next_qa": next_qa.BENCHMARK,
     "pope": pope.BENCHMARK,
     "scienceqa": scienceqa.BENCHMARK,
     "seed_bench": seed_bench.BENCHMARK,
     "short_answers": short_answers.BENCHMARK,
     "textvqa": textvqa.BENCHMARK,
+    "video_mme": video_mme.VIDEO_MME,
+    "video_mme_subtitles": video_mme.VIDEO_MME_SUBTITLES,
     "vizwiz": vizwiz.BENCHMARK,
     "vqav2": vqav2.BENCHMARK,
 }

@@ -17,26 +17,41 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video of a benchmark, or a part of one.
+
+    Attributes:
+        path: a video file, or a folder of frames as image files, whose names are in order.
+        part: start and end in seconds; None: the whole video.
+    """
+
+    path: Path
+    part: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Question:
     """One question of a benchmark, ready to be asked.
 
     Attributes:
         id: the official id. Those of TextVQA and MME are the image's, so several questions share one.
         text: the complete prompt of the user's turn, without the image placeholder.
-        image: the image; None for a question without an image.
+        image: the image or the video; None for a question without either.
         category: the benchmark's own kind of question.
     """
 
     id: QuestionId
     text: str
-    image: Path | EncodedImage | None
+    image: Path | EncodedImage | Video | None
     category: str = "default"
 
     @property
     def image_name(self) -> str:
-        """A name that questions about the same image share; "" without an image."""
+        """A name that questions about the same image or video share; "" without an image."""
         if isinstance(self.image, EncodedImage):
             return self.image.name
+        if isinstance(self.image, Video):
+            return str(self.image.path)
         return str(self.image or "")
 
 
@@ -93,13 +108,14 @@ class Benchmark:
 
     Attributes:
         protocol: questions -> the report's line about how they are asked and how answers are scored.
-        load_questions: (file, folder of images) -> the questions of the official or LLaVA's file. The file may be None
-            if the benchmark has a default; scoring passes no folder.
+        load_questions: (file, folder of images or videos) -> the questions of the official or LLaVA's file. The file
+            may be None if the benchmark has a default; scoring passes no folder.
         known: (questions, annotations) -> the annotation of each question. The questions are all those of the file;
             annotations that do not belong to them are an error.
         mark: (question, answer, its annotation) -> how the answer is read and its credit. If a judge is needed, the
             answer is the judge's reply.
         aggregate: marks -> scores.
+        medium: what the questions are about, "image" or "video".
         max_new_tokens: the length at which an answer is cut.
         unreadable: how the scorer counts an answer that it cannot read.
         unit: question -> a key shared by questions that are scored together; None: each question stands alone.
@@ -120,6 +136,7 @@ class Benchmark:
     known: Callable[[Sequence[Question], Path | None], Sequence[Any]]
     mark: Callable[[Question, str, Any], Mark]
     aggregate: Callable[[Sequence[Mark]], Scores]
+    medium: Literal["image", "video"] = "image"
     max_new_tokens: int = 128
     unreadable: str = "wrong"
     unit: Callable[[Question], Hashable] | None = None

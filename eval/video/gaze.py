@@ -7,9 +7,9 @@ Clips of a shape of easy-VQA, small or large, that moves over a photograph (with
 background); in the middle of a clip it vanishes and another shape appears elsewhere. For every number of focusing
 repeats, the share of tokens that restart is chosen on clips of the training split, by accuracy, or without a text
 encoder by the cosine with the teacher; the choice is compared with independent encoding on clips of the test split,
-with other shapes and photographs. Measured are the share of RoI centers on the shape and their mean distance from its
-center; the cosine of the embedding with that of independent encoding and of the teacher; accuracy among 24 classes if
-the teacher has a text encoder; and CPU time. First frames, which are the same in all settings, are left out. Writes
+with other shapes and photographs. The measures are the share of RoI centers on the shape and their mean distance from
+its center; the cosine of the embedding with that of independent encoding and of the teacher; accuracy among 24 classes
+if the teacher has a text encoder; and CPU time. First frames, which are the same in all settings, are left out. Writes
 FILE.json, FILE.md and FILE.png.
 """
 

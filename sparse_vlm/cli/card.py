@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, some_of
 from sparse_vlm.files import write_text
 
 
@@ -37,17 +37,19 @@ def run(arguments: argparse.Namespace) -> None:
     if has_own_card(arguments.directory):
         raise UserError(f"{file} was edited, or was not written here. Move it away to get a new one.")
     write_text(file, signed(card))
-    print(f"{file}: a card with the numbers of {len(arguments.scores)} reports")
+    print(f"{file} is written, with the numbers of: {some_of(arguments.scores)}")
 
 
 def _card(directory: str, reports: Sequence[Mapping[str, Any]]) -> str:
-    from sparse_vlm.encoder.checkpoints import load_config
+    from sparse_vlm.encoder.checkpoints import CLIP_ENCODER, IMAGE_ENCODER, load_config
     from sparse_vlm.hub.cards import encoder_card, model_card
     from sparse_vlm.model_directory import MODEL_TYPE, described_by_config, read_config
 
     config = read_config(directory)
     if config.get("model_type") != MODEL_TYPE:
-        return encoder_card(load_config(Path(directory)).to_dict(), reports)
+        of_clips = config.get("model_type") == CLIP_ENCODER
+        kind = CLIP_ENCODER if of_clips else IMAGE_ENCODER
+        return encoder_card(load_config(Path(directory), kind).to_dict(), reports, of_clips=of_clips)
     with described_by_config(directory):
         encoder = config["vision_config"].get("encoder") or {}
         return model_card(encoder, config.get("provenance") or {}, config["image_seq_length"], reports=reports)

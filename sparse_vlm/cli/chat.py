@@ -6,6 +6,7 @@ Examples:
     sparse-vlm chat --model MODEL_DIR --image IMAGE.png --visual_tokens 16 "what is shown?"
     sparse-vlm chat --model MODEL_DIR --image IMAGE.png --region 0.5,0,1,0.5 "what is in the upper right?"
     sparse-vlm chat --model MODEL_DIR --video CLIP.mp4 --frame_tokens 9 --timestamps "what happens?"
+    sparse-vlm chat --model MODEL_DIR --stream CLIP.mp4
 """
 
 import argparse
@@ -38,9 +39,17 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--video", action="append", default=[], help="a video file for the (first) question; may be repeated"
     )
+    parser.add_argument(
+        "--stream",
+        metavar="FILE|/dev/video0",
+        help="play a video file, or read a camera of Linux, and answer questions meanwhile about its last frames; with "
+        "a question, answer it at the end of the file",
+    )
     parser.add_argument("--fps", type=float, help="frames per second of a video that the model sees (default: 2)")
     parser.add_argument(
-        "--max_frames", type=int, help="most frames of a video; a longer one has fewer per second (default: 64)"
+        "--max_frames",
+        type=int,
+        help="most frames of a video; a longer one has fewer per second, and a stream forgets the oldest (default: 64)",
     )
     parser.add_argument(
         "--frame_tokens",
@@ -62,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the answer as it is generated, or start the conversation."""
     from transformers.utils.logging import disable_progress_bar
 
+    from sparse_vlm.cli.streaming import open_source, watch
     from sparse_vlm.cli.terminal import converse
     from sparse_vlm.devices import choose_device, choose_dtype
     from sparse_vlm.image_files import open_image
@@ -71,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sparse_vlm.vlm.language.quantization import quantization
     from sparse_vlm.vlm.loading import load_vlm
     from sparse_vlm.vlm.videos.processor import VideoOptions
+    from sparse_vlm.vlm.videos.stream import VideoStream
     from sparse_vlm.vlm.views import check_count, parse_box
 
     disable_progress_bar()
@@ -80,8 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--region is a box of an image: add --image FILE.")
     regions = [parse_box(text) for text in arguments.region]
     options = VideoOptions(arguments.fps, arguments.max_frames, arguments.frame_tokens, arguments.timestamps)
-    if arguments.question is not None and not arguments.video and options != VideoOptions():
+    video = arguments.video or arguments.stream is not None
+    if arguments.question is not None and not video and options != VideoOptions():
         raise UserError("--fps, --max_frames, --frame_tokens and --timestamps are for videos: add --video FILE.")
+    stream = None if arguments.stream is None else open_source(arguments)
     device = choose_device(arguments.device)
     dtype = choose_dtype(arguments.dtype, device)
     decoding = Decoding(arguments.temperature, arguments.top_p)
@@ -89,6 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
     videos = [VideoFile(file) for file in arguments.video]
     settings = None if arguments.bits is None else quantization(arguments.bits, dtype)
     loaded = load_vlm(arguments.model, dtype, quantization=settings, device=device)
+    if stream is not None:
+        watch(VideoStream(*loaded, options, decoding), stream, arguments)
+        return
     conversation = Conversation(*loaded, decoding, arguments.visual_tokens, options)
     for image in images:
         conversation.show(image)

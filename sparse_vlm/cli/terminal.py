@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -17,7 +18,7 @@ HELP = """\
 /image FILE          attach an image to the next question
 /video FILE          attach a video to the next question
 /region X1,Y1,X2,Y2  look more closely at a box of the last image; [0, 1] from edge to edge
-/clear               forget the conversation and its images
+/clear               forget the conversation with its images, videos and regions
 /help                show this list
 /exit                leave, as does Ctrl-D
 Ctrl-C stops an answer. Everything else is a question."""
@@ -26,12 +27,17 @@ Ctrl-C stops an answer. Everything else is a question."""
 def converse(conversation: Conversation, max_new_tokens: int) -> None:
     """Read questions and commands from standard input and print answers as they are generated.
 
-    Ends with /exit or the end of the input. Bytes that are invalid in the terminal's encoding become replacement
-    characters.
-
     Args:
         conversation: the conversation to continue.
         max_new_tokens: maximum length of an answer.
+    """
+    read_lines(lambda line: _run_line(conversation, line, max_new_tokens))
+
+
+def read_lines(run_line: Callable[[str], None]) -> None:
+    """Run lines of standard input and print their errors, until /exit or the end of the input.
+
+    Bytes that are invalid in the terminal's encoding become replacement characters.
     """
     if sys.stdin is None:  # closed by the parent process
         return
@@ -51,7 +57,7 @@ def converse(conversation: Conversation, max_new_tokens: int) -> None:
         if line == "/exit":
             return
         try:
-            _run_line(conversation, line, max_new_tokens)
+            run_line(line)
         except UserError as error:
             print(f"error: {error}")
 
@@ -78,13 +84,13 @@ def _run_line(conversation: Conversation, line: str, max_new_tokens: int) -> Non
     elif command.startswith("/"):
         raise UserError(f"Unknown command {command}; /help lists all commands.")
     elif line:
-        _answer(conversation, line, max_new_tokens)
+        print_answer(conversation.ask(line, max_new_tokens))
 
 
-def _answer(conversation: Conversation, question: str, max_new_tokens: int) -> None:
-    """Print one answer. Ctrl-C ends it at any point."""
+def print_answer(answer: Generator[str]) -> None:
+    """Print the pieces of an answer. Ctrl-C ends it at any point."""
     try:
-        with closing(conversation.ask(question, max_new_tokens)) as pieces:
+        with closing(answer) as pieces:
             for piece in pieces:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ Weights = Mapping[str, Tensor]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-IMAGE_ENCODER = "sparseformer"  # model_type in config.json
+IMAGE_ENCODER, CLIP_ENCODER = "sparseformer", "video_sparseformer"  # model_type in config.json
 
 # Where training programs keep the state dict in their checkpoints. The first of these that exists is opened,
 # repeatedly. A moving average is preferred to the weights that it averages, as in timm; DINO's teacher averages its
@@ -223,7 +223,7 @@ def save_directory(
     """
     with new_directory(directory) as temporary:
         if not has_own_card(directory):
-            write_card(temporary, encoder_card(config.to_dict()))
+            write_card(temporary, encoder_card(config.to_dict(), of_clips=model_type == CLIP_ENCODER))
         write_json(temporary / CONFIG_FILE, {"model_type": model_type, **config.to_dict()})
         contiguous = {key: value.contiguous() for key, value in weights.items()}
         save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -36,6 +36,16 @@ encoder = SparseFormer.from_pretrained("DIR")
 output = encoder(encoder.transform(image)[None])  # output.tokens, output.pooled, output.rois
 ```
 """
+CLIP_ENCODER_USAGE = """\
+```python
+import torch
+from sparse_vlm.encoder.video.clips import VideoSparseFormer
+
+encoder = VideoSparseFormer.from_pretrained("DIR")
+clip = torch.stack([encoder.transform(frame) for frame in frames])
+output = encoder(clip[None])  # output.tokens, output.pooled, output.rois
+```
+"""
 
 
 def model_card(
@@ -76,27 +86,33 @@ def model_card(
     return _card(front, tags, lines, reports, VLM_USAGE)
 
 
-def encoder_card(config: Mapping[str, Any], reports: Sequence[Mapping[str, Any]] = ()) -> str:
+def encoder_card(
+    config: Mapping[str, Any], reports: Sequence[Mapping[str, Any]] = (), *, of_clips: bool = False
+) -> str:
     """Return the text of an encoder's card.
 
     Args:
         config: the encoder's configuration, as in config.json.
         reports: reports of `python -m eval.score`.
+        of_clips: whether it is an encoder of clips, not of images.
     """
-    front: dict[str, Any] = {"library_name": "sparse_vlm", "pipeline_tag": "image-feature-extraction"}
+    front: dict[str, Any] = {"library_name": "sparse_vlm"}
+    if not of_clips:  # the hub has no name for features of videos
+        front["pipeline_tag"] = "image-feature-extraction"
     if config["licence"] in LICENCES:
         front["license"] = config["licence"]
     cortex, data = config["cortex"], config["preprocessing"]
     counts = config["trained_tokens"] or config["focus"]["tokens"]
+    input_ = "clip" if of_clips else "image"
     lines = [
-        f"# A SparseFormer encoder with {config['focus']['tokens']} latent tokens per image",
+        f"# A SparseFormer encoder with {config['focus']['tokens']} latent tokens per {input_}",
         "",
         f"- {_origin(config)[0].upper()}{_origin(config)[1:]}",
         f"- Cortex: {cortex['depth']} blocks of width {cortex['width']} ({cortex['architecture']})",
         f"- Trained for these numbers of latent tokens: {counts}",
-        f"- Images: {data['crop']} × {data['crop']} pixels",
+        f"- {'Frames' if of_clips else 'Images'}: {data['crop']} × {data['crop']} pixels",
     ]
-    return _card(front, (), lines, reports, ENCODER_USAGE)
+    return _card(front, (), lines, reports, CLIP_ENCODER_USAGE if of_clips else ENCODER_USAGE)
 
 
 def _origin(encoder: Mapping[str, Any]) -> str:

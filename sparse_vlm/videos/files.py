@@ -1,6 +1,6 @@
 """Video files: the time of every frame, and some of the frames, decoded one at a time by PyAV."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +11,8 @@ from PIL import Image
 from sparse_vlm.errors import UserError, one_line
 from sparse_vlm.videos.frames import to_image
 
-# FFmpeg's names of the formats that may be opened. Others are no videos, since FFmpeg plays text and still images as
-# well, or name further files and addresses to open, as playlists do.
+# FFmpeg's names of the formats that may be opened. Others are not videos, since FFmpeg plays text and still images
+# as well, or name further files and addresses to open, as playlists do.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,dv,nut,ivf,h264,hevc,m4v,"
     "obu,wav,mp3,flac,aac"  # sound alone, to say so
@@ -40,24 +40,30 @@ class VideoFile:
     Args:
         source: a path, or an open binary file that can be read and moved in.
         name: the name of the video in errors; None: the path.
+        part: show only the frames that are on the screen from a start to an end, in seconds; None: the whole file.
 
     Attributes:
         times: time of each frame in seconds after the first, in ascending order.
         duration: when the last frame leaves the screen, in seconds after the first frame.
 
     Raises:
-        UserError: PyAV is not installed, or the file is missing, empty, cut short, damaged, sound alone, or no video.
+        UserError: PyAV is not installed, or the file is missing, empty, cut short, damaged, sound alone, or not a
+            video, or no frame is in the part.
     """
 
-    def __init__(self, source: str | Path | BinaryIO, name: str | None = None) -> None:
+    def __init__(
+        self, source: str | Path | BinaryIO, name: str | None = None, part: tuple[float, float] | None = None
+    ) -> None:
         self._source, self.name = source, name or str(source)
         with self._opened() as (container, stream):
             self._in_order = container.format.name == "avi"
             stamps, self._keys, end = self._read_stamps(container, stream)
             self._unit = float(1 / stream.average_rate if self._in_order else stream.time_base)
-        self._stamps = stamps
+        self._stamps = self._shown = stamps
         self.times = [(stamp - stamps[0]) * self._unit for stamp in stamps]
         self.duration = max((end - stamps[0]) * self._unit, self.times[-1] + self._unit)
+        if part is not None:
+            self._cut(*part)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -75,14 +81,26 @@ class VideoFile:
         """
         with self._opened() as (container, stream):
             aspect = float(stream.sample_aspect_ratio or 1)
-            wanted = [self._stamps[index] for index in indices]
+            wanted = [self._shown[index] for index in indices]
             for index, decoded in zip(indices, self._decoded(container, stream, wanted), strict=True):
                 yield Frame(to_image(decoded, aspect), self.times[index])
+
+    def _cut(self, start: float, end: float) -> None:
+        """Show the frames from `start` to `end` only."""
+        first, last = max(0, bisect_right(self.times, start) - 1), bisect_left(self.times, end)
+        if start >= self.duration or last <= first:
+            raise UserError(
+                f"The video {self.name} has no frame from {start:g} to {end:g} s: it lasts {self.duration:.1f} s."
+            )
+        begin = self.times[first]
+        self.duration = min(self.duration, end) - begin
+        self.times = [time - begin for time in self.times[first:last]]
+        self._shown = self._stamps[first:last]
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """Yield the container and its video stream, and turn FFmpeg's errors into sentences."""
-        av = _pyav()
+        av = pyav()
         try:
             with _container(av, self._source) as container:
                 yield container, self._video_stream(container)
@@ -96,7 +114,7 @@ class VideoFile:
             raise UserError(f"The video {self.name} cannot be read: {reason}.") from error
 
     def _video_stream(self, container: Any) -> Any:
-        """Return the first stream of moving images; a cover of a sound file is none."""
+        """Return the first stream of moving images; the cover of a sound file is not one."""
         streams = [
             stream for stream in container.streams.video if "attached_pic" not in (stream.disposition.name or "")
         ]
@@ -199,7 +217,12 @@ def _container(av: Any, source: str | Path | BinaryIO) -> Any:
     return av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace")
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """Import PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:  # transformers checks all imports of a model directory's code that are not inside `try`
         import av
     except ModuleNotFoundError as error:

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from sparse_vlm.errors import UserError
 
@@ -27,10 +28,12 @@ class FrameSampling:
     max_frames: int | None = MAX_FRAMES
 
     def __post_init__(self) -> None:
-        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
-            raise UserError(f"fps must be a number above 0, got {self.fps}.")
-        if self.max_frames is not None and (self.max_frames < 1 or self.max_frames != int(self.max_frames)):
-            raise UserError(f"max_frames must be a whole number, at least 1, got {self.max_frames}.")
+        # requests to servers and configuration files hold any values
+        if self.fps is not None and not (_is_number(self.fps) and 0 < self.fps < math.inf):
+            raise UserError(f"fps must be a number above 0, got {self.fps!r}.")
+        frames = self.max_frames
+        if frames is not None and not (_is_number(frames) and 1 <= frames < math.inf and frames == int(frames)):
+            raise UserError(f"max_frames must be a whole number, at least 1, got {frames!r}.")
 
     def choose(self, times: Sequence[float], end: float) -> list[int]:
         """Return the indices of the frames to show, in order and none twice.
@@ -52,3 +55,7 @@ class FrameSampling:
         count = max(1, math.ceil((length - slack) / step))
         shown = [max(0, bisect_right(times, times[0] + index * step + slack) - 1) for index in range(count)]
         return list(dict.fromkeys(shown))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

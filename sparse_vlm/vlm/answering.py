@@ -8,7 +8,7 @@ equal length. A model that cannot be batched is asked one question at a time.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby, takewhile
 from typing import Any
@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import answer, check_length, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding, counts_from_prompt
 from sparse_vlm.vlm.language.positions import most_positions
-from sparse_vlm.vlm.language.prefixes import CACHE, continue_prefixes
+from sparse_vlm.vlm.language.prefixes import CACHE, can_continue, continue_prefixes
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.views import View, pack_views
@@ -32,8 +31,6 @@ from sparse_vlm.vlm.views import View, pack_views
 # encodes prompts without their images, since all images take the same number of tokens
 ANY_IMAGE = Image.new("RGB", (8, 8))
 CACHED_PROMPTS = 4096  # benchmarks repeat their questions
-# MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
-UNBATCHED = ("mpt",)
 FIRST_TOKENS = 2  # after so many tokens a batch loses its complete answers, e.g. "yes", for the first time
 logger = logging.getLogger(__name__)
 
@@ -97,10 +94,16 @@ class Answerer:
             yield from self._one_by_one(images, questions)
             return
         shared = self._shared_length(prompts)
-        prefix = self._prefill(images, prompts[0][:shared])
+        prefix = self._prefill(prompts[0][:shared], self._inputs_of(images))
+        yield from self._continue(prefix, prompts, shared, [place for place, _ in questions])
+
+    def _continue(
+        self, prefix: Cache, prompts: Sequence[list[int]], shared: int, places: Sequence[int]
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Yield (index of the prompt, answer) pairs; `places` are the rows of `prefix` that the prompts continue."""
         for batch in self._batches(prompts):
-            places = torch.tensor([questions[index][0] for index in batch], device=self.model.device)
-            cache = continue_prefixes(prefix, places.repeat_interleave(self.decoding.beams))
+            rows = torch.tensor([places[index] for index in batch], device=self.model.device)
+            cache = continue_prefixes(prefix, rows.repeat_interleave(self.decoding.beams))
             yield list(zip(batch, self._generate([prompts[index] for index in batch], shared, cache), strict=True))
 
     def check_length(self, with_image: bool, text: str) -> None:
@@ -117,15 +120,9 @@ class Answerer:
         check_length(self.model, prompt, self.max_new_tokens, asked=f"The question {text!r:.80}", advice=advice)
 
     def _needs_single_questions(self) -> bool:
-        """Return whether the model cannot be batched: it is one of UNBATCHED, or has recurrent layers, whose state
-        padding changes (LFM2, Qwen3-Next)."""
-        layers = DynamicCache(config=self.model.config).layers
-        state = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
-        return state or self.model.config.get_text_config().model_type in UNBATCHED
-
-    def _one_by_one(
-        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
-    ) -> Iterator[list[tuple[int, str]]]:
+        """Return whether batches would change the answers, and log it the first time."""
+        if can_continue(self.model.config):
+            return False
         if not self._warned:
             kind = self.model.config.get_text_config().model_type
             logger.warning(
@@ -133,6 +130,11 @@ class Answerer:
                 kind,
             )
             self._warned = True
+        return True
+
+    def _one_by_one(
+        self, images: Iterable[Image.Image] | None, questions: Sequence[tuple[int, str]]
+    ) -> Iterator[list[tuple[int, str]]]:
         members: dict[int, list[int]] = {}
         for index, (place, _) in enumerate(questions):
             members.setdefault(place, []).append(index)
@@ -181,17 +183,23 @@ class Answerer:
             raise UserError("The chat template must put the image before the text of the question, but it does not.")
         return shared
 
-    def _prefill(self, images: Iterable[Image.Image] | None, prefix: list[int]) -> Cache:
-        """Compute keys and values of the shared beginning, one row per image."""
-        device, pixels, views = self.model.device, None, None
+    def _inputs_of(self, images: Iterable[Image.Image] | None) -> dict[str, Tensor]:
+        """Return the model's inputs of the images."""
+        if images is None:
+            return {}
+        pixels = torch.cat([self._preprocess(image) for image in images]).to(self.model.device, self.model.dtype)
+        if self.visual_tokens is None:
+            return {"pixel_values": pixels}
+        views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
+        return {"pixel_values": pixels, "views": views}
+
+    def _prefill(self, prefix: list[int], visual: Mapping[str, Tensor]) -> Cache:
+        """Compute keys and values of the shared beginning, one row per image, or one row without images."""
         if not prefix:  # no image, and a template without a head
             return DynamicCache(config=self.model.config)
-        if images is not None:
-            pixels = torch.cat([self._preprocess(image) for image in images]).to(device, self.model.dtype)
-            if self.visual_tokens is not None:
-                views = pack_views([View(image, self.visual_tokens) for image in range(len(pixels))])
-        input_ids = torch.tensor([prefix], device=device).repeat(1 if pixels is None else len(pixels), 1)
-        out = self.model(input_ids=input_ids, pixel_values=pixels, views=views, use_cache=True, logits_to_keep=1)
+        rows = len(visual["pixel_values"]) if "pixel_values" in visual else 1
+        input_ids = torch.tensor([prefix], device=self.model.device).repeat(rows, 1)
+        out = self.model(input_ids=input_ids, **visual, use_cache=True, logits_to_keep=1)
         return out[CACHE]
 
     def _preprocess(self, image: Image.Image) -> Tensor:

@@ -71,11 +71,15 @@ class Conversation:
             box: (x1, y1, x2, y2), [0, 1] from edge to edge of the image.
 
         Raises:
-            UserError: there is no image, the model does not see this part of it, or the model takes no regions.
+            UserError: there is no image, or a video came after it, the model does not see this part of it, or the model
+                takes no regions.
         """
         images = [*self.images, *self._waiting]
         if not images:
             raise UserError("A region is a part of an image, but the conversation has none: attach an image first.")
+        parts = [part["type"] for turn in self.messages if turn["role"] == "user" for part in turn["content"]]
+        if not self._waiting and [kind for kind in parts if kind in ("image", "video")][-1] == "video":
+            raise UserError("A region is a part of the image before it, but a video came last: attach the image again.")
         image_processor = self.processor.image_processor
         inside = image_processor.model_box(box, image_processor.process_image(images[-1]).size)
         self.model.model.check_views([View(0, self.processor.region_tokens, inside)])

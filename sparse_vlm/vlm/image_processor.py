@@ -125,13 +125,14 @@ class SparseFormerImageProcessor(PilBackend):
         Raises:
             UserError: see `box_after_transform`.
         """
-        return box_after_transform(box, image_size, self._own_preprocessing(), self.aspect)
+        return box_after_transform(box, image_size, self.preprocessing(), self.aspect)
 
     def image_box(self, box: Sequence[float], image_size: tuple[int, int]) -> Box:
         """Inverse of `model_box`: convert a box in the pixel values to the coordinates of the whole image."""
-        return box_before_transform(box, image_size, self._own_preprocessing(), self.aspect)
+        return box_before_transform(box, image_size, self.preprocessing(), self.aspect)
 
-    def _own_preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
+        """Return the settings as the encoder's own."""
         size, crop_size = SizeDict(**dict(self.size)), SizeDict(**dict(self.crop_size))
         return _preprocessing(size, crop_size, self.image_mean, self.image_std, self.resample)
 

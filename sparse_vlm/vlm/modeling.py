@@ -1,17 +1,11 @@
 """transformers' Llava with a SparseFormer as its vision model: projector, models, registration."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-)
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import (
     LlavaForConditionalGeneration,
@@ -22,11 +16,9 @@ from transformers.models.llava.modeling_llava import (
 from sparse_vlm.encoder.batches import View as EncoderView
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
-from sparse_vlm.hub.cards import model_card, write_card
-from sparse_vlm.hub.transfer import UPLOAD_OPTIONS, upload
 from sparse_vlm.vlm.configuration import SparseVLMConfig
 from sparse_vlm.vlm.dense.any_tower import build_vision_model, vision_hidden_states
-from sparse_vlm.vlm.hub import auto_map, write_code
+from sparse_vlm.vlm.hub.saving import SelfContained
 from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.projector import build_projector
@@ -241,7 +233,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
         return super().forward(*args, **inputs)
 
 
-class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGeneration):
+class SparseVLMForConditionalGeneration(SelfContained, UnquantizedVision, LlavaForConditionalGeneration):
     """LlavaForConditionalGeneration with SparseVLMModel. Loss, generation, saving and loading are inherited."""
 
     config_class = SparseVLMConfig
@@ -263,51 +255,6 @@ class SparseVLMForConditionalGeneration(UnquantizedVision, LlavaForConditionalGe
         """Accept INPUTS in `generate`: transformers reads the known names from the signature of Llava's forward."""
         generation: Any = super()  # transformers' annotation of self does not fit its own Llava
         generation._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in INPUTS})
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Save as transformers does, with its `options`, and add a model card and the code for `trust_remote_code`.
-
-        An existing README.md that was edited or comes from elsewhere is kept.
-        """
-        uploading = {name: options.pop(name) for name in UPLOAD_OPTIONS if name in options}
-        if is_main_process:
-            vision: Any = self.config.vision_config
-            card = model_card(
-                getattr(vision, "encoder", None) or {},
-                self.config.provenance or {},
-                self.config.image_seq_length,
-                tags=self.model_tags or (),
-            )
-            write_card(save_directory, card)
-            write_code(save_directory)
-        self.config.auto_map = auto_map("model")
-        for part in (
-            self.config.vision_config,
-            self.config.text_config,
-        ):  # transformers records the dtype of the whole model only
-            part.dtype = self.dtype  # type: ignore[union-attr]
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
-        if push_to_hub and is_main_process:
-            upload(save_directory, repo_id or Path(save_directory).name, **uploading)
-
-    def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, *, max_shard_size: int | str = "50GB", tags: Sequence[str] | None = None, **options: Any
-    ) -> Any:
-        """Upload the model with its card and code, as transformers does with its `options`; see `upload`.
-
-        transformers would upload a card of its own instead.
-        """
-        self.add_model_tags(list(tags or ()))
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return upload(folder, repo_id, **{"commit_message": "Upload model", **options})
 
 
 AutoModel.register(SparseVLMConfig, SparseVLMModel)

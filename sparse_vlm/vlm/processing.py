@@ -13,7 +13,7 @@ from transformers.processing_utils import MultiModalData
 
 from sparse_vlm.errors import UserError
 from sparse_vlm.hub.transfer import upload
-from sparse_vlm.vlm.hub import auto_map, write_code
+from sparse_vlm.vlm.hub.code import auto_map, write_code
 from sparse_vlm.vlm.image_processor import SparseFormerImageProcessor, flat_images
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN, control_tokens
 from sparse_vlm.vlm.language.literal_text import LiteralTokenizer, is_escaped
@@ -41,8 +41,8 @@ IGNORED = -100  # labels with this value do not count in the losses of torch and
 class ModelInputs(BatchFeature):
     """A processor's output. Labels that a program puts into it leave image tokens out of the loss.
 
-    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are no text to learn: the model
-    receives visual tokens in their place.
+    Such labels are often a copy of `input_ids`, as in TRL's trainers, but image tokens are not text to learn: the
+    model receives visual tokens in their place.
     """
 
     image_token_id: int | None = None
@@ -164,7 +164,7 @@ class SparseVLMProcessor(VideoPlaceholders):
         counts = tokens_per_image(visual_tokens, len(images or ()), self.num_image_tokens)
         after_each = flat_boxes([parse_box(box) if isinstance(box, str) else box for box in image_regions or ()])
         processor._counts = [count + self.region_tokens * len(after_each) for count in counts]
-        processor._frame_tokens = self._tokens_per_frame(frame_tokens)
+        processor._frame_tokens = self.tokens_per_frame(frame_tokens)
         processor._timestamps = timestamps
         if texts is not None and any(isinstance(one, str) and is_escaped(one) for one in texts):
             processor.tokenizer = LiteralTokenizer(self.tokenizer)
@@ -189,9 +189,9 @@ class SparseVLMProcessor(VideoPlaceholders):
             encoded["views"] = pack_by_image(views) if videos is None else pack_views(views)
         return encoded
 
-    def _tokens_per_frame(self, asked: int | None) -> int:
-        default = self.num_image_tokens if self.frame_tokens is None else self.frame_tokens
-        tokens = default if asked is None else asked
+    def tokens_per_frame(self, asked: int | None = None) -> int:
+        """Return the number of visual tokens of each frame of a video: `asked`, or by default the processor's own."""
+        tokens = next(count for count in (asked, self.frame_tokens, self.num_image_tokens) if count is not None)
         check_count(tokens)
         return tokens
 
@@ -273,28 +273,21 @@ class SparseVLMProcessor(VideoPlaceholders):
         return self.image_token * self._counts[image_idx]
 
     def _get_num_multimodal_tokens(
-        self,
-        image_sizes: list[list[int]] | None = None,
-        video_sizes: list[list[int]] | None = None,
-        visual_tokens: int | None = None,
-        frame_tokens: int | None = None,
-        **unused: object,
+        self, image_sizes: list[list[int]] | None = None, visual_tokens: int | None = None, **unused: object
     ) -> MultiModalData:
-        """Return the number of visual tokens per image and video, for servers that plan before they have them.
+        """Return the number of visual tokens per image, for vLLM, which plans before it has the images.
+
+        There is none for videos, so that vLLM offers no videos: their tokens are those of images, which it cannot
+        tell apart.
 
         Args:
             image_sizes: (height, width) of each image.
-            video_sizes: (frames, height, width) of each video.
-            visual_tokens, frame_tokens: as in a call.
+            visual_tokens: as in a call.
         """
-        found: dict[str, list[int]] = {}
-        if image_sizes is not None:
-            counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
-            found |= {"num_image_tokens": counts, "num_image_patches": [1] * len(counts)}
-        if video_sizes is not None:
-            tokens = self._tokens_per_frame(frame_tokens)
-            found["num_video_tokens"] = [frames * tokens for frames, *_ in video_sizes]
-        return MultiModalData(**found)
+        if image_sizes is None:
+            return MultiModalData()
+        counts = tokens_per_image(visual_tokens, len(image_sizes), self.num_image_tokens)
+        return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
 
 AutoProcessor.register(SparseVLMConfig, SparseVLMProcessor)

@@ -8,6 +8,7 @@ import pytest
 
 from sparse_vlm import cli
 from sparse_vlm.encoder import SparseFormer
+from sparse_vlm.encoder.video.clips import VideoSparseFormer
 from sparse_vlm.errors import UserError
 from sparse_vlm.hub.cards import encoder_card, is_unedited, licence_in, model_card, read_reports, write_card
 
@@ -72,6 +73,13 @@ def test_an_encoder_directory_has_a_card(encoder_dir: Path, tiny_encoder: Sparse
     assert "license: apache-2.0" in known
     assert "- Teacher: timm:a_vit; licence of its weights: apache-2.0" in known
     assert "latent tokens: 4-8" in known
+    clips = tmp_path / "clips"
+    VideoSparseFormer.from_image_encoder(tiny_encoder, spans=2).save_pretrained(clips)
+    card = (clips / "README.md").read_text()
+    assert "# A SparseFormer encoder with 12 latent tokens per clip" in card
+    assert 'VideoSparseFormer.from_pretrained("DIR")' in card
+    assert cli.main(["card", str(clips)]) == 0
+    assert (clips / "README.md").read_text() == card
     tiny_encoder.save_pretrained(tmp_path / "encoder")
     (tmp_path / "encoder" / "README.md").write_text("# Mine")
     tiny_encoder.save_pretrained(tmp_path / "encoder")

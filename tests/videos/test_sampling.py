@@ -57,6 +57,11 @@ def test_times_that_do_not_begin_at_zero() -> None:
         ((float("inf"), 64), "got inf"),
         ((2, 0), "max_frames must be a whole number, at least 1, got 0"),
         ((2, 1.5), "got 1.5"),
+        (("2", 64), "fps must be a number above 0, got '2'"),
+        ((True, 64), "got True"),
+        ((2, "9"), "max_frames must be a whole number, at least 1, got '9'"),
+        ((2, float("nan")), "got nan"),
+        ((2, float("inf")), "got inf"),
     ],
 )
 def test_bad_numbers(values: Any, message: str) -> None:

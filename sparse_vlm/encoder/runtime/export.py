@@ -1,7 +1,9 @@
 """Export a SparseFormer to ONNX, and verify the file with ONNX Runtime. Needs the extra `export`."""
 
 import ast
+import inspect
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,7 @@ def write_onnx(
     *,
     sizes: Mapping[str, dict[int, Any]] | None = None,
     metadata: dict[str, str] | None = None,
+    external_data: bool = False,
 ) -> None:
     """Write any model to an ONNX file.
 
@@ -131,29 +134,32 @@ def write_onnx(
         outputs: names of the outputs.
         sizes: dynamic dimensions of each input, as `torch.export.Dim`; None for fixed shapes.
         metadata: metadata entries of the file.
+        external_data: write the weights to a second file, `file` with ".data" appended, which may exceed `LARGEST`.
     """
+    shapes = None if sizes is None else inspect.signature(model.forward).bind(*sizes.values()).arguments
     program = torch.onnx.export(
         model,
         tuple(inputs.values()),
         input_names=list(inputs),
         output_names=outputs,
-        dynamic_shapes=None if sizes is None else tuple(sizes.values()),
+        dynamic_shapes=None if shapes is None else tuple(shapes.values()),  # those of *args are a tuple in it
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
     program.model.metadata_props.update(metadata or {})
-    program.save(file, external_data=False)
+    program.save(file, external_data=external_data)
 
 
-def quantise(file: Path, model: nn.Module) -> None:
+def quantise(file: Path, model: nn.Module, external_data: bool = False) -> None:
     """Replace the file by one whose Linears compute in int8, by ONNX Runtime's dynamic quantisation.
 
     Args:
         file: written by `write_onnx`.
         model: the exported model. Linears inside a Float32Module keep float32, and so does the head, which has one row
             per image and is another operation in ONNX.
+        external_data: the file has its weights in a second file. The result is a single file.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -163,13 +169,22 @@ def quantise(file: Path, model: nn.Module) -> None:
     linears = _quantisable(model)
     nodes = [node.name for node in graph.graph.node if node.op_type == "MatMul" and linears & _modules_of(node)]
     graph.graph.ClearField("value_info")  # shapes from before torch's own optimisations; inferred again below
-    onnx.save(graph, file)
-    # Folds transposed weights into constants: otherwise a weight that is used in several places is not recognised as
-    # one.
-    quant_pre_process(file, file, skip_symbolic_shape=True)
-    quantize_dynamic(
-        file, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
-    )
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        bare, prepared = Path(folder, "bare.onnx"), Path(folder, "prepared.onnx")
+        onnx.save(graph, bare, save_as_external_data=external_data)
+        # Folds transposed weights into constants: otherwise a weight that is used in several places is not recognised
+        # as one.
+        quant_pre_process(bare, prepared, skip_symbolic_shape=True, save_as_external_data=external_data)
+        quantize_dynamic(
+            prepared, file, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8, nodes_to_quantize=nodes
+        )
+    if external_data:
+        external_file(file).unlink()
+
+
+def external_file(file: Path) -> Path:
+    """Return the second file of a model with external data."""
+    return file.with_name(f"{file.name}.data")
 
 
 def _quantisable(model: nn.Module) -> set[str]:

@@ -1,5 +1,7 @@
 """RoIs and sampling points of each sampling step of an encoder, and how they cover an image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,14 @@ def record_sampling_steps(
         images: float[B, 3, H, W], or clips float[B, T, 3, H, W], preprocessed.
         rois, tokens: inputs of its `forward`.
     """
+    with recorded_sampling_steps(encoder) as steps:
+        encoder(images, rois=rois, tokens=tokens)
+    return steps
+
+
+@contextmanager
+def recorded_sampling_steps(encoder: Encoder) -> Iterator[list[SamplingStep]]:
+    """Record the sampling steps of everything that the encoder computes inside the `with` block, in a growing list."""
     steps: list[SamplingStep] = []
 
     def record(_: nn.Module, inputs: tuple[Tensor, Tensor], points: Tensor) -> None:
@@ -45,11 +55,10 @@ def record_sampling_steps(
 
     hooks = [m.register_forward_hook(record) for m in encoder.modules() if isinstance(m, SamplingPoints)]
     try:
-        encoder(images, rois=rois, tokens=tokens)
+        yield steps
     finally:
         for hook in hooks:
             hook.remove()
-    return steps
 
 
 def covered_share(rois: Tensor) -> float:

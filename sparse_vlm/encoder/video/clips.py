@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparse_vlm.encoder import checkpoints
 from sparse_vlm.encoder.model import Encoder, EncoderOutput, SparseFormer, starting_rois
 from sparse_vlm.encoder.video.inflation import inflate_config, inflate_weights
 from sparse_vlm.errors import UserError
@@ -27,7 +28,7 @@ class VideoSparseFormer(Encoder):
     """
 
     axes = 3
-    model_type = "video_sparseformer"
+    model_type = checkpoints.CLIP_ENCODER
 
     def forward(self, clips: Tensor, rois: Tensor | None = None, tokens: int | None = None) -> EncoderOutput:
         """Encode clips.

@@ -118,6 +118,7 @@ class DenseViTModel(PreTrainedModel):
         trunk, selected = self.trunk, selected_hidden_states(output_hidden_states)
         depth = len(trunk.blocks)
         last = depth if selected is None else max(layer % (depth + 1) for layer in selected)
+        pixel_values = pixel_values.to(trunk.patch_embed.proj.weight.dtype)  # SGLang leaves images float32
         entering = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(pixel_values))))
         computed = run_blocks(trunk, entering, last)
         prefix, registers = trunk.num_prefix_tokens, int(trunk.num_reg_tokens)

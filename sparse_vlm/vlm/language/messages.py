@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sparse_vlm.errors import UserError
+from sparse_vlm.errors import UserError, unknown_choice
 from sparse_vlm.vlm.language.control_tokens import IMAGE_TOKEN, REGION_TOKEN, VIDEO_TOKEN
 from sparse_vlm.vlm.language.literal_text import escape, escape_parts
-from sparse_vlm.vlm.videos.placeholders import video_as_text, videos_first
+from sparse_vlm.vlm.videos.placeholders import video_as_text, visual_parts_first
+
+PARTS = ("text", "image", "image_url", "region", "video")  # types of the parts of a message
 
 
 def escape_messages(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]:
@@ -15,6 +17,9 @@ def escape_messages(turns: Any, tokens: Collection[str]) -> list[dict[str, Any]]
     Args:
         turns: messages, or an object that has them as `messages`.
         tokens: the control tokens.
+
+    Raises:
+        UserError: a part has another type, or names several videos.
     """
     return [
         {**turn, "content": _escape_content(turn["content"], tokens, turn.get("role"))} if "content" in turn else turn
@@ -29,7 +34,7 @@ def _escape_content(content: Any, tokens: Collection[str], role: Any) -> Any:
         return escape(content, [token for token in tokens if token not in placeholders or role != "user"])
     if not isinstance(content, list | tuple):
         return content
-    content = videos_first(content)
+    content = visual_parts_first(content)
     texts = [
         place for place, part in enumerate(content) if isinstance(part, dict) and isinstance(part.get("text"), str)
     ]
@@ -49,6 +54,8 @@ def _placeholder_as_text(parts: Sequence[Any], place: int) -> Any:
     if kinds[place] == "video":
         return video_as_text(parts[place])
     if kinds[place] != "region":
+        if isinstance(parts[place], dict) and kinds[place] not in PARTS:  # templates would fail without a reason
+            raise unknown_choice("type of a part of a message", str(kinds[place]), PARTS)
         return parts[place]
     begins = set(kinds[:place]) <= {"image", "region"}
     return {"type": "text", "text": REGION_TOKEN + "\n" * (begins and kinds[place + 1 :] == ["text"])}

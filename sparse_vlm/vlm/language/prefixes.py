@@ -11,14 +11,30 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
 # The name of the cache in the arguments and outputs of transformers' models.
 CACHE = next(
     name for name in ("cache", "past_key_values") if name in signature(LlavaForConditionalGeneration.forward).parameters
 )
+# MPT counts distances by position in the row, and fails after cached keys and values of several tokens.
+NOT_CONTINUED = ("mpt",)
+
+
+def can_continue(config: Any) -> bool:
+    """Return whether a model can read several tokens after a cached prefix, with padding between them.
+
+    Recurrent layers (LFM2, Qwen3-Next) cannot: their state reads one token at a time, and padding changes it.
+    """
+    recurrent = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers)
+    return not recurrent and config.get_text_config().model_type not in NOT_CONTINUED
 
 
 class _Continuation(CacheLayerMixin):

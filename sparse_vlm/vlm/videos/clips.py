@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
-from sparse_vlm.errors import UserError, one_line
+from sparse_vlm.errors import UserError, error_context, one_line, short
 from sparse_vlm.videos.files import Frame, VideoFile
 from sparse_vlm.videos.sampling import FrameSampling
 
@@ -121,7 +122,7 @@ def flat_videos(videos: Any) -> list[Any]:
     transformers.
 
     Raises:
-        UserError: a value is no video.
+        UserError: a value is not a video.
     """
     if is_video(videos):
         return [videos]
@@ -169,11 +170,9 @@ def _clip_of_frames(
     if not frames:
         raise UserError("The video has no frames. Leave it out.")
     rate = None if metadata is None else metadata.fps
-    places = list(range(len(frames)))
-    if metadata is not None and metadata.frames_indices is not None:
-        places = [int(place) for place in metadata.frames_indices]
-    if len(places) != len(frames):
-        raise UserError(f"The video has {len(frames)} frames, but its metadata has {len(places)} frames_indices.")
+    with error_context("video_metadata"):
+        FrameSampling(rate)
+        places = _places(metadata, len(frames))
     if rate is None:  # one second each, which does not matter for a maximum alone
         sampling, times = FrameSampling(None, sampling.max_frames), [float(place) for place in range(len(frames))]
     else:
@@ -188,6 +187,19 @@ def _clip_of_frames(
         times=None if rate is None else [times[index] for index in indices],
     )
     return Clip(pixels, shown)
+
+
+def _places(metadata: VideoMetadata | None, frames: int) -> list[int]:
+    """Return the places of frames in a longer video."""
+    if metadata is None or metadata.frames_indices is None:
+        return list(range(frames))
+    given: Any = metadata.frames_indices
+    given = given.tolist() if hasattr(given, "tolist") else list(given)
+    if len(given) != frames:
+        raise UserError(f"The video has {frames} frames, but there are {len(given)} frames_indices.")
+    if not all(isinstance(place, Integral) for place in given) or any(one > other for one, other in pairwise(given)):
+        raise UserError(f"frames_indices must be whole numbers in ascending order, got {short(given)}.")
+    return [int(place) for place in given]
 
 
 def _batches(frames: Iterable[Any]) -> Iterator[list[Any]]:

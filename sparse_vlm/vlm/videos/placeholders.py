@@ -160,18 +160,39 @@ def _parts(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list | tuple) else []
 
 
-def videos_first(parts: Sequence[Any]) -> Sequence[Any]:
+def visual_parts_first(parts: Sequence[Any]) -> Sequence[Any]:
     """Move the images and videos of a turn before its text if it has a video, unless there is text between them.
 
-    Chat templates do so for images.
+    Chat templates do so for images. They know no regions, so an image takes the regions after it along: first before
+    the videos, or alone before a text between it and a video.
     """
-    visual = [isinstance(part, Mapping) and part.get("type") in VISUAL for part in parts]
-    if not any(isinstance(part, Mapping) and part.get("type") == "video" for part in parts):
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in parts]
+    if "video" not in kinds:
         return parts
-    first, last = visual.index(True), len(parts) - visual[::-1].index(True)
-    if not all(visual[first:last]):
+    visual = [place for place, kind in enumerate(kinds) if kind in VISUAL]
+    images = _images_and_regions(kinds)
+    if _adjacent(visual):
+        moved = images + [place for place in visual if place not in images]
+    elif _adjacent(images):
+        moved = images
+    else:
         return parts
-    return [*parts[first:last], *parts[:first], *parts[last:]]
+    return [*(parts[place] for place in moved), *(part for place, part in enumerate(parts) if place not in moved)]
+
+
+def _images_and_regions(kinds: Sequence[str | None]) -> list[int]:
+    """Return the places of images, and of the regions that follow them."""
+    places: list[int] = []
+    before: str | None = None
+    for place, kind in enumerate(kinds):
+        if kind == "image" or (kind == "region" and before == "image"):
+            places.append(place)
+        before = before if kind == "region" else kind
+    return places
+
+
+def _adjacent(places: Sequence[int]) -> bool:
+    return bool(places) and places[-1] - places[0] + 1 == len(places)
 
 
 def video_as_text(part: Mapping[str, Any]) -> dict[str, Any]:

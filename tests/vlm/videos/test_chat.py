@@ -50,6 +50,20 @@ def test_conversation(vlm: Loaded, clip: Path, images: list[Image.Image]) -> Non
     assert conversation.videos == []
 
 
+def test_a_region_after_a_video_is_refused_at_once(vlm: Loaded, clip: Path, images: list[Image.Image]) -> None:
+    conversation = Conversation(*vlm, video_options=VideoOptions(fps=1, frame_tokens=3))
+    conversation.show(images[0])
+    conversation.watch(clip)
+    assert say(conversation, QUESTION)
+    with pytest.raises(UserError, match="but a video came last: attach the image again"):
+        conversation.look_at((0, 0, 1, 0.5))
+    assert say(conversation, QUESTION)
+    conversation.show(images[0])
+    conversation.look_at((0, 0, 1, 0.5))
+    conversation.watch(clip)
+    assert say(conversation, QUESTION)
+
+
 def test_a_video_that_is_too_long_for_the_model(vlm: Loaded, clip: Path) -> None:
     inputs = encode_prompt(vlm[1], None, QUESTION, videos=[clip], video_options=VideoOptions(10, None, 120))
     with pytest.raises(UserError, match=r"more than the 2048 that the model takes\. Lower max_frames"):

@@ -183,8 +183,7 @@ def test_modalities(vlm: Loaded, clip: Path, frames: list[Image.Image]) -> None:
 def test_numbers_for_servers(vlm: Loaded) -> None:
     found = vlm[1]._get_num_multimodal_tokens(image_sizes=[[8, 8]], video_sizes=[[4, 48, 64], [2, 8, 8]])
     assert found["num_image_tokens"] == [6]
-    assert found["num_video_tokens"] == [24, 12]
-    assert vlm[1]._get_num_multimodal_tokens(video_sizes=[[4, 8, 8]], frame_tokens=9)["num_video_tokens"] == [36]
+    assert "num_video_tokens" not in found  # vLLM would prepare for videos, and fail
     assert vlm[0].config.video_token_id == vlm[1].video_token_id == vlm[1].image_token_id
 
 
@@ -198,6 +197,25 @@ def test_features_of_videos(vlm: Loaded, clip: Path) -> None:
     assert torch.allclose(torch.cat(videos), torch.cat(images), atol=1e-5)
     with pytest.raises(UserError, match="video_frames names 3 frames, but pixel_values_videos has 4"):
         model.get_video_features(inputs["pixel_values_videos"], torch.tensor([1, 2]))
+
+
+def test_regions_stay_with_their_image(vlm: Loaded, clip: Path, frames: list[Image.Image]) -> None:
+    image, video = {"type": "image", "image": frames[0]}, {"type": "video", "path": str(clip)}
+    region, first, last = {"type": "region", "box": [0, 0, 1, 0.5]}, {"type": "text", "text": "A"}, {"type": "text"}
+    last["text"] = "B"
+    for parts, expected in (
+        ([video, image, region, first], "<image>\n<region><video>\nA"),
+        ([first, image, region, video], "<image>\n<region><video>\nA"),
+        ([first, video, last, image, region], "<image>\n<region>\nA<video>\nB"),
+    ):
+        turns = [{"role": "user", "content": parts}]
+        assert expected in vlm[1].apply_chat_template(turns)
+        options = {"return_dict": True, "return_tensors": "pt", "processor_kwargs": {"frame_tokens": 3}}
+        inputs = vlm[1].apply_chat_template(turns, tokenize=True, **options)
+        assert inputs["views"][:2, 0].tolist() == [0, 0]
+        assert inputs["views"][:2, 1].tolist() == [vlm[1].num_image_tokens, vlm[1].region_tokens]
+    with pytest.raises(UserError, match="comes after a <video>"):
+        vlm[1].apply_chat_template([{"role": "user", "content": [image, video, region]}], tokenize=True)
 
 
 def test_frames_pass_the_encoder_in_batches(
@@ -261,6 +279,11 @@ def test_bad_input(vlm: Loaded, clip: Path, frames: list[Image.Image], tmp_path:
         ({"text": TEXT, "videos": clip, "do_sample_frames": False, "fps": 1}, "shows every frame"),
         ({"text": TEXT, "videos": clip, "video_metadata": [{}, {}]}, "There are 1 videos but 2 video_metadata"),
         ({"text": TEXT, "videos": frames, "video_metadata": {"rate": 3}}, "is not transformers' VideoMetadata"),
+        ({"text": TEXT, "videos": frames, "video_metadata": {"fps": 0}}, "video_metadata: fps must be .* got 0"),
+        (
+            {"text": TEXT, "videos": frames[:2], "video_metadata": {"fps": 1, "frames_indices": [1, 0]}},
+            r"video_metadata: frames_indices must be whole numbers in ascending order, got \[1, 0\]",
+        ),
         ({"text": "<image><video><region>", "images": frames[0], "videos": clip, **region}, "comes after a <video>"),
     ]
     for inputs, sentence in cases:
@@ -269,6 +292,9 @@ def test_bad_input(vlm: Loaded, clip: Path, frames: list[Image.Image], tmp_path:
     two = {"type": "video", "path": str(clip), "url": "b.mp4"}
     with pytest.raises(UserError, match="names several"):
         vlm[1].apply_chat_template([{"role": "user", "content": [two]}])
+    other = {"type": "video_url", "video_url": {"url": "b.mp4"}}  # vLLM's
+    with pytest.raises(UserError, match=r"Unknown type of a part of a message 'video_url'\. Did you mean 'video'"):
+        vlm[1].apply_chat_template([{"role": "user", "content": [other]}])
 
 
 def test_options_are_checked_at_once() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks about videos, multiple choice, in their official formats."""

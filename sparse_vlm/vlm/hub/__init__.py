@@ -1,0 +1,1 @@
+"""What a model directory has beside the weights: its code, and its card."""
