@@ -27,6 +27,7 @@ from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.build import build_vlm
 from sparse_vlm.vlm.chat import answer, encode_prompt
 from sparse_vlm.vlm.decoding import Decoding
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.loading import load_vlm
 from tests.worded_vlm import TEMPLATE
 
@@ -246,7 +247,7 @@ def rows_of_passes(answerer: Answerer, asked: Asked) -> tuple[list[int], list[st
     rows: list[int] = []
 
     def count(module: Any, positional: Any, inputs: dict[str, Any], output: Any) -> None:
-        cache = inputs["past_key_values"]  # None: the pass of the prefixes makes it
+        cache = inputs[CACHE]  # None: the pass of the prefixes makes it
         if cache is not None:
             rows.append(len(output[0]))
 

@@ -14,6 +14,7 @@ from sparse_vlm.encoder.float32 import Float32Module
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.chat import GREEDY, encode_prompt
 from sparse_vlm.vlm.configuration import SparseVLMConfig
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.vision import SparseFormerVisionConfig
@@ -84,18 +85,18 @@ def test_questions_can_share_the_cached_prefix_of_one_image(vlm: Loaded, images:
 
     with torch.no_grad():
         out = model(input_ids=prefix[None], pixel_values=rows[0]["pixel_values"], use_cache=True)
-    cache = copy.deepcopy(out.past_key_values)
+    cache = copy.deepcopy(out[CACHE])
     cache.batch_repeat_interleave(len(QUESTIONS))
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        past_key_values=cache,
         max_new_tokens=8,
         min_new_tokens=8,
         **GREEDY,
+        **{CACHE: cache},
     )
     assert generated[:, longest:].tolist() == [answer_ids(vlm, images[0], question) for question in QUESTIONS]
-    assert out.past_key_values.get_seq_length() == end, "the cache of the prefix can be used again"
+    assert out[CACHE].get_seq_length() == end, "the cache of the prefix can be used again"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from sparse_vlm.encoder.runtime.cuda_graphs import replay_from_graphs
 from sparse_vlm.errors import UserError
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer, encode_prompt
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.loading import load_vlm
 from sparse_vlm.vlm.towers import use_cuda_graphs
 from tests.encoder.runtime.replays import CpuRecorder
@@ -40,10 +41,11 @@ def test_questions_about_an_image_share_its_prefix(
     model, processor = load_vlm(vlm_dir)
     passes: list[Any] = []
 
-    def generate(input_ids: torch.Tensor, past_key_values: Any, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+    def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         assert_on_gpu(input_ids, attention_mask)
-        rest = input_ids[:, past_key_values.get_seq_length() :]
-        passes.append(model(input_ids=rest, attention_mask=attention_mask, past_key_values=past_key_values).logits)
+        rest = input_ids[:, options[CACHE].get_seq_length() :]
+        cache = {CACHE: options[CACHE]}
+        passes.append(model(input_ids=rest, attention_mask=attention_mask, **cache).logits)
         return input_ids
 
     monkeypatch.setattr(model, "generate", generate)

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sparse_vlm.encoder.rois import lay_out_rois
 from sparse_vlm.errors import UserError
+from sparse_vlm.vlm.language.prefixes import CACHE
 from sparse_vlm.vlm.vision import SparseFormerVisionModel, without_registers
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -128,8 +129,8 @@ class Decoder(nn.Module):
             inputs_embeds=inputs_embeds,
             attention_mask=masks if len(masks) > 1 else masks[self.kinds[0]],
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         present = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return self.lm_head(output.last_hidden_state[:, -1:]), *present
@@ -167,7 +168,7 @@ def cache_shapes(model: Any) -> list[CacheShape]:
     cache = DynamicCache()
     width = model.get_input_embeddings().weight.shape[1]
     if kinds <= {FULL, SLIDING} and "position_ids" in inspect.signature(language_model.forward).parameters:
-        language_model(inputs_embeds=torch.zeros(1, 2, width), past_key_values=cache, use_cache=True)
+        language_model(inputs_embeds=torch.zeros(1, 2, width), use_cache=True, **{CACHE: cache})
     if not cache.layers or any(type(layer) is not DynamicLayer or layer.keys is None for layer in cache.layers):
         raise UserError(
             f"A language model of type {text.model_type!r} cannot be exported: its layers must be attention over keys "
