@@ -48,6 +48,8 @@ class SparseVLMConfig(LlavaConfig):
     provenance: dict | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
+        if self.vision_config is None:  # where there are no DEFAULT_PARTS, Llava's own default would be a CLIP
+            self.vision_config = {"model_type": "sparseformer"}
         super().__post_init__(**kwargs)
         if self.projector_type not in PROJECTORS:
             raise unknown_choice("projector", self.projector_type, PROJECTORS)
