@@ -8,7 +8,7 @@ copied under flat names, with those imports rewritten.
 import ast
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from sparse_vlm.files import write_text
 
 MODELING, PROCESSING = "sparse_vlm.vlm.modeling", "sparse_vlm.vlm.processing"
-IMPORT = re.compile(r"^( *)from (sparse_vlm[\w.]*) import (.+)$", re.MULTILINE)
+IMPORT = re.compile(r"^( *)from (sparse_vlm[\w.]*) import (.+)$")
 
 
 def auto_map(kind: str) -> dict[str, str]:
@@ -54,8 +54,12 @@ def _copies() -> Mapping[str, str]:
         module = waiting.pop()
         if module not in copies:
             source = _source(module)
-            waiting += _needed(source)
-            copies[module] = IMPORT.sub(_rewritten, source)
+            imports = _imports(source)
+            waiting += _needed(imports)
+            lines = source.splitlines(keepends=True)
+            for node in imports:  # not what looks like one in a text, such as the example in a model card
+                lines[node.lineno - 1] = IMPORT.sub(_rewritten, lines[node.lineno - 1])
+            copies[module] = "".join(lines)
     return copies
 
 
@@ -66,13 +70,18 @@ def _source(module: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _needed(source: str) -> list[str]:
-    """Return the modules of sparse_vlm that a module imports, at the top or inside functions."""
+def _imports(source: str) -> list[ast.ImportFrom]:
+    """Return the imports of modules of sparse_vlm, at the top or inside functions."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    return [node for node in found if (node.module or "").partition(".")[0] == "sparse_vlm"]
+
+
+def _needed(imports: Iterable[ast.ImportFrom]) -> list[str]:
+    """Return the modules that these imports name."""
     needed = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "sparse_vlm":
-            names = [_submodule(str(node.module), alias.name) for alias in node.names]
-            needed += [name or str(node.module) for name in names]
+    for node in imports:
+        names = [_submodule(str(node.module), alias.name) for alias in node.names]
+        needed += [name or str(node.module) for name in names]
     return needed
 
 

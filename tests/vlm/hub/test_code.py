@@ -110,3 +110,9 @@ def test_the_configuration_files_refer_to_the_code(vlm_dir: Path, name: str) -> 
     assert "sparse_vlm_vlm_" in text
     modules = {path.stem for path in vlm_dir.glob("sparse_vlm_*.py")}
     assert {"sparse_vlm_vlm_modeling", "sparse_vlm_vlm_processing", "sparse_vlm_encoder_model"} <= modules
+
+
+def test_imports_in_texts_are_left_alone(vlm_dir: Path) -> None:
+    cards = (vlm_dir / "sparse_vlm_hub_cards.py").read_text()
+    assert "\nfrom sparse_vlm.encoder.video.clips import VideoSparseFormer\n" in cards  # an example for users
+    assert not (vlm_dir / "sparse_vlm_encoder_video_clips.py").exists()
