@@ -30,7 +30,7 @@ quickstart-compare: .venv/quickstart.installed ## the same, and train the same L
 RUN_PARTS = $(MAKE) --keep-going --jobs 3 --output-sync --no-print-directory
 PYTEST := $(BIN)/python -m pytest
 
-test: .venv/test.installed chromium ## run ruff, mypy and all tests: about 16 minutes on two cores
+test: .venv/test.installed chromium ## run ruff, mypy and all tests: about 14 minutes on two cores
 	@echo "Running three parts at once; the output of each appears when it ends."
 	@$(RUN_PARTS) test-stages test-rest check test-whole
 
