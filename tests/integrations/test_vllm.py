@@ -23,8 +23,6 @@ import torch
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     PreTrainedConfig,
@@ -48,8 +46,6 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, {}),
     "gemma": (GemmaConfig, {}),
-    "gemma2": (Gemma2Config, {"final_logit_softcapping": 5.0, "sliding_window": 64}),
-    "gemma3": (Gemma3TextConfig, {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}),
 }
 SIZES = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "initializer_range": 0.3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}  # vLLM's smallest head
