@@ -57,11 +57,13 @@ class Watching:
         stream = self.stream
         if stream is None:
             raise UserError("Nothing plays: choose a clip, or start the webcam.")
-        pixels = opened.processor.video_processor.read([image], do_sample_frames=False).pixel_values
+        frame = opened.processor.video_processor.read([image], do_sample_frames=False)
         with opened.lock, recorded_sampling_steps(opened.model.model.vision_tower.encoder) as steps:
-            stream.add(image, time.monotonic() - self.begin if seconds is None else seconds)
+            stream.add(frame, time.monotonic() - self.begin if seconds is None else seconds)
         tokens = range(steps[-1].rois.shape[1])
-        return draw_sampling_steps(seen_pixels(opened, pixels)[0].numpy(), steps[-1:], 0, tokens, "token", False)
+        return draw_sampling_steps(
+            seen_pixels(opened, frame.pixel_values)[0].numpy(), steps[-1:], 0, tokens, "token", False
+        )
 
     def describe(self) -> str:
         """Write what the model sees now."""

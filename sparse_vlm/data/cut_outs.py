@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sparse_vlm.data.easy_vqa import VqaQuestion, attributes_from_questions, image_path
+from sparse_vlm.data.easy_vqa import (
+    VqaQuestion,
+    attributes_from_questions,
+    hold_out_images,
+    image_path,
+    load_questions,
+    split_folder,
+)
 from sparse_vlm.image_files import open_image
 
 CutOuts = dict[tuple[str, str], list[Image.Image]]  # (shape, colour) -> RGBA images
@@ -30,6 +37,24 @@ def cut_out_shapes(questions: Iterable[VqaQuestion], folder: Path) -> CutOuts:
             image.putalpha(mask)
             found.setdefault((shown.shape, shown.colour), []).append(image.crop(box))
     return found
+
+
+def cut_outs_by_part(held_out: int) -> dict[str, CutOuts]:
+    """Cut out the shapes of easy-VQA for "validation", "test" and "train".
+
+    Args:
+        held_out: number of images of the training split whose shapes are for validation alone.
+
+    Raises:
+        UserError: easy-VQA is not installed.
+    """
+    training, validation = hold_out_images(load_questions("train"), held_out)
+    folders = {split: split_folder(split) / "images" for split in ("train", "test")}
+    return {
+        "validation": cut_out_shapes(validation, folders["train"]),
+        "test": cut_out_shapes(load_questions("test"), folders["test"]),
+        "train": cut_out_shapes(training, folders["train"]),
+    }
 
 
 def resized_to(cut_out: Image.Image, length: int) -> Image.Image:

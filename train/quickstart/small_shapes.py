@@ -23,14 +23,11 @@ from PIL import Image
 
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.data.conversations.encoding import IMAGE_PLACEHOLDER
-from sparse_vlm.data.cut_outs import CutOuts, cut_out_shapes, resized_to
+from sparse_vlm.data.cut_outs import CutOuts, cut_outs_by_part, resized_to
 from sparse_vlm.data.easy_vqa import (
     COLOURS,
     SHAPES,
-    hold_out_images,
-    load_questions,
     prompt,
-    split_folder,
 )
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.measure.timing import require_positive
@@ -135,18 +132,12 @@ def write_small_shapes(output_dir: Path, *, train: int, validation: int, test: i
         UserError: easy-VQA is not installed, or a part has no canvas.
     """
     require_positive(train=train, validation=validation, test=test)
-    training, held_out = hold_out_images(load_questions("train"), HELD_OUT_IMAGES)
-    folders = {split: split_folder(split) / "images" for split in ("train", "test")}
-    parts = {
-        "validation": (cut_out_shapes(held_out, folders["train"]), validation),
-        "test": (cut_out_shapes(load_questions("test"), folders["test"]), test),
-        "train": (cut_out_shapes(training, folders["train"]), train),
-    }
-    for name, (cut_outs, count) in parts.items():
+    counts = {"train": train, "validation": validation, "test": test}
+    for name, cut_outs in cut_outs_by_part(HELD_OUT_IMAGES).items():
         order = random.Random(f"{name} {seed}")
         records: list[dict[str, Any]] = []
         with new_directory(output_dir / name) as folder:
-            for number in range(count):
+            for number in range(counts[name]):
                 canvas, small = draw_canvas(cut_outs, order)
                 canvas.save(folder / f"{number}.png")
                 if name == "train":

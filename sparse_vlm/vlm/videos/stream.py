@@ -128,7 +128,7 @@ class VideoStream:
         """Add the next frame.
 
         Args:
-            frame: an image as the processor takes it: PIL, an array or a tensor.
+            frame: an image as the processor takes it: PIL, an array or a tensor; or a Clip of one frame.
             time: seconds since the stream began; None: 1 / fps after the last frame.
 
         Raises:

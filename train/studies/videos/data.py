@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_vlm.command_line import CommandParser
-from sparse_vlm.data.cut_outs import cut_out_shapes
-from sparse_vlm.data.easy_vqa import hold_out_images, load_questions, split_folder
+from sparse_vlm.data.cut_outs import cut_outs_by_part
 from sparse_vlm.files import new_directory, write_json
 from sparse_vlm.measure.timing import require_positive
 from train.studies.videos.clips import draw_clip, record, without_video, write_clip
@@ -35,18 +34,12 @@ def write_clips(output_dir: Path, *, train: int, validation: int, test: int, see
         UserError: easy-VQA is not installed, or a part has no clip.
     """
     require_positive(train=train, validation=validation, test=test)
-    training, held_out = hold_out_images(load_questions("train"), HELD_OUT_IMAGES)
-    folders = {split: split_folder(split) / "images" for split in ("train", "test")}
-    parts = {
-        "validation": (cut_out_shapes(held_out, folders["train"]), validation),
-        "test": (cut_out_shapes(load_questions("test"), folders["test"]), test),
-        "train": (cut_out_shapes(training, folders["train"]), train),
-    }
-    for name, (cut_outs, count) in parts.items():
+    counts = {"train": train, "validation": validation, "test": test}
+    for name, cut_outs in cut_outs_by_part(HELD_OUT_IMAGES).items():
         order = random.Random(f"{name} {seed}")
         samples = []
         with new_directory(output_dir / name) as folder:
-            for number in range(count):
+            for number in range(counts[name]):
                 clip = draw_clip(cut_outs, number % 2 == 0, order)
                 write_clip(folder / f"{number}.mp4", clip.frames)
                 samples.append(record(f"{name}-{number}", f"{number}.mp4", clip))
