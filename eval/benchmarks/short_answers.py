@@ -12,8 +12,7 @@ from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent
 from eval.scoring.llava_format import read_llava_questions
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores
-from eval.scoring.records import align, field, question_id, read_lines, require
-from sparse_vlm.errors import UserError
+from eval.scoring.records import align, field, question_id, read_lines, require, require_unique
 
 WHAT = 'LLaVA\'s .jsonl with an "answer" in each line'
 PROTOCOL = (
@@ -30,11 +29,7 @@ def load_questions(file: Path | None, images: Path | None) -> list[Question]:
     """
     path = require(file, "--questions", WHAT)
     questions = read_llava_questions(path, images)
-    seen: set[str] = set()
-    for question in questions:
-        if str(question.id) in seen:
-            raise UserError(f"{path} has two questions with the id {question.id!r}. Number them differently.")
-        seen.add(str(question.id))
+    require_unique(path, [question.id for question in questions], "with the id {!r}", "Number them differently")
     return questions
 
 

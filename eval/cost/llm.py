@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from eval.cost.arguments import TOWERS_HELP, add_arguments, add_repeats, add_tokens, begin
-from eval.cost.report import Section, megabytes, publish
+from eval.cost.report import Section, draw_stacked, megabytes, publish
 from eval.cost.runtimes import Setting
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.devices import free_bytes, peak_bytes
@@ -206,12 +206,8 @@ def figure_of(results: Sequence[Result]) -> Figure:
             parts = [[row.tower.gmacs for row in result.rows], [row.prefill_gmacs for row in result.rows]]
         else:
             parts = [[row.medians()[name] for row in result.rows] for name in ("tower", "prefill")]
-        axes.barh(names, parts[0], label="tower")
-        axes.barh(names, parts[1], left=parts[0], label="prefill")
+        draw_stacked(axes, names, {"tower": parts[0], "prefill": parts[1]})
         axes.set(title=result.llm.name, xlabel="GMAC" if result.untimed else "seconds to the first token")
-        axes.tick_params(axis="y", labelsize=7)
-        axes.invert_yaxis()
-        axes.legend(fontsize=7)
     return figure
 
 

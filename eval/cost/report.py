@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.tables import markdown_table, rich_table
@@ -55,6 +56,17 @@ def publish(output: Path, values: Mapping[str, Any], sections: Sequence[Section]
     for section in sections:
         console.print(rich_table(section.rows, section.title, section.note))
     console.print(f"Wrote {output}, and .md and .png beside it.")
+
+
+def draw_stacked(axes: Axes, names: Sequence[str], parts: Mapping[str, Sequence[float]]) -> None:
+    """Draw a horizontal bar for each name, from the first at the top; its parts, by their labels, lie end to end."""
+    left = [0.0] * len(names)
+    for label, values in parts.items():
+        axes.barh(names, values, left=left, label=label)
+        left = [start + value for start, value in zip(left, values, strict=True)]
+    axes.tick_params(axis="y", labelsize=7)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7)
 
 
 def megabytes(count: float) -> str:

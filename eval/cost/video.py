@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from eval.cost.arguments import TOWERS_HELP, add_output
 from eval.cost.llm import count
-from eval.cost.report import Section, check_report, publish
+from eval.cost.report import Section, check_report, draw_stacked, publish
 from sparse_vlm.command_line import CommandParser
 from sparse_vlm.dtypes import DTYPES
 from sparse_vlm.encoder.token_counts import TokenCounts
@@ -94,13 +94,9 @@ def figure_of(llms: Sequence[LLM], costs: Sequence[Sequence[Cost]]) -> Figure:
     """Draw a panel for each LLM: GMACs of encoder and prefill, stacked."""
     figure = Figure(figsize=(7, 0.6 + 1.9 * len(llms)), layout="constrained")
     for axes, llm, rows in zip(figure.subplots(len(llms), squeeze=False)[:, 0], llms, costs, strict=True):
-        names, encoder = list(map(str, rows)), [row.encoder_gmacs for row in rows]
-        axes.barh(names, encoder, label="encoder")
-        axes.barh(names, [row.prefill_gmacs for row in rows], left=encoder, label="prefill")
+        encoder, prefill = [row.encoder_gmacs for row in rows], [row.prefill_gmacs for row in rows]
+        draw_stacked(axes, list(map(str, rows)), {"encoder": encoder, "prefill": prefill})
         axes.set(title=llm.name, xlabel="GMAC")
-        axes.tick_params(axis="y", labelsize=7)
-        axes.invert_yaxis()
-        axes.legend(fontsize=7)
     return figure
 
 

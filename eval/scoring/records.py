@@ -125,6 +125,22 @@ def question_id(record: Any, place: str) -> QuestionId:
     return value
 
 
+def require_unique(path: Path, ids: Iterable[object], naming: str, advice: str) -> None:
+    """Raise UserError if two questions of a file have ids with the same text.
+
+    Args:
+        path: the file.
+        ids: of its questions.
+        naming: names an id in the sentence, as in "with the id {!r}".
+        advice: what to do.
+    """
+    seen: set[str] = set()
+    for one in ids:
+        if str(one) in seen:
+            raise UserError(f"{path} has two questions {naming.format(one)}. {advice}.")
+        seen.add(str(one))
+
+
 def require(path: Path | None, option: str, what: str) -> Path:
     """Return the path of an option that the benchmark needs.
 

@@ -16,7 +16,7 @@ from eval.benchmarks.videos.folder import NamedFiles
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores, Video
-from eval.scoring.records import align, read_text, require
+from eval.scoring.records import align, read_text, require, require_unique
 from sparse_vlm.data.instructions import OPTION_LETTER
 from sparse_vlm.errors import UserError
 
@@ -74,11 +74,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise UserError(f"{path}, line {reader.line_num}: {error}. Give {WHAT}.") from None
     if not entries:
         raise UserError(f"{path} has no questions.")
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.id in seen:
-            raise UserError(f"{path} has two questions {entry.id!r} (video and qid). Give the official file.")
-        seen.add(entry.id)
+    require_unique(path, [entry.id for entry in entries], "{!r} (video and qid)", "Give the official file")
     return entries
 
 

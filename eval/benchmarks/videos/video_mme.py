@@ -17,7 +17,7 @@ from eval.benchmarks.videos.folder import SUBTITLES, NamedFiles
 from eval.intervals import mean_score, mean_scores_by
 from eval.scoring.floors import most_frequent_letter_floor
 from eval.scoring.protocol import Benchmark, Mark, Predictions, Question, Scores, Video
-from eval.scoring.records import Record, align, field, read_json_as, read_lines, read_text, require
+from eval.scoring.records import Record, align, field, read_json_as, read_lines, read_text, require, require_unique
 from sparse_vlm.errors import UserError, one_line, optional_import
 
 PROTOCOL = (
@@ -102,11 +102,7 @@ def read_entries(path: Path) -> list[Entry]:
         UserError: the file cannot be read, a field is missing, or an id occurs twice.
     """
     entries = [_entry(record, place) for place, record in _records(path)]
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.id in seen:
-            raise UserError(f"{path} has two questions with the id {entry.id!r}. Give the official file.")
-        seen.add(entry.id)
+    require_unique(path, [entry.id for entry in entries], "with the id {!r}", "Give the official file")
     return entries
 
 
