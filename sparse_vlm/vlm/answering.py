@@ -108,11 +108,16 @@ class Answerer:
 
     def check_length(self, with_image: bool, text: str) -> None:
         """Check that a prompt and its answer fit into the model. Call this before long work."""
-        most = most_positions(self.model.config.get_text_config())
-        around = len(self._prompt(with_image, "?"))
-        # a byte gives at most one token, so most prompts need not be tokenized for this check
-        if most is not None and around + len(text.encode()) + self.max_new_tokens > most:
+        if self._may_be_too_long(len(self._prompt(with_image, "?")), text):
             self._check_tokens(len(self._encode(with_image, text)), text)
+
+    def _may_be_too_long(self, around: int, text: str) -> bool:
+        """Return whether a prompt of `around` tokens beside the question has to be tokenized to check its length.
+
+        Most need not be, because a byte gives at most one token.
+        """
+        most = most_positions(self.model.config.get_text_config())
+        return most is not None and around + len(text.encode()) + self.max_new_tokens > most
 
     def _check_tokens(self, prompt: int, text: str) -> None:
         """Raise UserError if a prompt of `prompt` tokens and its answer exceed the model's positions."""

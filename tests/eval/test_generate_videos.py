@@ -156,7 +156,7 @@ def test_frames_are_counted_only_if_the_most_do_not_fit(
     vlm_dir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A video of 5 frames fits although 500 would not."""
-    for module in ("videos.answering", "chat"):
+    for module in ("answering", "chat"):
         monkeypatch.setattr(f"sparse_vlm.vlm.{module}.most_positions", lambda config: 400)
     shown = ["--fps", "2.5", "--max_frames", "500", "--frame_tokens", "4", "--max_new_tokens", "6"]
     assert main(command(vlm_dir, folder, tmp_path / "a.jsonl", "--videos", str(folder), *shown)) == 0

@@ -10,7 +10,6 @@ from transformers import BatchFeature
 from sparse_vlm.videos.sampling import FrameSampling
 from sparse_vlm.vlm.answering import Answerer
 from sparse_vlm.vlm.chat import answer_inputs, check_length, encode_prompt
-from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.modeling import SparseVLMForConditionalGeneration
 from sparse_vlm.vlm.processing import SparseVLMProcessor
 from sparse_vlm.vlm.videos.clips import Clip, ClipMetadata
@@ -86,9 +85,7 @@ class VideoAnswerer(Answerer):
 
     def check_video_length(self, frames: int, text: str) -> None:
         """Check that a question about a video of so many frames fits into the model. Call this before long work."""
-        most = most_positions(self.model.config.get_text_config())
-        # a byte gives at most one token, so most prompts need not be tokenized for this check
-        if most is not None and self._around(frames) + len(text.encode()) + self.max_new_tokens > most:
+        if self._may_be_too_long(self._around(frames), text):
             self._check_video(self._tokens(frames, text), text, frames)
 
     def _tokens(self, frames: int, text: str) -> int:
