@@ -124,7 +124,7 @@ def test_bad_options(
 ) -> None:
     monkeypatch.chdir(folder)
     more = ["--fps", "1000"] if "4000" in options else []
-    monkeypatch.setattr("sparse_vlm.vlm.videos.answering.most_positions", lambda config: 150)
+    monkeypatch.setattr("sparse_vlm.vlm.answering.most_positions", lambda config: 150)
     monkeypatch.setattr("sparse_vlm.vlm.chat.most_positions", lambda config: 150)
     assert main(command(vlm_dir, folder, tmp_path / "a.jsonl", *options, *more)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
