@@ -23,7 +23,15 @@ from sparse_vlm.vlm.language.head import LanguageHead
 from sparse_vlm.vlm.language.positions import most_positions
 from sparse_vlm.vlm.language.projector import build_projector
 from sparse_vlm.vlm.language.quantization import UnquantizedVision
-from sparse_vlm.vlm.views import View, batches_of_views, check_count, check_frames, pack_views, unpack_views
+from sparse_vlm.vlm.views import (
+    View,
+    batches_of_views,
+    check_count,
+    check_frames,
+    check_requested,
+    pack_views,
+    unpack_views,
+)
 from sparse_vlm.vlm.vision import check_free_rois, visual_tokens
 
 # Pixels that pass the vision tower at once; more images, such as the frames of a video, pass in turns.
@@ -115,10 +123,7 @@ class SparseVLMModel(UnquantizedVision, LlavaModel):
                 f"An image of {max(others)} visual tokens exceeds the {limit} positions of the language model: ask for "
                 "fewer."
             )
-        if min(others) <= kept:
-            raise UserError(
-                f"This model keeps CLS, so an image needs at least {kept + 1} visual tokens, got {min(others)}."
-            )
+        check_requested(others, kept + 1)
 
     def _is_default(self, view: View) -> bool:
         """Return whether a view is a whole image with the default number of tokens."""

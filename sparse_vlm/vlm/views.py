@@ -102,8 +102,8 @@ def check_count(tokens: int) -> None:
         raise UserError(f"An image can have at most {MOST_TOKENS} visual tokens, got {tokens}.")
 
 
-def check_requested(counts: Sequence[int], fewest: int, fixed: str | None) -> None:
-    """Check that a model can have the requested numbers of tokens, before a server runs it.
+def check_requested(counts: Sequence[int], fewest: int, fixed: str | None = None) -> None:
+    """Check that a model can have the requested numbers of tokens.
 
     Args:
         counts: number of visual tokens of each image.
