@@ -9,7 +9,7 @@ from eval.benchmarks import find_benchmark
 from eval.parts import first_questions
 from eval.scoring.protocol import Benchmark, Question, Video
 from eval.selection import add_benchmarks, add_path, benchmark_names, file_of, path_of
-from sparse_vlm.command_line import add_device_arguments
+from sparse_vlm.command_line import add_device_arguments, add_video_arguments
 from sparse_vlm.errors import UserError
 from sparse_vlm.files import check_output_files
 from sparse_vlm.vlm.videos.processor import VideoOptions
@@ -49,18 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images whose keys and values are in memory together, at most %(default)s and --batch_size (default: "
         "%(default)s)",
     )
-    shown = parser.add_argument_group("benchmarks about videos")
-    shown.add_argument("--fps", type=float, help="frames per second that the model sees (default: 2)")
-    shown.add_argument(
-        "--max_frames", type=int, help="most frames of a video; a longer one has fewer per second (default: 64)"
-    )
-    shown.add_argument(
-        "--frame_tokens",
-        type=int,
-        metavar="K",
-        help="number of visual tokens of each frame, e.g. 9 (default: the model's own)",
-    )
-    shown.add_argument("--timestamps", action="store_true", help="write the time of each frame before it")
+    add_video_arguments(parser.add_argument_group("benchmarks about videos"))
     add_device_arguments(parser)
     parser.add_argument("--cuda_graphs", action="store_true", help="run the SparseFormer from CUDA graphs")
     how = parser.add_argument_group("generation")

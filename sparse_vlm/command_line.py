@@ -195,6 +195,23 @@ class PlainFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
+def add_video_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add the options for how videos are shown: the fields of `sparse_vlm.vlm.videos.processor.VideoOptions`."""
+    parser.add_argument("--fps", type=float, help="frames per second of a video that the model sees (default: 2)")
+    parser.add_argument(
+        "--max_frames",
+        type=int,
+        help="most frames of a video; a longer one has fewer per second (default: 64)",
+    )
+    parser.add_argument(
+        "--frame_tokens",
+        type=int,
+        metavar="K",
+        help="number of visual tokens of each frame of a video, e.g. 9 (default: the model's own)",
+    )
+    parser.add_argument("--timestamps", action="store_true", help="write the time of each frame of a video before it")
+
+
 def log_plainly() -> None:
     """Print the project's information, and everybody's warnings, to stderr. Commands call this before they start.
 

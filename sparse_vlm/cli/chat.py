@@ -11,7 +11,7 @@ Examples:
 
 import argparse
 
-from sparse_vlm.command_line import CommandParser, add_device_arguments
+from sparse_vlm.command_line import CommandParser, add_device_arguments, add_video_arguments
 from sparse_vlm.errors import UserError
 
 
@@ -42,22 +42,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--stream",
         metavar="FILE|/dev/video0",
-        help="play a video file, or read a camera of Linux, and answer questions meanwhile about its last frames; with "
-        "a question, answer it at the end of the file",
+        help="play a video file, or read a camera of Linux, and answer questions meanwhile about its last frames, at "
+        "most --max_frames; with a question, answer it at the end of the file",
     )
-    parser.add_argument("--fps", type=float, help="frames per second of a video that the model sees (default: 2)")
-    parser.add_argument(
-        "--max_frames",
-        type=int,
-        help="most frames of a video; a longer one has fewer per second, and a stream forgets the oldest (default: 64)",
-    )
-    parser.add_argument(
-        "--frame_tokens",
-        type=int,
-        metavar="K",
-        help="number of visual tokens of each frame of a video, e.g. 9 (default: the model's own)",
-    )
-    parser.add_argument("--timestamps", action="store_true", help="write the time of each frame of a video before it")
+    add_video_arguments(parser)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0: greedy decoding; more: sampling (default: 0)"
